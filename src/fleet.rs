@@ -1,0 +1,189 @@
+//! Vocabulary: what the fleet is made of. No behaviour beyond look-ups; everything here is checked by `config`.
+
+use std::ops::Range;
+use std::time::Duration;
+
+/// What a model is for; a request's API decides which kind may answer it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelKind {
+    /// Writes text: chat, completions, responses, messages.
+    Generate,
+    /// Returns vectors: embeddings.
+    Embed,
+}
+
+/// What a provider charges, USD per token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tariff {
+    /// USD per prompt token.
+    pub usd_per_input_token: f64,
+    /// USD per generated token.
+    pub usd_per_output_token: f64,
+}
+
+/// An LLM that may answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Model {
+    /// The name that clients and the predictor use.
+    pub name: String,
+    /// What it is for.
+    pub kind: ModelKind,
+    /// What its tokens cost.
+    pub tariff: Tariff,
+    /// Mean answer quality in [0, 1], used when there is no prediction.
+    pub quality_prior: f64,
+    /// Median output tokens, used when there is no prediction.
+    pub output_tokens_prior: f64,
+}
+
+/// How fast one instance of a pool works, measured without queueing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LatencyProfile {
+    /// Milliseconds per output token of a sequence that runs alone.
+    pub tpot_ms: f64,
+    /// Growth of the time per output token per further running sequence, as a fraction of `tpot_ms`.
+    pub tpot_growth_per_running: f64,
+    /// Prompt tokens prefilled per second.
+    pub prefill_tokens_per_second: f64,
+    /// Milliseconds of a request that depend on neither prompt nor load: HTTP, tokenizer, first schedule.
+    pub overhead_ms: f64,
+}
+
+/// What one instance of a pool can hold.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Sequences that decode at once (vLLM `--max-num-seqs`).
+    pub max_running: u32,
+    /// Tokens that fit in the KV cache.
+    pub kv_tokens: u64,
+    /// Prompt plus output tokens of one request (vLLM `--max-model-len`).
+    pub max_model_len: u32,
+}
+
+/// The instances of one model on one GPU type; maps to one Envoy cluster.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pool {
+    /// The pool's name in headers, metrics and logs.
+    pub name: String,
+    /// Index into [`Fleet::models`].
+    pub model: usize,
+    /// Envoy's cluster.
+    pub cluster: String,
+    /// The model name that its instances serve (vLLM `--served-model-name`).
+    pub served_model: String,
+    /// How fast its instances are.
+    pub profile: LatencyProfile,
+    /// What its instances can hold.
+    pub limits: Limits,
+    /// Its instances, indices into [`Fleet::instances`].
+    pub instances: Range<usize>,
+}
+
+/// One running vLLM-like server.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Instance {
+    /// `ip:port`, as Envoy writes it.
+    pub address: String,
+    /// Index into [`Fleet::pools`].
+    pub pool: usize,
+}
+
+/// All pools. Indices are stable for the life of a configuration.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Fleet {
+    /// The models, in the order of the file.
+    pub models: Vec<Model>,
+    /// The pools, in the order of the file.
+    pub pools: Vec<Pool>,
+    /// The instances, pool after pool.
+    pub instances: Vec<Instance>,
+}
+
+impl Fleet {
+    /// The pool of an instance.
+    pub fn pool_of(&self, instance: usize) -> Option<(usize, &Pool)> {
+        let pool = self.instances.get(instance)?.pool;
+        Some((pool, self.pools.get(pool)?))
+    }
+
+    /// The model of a pool.
+    pub fn model_of(&self, pool: &Pool) -> Option<&Model> {
+        self.models.get(pool.model)
+    }
+
+    /// The index of a model by the name that clients use.
+    pub fn model_named(&self, name: &str) -> Option<usize> {
+        self.models.iter().position(|m| m.name == name)
+    }
+
+    /// The index of an instance by its address.
+    pub fn instance_at(&self, address: &str) -> Option<usize> {
+        self.instances.iter().position(|i| i.address == address)
+    }
+}
+
+/// What a route wants, normalised to a sum of 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Weights {
+    /// Answer quality.
+    pub quality: f64,
+    /// Time to the last token.
+    pub latency: f64,
+    /// USD.
+    pub cost: f64,
+}
+
+/// How quality enters the score (`specs` of the paper: raw in its text, min-max in its published runs).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QualityNormalisation {
+    /// The predicted quality as it is.
+    Raw,
+    /// Rescaled over this request's candidates: worst 0, best 1.
+    MinMax,
+}
+
+/// How candidates are scored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// RouteBalance as published: `w_q Q + w_c (1 - C/max C) + w_l (1 - T/max T)`.
+    Paper,
+    /// Every instance in turn, whatever its model: the baseline of the demo.
+    RoundRobin,
+}
+
+/// Service-level objectives of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Default)]
+pub struct Slo {
+    /// Time to the first token.
+    pub ttft: Option<Duration>,
+    /// Time per output token.
+    pub tpot: Option<Duration>,
+}
+
+/// What a request may spend.
+#[derive(Clone, Copy, Debug, PartialEq, Default)]
+pub struct Budget {
+    /// USD for prompt and answer.
+    pub usd: Option<f64>,
+    /// Output tokens.
+    pub tokens: Option<u32>,
+}
+
+/// Named weights, SLOs, budget and objective that a route uses.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    /// Its name in routes, metrics and logs.
+    pub name: String,
+    /// What it wants.
+    pub weights: Weights,
+    /// How candidates are scored.
+    pub objective: Objective,
+    /// How quality enters the score.
+    pub quality_normalisation: QualityNormalisation,
+    /// Defaults for requests.
+    pub slo: Slo,
+    /// Defaults for requests.
+    pub budget: Budget,
+}

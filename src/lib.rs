@@ -1,0 +1,61 @@
+//! RouteBalance for Envoy: the right model *and* the right GPU instance for every LLM request, in one decision.
+//!
+//! # The way of one request
+//!
+//! bytes -> [`openai`] (what the client fixed, and a bounded window of the text) -> [`features`] -> [`predictor`]
+//! (answer quality and output tokens per model) -> candidates with their load *now* ([`reckoning`]) -> [`latency`] and cost
+//! -> [`admission`] -> [`score`] -> [`router::Decision`] -> headers and rewritten body -> Envoy -> response -> reckoning.
+//!
+//! # The map
+//!
+//! | module | is |
+//! |---|---|
+//! | [`fleet`] | vocabulary: models, pools, instances, tariffs, weights; no behaviour |
+//! | [`config`] | `routebalance.json` as written, checked into a fleet and policies, or one sentence that names the field |
+//! | [`openai`] | the request fields that matter, usage of a response, error bodies; one linear scan |
+//! | [`features`] | prompt text to hashed slots and surface features; bounded work |
+//! | [`predictor`] | features to estimates per model; the only module that names tract |
+//! | [`telemetry`] | a `/metrics` page to a load |
+//! | [`reckoning`] | load now = last report + what was sent since - what has finished |
+//! | [`shared`] | records in Envoy's shared data to types; versioned bytes, one writer per key |
+//! | [`latency`] | TTFT, TPOT and E2E of a request on an instance under a load |
+//! | [`admission`] | candidates that meet SLO and budget, and what is relaxed when none does |
+//! | [`score`] | objectives and the tie-break |
+//! | [`router`] | the facade: request in, decision out; cannot fail |
+//! | [`sim`] | virtual time: the continuous-batching engine behind the emulated instances |
+//! | `filter` | wasi only: the shell that names `proxy_wasm` |
+//! | `tools` | native only: demo, emulated instances, render, check |
+//!
+//! # Invariants
+//!
+//! **The core is pure.** No host, clock, random numbers or I/O: time and seeds are arguments. `proxy-wasm` is a dependency of the
+//! wasi target only and sockets of native targets only, so naming the wrong thing does not compile.
+//!
+//! **The core cannot fail while serving.** Only [`config`] and loading the predictor return errors, and both run before the first
+//! request. A missing report or a failed prediction gives a worse [`router::Decision`], on a lower rung of the ladder.
+//!
+//! **Nothing panics in the module.** A panic is a wasm trap and takes down every stream of that worker; the lints below deny the
+//! usual ways to write one.
+//!
+//! **The shells hold no policy.** If a shell needs an `if` about policy, `Decision` lacks a case. The shells never name each other.
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::unreachable)]
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+pub mod admission;
+pub mod config;
+pub mod features;
+pub mod fleet;
+pub mod latency;
+pub mod openai;
+pub mod predictor;
+pub mod reckoning;
+pub mod router;
+pub mod score;
+pub mod shared;
+pub mod sim;
+pub mod telemetry;
+
+#[cfg(target_os = "wasi")]
+mod filter;
+#[cfg(not(target_family = "wasm"))]
+pub mod tools;

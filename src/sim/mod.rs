@@ -1,0 +1,2 @@
+//! Virtual time, seeded: the engine behind the emulated instances.
+pub mod engine;

@@ -1,0 +1,11 @@
+//! Native tools: everything with sockets, processes, clocks and a command line. They may fail, and then say why.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::unreachable,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "tools run on the host, where a panic ends one command and clocks are real"
+)]
