@@ -12,6 +12,7 @@
 //! |---|---|
 //! | [`fleet`] | vocabulary: models, pools, instances, tariffs, weights; no behaviour |
 //! | [`config`] | `routebalance.json` as written, checked into a fleet and policies, or one sentence that names the field |
+//! | [`names`] | header and key names that the filter and Envoy's configuration share |
 //! | [`openai`] | the request fields that matter, usage of a response, error bodies; one linear scan |
 //! | [`features`] | prompt text to hashed slots and surface features; bounded work |
 //! | [`predictor`] | features to estimates per model; the only module that names tract |
@@ -46,6 +47,7 @@ pub mod config;
 pub mod features;
 pub mod fleet;
 pub mod latency;
+pub mod names;
 pub mod openai;
 pub mod predictor;
 pub mod reckoning;

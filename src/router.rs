@@ -1,1 +1,323 @@
-//! (to come)
+//! The facade: a request and the load of every instance in, a decision out. It cannot fail, always answers, and says why.
+//!
+//! Deciding is a value; doing is the shell's. The simulator and the filter call the same [`Router::route`].
+
+use crate::admission::{self, Constraint};
+use crate::config::{Config, Drill, UnknownModel};
+use crate::features;
+use crate::fleet::{Model, ModelKind};
+use crate::latency;
+use crate::openai::{Api, Prompt};
+use crate::predictor::{Estimate, Predictor};
+use crate::reckoning::LoadNow;
+use crate::score::{self, Candidate};
+
+/// The step of the ladder on which a decision was made. A lower step is a worse decision, never an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rung {
+    /// Prediction and fresh reports.
+    Fused,
+    /// No prediction: the priors of the models.
+    Priors,
+    /// No fresh report of the chosen instance: this gateway's own counters.
+    Reckoned,
+    /// No load at all: weights and profiles alone.
+    Static,
+    /// Not decided here: Envoy's own route and balancing.
+    Untouched,
+}
+
+impl Rung {
+    /// The rung's name in headers, metrics and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Rung::Fused => "fused",
+            Rung::Priors => "priors",
+            Rung::Reckoned => "reckoned",
+            Rung::Static => "static",
+            Rung::Untouched => "untouched",
+        }
+    }
+
+    /// All rungs, best first.
+    pub const ALL: [Rung; 5] = [Rung::Fused, Rung::Priors, Rung::Reckoned, Rung::Static, Rung::Untouched];
+}
+
+/// What is asked of the router.
+pub struct Ask<'a> {
+    /// The API that was called.
+    pub api: Api,
+    /// What the body said.
+    pub prompt: &'a Prompt,
+    /// Index of the route's policy.
+    pub policy: usize,
+    /// The instance that holds what the request refers to, if any.
+    pub holder: Option<usize>,
+    /// How many requests were decided before, for round robin.
+    pub sequence: u64,
+}
+
+/// What is to be done with a request.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    /// Send it there.
+    Decided(Box<Decision>),
+    /// Answer it with an error.
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// One sentence for the client.
+        message: String,
+    },
+    /// Leave it to Envoy's own route, for this reason.
+    Untouched(&'static str),
+}
+
+/// Where a request goes, what is expected of it there, and why.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// Index of the model.
+    pub model: usize,
+    /// Index of the pool.
+    pub pool: usize,
+    /// Index of the instance.
+    pub instance: usize,
+    /// Other instances of the pool, best first: where Envoy retries.
+    pub fallbacks: Vec<usize>,
+    /// The step of the ladder.
+    pub rung: Rung,
+    /// Estimated prompt tokens.
+    pub prompt_tokens: u64,
+    /// Expected output tokens.
+    pub output_tokens: u64,
+    /// Expected answer quality, 0 to 1.
+    pub quality: f64,
+    /// Expected time, seconds.
+    pub seconds: f64,
+    /// Expected cost, USD.
+    pub usd: f64,
+    /// The winner's score.
+    pub score: f64,
+    /// How many candidates were scored.
+    pub candidates: usize,
+    /// SLOs and budgets that had to be given up.
+    pub relaxed: Vec<Constraint>,
+}
+
+/// The router of one configuration.
+pub struct Router {
+    config: Config,
+    predictor: Option<Predictor>,
+    /// For every model of the fleet, its position in the predictor's output.
+    predicted: Vec<Option<usize>>,
+}
+
+impl Router {
+    /// A router; without a predictor, priors decide.
+    pub fn new(config: Config, predictor: Option<Predictor>) -> Router {
+        let predictor = predictor.filter(|_| config.predictor_enabled);
+        let position =
+            |model: &Model| predictor.as_ref().and_then(|p| p.models().iter().position(|name| *name == model.name));
+        let predicted = config.fleet.models.iter().map(position).collect();
+        Router { config, predictor, predicted }
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Decides. `loads` is in the order of the fleet's instances; `None` if there is none to read.
+    pub fn route(&self, ask: &Ask<'_>, loads: Option<&[LoadNow]>) -> Verdict {
+        if self.config.drills(Drill::Router) {
+            return Verdict::Untouched("drill");
+        }
+        let models = match self.allowed_models(ask) {
+            Ok(models) => models,
+            Err(verdict) => return verdict,
+        };
+        let Some(policy) = self.config.policies.get(ask.policy) else {
+            return Verdict::Untouched("no_policy");
+        };
+        let estimates = self.estimates(ask.prompt, &models);
+        let prompt_tokens = prompt_tokens(ask.prompt);
+        let candidates = self.candidates(ask, &models, &estimates, prompt_tokens, loads);
+        let admitted = admission::admit(candidates, &policy.slo, &policy.budget);
+        let scores = score::scores(
+            &admitted.candidates,
+            &policy.weights,
+            policy.objective,
+            policy.quality_normalisation,
+            ask.sequence,
+        );
+        let order = score::rank(&admitted.candidates, &scores);
+        let chosen = order.first().and_then(|i| Some((admitted.candidates.get(*i)?, *scores.get(*i)?)));
+        let Some((chosen, score)) = chosen else {
+            return Verdict::Untouched("no_candidate");
+        };
+        let Some((pool, _)) = self.config.fleet.pool_of(chosen.instance) else {
+            return Verdict::Untouched("no_candidate");
+        };
+        let model = self.config.fleet.pools.get(pool).map_or(0, |p| p.model);
+        let predicted = estimates.get(model).is_some_and(|(_, predicted)| *predicted);
+        Verdict::Decided(Box::new(Decision {
+            model,
+            pool,
+            instance: chosen.instance,
+            fallbacks: self.fallbacks(chosen.instance, pool, &admitted.candidates, &order, ask.holder, loads),
+            rung: rung(predicted, loads.map(|l| l.get(chosen.instance).copied().unwrap_or_default())),
+            prompt_tokens: prompt_tokens as u64,
+            output_tokens: chosen.output_tokens as u64,
+            quality: chosen.quality,
+            seconds: chosen.seconds,
+            usd: chosen.usd,
+            score,
+            candidates: admitted.candidates.len(),
+            relaxed: admitted.relaxed,
+        }))
+    }
+
+    /// Models that may answer: one by name, or all of the API's kind.
+    fn allowed_models(&self, ask: &Ask<'_>) -> Result<Vec<usize>, Verdict> {
+        let kind = if ask.api == Api::Embeddings { ModelKind::Embed } else { ModelKind::Generate };
+        let fleet = &self.config.fleet;
+        let of_kind = || -> Vec<usize> {
+            fleet.models.iter().enumerate().filter(|(_, m)| m.kind == kind).map(|(i, _)| i).collect()
+        };
+        let Some(name) = ask.prompt.model.as_deref() else {
+            return Ok(of_kind());
+        };
+        if self.config.virtual_models.iter().any(|v| v == name) {
+            return Ok(of_kind());
+        }
+        let served = || fleet.pools.iter().find(|p| p.served_model == name).map(|p| p.model);
+        match fleet.model_named(name).or_else(served) {
+            Some(model) if fleet.models.get(model).is_some_and(|m| m.kind == kind) => Ok(vec![model]),
+            Some(_) => {
+                let use_ = if kind == ModelKind::Embed { "embeddings" } else { "text generation" };
+                Err(Verdict::Refused { status: 404, message: format!("The model `{name}` does not serve {use_}.") })
+            }
+            None if self.config.unknown_model == UnknownModel::PassThrough => Err(Verdict::Untouched("unknown_model")),
+            None => {
+                Err(Verdict::Refused { status: 404, message: format!("The model `{name}` does not exist.") })
+            }
+        }
+    }
+
+    /// For every model of the fleet, what is expected of its answer and whether that is a prediction for this prompt.
+    fn estimates(&self, prompt: &Prompt, allowed: &[usize]) -> Vec<(Estimate, bool)> {
+        let generates =
+            allowed.iter().any(|m| self.config.fleet.models.get(*m).is_some_and(|m| m.kind == ModelKind::Generate));
+        let predictions = self
+            .predictor
+            .as_ref()
+            .filter(|_| generates && !self.config.drills(Drill::Predictor))
+            .and_then(|p| p.predict(&features::extract(&prompt.text)));
+        self.config
+            .fleet
+            .models
+            .iter()
+            .zip(&self.predicted)
+            .map(|(model, position)| {
+                let prediction = position.and_then(|i| predictions.as_ref()?.get(i).copied());
+                // An embedding has nothing to predict: its prior is exact.
+                let exact = model.kind == ModelKind::Embed;
+                let prior = Estimate { quality: model.quality_prior, output_tokens: model.output_tokens_prior };
+                (prediction.unwrap_or(prior), exact || prediction.is_some())
+            })
+            .collect()
+    }
+
+    /// Every instance of the allowed models; those that nobody answers at only if there is no other.
+    fn candidates(
+        &self,
+        ask: &Ask<'_>,
+        models: &[usize],
+        estimates: &[(Estimate, bool)],
+        prompt_tokens: f64,
+        loads: Option<&[LoadNow]>,
+    ) -> Vec<Candidate> {
+        let fleet = &self.config.fleet;
+        let holder = ask.holder.filter(|i| *i < fleet.instances.len());
+        let mut reachable = Vec::new();
+        let mut unreachable = Vec::new();
+        for (i, instance) in fleet.instances.iter().enumerate() {
+            let Some(pool) = fleet.pools.get(instance.pool) else { continue };
+            let wanted = holder.map_or_else(|| models.contains(&pool.model), |h| h == i);
+            let (Some(model), Some((estimate, _))) = (fleet.model_of(pool), estimates.get(pool.model)) else {
+                continue;
+            };
+            if !wanted {
+                continue;
+            }
+            let load = loads.and_then(|l| l.get(i)).copied().unwrap_or_default();
+            let answers = f64::from(ask.prompt.n.max(1)) * f64::from(ask.prompt.prompts.max(1));
+            let output_tokens = match model.kind {
+                ModelKind::Embed => 0.0,
+                ModelKind::Generate if ask.api == Api::CountTokens => 0.0,
+                ModelKind::Generate => {
+                    let cap = ask.prompt.max_tokens.map_or(f64::INFINITY, f64::from).max(1.0);
+                    estimate.output_tokens.clamp(1.0, f64::from(pool.limits.max_model_len)).min(cap) * answers
+                }
+            };
+            let tariff = &model.tariff;
+            let candidate = Candidate {
+                instance: i,
+                quality: estimate.quality,
+                output_tokens,
+                seconds: latency::paper_seconds(&pool.profile, &pool.limits, &load, output_tokens.max(1.0)),
+                ttft_seconds: latency::ttft_seconds(&pool.profile, &pool.limits, &load, prompt_tokens),
+                tpot_seconds: latency::tpot_seconds(&pool.profile, load.running),
+                usd: prompt_tokens * tariff.usd_per_input_token + output_tokens * tariff.usd_per_output_token,
+                in_flight: load.in_flight(),
+                last_dispatch: load.last_dispatch,
+            };
+            if load.unreachable { unreachable.push(candidate) } else { reachable.push(candidate) }
+        }
+        if reachable.is_empty() { unreachable } else { reachable }
+    }
+
+    /// The other instances of the pool: scored ones in their order, then those that were no candidates. A request that belongs
+    /// to one instance has none.
+    fn fallbacks(
+        &self,
+        chosen: usize,
+        pool: usize,
+        candidates: &[Candidate],
+        order: &[usize],
+        holder: Option<usize>,
+        loads: Option<&[LoadNow]>,
+    ) -> Vec<usize> {
+        let Some(pool) = self.config.fleet.pools.get(pool).filter(|_| holder.is_none()) else {
+            return Vec::new();
+        };
+        let mut fallbacks: Vec<usize> = order
+            .iter()
+            .filter_map(|i| candidates.get(*i).map(|c| c.instance))
+            .filter(|i| *i != chosen && pool.instances.contains(i))
+            .collect();
+        let mut rest: Vec<usize> =
+            pool.instances.clone().filter(|i| *i != chosen && !fallbacks.contains(i)).collect();
+        rest.sort_by_key(|i| loads.and_then(|l| l.get(*i)).is_some_and(|l| l.unreachable));
+        fallbacks.append(&mut rest);
+        fallbacks
+    }
+}
+
+/// Tokens of everything that is prefilled: text, token-id prompts, tool definitions at four bytes a token.
+fn prompt_tokens(prompt: &Prompt) -> f64 {
+    (prompt.text.estimated_tokens() as f64) + prompt.token_ids as f64 + prompt.tool_bytes as f64 / 4.0
+}
+
+/// The step on which a decision stands: the worst of what it had to do without.
+fn rung(predicted: bool, load: Option<LoadNow>) -> Rung {
+    match (load, predicted) {
+        (None, _) => Rung::Static,
+        (Some(load), _) if load.trust <= 0.0 => Rung::Reckoned,
+        (Some(_), false) => Rung::Priors,
+        (Some(_), true) => Rung::Fused,
+    }
+}
+
+#[cfg(test)]
+mod tests;

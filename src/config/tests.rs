@@ -1,0 +1,99 @@
+use super::*;
+#[cfg(all(target_family = "wasm", target_os = "unknown"))]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
+const REFERENCE: &str = include_str!("../../envoy/routebalance.json");
+
+fn reference() -> serde_json::Value {
+    serde_json::from_str(REFERENCE).unwrap()
+}
+
+#[test]
+fn the_reference_fleet_has_the_papers_shape() {
+    let config = Config::parse(REFERENCE.as_bytes()).unwrap();
+    let generate: Vec<(usize, f64)> = config
+        .fleet
+        .pools
+        .iter()
+        .filter(|p| config.fleet.model_of(p).unwrap().kind == ModelKind::Generate)
+        .map(|p| (p.instances.len(), p.profile.tpot_ms))
+        .collect();
+    assert_eq!(generate, [(3, 10.2), (5, 19.6), (3, 28.0), (2, 41.6)]);
+    assert_eq!(config.policy_of_route("quality"), config.policy_named("quality"));
+    let weights = config.policies[config.default_policy].weights;
+    assert!((weights.quality + weights.latency + weights.cost - 1.0).abs() < 1e-12);
+}
+
+/// Replaces the value at `pointer` of the reference file (JSON pointer; a missing last key is added) and returns the error.
+fn refusal(pointer: &str, value: serde_json::Value) -> String {
+    let mut json = reference();
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    match json.pointer_mut(parent).unwrap() {
+        serde_json::Value::Object(map) => {
+            map.insert(key.to_owned(), value);
+        }
+        serde_json::Value::Array(list) => list[key.parse::<usize>().unwrap()] = value,
+        other => panic!("{other} has no members"),
+    }
+    Config::parse(json.to_string().as_bytes()).unwrap_err().to_string()
+}
+
+#[test]
+fn every_wrong_value_is_refused_with_its_field() {
+    use serde_json::json;
+    let rows: &[(&str, serde_json::Value, &str)] = &[
+        ("/surprise", json!(1), "unknown field `surprise`"),
+        ("/pools/1/profile/tpot", json!(1), "pools[1].profile.tpot: unknown field"),
+        ("/models", json!([]), "models: at least one model"),
+        ("/models/0/name", json!("Qwen2.5-7B-Instruct"), "models[].name: \"Qwen2.5-7B-Instruct\" appears twice"),
+        ("/models/0/name", json!("auto"), "pools[0].model: no model is named"),
+        ("/models/0/name", json!("a\"b"), "without quotes"),
+        ("/models/0/usd_per_million_output_tokens", json!(null), "models[0].usd_per_million_output_tokens: a model of kind generate needs it"),
+        ("/models/0/usd_per_million_input_tokens", json!(-1), "models[0].usd_per_million_input_tokens: -1 is not between"),
+        ("/models/0/usd_per_million_input_tokens", json!("free"), "models[0].usd_per_million_input_tokens: invalid type: string \"free\""),
+        ("/models/1/quality_prior", json!(1.5), "models[1].quality_prior: 1.5 is not between 0 and 1"),
+        ("/models/1/output_tokens_prior", json!(0), "models[1].output_tokens_prior: 0 is not"),
+        ("/models/4/kind", json!("chat"), "models[4].kind: unknown variant `chat`"),
+        ("/pools/0/model", json!("gpt-2"), "pools[0].model: no model is named \"gpt-2\""),
+        ("/pools/0/cluster", json!("pool-qwen2.5-7b"), "pools[].cluster: \"pool-qwen2.5-7b\" appears twice"),
+        ("/pools/0/instances", json!([]), "pools[0].instances: at least one"),
+        ("/pools/0/instances/1", json!("localhost:1"), "pools[0].instances[1]: \"localhost:1\" is not an ip:port"),
+        ("/pools/0/instances/1", json!("127.0.0.1:0"), "pools[0].instances[1]: the port must not be 0"),
+        ("/pools/0/instances/1", json!("127.0.0.1:18011"), "pools[1].instances[0]: 127.0.0.1:18011 appears twice"),
+        ("/pools/2/profile/tpot_ms", json!(0), "pools[2].profile.tpot_ms: 0 is not between"),
+        ("/pools/2/limits/max_running", json!(0), "pools[2].limits.max_running: must be at least 1"),
+        ("/policies/0/weights/quality", json!(-0.1), "policies[0].weights.quality: -0.1 is not between"),
+        ("/policies/0/weights", json!({"quality": 0, "latency": 0, "cost": 0}), "policies[0].weights: at least one weight"),
+        ("/policies/0/weights", json!({"quality": 1, "latency": 0}), "policies[0].weights: missing field `cost`"),
+        ("/policies/1/name", json!("balanced"), "policies[].name: \"balanced\" appears twice"),
+        ("/policies/1/slo", json!({"ttft_ms": 0}), "policies[1].slo.ttft_ms: 0 is not between"),
+        ("/policies/1/budget", json!({"tokens": 0}), "policies[1].budget.tokens: must be at least 1"),
+        ("/policies/1/budget", json!({"usd": -1}), "policies[1].budget.usd: -1 is not"),
+        ("/policies/0/objective", json!("best"), "policies[0].objective: unknown variant"),
+        ("/default_policy", json!("nope"), "default_policy: no policy is named \"nope\""),
+        ("/routes/0/policy", json!("nope"), "routes[0].policy: no policy is named"),
+        ("/routes/0/prefix", json!("quality"), "routes[0].prefix: must be a path"),
+        ("/virtual_models/0", json!("Qwen2.5-7B-Instruct"), "virtual_models[0]: \"Qwen2.5-7B-Instruct\" is also the name"),
+        ("/telemetry/scrape_period_ms", json!(1), "telemetry.scrape_period_ms: 1 is not between"),
+        ("/telemetry/max_age_ms", json!(1000), "telemetry.max_age_ms: must be above"),
+        ("/telemetry/metrics_path", json!("metrics"), "telemetry.metrics_path: must be a path"),
+        ("/request/max_buffered_bytes", json!(10), "request.max_buffered_bytes: must be between"),
+        ("/envoy/listen", json!("10000"), "envoy.listen: \"10000\" is not an ip:port"),
+        ("/envoy/default_pool", json!("nope"), "envoy.default_pool: no pool is named"),
+        ("/envoy/module", json!(""), "envoy.module: must be a path"),
+        ("/drill", json!(["cpu"]), "drill[0]: unknown variant `cpu`"),
+    ];
+    for (pointer, value, expected) in rows {
+        let refusal = refusal(pointer, value.clone());
+        assert!(refusal.contains(expected), "{pointer} = {value}: {refusal}");
+        assert!(!refusal.contains('\n'), "more than one sentence: {refusal}");
+    }
+}
+
+#[test]
+fn a_broken_file_is_refused_with_its_place() {
+    for (text, expected) in [("", "(whole file): EOF"), ("{} x", "missing field"), ("[]", "(whole file)")] {
+        let refusal = Config::parse(text.as_bytes()).unwrap_err().to_string();
+        assert!(refusal.contains(expected), "{text:?}: {refusal}");
+    }
+}

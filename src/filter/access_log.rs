@@ -1,0 +1,150 @@
+//! The decision as a JSON object for Envoy's access log: filter state, so that the log line needs no file of ours.
+//!
+//! It never holds text of a prompt or an answer.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::admission::Constraint;
+use crate::config::Config;
+use crate::filter::host;
+use crate::names::DECISION_STATE;
+use crate::openai::{Api, Observed, Prompt};
+use crate::router::Decision;
+
+/// What the log says of a routed request. Fields of the response are absent until they are known.
+#[derive(Serialize)]
+pub(super) struct Entry {
+    api: &'static str,
+    policy: String,
+    requested_model: Option<String>,
+    model: String,
+    pool: String,
+    endpoint: String,
+    rung: &'static str,
+    candidates: usize,
+    relaxed: Vec<&'static str>,
+    score: f64,
+    stream: bool,
+    body_bytes: u64,
+    scan_us: u64,
+    decision_us: u64,
+    patch_us: u64,
+    predicted_quality: f64,
+    predicted_output_tokens: u64,
+    predicted_seconds: f64,
+    predicted_usd: f64,
+    estimated_prompt_tokens: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response: Option<Response>,
+}
+
+#[derive(Serialize)]
+struct Response {
+    ttft_ms: Option<f64>,
+    e2e_ms: f64,
+    prompt_tokens: Option<u64>,
+    completion_tokens: u64,
+    /// True when the response had no usage and its events were counted instead.
+    estimated: bool,
+    error_event: bool,
+    complete: bool,
+    usd: f64,
+}
+
+/// Microseconds that the parts of a decision took.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Timing {
+    pub(super) scan: Duration,
+    pub(super) decision: Duration,
+    pub(super) patch: Duration,
+}
+
+impl Entry {
+    pub(super) fn new(api: Api, config: &Config, policy: usize, prompt: &Prompt, decision: &Decision, timing: Timing) -> Entry {
+        let us = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+        Entry {
+            api: name_of(api),
+            policy: config.policies.get(policy).map(|p| p.name.clone()).unwrap_or_default(),
+            requested_model: prompt.model.clone(),
+            model: config.fleet.models.get(decision.model).map(|m| m.name.clone()).unwrap_or_default(),
+            pool: config.fleet.pools.get(decision.pool).map(|p| p.name.clone()).unwrap_or_default(),
+            endpoint: config.fleet.instances.get(decision.instance).map(|i| i.address.clone()).unwrap_or_default(),
+            rung: decision.rung.name(),
+            candidates: decision.candidates,
+            relaxed: decision.relaxed.iter().map(|c| relaxed_name(*c)).collect(),
+            score: decision.score,
+            stream: prompt.stream,
+            body_bytes: prompt.bytes,
+            scan_us: us(timing.scan),
+            decision_us: us(timing.decision),
+            patch_us: us(timing.patch),
+            predicted_quality: decision.quality,
+            predicted_output_tokens: decision.output_tokens,
+            predicted_seconds: decision.seconds,
+            predicted_usd: decision.usd,
+            estimated_prompt_tokens: decision.prompt_tokens,
+            response: None,
+        }
+    }
+
+    /// The instance that really serves the request.
+    pub(super) fn moved(&mut self, endpoint: &str) {
+        endpoint.clone_into(&mut self.endpoint);
+    }
+
+    /// Adds what the response showed.
+    pub(super) fn answered(&mut self, config: &Config, decision: &Decision, seen: &Observed, ttft: Option<Duration>, e2e: Duration) {
+        let prompt_tokens = seen.usage.as_ref().map(|u| u.prompt_tokens);
+        let completion_tokens = seen.usage.as_ref().map_or(seen.content_events, |u| u.completion_tokens);
+        let usd = config.fleet.models.get(decision.model).map_or(0.0, |m| {
+            prompt_tokens.unwrap_or(decision.prompt_tokens) as f64 * m.tariff.usd_per_input_token
+                + completion_tokens as f64 * m.tariff.usd_per_output_token
+        });
+        let ms = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
+        self.response = Some(Response {
+            ttft_ms: ttft.map(ms),
+            e2e_ms: ms(e2e),
+            prompt_tokens,
+            completion_tokens,
+            estimated: seen.usage.is_none(),
+            error_event: seen.error_event,
+            complete: seen.ended,
+            usd,
+        });
+    }
+
+    /// Hands the entry to Envoy.
+    pub(super) fn publish(&self) {
+        if let Ok(json) = serde_json::to_string(self) {
+            host::set_filter_state(DECISION_STATE, &json);
+        }
+    }
+}
+
+/// Hands Envoy the reason why a request was not routed.
+pub(super) fn publish_unrouted(outcome: &str, reason: &str) {
+    let line = serde_json::json!({ "rung": "untouched", "outcome": outcome, "reason": reason });
+    host::set_filter_state(DECISION_STATE, &line.to_string());
+}
+
+fn name_of(api: Api) -> &'static str {
+    match api {
+        Api::ChatCompletions => "chat_completions",
+        Api::Completions => "completions",
+        Api::Responses => "responses",
+        Api::Messages => "messages",
+        Api::CountTokens => "count_tokens",
+        Api::Embeddings => "embeddings",
+    }
+}
+
+fn relaxed_name(constraint: Constraint) -> &'static str {
+    match constraint {
+        Constraint::Ttft => "ttft",
+        Constraint::Tpot => "tpot",
+        Constraint::Tokens => "tokens",
+        Constraint::Usd => "usd",
+    }
+}

@@ -1,0 +1,86 @@
+//! Host calls that cannot trap: the SDK's trait methods unwrap what the host answers, and some of its functions panic on a
+//! status that they do not list, so every call here asks only what the host can answer in that phase.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use proxy_wasm::hostcalls;
+use proxy_wasm::types::{BufferType, MapType, MetricType};
+
+/// Time since the epoch, as the host has it.
+pub(super) fn now() -> Duration {
+    hostcalls::get_current_time().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).unwrap_or_default()
+}
+
+/// A header's value; bytes that are not UTF-8 are replaced.
+pub(super) fn header(map: MapType, name: &str) -> Option<String> {
+    let bytes = hostcalls::get_map_value_bytes(map, name).ok()??;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Sets or removes a header.
+pub(super) fn set_header(map: MapType, name: &str, value: Option<&str>) {
+    let _ = hostcalls::set_map_value(map, name, value);
+}
+
+/// Part of a buffer; empty if there is none.
+pub(super) fn buffer(kind: BufferType, start: usize, size: usize) -> Vec<u8> {
+    if size == 0 {
+        return Vec::new();
+    }
+    hostcalls::get_buffer(kind, start, size).ok().flatten().unwrap_or_default()
+}
+
+/// A property as text.
+pub(super) fn property(path: &[&str]) -> Option<String> {
+    let bytes = hostcalls::get_property(path.to_vec()).ok()??;
+    String::from_utf8(bytes).ok()
+}
+
+/// Sets filter state `wasm.<key>` of the current stream.
+pub(super) fn set_filter_state(key: &str, value: &str) {
+    let _ = hostcalls::set_property(vec![key], Some(value.as_bytes()));
+}
+
+/// Makes Envoy match the routes again with the headers and the filter state as they are now.
+pub(super) fn clear_route_cache() {
+    let _ = hostcalls::call_foreign_function("clear_route_cache", None);
+}
+
+/// Shared data: the record and its compare-and-swap token.
+pub(super) fn shared(key: &str) -> (Option<Vec<u8>>, Option<u32>) {
+    hostcalls::get_shared_data(key).unwrap_or((None, None))
+}
+
+/// Writes shared data; false if somebody else has written since the token was read.
+pub(super) fn set_shared(key: &str, value: &[u8], cas: Option<u32>) -> bool {
+    hostcalls::set_shared_data(key, Some(value), cas).is_ok()
+}
+
+/// Metrics in Envoy's statistics, defined when first used.
+#[derive(Default)]
+pub(super) struct Metrics(std::collections::BTreeMap<String, u32>);
+
+impl Metrics {
+    fn id(&mut self, kind: MetricType, name: &str) -> Option<u32> {
+        if let Some(id) = self.0.get(name) {
+            return Some(*id);
+        }
+        let id = hostcalls::define_metric(kind, name).ok()?;
+        self.0.insert(name.to_owned(), id);
+        Some(id)
+    }
+
+    /// Adds 1 to a counter.
+    pub(super) fn count(&mut self, name: &str) {
+        if let Some(id) = self.id(MetricType::Counter, name) {
+            let _ = hostcalls::increment_metric(id, 1);
+        }
+    }
+
+    /// Records a value in a histogram.
+    pub(super) fn observe(&mut self, name: &str, value: u64) {
+        if let Some(id) = self.id(MetricType::Histogram, name) {
+            let _ = hostcalls::record_metric(id, value);
+        }
+    }
+}

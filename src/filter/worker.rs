@@ -1,0 +1,207 @@
+//! What all streams of one VM share: the router, this worker's counters, and its place in shared data.
+
+use std::cell::RefCell;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::config::Drill;
+use crate::filter::host;
+use crate::reckoning::{self, Counters, Dispatch, LoadNow, Reports};
+use crate::router::Router;
+use crate::shared::{self, Responses, Slots};
+
+/// State of one VM.
+pub(super) struct Worker {
+    pub(super) router: Router,
+    pub(super) metrics: host::Metrics,
+    fingerprint: u64,
+    /// Random, so that VMs can tell each other apart.
+    owner: u64,
+    slot: Option<usize>,
+    slots_in_use: usize,
+    /// Whether this VM holds the scraping lease.
+    pub(super) scrapes: bool,
+    counters: Counters,
+    /// Whether the counters have changed since they were written.
+    unwritten: bool,
+    responses: Responses,
+    /// The reports as this VM last wrote them while it scraped.
+    pub(super) reports: Reports,
+}
+
+/// The worker as streams hold it. One thread, and no host call calls back, so it is never borrowed twice.
+#[derive(Clone)]
+pub(super) struct Shared(Rc<RefCell<Worker>>);
+
+impl Shared {
+    pub(super) fn new(worker: Worker) -> Shared {
+        Shared(Rc::new(RefCell::new(worker)))
+    }
+
+    /// Runs `f` on the worker; `None` if it is in use, which would be a defect but must not trap.
+    pub(super) fn with<R>(&self, f: impl FnOnce(&mut Worker) -> R) -> Option<R> {
+        let mut worker = self.0.try_borrow_mut().ok()?;
+        Some(f(&mut worker))
+    }
+}
+
+/// Attempts to win a compare-and-swap against the other workers.
+const SWAP_ATTEMPTS: usize = 8;
+
+impl Worker {
+    pub(super) fn new(router: Router) -> Worker {
+        let instances = router.config().fleet.instances.len();
+        let fingerprint = shared::fingerprint(&router.config().fleet);
+        Worker {
+            router,
+            metrics: host::Metrics::default(),
+            fingerprint,
+            owner: RandomState::new().build_hasher().finish().max(1),
+            slot: None,
+            slots_in_use: 0,
+            scrapes: false,
+            counters: Counters::new(instances),
+            unwritten: false,
+            responses: Responses::default(),
+            reports: Reports(vec![Default::default(); instances]),
+        }
+    }
+
+    /// Keeps this VM's slot and the scraping lease alive, and cleans up after VMs that have died.
+    pub(super) fn heartbeat(&mut self, now: Duration) {
+        let telemetry = &self.router.config().telemetry;
+        let (lease, scraping) = (telemetry.lease, telemetry.enabled);
+        for _ in 0..SWAP_ATTEMPTS {
+            let (bytes, cas) = host::shared(shared::SLOTS_KEY);
+            let mut slots = Slots::decode(&bytes.unwrap_or_default());
+            let orphans = slots.orphans(now);
+            let slot = slots.keep(self.owner, now);
+            let scrapes = scraping && slots.scrape(self.owner, now, lease);
+            for orphan in orphans.iter().filter(|o| Some(**o) != slot) {
+                slots.release(*orphan);
+            }
+            if !host::set_shared(shared::SLOTS_KEY, &slots.encode(), cas) {
+                continue;
+            }
+            for orphan in orphans {
+                self.retire(orphan);
+            }
+            self.slots_in_use = slots.in_use();
+            if scrapes && !self.scrapes {
+                self.reports = self.read_reports().unwrap_or_else(|| self.reports.clone());
+            }
+            self.scrapes = scrapes;
+            if slot != self.slot {
+                self.slot = slot;
+                self.unwritten = true;
+            }
+            break;
+        }
+        self.write_counters();
+    }
+
+    /// Forgets what a dead VM had outstanding.
+    fn retire(&mut self, slot: usize) {
+        let key = shared::counters_key(slot);
+        if let Some(mut counters) = self.read_counters(slot) {
+            counters.retire();
+            host::set_shared(&key, &shared::encode_counters(&counters, self.fingerprint), None);
+        }
+    }
+
+    fn read_counters(&self, slot: usize) -> Option<Counters> {
+        shared::decode_counters(&host::shared(&shared::counters_key(slot)).0?, self.fingerprint)
+    }
+
+    fn read_reports(&self) -> Option<Reports> {
+        shared::decode_reports(&host::shared(shared::REPORTS_KEY).0?, self.fingerprint)
+    }
+
+    /// The counters of all workers together.
+    pub(super) fn all_counters(&self) -> Counters {
+        let mut sum = self.counters.clone();
+        for slot in (0..self.slots_in_use).filter(|s| Some(*s) != self.slot) {
+            if let Some(other) = self.read_counters(slot) {
+                sum.add(&other);
+            }
+        }
+        sum
+    }
+
+    /// The load of every instance now, and how many requests were sent before; no load if shared data cannot be read.
+    pub(super) fn loads(&self, now: Duration) -> (Option<Vec<LoadNow>>, u64) {
+        let config = self.router.config();
+        if config.drills(Drill::SharedData) {
+            return (None, self.counters.dispatched_requests());
+        }
+        let counters = self.all_counters();
+        let reports = self.read_reports().filter(|_| !config.drills(Drill::Reports));
+        let loads = reckoning::load_now(&config.fleet, &counters, reports.as_ref(), now, &config.telemetry);
+        (Some(loads), counters.dispatched_requests())
+    }
+
+    /// Writes the reports of this VM's scrapes.
+    pub(super) fn write_reports(&self) {
+        host::set_shared(shared::REPORTS_KEY, &shared::encode_reports(&self.reports, self.fingerprint), None);
+    }
+
+    /// Writes the counters if they have changed. Progress of streams is written here, from the tick, not per chunk.
+    pub(super) fn write_counters(&mut self) {
+        if let Some(slot) = self.slot.filter(|_| self.unwritten) {
+            let bytes = shared::encode_counters(&self.counters, self.fingerprint);
+            self.unwritten = !host::set_shared(&shared::counters_key(slot), &bytes, None);
+        }
+    }
+
+    /// A request goes out: all workers know it from now on.
+    pub(super) fn dispatch(&mut self, dispatch: &Dispatch, now: Duration) {
+        self.counters.dispatch(dispatch, now);
+        self.unwritten = true;
+        self.write_counters();
+    }
+
+    /// A request has ended: all workers know it from now on.
+    pub(super) fn finish(&mut self, dispatch: Dispatch) {
+        self.counters.finish(dispatch);
+        self.unwritten = true;
+        self.write_counters();
+    }
+
+    /// A request's prefill is over.
+    pub(super) fn prefilled(&mut self, dispatch: &mut Dispatch) {
+        self.counters.prefilled(dispatch);
+        self.unwritten = true;
+    }
+
+    /// A request's stream has brought more tokens.
+    pub(super) fn streamed(&mut self, dispatch: &mut Dispatch, tokens: u64) {
+        self.counters.streamed(dispatch, tokens);
+        self.unwritten = true;
+    }
+
+    /// Envoy has sent a request to another instance than the chosen one.
+    pub(super) fn move_to(&mut self, dispatch: &mut Dispatch, instance: usize, now: Duration) {
+        self.counters.move_to(dispatch, instance, now);
+        self.unwritten = true;
+        self.write_counters();
+    }
+
+    /// Remembers which instance holds a response.
+    pub(super) fn remember_response(&mut self, id: &str, instance: usize) {
+        self.responses.insert(id, instance);
+        if let Some(slot) = self.slot {
+            host::set_shared(&shared::responses_key(slot), &self.responses.encode(self.fingerprint), None);
+        }
+    }
+
+    /// The instance that holds a response, whichever worker saw it created.
+    pub(super) fn holder(&self, id: &str) -> Option<usize> {
+        self.responses.instance(id).or_else(|| {
+            (0..self.slots_in_use).filter(|s| Some(*s) != self.slot).find_map(|slot| {
+                let bytes = host::shared(&shared::responses_key(slot)).0?;
+                Responses::decode(&bytes, self.fingerprint).instance(id)
+            })
+        })
+    }
+}

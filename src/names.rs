@@ -1,0 +1,24 @@
+//! Names that the filter and Envoy's configuration must agree on.
+
+/// Request header that the routed routes take the cluster from (`cluster_header`).
+pub const POOL_HEADER: &str = "x-routebalance-cluster";
+/// Request header with the chosen endpoint and its fall-backs, `ip:port,ip:port`, as the endpoint-picker protocol names it.
+pub const ENDPOINT_HEADER: &str = "x-gateway-destination-endpoint";
+/// Key of the filter state that says "this request was routed"; Envoy knows it as `wasm.` and this.
+pub const ROUTED_STATE: &str = "routebalance_routed";
+/// Key of the filter state that holds the decision as JSON.
+pub const DECISION_STATE: &str = "routebalance_decision";
+/// Namespace of the route metadata.
+pub const METADATA_NAMESPACE: &str = "routebalance";
+/// Key of the route metadata that names the policy.
+pub const METADATA_POLICY: &str = "policy";
+/// Response header: the model that answers.
+pub const MODEL_RESPONSE_HEADER: &str = "x-routebalance-model";
+/// Response header: the pool that answers.
+pub const POOL_RESPONSE_HEADER: &str = "x-routebalance-pool";
+/// Response header: the step of the ladder.
+pub const RUNG_RESPONSE_HEADER: &str = "x-routebalance-rung";
+/// Response header: microseconds from the end of the body's scan to the decision.
+pub const DECISION_US_RESPONSE_HEADER: &str = "x-routebalance-decision-us";
+/// Response header: the instance's address, if the configuration wants it shown.
+pub const ENDPOINT_RESPONSE_HEADER: &str = "x-routebalance-endpoint";

@@ -1,0 +1,285 @@
+//! `routebalance render`: the Envoy configuration that belongs to a `routebalance.json`.
+//!
+//! Envoy takes a plugin's configuration inline, so the file is rendered, never edited; a test fails when the committed one
+//! differs. Text rather than a YAML library, because people read it: each setting that matters says why.
+
+use std::fmt::Write;
+
+use crate::config::{Config, EnvoySettings, FailurePolicy, Route};
+use crate::fleet::Pool;
+use crate::names;
+
+/// Largest piece of a body that Envoy reads from a connection at once.
+const CONNECTION_BUFFER_BYTES: u64 = 1 << 20;
+
+/// Renders `envoy.yaml`.
+///
+/// # Errors
+/// The configuration is refused.
+pub fn render(config: &serde_json::Value) -> anyhow::Result<String> {
+    let json = serde_json::to_string_pretty(config)?;
+    let checked = Config::parse(json.as_bytes())?;
+    let mut yaml = String::new();
+    head(&mut yaml, &checked);
+    wasm_filter(&mut yaml, &checked.envoy, &json);
+    yaml.push_str(ROUTER_FILTER);
+    routes(&mut yaml, &checked)?;
+    yaml.push_str("  clusters:\n");
+    for pool in &checked.fleet.pools {
+        cluster(&mut yaml, &checked, pool)?;
+    }
+    Ok(yaml)
+}
+
+/// A YAML scalar in double quotes; JSON strings are a subset of them.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+fn head(yaml: &mut String, config: &Config) {
+    let envoy = &config.envoy;
+    let (admin_ip, admin_port) = (envoy.admin.ip(), envoy.admin.port());
+    let (ip, port) = (envoy.listen.ip(), envoy.listen.port());
+    let access_log = quoted(&envoy.access_log);
+    let decision = names::DECISION_STATE;
+    let (pool_header, endpoint_header) = (names::POOL_HEADER, names::ENDPOINT_HEADER);
+    yaml.push_str(&format!(
+        r#"# Rendered from routebalance.json by `cargo run --release -- render`. Edit that file and render again.
+admin:
+  address:
+    socket_address: {{ address: "{admin_ip}", port_value: {admin_port} }}
+static_resources:
+  listeners:
+  - name: routebalance
+    address:
+      socket_address: {{ address: "{ip}", port_value: {port} }}
+    per_connection_buffer_limit_bytes: {CONNECTION_BUFFER_BYTES}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: routebalance
+          normalize_path: true
+          request_headers_timeout: 10s
+          # A generation may be silent for long, but not for ever.
+          stream_idle_timeout: 600s
+          # Clients cannot choose a cluster or an endpoint, also while the filter is bypassed.
+          early_header_mutation_extensions:
+          - name: envoy.http.early_header_mutation.header_mutation
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation
+              mutations:
+              - remove: {pool_header}
+              - remove: {endpoint_header}
+          access_log:
+          - name: envoy.access_loggers.file
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog
+              path: {access_log}
+              log_format:
+                text_format_source:
+                  inline_string: '{{"time":"%START_TIME%","request_id":"%REQ(X-REQUEST-ID)%","method":"%REQ(:METHOD)%","status":%RESPONSE_CODE%,"flags":"%RESPONSE_FLAGS%","duration_ms":%DURATION%,"attempts":%UPSTREAM_REQUEST_ATTEMPT_COUNT%,"upstream":"%UPSTREAM_HOST%","decision":%FILTER_STATE(wasm.{decision}:PLAIN)%}}
+
+                    '
+          http_filters:
+"#
+    ));
+}
+
+fn wasm_filter(yaml: &mut String, envoy: &EnvoySettings, json: &str) {
+    let failure_policy = match envoy.failure_policy {
+        FailurePolicy::Reload => "FAIL_RELOAD",
+        FailurePolicy::Open => "FAIL_OPEN",
+    };
+    let module = quoted(&envoy.module);
+    yaml.push_str(&format!(
+        r#"          - name: routebalance
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm
+              config:
+                name: routebalance
+                # Without it a pause at the headers also stops the body, and every request hangs.
+                allow_on_headers_stop_iteration: true
+                failure_policy: {failure_policy}
+                vm_config:
+                  # Workers share data by this id.
+                  vm_id: routebalance
+                  runtime: envoy.wasm.runtime.v8
+                  code:
+                    local: {{ filename: {module} }}
+                configuration:
+                  "@type": type.googleapis.com/google.protobuf.StringValue
+                  value: |
+"#
+    ));
+    for line in json.lines() {
+        yaml.push_str("                    ");
+        yaml.push_str(line);
+        yaml.push('\n');
+    }
+}
+
+const ROUTER_FILTER: &str = r#"          - name: envoy.filters.http.router
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router
+"#;
+
+fn routes(yaml: &mut String, config: &Config) -> anyhow::Result<()> {
+    // The filter lets a body go when it has this many bytes; Envoy's own limit must leave room for one more piece.
+    let body_limit = config.max_buffered_bytes + 2 * CONNECTION_BUFFER_BYTES;
+    write!(
+        yaml,
+        r#"          route_config:
+            name: routebalance
+            virtual_hosts:
+            - name: llm
+              domains: ["*"]
+              request_body_buffer_limit: {body_limit}
+              routes:
+"#
+    )?;
+    let default_route =
+        Route { name: "default".to_owned(), prefix: "/".to_owned(), prefix_rewrite: None, policy: config.default_policy };
+    let all = if config.routes.is_empty() { std::slice::from_ref(&default_route) } else { config.routes.as_slice() };
+    for route in all {
+        route_pair(yaml, config, route)?;
+    }
+    Ok(())
+}
+
+/// Two routes for each of ours: the first for what the filter has decided, the second for what it has not, so that a bypassed
+/// filter costs the choice and not the request. The first hangs on filter state, which no client can write.
+fn route_pair(yaml: &mut String, config: &Config, route: &Route) -> anyhow::Result<()> {
+    let (name, prefix) = (quoted(&route.name), quoted(&route.prefix));
+    let policy = config.policies.get(route.policy).map_or("", |p| p.name.as_str());
+    let default_cluster =
+        config.fleet.pools.get(config.envoy.default_pool).map(|p| quoted(&p.cluster)).unwrap_or_default();
+    let rewrite = route
+        .prefix_rewrite
+        .as_ref()
+        .map(|r| format!("\n                  prefix_rewrite: {}", quoted(r)))
+        .unwrap_or_default();
+    let metadata = format!(
+        r#"                metadata:
+                  filter_metadata:
+                    {}: {{ {}: {} }}
+"#,
+        names::METADATA_NAMESPACE,
+        names::METADATA_POLICY,
+        quoted(policy)
+    );
+    let action = |cluster: &str| {
+        format!(
+            r#"                route:
+                  {cluster}{rewrite}
+                  # Generation takes as long as it takes.
+                  timeout: 0s
+                  idle_timeout: 600s
+                  retry_policy:
+                    # Nothing has reached the client yet in any of these cases; the next attempt goes to the next endpoint.
+                    retry_on: connect-failure,refused-stream,reset,retriable-status-codes
+                    retriable_status_codes: [503]
+                    num_retries: 2
+                    per_try_idle_timeout: 120s
+                    retry_back_off: {{ base_interval: 0.010s, max_interval: 0.100s }}
+"#
+        )
+    };
+    write!(
+        yaml,
+        r#"              - name: {name}
+                match:
+                  prefix: {prefix}
+                  filter_state:
+                  - key: wasm.{}
+                    string_match: {{ exact: "yes" }}
+{metadata}{}              - name: {name}
+                match: {{ prefix: {prefix} }}
+{metadata}{}"#,
+        names::ROUTED_STATE,
+        action(&format!("cluster_header: {}", names::POOL_HEADER)),
+        action(&format!("cluster: {default_cluster}")),
+    )?;
+    Ok(())
+}
+
+fn cluster(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()> {
+    let name = quoted(&pool.cluster);
+    let header = names::ENDPOINT_HEADER;
+    write!(
+        yaml,
+        r#"  - name: {name}
+    type: STATIC
+    connect_timeout: 1s
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        # vLLM closes idle connections after 5 s: a request must not race with that.
+        common_http_protocol_options: {{ idle_timeout: 4s }}
+        explicit_http_config:
+          http_protocol_options: {{}}
+    # The filter and the instances' own queues bound the load, not Envoy's defaults of 1,024.
+    circuit_breakers:
+      thresholds:
+      - {{ max_connections: 65536, max_pending_requests: 65536, max_requests: 65536, max_retries: 1024 }}
+    outlier_detection:
+      split_external_local_origin_errors: true
+      consecutive_local_origin_failure: 3
+      consecutive_5xx: 10
+      interval: 1s
+      base_ejection_time: 5s
+      max_ejection_time: 60s
+      max_ejection_percent: 50
+    # Exactly the endpoint that the filter named, then its fall-backs; least request where nobody has chosen.
+    load_balancing_policy:
+      policies:
+      - typed_extension_config:
+          name: envoy.load_balancing_policies.override_host
+          typed_config:
+            "@type": type.googleapis.com/envoy.extensions.load_balancing_policies.override_host.v3.OverrideHost
+            override_host_sources:
+            - header: {header}
+            fallback_policy:
+              policies:
+              - typed_extension_config:
+                  name: envoy.load_balancing_policies.least_request
+                  typed_config:
+                    "@type": type.googleapis.com/envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest
+    load_assignment:
+      cluster_name: {name}
+      endpoints:
+      - lb_endpoints:
+"#
+    )?;
+    for instance in config.fleet.instances.get(pool.instances.clone()).unwrap_or_default() {
+        let address: std::net::SocketAddr = instance.address.parse()?;
+        let (ip, port) = (address.ip(), address.port());
+        writeln!(
+            yaml,
+            r#"        - endpoint: {{ address: {{ socket_address: {{ address: "{ip}", port_value: {port} }} }} }}"#
+        )?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_committed_envoy_yaml_is_the_rendered_one() {
+        let json = serde_json::from_str(include_str!("../../envoy/routebalance.json")).unwrap();
+        let committed = include_str!("../../envoy/envoy.yaml");
+        assert!(
+            render(&json).unwrap() == committed,
+            "envoy/envoy.yaml is not what envoy/routebalance.json renders to: run `cargo run --release -- render`"
+        );
+    }
+
+    #[test]
+    fn a_wrong_configuration_is_not_rendered() {
+        let error = render(&serde_json::json!({"models": []})).unwrap_err().to_string();
+        assert!(error.contains("pools"), "{error}");
+    }
+}
