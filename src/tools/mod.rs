@@ -15,3 +15,5 @@ pub mod envoy_binary;
 pub mod ports;
 pub mod setup;
 pub mod stats;
+pub mod answer;
+pub mod load;
