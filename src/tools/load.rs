@@ -31,7 +31,12 @@ pub struct Arrival {
 
 /// Poisson arrivals over `duration`; prompts are drawn without repetition until all were used, then again in a new order.
 /// The same arguments give the same traffic.
-pub fn poisson_arrivals(requests_per_second: f64, duration: Duration, prompts: usize, seed: u64) -> Result<Vec<Arrival>> {
+pub fn poisson_arrivals(
+    requests_per_second: f64,
+    duration: Duration,
+    prompts: usize,
+    seed: u64,
+) -> Result<Vec<Arrival>> {
     ensure!(
         requests_per_second.is_finite() && requests_per_second > 0.0,
         "the rate must be above 0 requests per second, not {requests_per_second}"
@@ -235,7 +240,9 @@ mod tests {
     async fn every_kind_of_answer_is_told_apart() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/v1/chat/completions", listener.local_addr().unwrap());
-        let server = tokio::spawn(async { axum::serve(listener, Router::new().route("/v1/chat/completions", post(respond))).await });
+        let server = tokio::spawn(async {
+            axum::serve(listener, Router::new().route("/v1/chat/completions", post(respond))).await
+        });
         let rows = [
             ("good", None),
             ("error inside", Some("engine dead")),

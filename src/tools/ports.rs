@@ -10,17 +10,12 @@ use rand::RngExt;
 const EPHEMERAL: Range<u16> = 32_768..61_000;
 const CANDIDATES: Range<u16> = 10_240..65_535;
 
-/// A free port on loopback, held by a listener so that nobody else gets it.
+/// A free port on loopback, held by a listener until it is dropped. After that nobody takes it by accident before its user
+/// binds it: it lies outside the range from which the kernel picks ports for outgoing connections.
 #[derive(Debug)]
 pub struct HeldPort(TcpListener);
 
 impl HeldPort {
-    /// The port, released for its user to bind. Nobody else takes it by accident: it lies outside the range from which the
-    /// kernel picks ports for outgoing connections.
-    pub fn release(self) -> SocketAddr {
-        self.address()
-    }
-
     /// `127.0.0.1:port`.
     pub fn address(&self) -> SocketAddr {
         self.0.local_addr().expect("a bound listener has an address")
@@ -78,8 +73,10 @@ mod tests {
         assert_eq!(ports.len(), 20);
         let problem = ensure_free(held[0].address(), "the test").unwrap_err().to_string();
         assert!(problem.contains(&held[0].address().port().to_string()), "{problem}");
-        for port in held {
-            ensure_free(port.release(), "the test").unwrap();
+        let released: Vec<SocketAddr> = held.iter().map(HeldPort::address).collect();
+        drop(held);
+        for address in released {
+            ensure_free(address, "the test").unwrap();
         }
     }
 }

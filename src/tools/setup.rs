@@ -101,10 +101,9 @@ fn cargo() -> OsString {
 /// one installed below `target/tools`.
 pub fn wasm_bindgen_runner() -> Result<PathBuf> {
     const RUNNER: &str = "wasm-bindgen-test-runner";
-    Command::new("node")
-        .arg("--version")
-        .output()
-        .map_err(|_| anyhow!("the core's tests run in Node, and there is no `node` on PATH: install Node 20 or later"))?;
+    Command::new("node").arg("--version").output().map_err(|_| {
+        anyhow!("the core's tests run in Node, and there is no `node` on PATH: install Node 20 or later")
+    })?;
     let version = locked_version(LOCK_FILE, "wasm-bindgen").context("Cargo.lock does not name wasm-bindgen")?;
     if let Some(found) = on_path(RUNNER).filter(|r| runner_version(r).as_deref() == Some(version)) {
         return Ok(found);
@@ -165,7 +164,8 @@ mod tests {
 
     #[test]
     fn the_lock_file_names_a_version() {
-        let lock = "[[package]]\nname = \"a-b\"\nversion = \"1.0.0\"\n\n[[package]]\nname = \"a\"\nversion = \"2.1.0\"\n";
+        let lock =
+            "[[package]]\nname = \"a-b\"\nversion = \"1.0.0\"\n\n[[package]]\nname = \"a\"\nversion = \"2.1.0\"\n";
         for (package, version) in [("a", Some("2.1.0")), ("a-b", Some("1.0.0")), ("b", None)] {
             assert_eq!(locked_version(lock, package), version, "{package}");
         }

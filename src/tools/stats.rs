@@ -116,8 +116,13 @@ mod tests {
     #[test]
     fn percentiles_are_nearest_rank() {
         let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
-        let rows: [(&[f64], f64, f64); 5] =
-            [(&hundred, 50.0, 50.0), (&hundred, 99.0, 99.0), (&[7.0], 99.0, 7.0), (&[1.0, 9.0], 50.0, 1.0), (&[], 50.0, 0.0)];
+        let rows: [(&[f64], f64, f64); 5] = [
+            (&hundred, 50.0, 50.0),
+            (&hundred, 99.0, 99.0),
+            (&[7.0], 99.0, 7.0),
+            (&[1.0, 9.0], 50.0, 1.0),
+            (&[], 50.0, 0.0),
+        ];
         for (values, percent, expected) in rows {
             assert_eq!(percentile(values, percent), expected, "p{percent} of {} values", values.len());
         }
@@ -133,7 +138,8 @@ mod tests {
             e2e: Duration::from_millis(10 * ms),
             decision_us: Some(ms),
         };
-        let answers = [answer("a", Some(1.0), 10), answer("a", None, 20), answer("b", Some(0.5), 30), answer("a", Some(0.0), 40)];
+        let answers =
+            [answer("a", Some(1.0), 10), answer("a", None, 20), answer("b", Some(0.5), 30), answer("a", Some(0.0), 40)];
         let summary = summarise("p", &answers, 2);
         assert_eq!((summary.requests, summary.failed), (6, 2));
         assert_eq!(summary.mix, BTreeMap::from([("a".to_owned(), 0.75), ("b".to_owned(), 0.25)]));
