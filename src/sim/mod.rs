@@ -1,2 +1,3 @@
-//! Virtual time, seeded: the engine behind the emulated instances.
+//! Virtual time: the engine behind the emulated instances. Clocks and seeds are arguments.
+
 pub mod engine;

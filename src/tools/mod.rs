@@ -9,3 +9,11 @@
     clippy::disallowed_types,
     reason = "tools run on the host, where a panic ends one command and clocks are real"
 )]
+
+pub mod answer;
+pub mod envoy;
+pub mod envoy_binary;
+pub mod load;
+pub mod ports;
+pub mod setup;
+pub mod stats;

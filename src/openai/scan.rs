@@ -1,0 +1,601 @@
+//! JSON as a stream of events. Pieces may be cut anywhere, even inside a character or an escape; every byte is looked at once,
+//! and nothing is kept but one short token, so that a body of any size costs the same memory.
+//!
+//! The language is what Python's `json.loads` accepts, because that is what vLLM reads a body with: RFC 8259 plus `NaN`,
+//! `Infinity`, `-Infinity`, a byte order mark and lone surrogates. Two differences: malformed UTF-8 becomes U+FFFD instead of an
+//! error, and UTF-16 or UTF-32 bodies are refused.
+
+use std::{ops::Range, str};
+
+/// Deepest nesting of objects and arrays; Python's own limit is near 1,000.
+const DEPTH_MAX: usize = 512;
+/// Keys and kept values are cut after this many bytes.
+const TOKEN_BYTES_MAX: usize = 256;
+/// Nesting to which [`Levels`] remembers meanings: the deepest that any API gives one is a block in a tool result (7).
+const LEVELS_MAX: usize = 8;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Container {
+    Object,
+    Array,
+}
+
+/// How much of a string value a sink wants to see.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Want {
+    #[default]
+    Nothing,
+    /// All of it at once in [`Sink::string_end`], cut after [`TOKEN_BYTES_MAX`] bytes.
+    Whole,
+    /// Every character, in [`Sink::text`], as it comes.
+    Pieces,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Scalar<'a> {
+    Null,
+    Bool(bool),
+    /// As written; `NaN` and the infinities too.
+    Number(&'a str),
+}
+
+/// A string value that was wanted whole.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kept<'a> {
+    pub(super) text: &'a str,
+    /// Whether `text` is only the beginning.
+    pub(super) cut: bool,
+}
+
+/// Receives the events. Offsets count bytes from the start of the body.
+pub(super) trait Sink {
+    /// An object or array begins; its bracket is at `at`.
+    fn open(&mut self, container: Container, at: u64);
+    /// The innermost object or array ended just before `end`.
+    fn close(&mut self, end: u64);
+    /// The next value belongs to this key, unescaped and cut after [`TOKEN_BYTES_MAX`] bytes.
+    fn key(&mut self, name: &str);
+    /// A string value begins.
+    fn string(&mut self) -> Want;
+    /// More of a string wanted in pieces, unescaped.
+    fn text(&mut self, piece: &str);
+    /// A string value ended; `span` includes its quotes, `kept` is empty unless it was wanted whole.
+    fn string_end(&mut self, kept: Kept<'_>, span: Range<u64>);
+    /// A number, a boolean or null.
+    fn scalar(&mut self, scalar: Scalar<'_>, span: Range<u64>);
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// Not JSON; the first byte that cannot be is at `offset`.
+    Syntax { offset: u64 },
+    /// Nested deeper than [`DEPTH_MAX`].
+    TooDeep,
+}
+
+/// Reads one JSON value.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Scanner {
+    state: State,
+    failure: Option<Failure>,
+    offset: u64,
+    depth: usize,
+    /// One bit per open container: whether it is an object.
+    objects: [u64; DEPTH_MAX / 64],
+    /// Where the token that is being read began.
+    token_at: u64,
+    token: Vec<u8>,
+    token_cut: bool,
+    is_key: bool,
+    want: Want,
+    /// The first half of a surrogate pair, until its second half comes or does not.
+    high_surrogate: Option<u16>,
+    /// The beginning of a character whose other bytes are in the next piece.
+    split_char: SplitChar,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Before anything; so many bytes of a byte order mark were seen.
+    Start(u8),
+    Value,
+    /// After `[`: a value or `]`.
+    FirstElement,
+    /// After `{`: a key or `}`.
+    FirstKey,
+    /// After `,` in an object.
+    NextKey,
+    Colon,
+    AfterValue,
+    String,
+    Escape,
+    Hex {
+        digits: u8,
+        unit: u16,
+    },
+    Number(Number),
+    Word {
+        rest: &'static [u8],
+        scalar: Scalar<'static>,
+    },
+    Complete,
+    Failed,
+}
+
+/// Where in RFC 8259's number grammar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Number {
+    Minus,
+    Zero,
+    Integer,
+    Point,
+    Fraction,
+    Exponent,
+    ExponentSign,
+    ExponentDigits,
+}
+
+impl Eq for Scalar<'_> {}
+
+impl Default for State {
+    fn default() -> State {
+        State::Start(0)
+    }
+}
+
+// === impl Scanner ===
+
+impl Scanner {
+    /// Reads a piece. After a failure the rest is only counted.
+    pub(super) fn push(&mut self, bytes: &[u8], sink: &mut impl Sink) {
+        let mut rest = bytes;
+        while let Some(&byte) = rest.first() {
+            let step = match self.state {
+                State::Failed => Ok(rest.len()),
+                State::String => self.string_run(rest, sink),
+                _ => self.step(byte, sink),
+            };
+            let used = step.unwrap_or_else(|failure| {
+                self.failure = Some(failure);
+                self.state = State::Failed;
+                0
+            });
+            rest = rest.get(used..).unwrap_or_default();
+            self.offset += used as u64;
+        }
+    }
+
+    /// Says that nothing more comes.
+    pub(super) fn finish(&mut self, sink: &mut impl Sink) -> Result<(), Failure> {
+        if let State::Number(number) = self.state
+            && number.is_complete()
+            && self.depth == 0
+        {
+            self.number_end(sink);
+        }
+        match self.failure {
+            Some(failure) => Err(failure),
+            None if self.is_complete() => Ok(()),
+            None => Err(Failure::Syntax { offset: self.offset }),
+        }
+    }
+
+    /// Whether one whole value was read, and nothing but white space after it.
+    pub(super) fn is_complete(&self) -> bool {
+        self.state == State::Complete
+    }
+
+    /// Whether nothing but white space was read.
+    pub(super) fn is_blank(&self) -> bool {
+        self.depth == 0 && matches!(self.state, State::Start(0) | State::Value)
+    }
+
+    /// Bytes read so far.
+    pub(super) fn bytes(&self) -> u64 {
+        self.offset
+    }
+
+    /// Starts over, keeping the buffer.
+    pub(super) fn reset(&mut self) {
+        let mut token = std::mem::take(&mut self.token);
+        token.clear();
+        *self = Scanner { token, ..Scanner::default() };
+    }
+
+    fn syntax<T>(&self) -> Result<T, Failure> {
+        Err(Failure::Syntax { offset: self.offset })
+    }
+
+    /// Reads one byte outside of a string's plain text. Returns how many bytes were used: none at the byte after a number.
+    fn step(&mut self, byte: u8, sink: &mut impl Sink) -> Result<usize, Failure> {
+        let blank = matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
+        match self.state {
+            State::Start(seen) => match (seen, byte) {
+                (0, 0xEF) | (1, 0xBB) => self.state = State::Start(seen + 1),
+                (2, 0xBF) => self.state = State::Value,
+                (0, _) => {
+                    self.state = State::Value;
+                    return Ok(0);
+                }
+                _ => return self.syntax(),
+            },
+            State::Value | State::FirstElement | State::FirstKey | State::NextKey | State::Colon if blank => {}
+            State::AfterValue | State::Complete if blank => {}
+            State::FirstElement if byte == b']' => self.close(sink),
+            State::Value | State::FirstElement => self.value(byte, sink)?,
+            State::FirstKey if byte == b'}' => self.close(sink),
+            State::FirstKey | State::NextKey if byte == b'"' => {
+                self.is_key = true;
+                self.string_start(Want::Whole);
+            }
+            State::Colon if byte == b':' => self.state = State::Value,
+            State::AfterValue => match (byte, self.in_object()) {
+                (b',', true) => self.state = State::NextKey,
+                (b',', false) => self.state = State::Value,
+                (b'}', true) | (b']', false) => self.close(sink),
+                _ => return self.syntax(),
+            },
+            State::Escape => self.escape(byte, sink)?,
+            State::Hex { digits, unit } => {
+                let Some(digit) = char::from(byte).to_digit(16) else { return self.syntax() };
+                let unit = unit << 4 | digit as u16;
+                if digits < 3 {
+                    self.state = State::Hex { digits: digits + 1, unit };
+                } else {
+                    self.state = State::String;
+                    self.utf16(unit, sink);
+                }
+            }
+            State::Number(Number::Minus) if byte == b'I' => {
+                self.state = State::Word { rest: b"nfinity", scalar: Scalar::Number("-Infinity") };
+            }
+            State::Number(number) => match number.next(byte) {
+                Some(next) => {
+                    self.state = State::Number(next);
+                    self.keep(&[byte]);
+                }
+                None if number.is_complete() => {
+                    self.number_end(sink);
+                    return Ok(0);
+                }
+                None => return self.syntax(),
+            },
+            State::Word { rest, scalar } => match rest.split_first() {
+                Some((&expected, rest)) if expected == byte => {
+                    self.state = State::Word { rest, scalar };
+                    if rest.is_empty() {
+                        self.value_end();
+                        sink.scalar(scalar, self.token_at..self.offset + 1);
+                    }
+                }
+                _ => return self.syntax(),
+            },
+            State::FirstKey | State::NextKey | State::Colon | State::Complete => return self.syntax(),
+            // Strings and failures do not come here.
+            State::String | State::Failed => {}
+        }
+        Ok(1)
+    }
+
+    fn value(&mut self, byte: u8, sink: &mut impl Sink) -> Result<(), Failure> {
+        let word = |rest, scalar| State::Word { rest, scalar };
+        self.token_at = self.offset;
+        self.state = match byte {
+            b'{' => return self.open(Container::Object, sink),
+            b'[' => return self.open(Container::Array, sink),
+            b'"' => {
+                self.is_key = false;
+                self.string_start(sink.string());
+                return Ok(());
+            }
+            b'-' => State::Number(Number::Minus),
+            b'0' => State::Number(Number::Zero),
+            b'1'..=b'9' => State::Number(Number::Integer),
+            b't' => word(b"rue", Scalar::Bool(true)),
+            b'f' => word(b"alse", Scalar::Bool(false)),
+            b'n' => word(b"ull", Scalar::Null),
+            b'N' => word(b"aN", Scalar::Number("NaN")),
+            b'I' => word(b"nfinity", Scalar::Number("Infinity")),
+            _ => return self.syntax(),
+        };
+        self.clear_token();
+        self.keep(&[byte]);
+        Ok(())
+    }
+
+    fn value_end(&mut self) {
+        self.state = if self.depth == 0 { State::Complete } else { State::AfterValue };
+    }
+
+    fn number_end(&mut self, sink: &mut impl Sink) {
+        self.value_end();
+        sink.scalar(Scalar::Number(str::from_utf8(&self.token).unwrap_or_default()), self.token_at..self.offset);
+    }
+
+    fn open(&mut self, container: Container, sink: &mut impl Sink) -> Result<(), Failure> {
+        let Some(bits) = self.objects.get_mut(self.depth / 64) else { return Err(Failure::TooDeep) };
+        let bit = 1 << (self.depth % 64);
+        self.depth += 1;
+        match container {
+            Container::Object => {
+                *bits |= bit;
+                self.state = State::FirstKey;
+            }
+            Container::Array => {
+                *bits &= !bit;
+                self.state = State::FirstElement;
+            }
+        }
+        sink.open(container, self.offset);
+        Ok(())
+    }
+
+    fn close(&mut self, sink: &mut impl Sink) {
+        self.depth = self.depth.saturating_sub(1);
+        self.value_end();
+        sink.close(self.offset + 1);
+    }
+
+    fn in_object(&self) -> bool {
+        let level = self.depth.saturating_sub(1);
+        self.objects.get(level / 64).is_some_and(|bits| bits >> (level % 64) & 1 == 1)
+    }
+
+    // --- strings ---
+
+    fn string_start(&mut self, want: Want) {
+        self.token_at = self.offset;
+        self.clear_token();
+        self.want = want;
+        self.state = State::String;
+    }
+
+    /// Reads plain text up to the end of the string, an escape, or the end of the piece. Returns how many bytes were used.
+    fn string_run(&mut self, rest: &[u8], sink: &mut impl Sink) -> Result<usize, Failure> {
+        let length = plain_length(rest);
+        let (run, after) = rest.split_at_checked(length).unwrap_or((rest, &[]));
+        if !run.is_empty() {
+            self.run(run, after.is_empty(), sink);
+        }
+        match after.first() {
+            None => Ok(length),
+            Some(b'"') => {
+                self.flush(sink);
+                self.string_end(self.offset + length as u64 + 1, sink);
+                Ok(length + 1)
+            }
+            Some(b'\\') => {
+                self.state = State::Escape;
+                Ok(length + 1)
+            }
+            Some(_) => Err(Failure::Syntax { offset: self.offset + length as u64 }),
+        }
+    }
+
+    fn string_end(&mut self, end: u64, sink: &mut impl Sink) {
+        let text = String::from_utf8_lossy(&self.token);
+        if self.is_key {
+            self.state = State::Colon;
+            sink.key(&text);
+        } else {
+            self.state = if self.depth == 0 { State::Complete } else { State::AfterValue };
+            sink.string_end(Kept { text: &text, cut: self.token_cut }, self.token_at..end);
+        }
+    }
+
+    /// Takes bytes that need no unescaping; `last` if the piece ends with them.
+    fn run(&mut self, mut run: &[u8], last: bool, sink: &mut impl Sink) {
+        if self.high_surrogate.take().is_some() {
+            self.put("\u{FFFD}", sink);
+        }
+        match self.want {
+            Want::Nothing => return,
+            Want::Whole => return self.keep(run),
+            Want::Pieces => {}
+        }
+        while let (false, Some((&byte, rest))) = (self.split_char.is_empty(), run.split_first()) {
+            let joined = self.split_char.with(byte);
+            match str::from_utf8(joined.bytes()) {
+                Ok(character) => {
+                    sink.text(character);
+                    self.split_char = SplitChar::default();
+                }
+                Err(error) if error.error_len().is_none() => self.split_char = joined,
+                Err(_) => {
+                    sink.text("\u{FFFD}");
+                    self.split_char = SplitChar::default();
+                    break;
+                }
+            }
+            run = rest;
+        }
+        if let Ok(text) = str::from_utf8(run) {
+            return sink.text(text);
+        }
+        let mut left = run.len();
+        for chunk in run.utf8_chunks() {
+            let invalid = chunk.invalid();
+            left = left.saturating_sub(chunk.valid().len() + invalid.len());
+            sink.text(chunk.valid());
+            let incomplete = || str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none());
+            if last && left == 0 && incomplete() {
+                self.split_char = SplitChar::of(invalid);
+            } else if !invalid.is_empty() {
+                sink.text("\u{FFFD}");
+            }
+        }
+    }
+
+    fn escape(&mut self, byte: u8, sink: &mut impl Sink) -> Result<(), Failure> {
+        let character = match byte {
+            b'"' => "\"",
+            b'\\' => "\\",
+            b'/' => "/",
+            b'b' => "\u{8}",
+            b'f' => "\u{c}",
+            b'n' => "\n",
+            b'r' => "\r",
+            b't' => "\t",
+            b'u' => {
+                self.state = State::Hex { digits: 0, unit: 0 };
+                return Ok(());
+            }
+            _ => return self.syntax(),
+        };
+        self.state = State::String;
+        self.flush(sink);
+        self.put(character, sink);
+        Ok(())
+    }
+
+    fn utf16(&mut self, unit: u16, sink: &mut impl Sink) {
+        if let Some(high) = self.high_surrogate
+            && let Some(Ok(character)) = char::decode_utf16([high, unit]).next()
+        {
+            self.high_surrogate = None;
+            return self.put(character.encode_utf8(&mut [0; 4]), sink);
+        }
+        self.flush(sink);
+        match char::from_u32(unit.into()) {
+            Some(character) => self.put(character.encode_utf8(&mut [0; 4]), sink),
+            None if unit < 0xDC00 => self.high_surrogate = Some(unit),
+            None => self.put("\u{FFFD}", sink),
+        }
+    }
+
+    /// What was begun and not ended is malformed.
+    fn flush(&mut self, sink: &mut impl Sink) {
+        if self.high_surrogate.take().is_some() || !std::mem::take(&mut self.split_char).is_empty() {
+            self.put("\u{FFFD}", sink);
+        }
+    }
+
+    fn put(&mut self, text: &str, sink: &mut impl Sink) {
+        match self.want {
+            Want::Nothing => {}
+            Want::Whole => self.keep(text.as_bytes()),
+            Want::Pieces => sink.text(text),
+        }
+    }
+
+    // --- the token ---
+
+    fn clear_token(&mut self) {
+        self.token.clear();
+        self.token_cut = false;
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        let room = TOKEN_BYTES_MAX.saturating_sub(self.token.len());
+        match bytes.get(..room) {
+            Some(head) if head.len() < bytes.len() => {
+                self.token.extend_from_slice(head);
+                self.token_cut = true;
+            }
+            _ => self.token.extend_from_slice(bytes),
+        }
+    }
+}
+
+// === impl Number ===
+
+impl Number {
+    fn next(self, byte: u8) -> Option<Number> {
+        match (self, byte) {
+            (Number::Minus, b'0') => Some(Number::Zero),
+            (Number::Minus, b'1'..=b'9') | (Number::Integer, b'0'..=b'9') => Some(Number::Integer),
+            (Number::Zero | Number::Integer, b'.') => Some(Number::Point),
+            (Number::Point | Number::Fraction, b'0'..=b'9') => Some(Number::Fraction),
+            (Number::Zero | Number::Integer | Number::Fraction, b'e' | b'E') => Some(Number::Exponent),
+            (Number::Exponent, b'+' | b'-') => Some(Number::ExponentSign),
+            (Number::Exponent | Number::ExponentSign | Number::ExponentDigits, b'0'..=b'9') => {
+                Some(Number::ExponentDigits)
+            }
+            _ => None,
+        }
+    }
+
+    fn is_complete(self) -> bool {
+        matches!(self, Number::Zero | Number::Integer | Number::Fraction | Number::ExponentDigits)
+    }
+}
+
+/// Up to three bytes of an unfinished UTF-8 character.
+#[derive(Clone, Copy, Debug, Default)]
+struct SplitChar {
+    bytes: [u8; 4],
+    length: usize,
+}
+
+impl SplitChar {
+    fn of(bytes: &[u8]) -> SplitChar {
+        bytes.iter().fold(SplitChar::default(), |split, &byte| split.with(byte))
+    }
+
+    fn with(mut self, byte: u8) -> SplitChar {
+        if let Some(free) = self.bytes.get_mut(self.length) {
+            *free = byte;
+            self.length += 1;
+        }
+        self
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or_default()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+}
+
+/// What the open containers mean to a sink, as deep as they mean anything: deeper ones are `C::default()`.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Levels<C> {
+    known: [C; LEVELS_MAX],
+    depth: usize,
+}
+
+impl<C: Copy + Default> Levels<C> {
+    pub(super) fn push(&mut self, meaning: C) {
+        if let Some(level) = self.known.get_mut(self.depth) {
+            *level = meaning;
+        }
+        self.depth += 1;
+    }
+
+    pub(super) fn pop(&mut self) -> Option<C> {
+        let innermost = self.innermost();
+        self.depth = self.depth.saturating_sub(1);
+        innermost
+    }
+
+    /// None outside of everything.
+    pub(super) fn innermost(&self) -> Option<C> {
+        let level = self.depth.checked_sub(1)?;
+        Some(self.known.get(level).copied().unwrap_or_default())
+    }
+}
+
+/// How many bytes come before the first quote, backslash or control character. Eight at a time, by the classic test for a zero
+/// byte in a word (Anderson, Bit Twiddling Hacks): a borrow can raise false marks only above a true one, and the lowest counts.
+fn plain_length(bytes: &[u8]) -> usize {
+    const LOW: u64 = u64::from_ne_bytes([0x01; 8]);
+    const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
+    let (words, tail) = bytes.as_chunks::<8>();
+    let mut length = 0;
+    for &word in words {
+        let word = u64::from_le_bytes(word);
+        let quote = word ^ LOW.wrapping_mul(b'"'.into());
+        let backslash = word ^ LOW.wrapping_mul(b'\\'.into());
+        let marks = (quote.wrapping_sub(LOW) & !quote)
+            | (backslash.wrapping_sub(LOW) & !backslash)
+            | (word.wrapping_sub(LOW.wrapping_mul(b' '.into())) & !word);
+        let marks = marks & HIGH;
+        if marks != 0 {
+            return length + marks.trailing_zeros() as usize / 8;
+        }
+        length += 8;
+    }
+    length + tail.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20)).unwrap_or(tail.len())
+}

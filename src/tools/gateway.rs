@@ -1,0 +1,176 @@
+//! A whole gateway on loopback: the emulated fleet of a configuration and an Envoy in front of it, on ports of their own.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::envoy::{Envoy, EnvoyOptions};
+use super::instance::{self, InstanceOptions, RunningInstance};
+use super::ports::{HeldPort, free_ports};
+use super::prompts::PromptSet;
+use super::render::render;
+use crate::config::Config;
+
+/// Compiling the module takes Envoy seconds, and longer on a machine that is busy with a build.
+const READY_WITHIN: Duration = Duration::from_secs(120);
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct GatewayOptions {
+    /// `routebalance.json`; its addresses, module and access log are replaced.
+    pub config: Value,
+    /// The module.
+    pub module: PathBuf,
+    /// Envoy's executable.
+    pub envoy: PathBuf,
+    /// Envoy's worker threads.
+    pub workers: u32,
+    /// Envoy's `--log-level`.
+    pub log_level: String,
+    /// How much faster than real time the instances work.
+    pub time_scale: f64,
+    /// Prompts whose answers have known lengths.
+    pub answers: Option<Arc<PromptSet>>,
+}
+
+/// A running gateway; dropping it frees every port, process and file.
+#[derive(Debug)]
+pub struct Gateway {
+    // Dropped in this order: Envoy first, so that it meets no closed instance.
+    envoy: Envoy,
+    instances: Vec<RunningInstance>,
+    config: Config,
+    run_dir: TempDir,
+}
+
+impl Gateway {
+    /// Starts every instance of the configuration, renders the configuration and starts Envoy with it.
+    pub async fn start(options: GatewayOptions) -> Result<Self> {
+        let run_dir =
+            tempfile::Builder::new().prefix("routebalance-").tempdir().context("no directory for temporary files")?;
+        let mut json = options.config;
+        let ports = relocate(&mut json)?;
+        set(&mut json, "module", options.module.display().to_string())?;
+        set(&mut json, "access_log", run_dir.path().join("access.log").display().to_string())?;
+        let config = Config::parse(json.to_string().as_bytes())?;
+        let yaml = render(&json)?;
+        // From here on everyone binds the port it was given.
+        drop(ports);
+        let instances = start_fleet(&config, options.time_scale, options.answers.as_ref()).await?;
+        let envoy = EnvoyOptions {
+            binary: options.envoy,
+            config: yaml,
+            listen: config.envoy.listen,
+            admin: config.envoy.admin,
+            workers: options.workers,
+            log_level: options.log_level,
+            ready_within: READY_WITHIN,
+        };
+        let envoy = Envoy::start(&envoy, run_dir.path()).await?;
+        Ok(Self { envoy, instances, config, run_dir })
+    }
+
+    /// Envoy.
+    pub fn envoy(&self) -> &Envoy {
+        &self.envoy
+    }
+
+    /// The instances, in the order of [`crate::fleet::Fleet::instances`].
+    pub fn instances(&self) -> &[RunningInstance] {
+        &self.instances
+    }
+
+    /// The configuration with the addresses in use.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The URL of a path behind a route's prefix.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.envoy.address())
+    }
+
+    /// Envoy's access log so far: one JSON line per request.
+    pub fn access_log(&self) -> String {
+        std::fs::read_to_string(self.run_dir.path().join("access.log")).unwrap_or_default()
+    }
+}
+
+async fn start_fleet(
+    config: &Config,
+    time_scale: f64,
+    answers: Option<&Arc<PromptSet>>,
+) -> Result<Vec<RunningInstance>> {
+    let mut running = Vec::with_capacity(config.fleet.instances.len());
+    for (index, instance) in config.fleet.instances.iter().enumerate() {
+        let (_, pool) = config.fleet.pool_of(index).context("an instance without a pool")?;
+        let model = config.fleet.model_of(pool).context("a pool without a model")?;
+        let options = InstanceOptions {
+            listen: instance.address.parse().with_context(|| format!("{:?} is no ip:port", instance.address))?,
+            served_model: pool.served_model.clone(),
+            model_name: model.name.clone(),
+            kind: model.kind,
+            profile: pool.profile,
+            limits: pool.limits,
+            time_scale,
+            answers: answers.cloned(),
+            ..InstanceOptions::default()
+        };
+        let started = instance::start(options).await;
+        running.push(
+            started.with_context(|| format!("instance {} of pool {} did not start", instance.address, pool.name))?,
+        );
+    }
+    Ok(running)
+}
+
+/// Gives Envoy and every instance a free loopback port, held until it is dropped.
+fn relocate(config: &mut Value) -> Result<Vec<HeldPort>> {
+    let pools = config.get_mut("pools").and_then(Value::as_array_mut).context("the configuration has no pools")?;
+    let addresses: Vec<&mut Value> =
+        pools.iter_mut().filter_map(|pool| pool.get_mut("instances")?.as_array_mut()).flatten().collect();
+    let ports = free_ports(addresses.len() + 2)?;
+    let mut free = ports.iter().map(|port| port.address().to_string());
+    for (address, port) in addresses.into_iter().zip(free.by_ref()) {
+        *address = port.into();
+    }
+    for (field, port) in ["listen", "admin"].into_iter().zip(free) {
+        set(config, field, port)?;
+    }
+    Ok(ports)
+}
+
+fn set(config: &mut Value, field: &str, value: String) -> Result<()> {
+    let settings =
+        config.get_mut("envoy").and_then(Value::as_object_mut).context("the configuration has no envoy section")?;
+    settings.insert(field.to_owned(), value.into());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_address_is_replaced_by_a_held_port() {
+        let mut config = json!({
+            "pools": [{"instances": ["10.0.0.1:1", "10.0.0.2:1"]}, {"instances": ["10.0.0.3:1"]}],
+            "envoy": {"listen": "0.0.0.0:80", "admin": "127.0.0.1:9901", "module": "m"},
+        });
+        let ports = relocate(&mut config).unwrap();
+        let text = config.to_string();
+        let used: BTreeSet<String> = ports.iter().map(|p| p.address().to_string()).collect();
+        assert_eq!(used.len(), 5);
+        assert!(used.iter().all(|address| text.contains(&format!("{address:?}"))), "{text}");
+        assert!(["10.0.0", "0.0.0.0", "9901"].iter().all(|old| !text.contains(old)), "{text}");
+        assert_eq!(config["envoy"]["module"], "m");
+    }
+}
