@@ -11,9 +11,11 @@
 )]
 
 pub mod answer;
+pub mod check;
 pub mod envoy;
 pub mod envoy_binary;
 pub mod load;
 pub mod ports;
+pub mod render;
 pub mod setup;
 pub mod stats;
