@@ -33,6 +33,8 @@ const MODEL: &str = "models/predictor.onnx";
 const TABLE: &str = "table";
 const SUM: &str = "embedding_sum";
 const OTHER_INPUT: &str = "surface";
+/// The halves of this tensor are the graph's two outputs; the golden cases hold the module to their order.
+const ESTIMATES: &str = "estimates";
 const OUTPUTS: [&str; 2] = ["quality", "ln_output_tokens"];
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -83,13 +85,13 @@ fn compile() -> Result<()> {
         index.insert(id, nodes.len());
         nodes.push(PlanNode { name: node.name.clone(), op, inputs, shape: shape.to_vec() });
     }
-    let outputs = model.output_outlets()?.iter().map(|outlet| index[&outlet.node]).collect::<Vec<usize>>();
-    let outputs = outputs.try_into().map_err(|_| "needs exactly two outputs")?;
+    let [output] = model.output_outlets()? else { return Err("the cut graph has not exactly one output".into()) };
+    let output = index[&output.node];
 
     let table_columns = *table.shape().last().ok_or("the table is a scalar")?;
     let table =
         table.try_as_plain_ram()?.as_slice::<i8>()?.iter().map(|value| value.cast_unsigned()).collect::<Vec<u8>>();
-    let plan = Plan { metadata, table_columns, nodes, outputs };
+    let plan = Plan { metadata, table_columns, nodes, output };
     let out = env::var("OUT_DIR")?;
     let out = Path::new(&out);
     fs::write(out.join("predictor_plan.json"), serde_json::to_vec(&plan)?)?;
@@ -101,15 +103,16 @@ fn compile() -> Result<()> {
     Ok(())
 }
 
-/// Takes out the table and everything before the weighted sum of its rows, which becomes an input.
+/// Takes out the table and everything before the weighted sum of its rows, which becomes an input, and leaves the estimates
+/// in one piece, since splitting them costs the plan as many operations as computing them.
 fn cut(graph: &mut pb::GraphProto) -> Result<Tensor> {
     let names = graph.output.iter().map(|output| output.name.as_str()).collect::<Vec<_>>();
     if names != OUTPUTS {
         return Err(format!("its outputs are {names:?} instead of {OUTPUTS:?}").into());
     }
-    let mut wanted = OUTPUTS.map(str::to_owned).to_vec();
+    let mut wanted = vec![ESTIMATES.to_owned()];
     let mut kept = Vec::new();
-    // Backwards from the outputs; nodes of an ONNX graph are sorted.
+    // Backwards from the estimates; nodes of an ONNX graph are sorted.
     for node in graph.node.drain(..).rev() {
         if node.output.iter().any(|output| wanted.contains(output) && output != SUM) {
             wanted.extend(node.input.iter().cloned());
@@ -119,7 +122,7 @@ fn cut(graph: &mut pb::GraphProto) -> Result<Tensor> {
     kept.reverse();
     graph.node = kept;
     if !wanted.iter().any(|name| name == SUM) {
-        return Err(format!("no output depends on {SUM}").into());
+        return Err(format!("{ESTIMATES} does not depend on {SUM}").into());
     }
     let at =
         graph.initializer.iter().position(|tensor| tensor.name == TABLE).ok_or(format!("has no tensor {TABLE}"))?;
@@ -153,6 +156,8 @@ fn cut(graph: &mut pb::GraphProto) -> Result<Tensor> {
         tensor.shape = Some(pb::TensorShapeProto { dim: vec![dimension] });
     }
     graph.input.insert(0, sum);
+    // Without a type: it is inferred.
+    graph.output = vec![pb::ValueInfoProto { name: ESTIMATES.to_owned(), ..Default::default() }];
     Ok(table)
 }
 
@@ -226,10 +231,11 @@ fn operation(node: &TypedNode, constants: &mut Vec<f32>) -> Result<PlanOp> {
         };
         return Ok(PlanOp::Reduce { axes: op.axes.to_vec(), reducer });
     }
-    if let Some(op) = node.op_as::<Softmax>() {
-        if op.quant_output_dt.is_none() && op.kind == SoftmaxKind::Softmax {
-            return Ok(PlanOp::Softmax { axes: op.axes.to_vec() });
-        }
+    if let Some(op) = node.op_as::<Softmax>()
+        && op.quant_output_dt.is_none()
+        && op.kind == SoftmaxKind::Softmax
+    {
+        return Ok(PlanOp::Softmax { axes: op.axes.to_vec() });
     }
     Err(unknown(node.op.name().to_string()))
 }

@@ -66,11 +66,12 @@ def main():
         if best is None or score > best[0]:
             best = (score, table)
     table = best[1]
-    scale = np.abs(table).max(0) / 127
+    # One scale for all columns: the graph normalises the sum's length, so it can leave the scale out.
+    scale = np.abs(table).max() / 127
     quantised = np.clip(np.rint(table / scale), -127, 127).astype(np.int8)
     test = split == "test"
     print(f"test: cosine {cosine(X[test] @ table + bias, T[test]):.4f}, int8 {cosine(X[test] @ (quantised * scale) + bias, T[test]):.4f}")
-    np.savez_compressed(arguments.out, table=quantised, scale=scale.astype(np.float32), bias=bias.astype(np.float32))
+    np.savez_compressed(arguments.out, table=quantised, bias=(bias / scale).astype(np.float32))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The ONNX graph: (slot_ids, slot_weights, surface) -> (quality, ln_output_tokens). build.rs cuts it at `embedding_sum`."""
+"""The ONNX graph: (slot_ids, slot_weights, surface) -> (quality, ln_output_tokens). build.rs cuts out what lies between
+`embedding_sum` and `estimates`: the module sums and splits by itself."""
 
 import json
 
@@ -7,7 +8,6 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import features as F
-from head import CLIP, LN_LENGTH_MAX
 
 
 def build(encoder, head, models, about):
@@ -16,14 +16,8 @@ def build(encoder, head, models, about):
     f32 = lambda x: np.asarray(x, dtype=np.float32)
     constants = {
         "table": encoder["table"],
-        "scale": f32(encoder["scale"]),
         "encoder_bias": f32(encoder["bias"]),
-        "norm_min": f32([1e-12]),
-        "low": f32([-CLIP]),
-        "high": f32([CLIP]),
-        "zero": f32([0]),
-        "one": f32([1]),
-        "ln_length_max": f32([LN_LENGTH_MAX]),
+        "square_sum_min": f32([1e-12]),
         "first": np.array([0], np.int64),
         "second": np.array([1], np.int64),
         "models": np.array([n], np.int64),
@@ -37,31 +31,24 @@ def build(encoder, head, models, about):
         node("Unsqueeze", ["slot_weights", "second"], "column"),
         node("Mul", ["rows_f32", "column"], "weighted"),
         node("ReduceSum", ["weighted", "first"], "embedding_sum", keepdims=0),
-        node("Mul", ["embedding_sum", "scale"], "scaled"),
-        node("Add", ["scaled", "encoder_bias"], "shifted"),
+        node("Add", ["embedding_sum", "encoder_bias"], "shifted"),
         node("Mul", ["shifted", "shifted"], "squares"),
         node("ReduceSum", ["squares", "first"], "square_sum", keepdims=1),
-        node("Sqrt", ["square_sum"], "norm"),
-        node("Max", ["norm", "norm_min"], "safe_norm"),
-        node("Div", ["shifted", "safe_norm"], "embedding"),
+        node("Max", ["square_sum", "square_sum_min"], "square_sum_safe"),
+        node("Sqrt", ["square_sum_safe"], "norm"),
+        node("Div", ["shifted", "norm"], "embedding"),
         node("Concat", ["embedding", "surface"], "x", axis=0),
-        node("Sub", ["x", "mean"], "centred"),
-        node("Mul", ["centred", "inverse_std"], "unclipped"),
-        node("Max", ["unclipped", "low"], "z_low"),
-        node("Min", ["z_low", "high"], "z"),
-        node("MatMul", ["z", "linear"], "from_ridge"),
-        node("MatMul", ["z", "hidden"], "hidden_sum"),
-        node("Add", ["hidden_sum", "hidden_bias"], "hidden_shifted"),
-        node("Relu", ["hidden_shifted"], "hidden_out"),
-        node("MatMul", ["hidden_out", "output"], "from_perceptron"),
-        node("Add", ["from_ridge", "from_perceptron"], "both"),
-        node("Add", ["both", "output_bias"], "y"),
-        node("Slice", ["y", "first", "models", "first"], "quality_raw"),
-        node("Max", ["quality_raw", "zero"], "quality_low"),
-        node("Min", ["quality_low", "one"], "quality"),
-        node("Slice", ["y", "models", "outputs", "first"], "ln_length_raw"),
-        node("Max", ["ln_length_raw", "zero"], "ln_length_low"),
-        node("Min", ["ln_length_low", "ln_length_max"], "ln_output_tokens"),
+        node("Max", ["x", "low"], "x_low"),
+        node("Min", ["x_low", "high"], "x_clipped"),
+        node("MatMul", ["x_clipped", "hidden"], "hidden_product"),
+        node("Add", ["hidden_product", "hidden_bias"], "hidden_sum"),
+        node("Max", ["hidden_sum", "threshold"], "hidden_out"),
+        node("MatMul", ["hidden_out", "output"], "output_product"),
+        node("Add", ["output_product", "output_bias"], "output_sum"),
+        node("Max", ["output_sum", "output_low"], "estimates_low"),
+        node("Min", ["estimates_low", "output_high"], "estimates"),
+        node("Slice", ["estimates", "first", "models", "first"], "quality"),
+        node("Slice", ["estimates", "models", "outputs", "first"], "ln_output_tokens"),
     ]
     value = helper.make_tensor_value_info
     graph = helper.make_graph(

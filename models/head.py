@@ -16,6 +16,8 @@ LENGTH_RIDGE = (100.0, 300.0)
 HIDDEN = 64
 WEIGHT_DECAY = 10.0
 EPOCHS = 30
+LN_LENGTH_MAX = float(np.log(131_072))  # The longest context of the models served today.
+NO_THRESHOLD = -1e30
 CLIP = 4.0  # Standard deviations: what lies outside the training data cannot extrapolate without bound.
 
 
@@ -23,7 +25,7 @@ def embed(rows, encoder):
     """The encoder's unit vectors, as the graph computes them."""
     table = encoder["table"].astype(np.float64)
     sums = np.array([w.astype(np.float64) @ table[s] for s, w in zip(rows.slots, rows.weights)])
-    vectors = sums * encoder["scale"] + encoder["bias"]
+    vectors = sums + encoder["bias"]
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
@@ -39,7 +41,11 @@ def mean_and_deviations(z, y, strengths, deviation_columns):
 
 
 def fit(embedding, surface, q, ln_len, seed=0):
-    """-> arrays of the graph: outputs are quality of all models, then ln output tokens of all models."""
+    """-> arrays of the graph: outputs are quality of all models, then ln output tokens of all models.
+
+    x = clip(x, low, high); hidden = max(x @ hidden + hidden_bias, threshold); y = clip(hidden @ output + output_bias, ...).
+    Standardising is folded into the first matrix. The ridge is hidden units without a threshold: one product for both.
+    """
     x = np.hstack([embedding, surface])
     mean, std = x.mean(0), x.std(0)
     # A feature that never varied in training says nothing about a prompt in which it does.
@@ -57,23 +63,25 @@ def fit(embedding, surface, q, ln_len, seed=0):
         perceptron = MLPRegressor(
             hidden_layer_sizes=(HIDDEN,), alpha=WEIGHT_DECAY, max_iter=EPOCHS, batch_size=32, random_state=seed
         ).fit(z, (y - y_mean) / y_std)
+    first = np.hstack([linear, perceptron.coefs_[0]])
+    models = len(q[0])
     return {
-        "mean": mean,
-        "inverse_std": inverse_std,
-        "linear": linear / 2,
-        "hidden": perceptron.coefs_[0],
-        "hidden_bias": perceptron.intercepts_[0],
-        "output": perceptron.coefs_[1] * y_std / 2,
-        "output_bias": (linear_bias + perceptron.intercepts_[1] * y_std + y_mean) / 2,
+        "low": mean - CLIP * std,
+        "high": mean + CLIP * std,
+        "hidden": first * inverse_std[:, None],
+        "hidden_bias": np.concatenate([linear_bias, perceptron.intercepts_[0]]) - mean * inverse_std @ first,
+        "threshold": np.concatenate([np.full(2 * models, NO_THRESHOLD), np.zeros(HIDDEN)]),
+        "output": np.vstack([np.eye(2 * models), perceptron.coefs_[1] * y_std]) / 2,
+        "output_bias": (perceptron.intercepts_[1] * y_std + y_mean) / 2,
+        "output_low": np.zeros(2 * models),
+        "output_high": np.concatenate([np.ones(models), np.full(models, LN_LENGTH_MAX)]),
     }
 
 
 def predict(head, embedding, surface):
     """-> (quality, ln output tokens), as the graph computes them."""
-    z = np.clip((np.hstack([embedding, surface]) - head["mean"]) * head["inverse_std"], -CLIP, CLIP)
-    y = z @ head["linear"] + np.maximum(z @ head["hidden"] + head["hidden_bias"], 0) @ head["output"] + head["output_bias"]
+    x = np.clip(np.hstack([embedding, surface]), head["low"], head["high"])
+    hidden = np.maximum(x @ head["hidden"] + head["hidden_bias"], head["threshold"])
+    y = np.clip(hidden @ head["output"] + head["output_bias"], head["output_low"], head["output_high"])
     models = y.shape[1] // 2
-    return np.clip(y[:, :models], 0, 1), np.clip(y[:, models:], 0, LN_LENGTH_MAX)
-
-
-LN_LENGTH_MAX = float(np.log(131_072))  # The longest context of the models served today.
+    return y[:, :models], y[:, models:]

@@ -285,6 +285,7 @@ const KEYWORD_GROUPS: [&[&str]; 8] = [
 const KEYWORDS: usize = 54;
 
 /// Hash and group of every keyword, by hash.
+#[expect(clippy::indexing_slicing, reason = "evaluated by the compiler: a wrong index fails the build")]
 const KEYWORD_TABLE: [(u32, u8); KEYWORDS] = {
     let mut table = [(0, 0); KEYWORDS];
     let (mut group, mut filled) = (0, 0);

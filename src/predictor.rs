@@ -91,11 +91,9 @@ impl Predictor {
         }
         let inputs = tvec!(vector(&sum)?.into(), vector(&features.surface)?.into());
         let outputs = self.plan.run(inputs).ok()?;
-        let [quality, ln_output_tokens] = outputs.as_slice() else { return None };
-        let quality = quality.try_as_plain_ram().ok()?;
-        let ln_output_tokens = ln_output_tokens.try_as_plain_ram().ok()?;
-        let (quality, ln_output_tokens) = (quality.as_slice::<f32>().ok()?, ln_output_tokens.as_slice::<f32>().ok()?);
-        if quality.len() != self.models.len() || ln_output_tokens.len() != self.models.len() {
+        let estimates = outputs.first()?.try_as_plain_ram().ok()?.as_slice::<f32>().ok()?;
+        let (quality, ln_output_tokens) = estimates.split_at_checked(self.models.len())?;
+        if quality.len() != ln_output_tokens.len() {
             return None;
         }
         let estimate = |(&quality, &ln): (&f32, &f32)| {
@@ -150,10 +148,9 @@ fn rebuild(plan: &Plan) -> Result<TypedModel, String> {
         }
         outlets.push(*wire);
     }
-    let outputs = plan.outputs.iter().map(|at| outlet(&outlets, at)).collect::<Result<Vec<_>, _>>();
-    let outputs = outputs.map_err(|problem| format!("predictor plan: an output {problem}"))?;
+    let output = outlet(&outlets, &plan.output).map_err(|problem| format!("predictor plan: the output {problem}"))?;
     model.set_input_outlets(&inputs).map_err(|error| format!("predictor plan: {error:#}"))?;
-    model.select_output_outlets(&outputs).map_err(|error| format!("predictor plan: {error:#}"))?;
+    model.select_output_outlets(&[output]).map_err(|error| format!("predictor plan: {error:#}"))?;
     Ok(model)
 }
 

@@ -12,8 +12,8 @@ pub(crate) struct Plan {
     /// Columns of the table of slots; the first source is the weighted sum of its rows.
     pub(crate) table_columns: usize,
     pub(crate) nodes: Vec<PlanNode>,
-    /// Indices of the nodes that give quality and ln output tokens.
-    pub(crate) outputs: [usize; 2],
+    /// Index of the node that gives the quality of every model and then the ln of output tokens of every model.
+    pub(crate) output: usize,
 }
 
 /// One operation with one output.
