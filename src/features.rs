@@ -44,25 +44,32 @@ pub struct TextWindow {
     head_chars: usize,
     /// Ends with the last [`TAIL_CHARS`] characters after the head; what precedes them is cut off from time to time.
     tail: String,
+    /// Counts over all of the text but `uncounted`, which follows it: a JSON string comes in many short pieces, one per escape.
     classes: CharacterClasses,
+    uncounted: String,
 }
+
+/// Bytes that are worth counting in one go.
+const COUNT_BYTES: usize = 2_048;
 
 impl TextWindow {
     /// Appends a piece of text; pieces may be cut anywhere between characters.
     pub fn push_str(&mut self, text: &str) {
-        self.classes.count(text.as_bytes());
-        let mut rest = text;
-        let room = HEAD_CHARS.saturating_sub(self.head_chars);
-        if room > 0 {
-            let (piece, after) = match text.char_indices().nth(room) {
-                Some((at, _)) => text.split_at_checked(at).unwrap_or((text, "")),
-                None => (text, ""),
-            };
-            self.head.push_str(piece);
-            self.head_chars = self.head_chars.saturating_add(piece.chars().count());
-            rest = after;
+        if self.uncounted.len().saturating_add(text.len()) <= COUNT_BYTES {
+            self.uncounted.push_str(text);
+        } else {
+            self.classes.count(self.uncounted.as_bytes());
+            self.uncounted.clear();
+            self.classes.count(text.as_bytes());
         }
-        self.tail.push_str(last_chars(rest));
+
+        let room = HEAD_CHARS.saturating_sub(self.head_chars);
+        let (for_head, rest) = split_after(text, room);
+        if !for_head.is_empty() {
+            self.head.push_str(for_head);
+            self.head_chars = self.head_chars.saturating_add(for_head.chars().count());
+        }
+        self.tail.push_str(if rest.len() > TAIL_CHARS { last_chars(rest) } else { rest });
         // A character has at most 4 bytes, so half of this buffer always holds the tail, and cutting is rare.
         if self.tail.len() > 8 * TAIL_CHARS {
             self.tail = last_chars(&self.tail).to_owned();
@@ -71,12 +78,30 @@ impl TextWindow {
 
     /// Characters seen so far, kept or not.
     pub fn chars(&self) -> u64 {
-        self.classes.chars()
+        self.counts().chars()
     }
 
     /// Estimated tokens of all the text seen so far.
     pub fn estimated_tokens(&self) -> u64 {
-        self.classes.estimated_tokens()
+        self.counts().estimated_tokens()
+    }
+
+    fn counts(&self) -> CharacterClasses {
+        let mut classes = self.classes.clone();
+        classes.count(self.uncounted.as_bytes());
+        classes
+    }
+}
+
+/// The first `chars` characters, and what follows them.
+fn split_after(text: &str, chars: usize) -> (&str, &str) {
+    // No character is shorter than a byte.
+    if text.len() <= chars {
+        return (text, "");
+    }
+    match text.char_indices().nth(chars) {
+        Some((at, _)) => text.split_at_checked(at).unwrap_or((text, "")),
+        None => (text, ""),
     }
 }
 
@@ -109,24 +134,28 @@ struct CharacterClasses {
 const ONES: u64 = 0x0101_0101_0101_0101;
 const HIGH: u64 = 0x8080_8080_8080_8080;
 
+const EVEN: u64 = 0x00ff_00ff_00ff_00ff;
+const EVEN_ONES: u64 = 0x0001_0001_0001_0001;
+
 /// The high bit of every byte that is at least `low`; the bytes of `x` are below 128.
 const fn at_least(x: u64, low: u8) -> u64 {
     x.wrapping_add(ONES.wrapping_mul(128 - low as u64)) & HIGH
 }
 
-/// Per byte lane, how often the lane's high bit was set; a lane holds up to 255.
+/// Classes counted per byte lane.
 const CLASSES: usize = 9;
 
 impl CharacterClasses {
     fn count(&mut self, bytes: &[u8]) {
         self.bytes = self.bytes.saturating_add(bytes.len() as u64);
         let (words, rest) = bytes.as_chunks::<8>();
-        for block in words.chunks(255) {
-            let mut lanes = [0; CLASSES];
+        let mut lanes = [0; CLASSES];
+        // A lane holds up to 255: one place is for the last, partial word.
+        for block in words.chunks(254) {
+            self.flush(&mut lanes);
             for word in block {
                 self.add(&mut lanes, u64::from_le_bytes(*word));
             }
-            self.flush(lanes);
         }
         if let Some(last) = rest.last() {
             // The padding looks like continuation bytes, which are taken off again.
@@ -134,11 +163,12 @@ impl CharacterClasses {
             for (to, from) in word.iter_mut().zip(rest) {
                 *to = *from;
             }
-            let mut lanes = [0; CLASSES];
             self.add(&mut lanes, u64::from_le_bytes(word));
-            self.flush(lanes);
-            self.continuations = self.continuations.saturating_sub(8 - rest.len() as u64);
             self.ends_in_letter = last.is_ascii_alphabetic();
+            self.flush(&mut lanes);
+            self.continuations = self.continuations.saturating_sub(8 - rest.len() as u64);
+        } else {
+            self.flush(&mut lanes);
         }
     }
 
@@ -167,7 +197,8 @@ impl CharacterClasses {
         self.ends_in_letter = letter >> 63 == 1;
     }
 
-    fn flush(&mut self, lanes: [u64; CLASSES]) {
+    /// Adds the lanes to the totals and empties them.
+    fn flush(&mut self, lanes: &mut [u64; CLASSES]) {
         let totals = [
             &mut self.letters,
             &mut self.words,
@@ -180,7 +211,9 @@ impl CharacterClasses {
             &mut self.leads_of_4,
         ];
         for (total, lane) in totals.into_iter().zip(lanes) {
-            *total = total.saturating_add(lane.to_le_bytes().iter().map(|&b| u64::from(b)).sum());
+            let pairs = (*lane & EVEN) + (*lane >> 8 & EVEN);
+            *total = total.saturating_add(pairs.wrapping_mul(EVEN_ONES) >> 48);
+            *lane = 0;
         }
     }
 
@@ -495,6 +528,7 @@ pub fn extract(window: &TextWindow) -> Features {
     scan.end_number();
     scan.end_line();
 
+    let classes = window.counts();
     let slots = scan.weights();
     let chars = scan.kinds.iter().sum();
     let letters = scan.kind(Kind::Lower) + scan.kind(Kind::Upper);
@@ -504,8 +538,8 @@ pub fn extract(window: &TextWindow) -> Features {
     let count = |n: u32| log2(u64::from(n));
     let [loops, branches, declarations, methods, asks, maths, writing, questions] = scan.groups;
     let surface = [
-        log2(window.chars()),
-        log2(window.estimated_tokens()),
+        log2(classes.chars()),
+        log2(classes.estimated_tokens()),
         count(scan.words),
         count(newlines),
         count(distinct),
@@ -583,7 +617,7 @@ mod tests {
                     rest = &rest[at..];
                 }
                 assert_eq!(pieces.chars(), text.chars().count() as u64);
-                assert_eq!(pieces.classes, whole.classes, "{chars} chars in pieces of up to {longest}");
+                assert_eq!(pieces.counts(), whole.counts(), "{chars} chars in pieces of up to {longest}");
                 assert_eq!(extract(&pieces), extract(&whole), "{chars} chars in pieces of up to {longest}");
             }
         }
@@ -607,7 +641,7 @@ mod tests {
         for chars in 0..300 {
             let text = random_text(&mut state, chars);
             let count = |of: &dyn Fn(char) -> bool| text.chars().filter(|c| of(*c)).count() as u64;
-            let classes = window(&text).classes;
+            let classes = window(&text).counts();
             let words = text.split(|c: char| !c.is_ascii_alphabetic()).filter(|word| !word.is_empty()).count() as u64;
             assert_eq!(classes.letters, count(&|c| c.is_ascii_alphabetic()), "{text:?}");
             assert_eq!(classes.words, words, "{text:?}");
