@@ -5,7 +5,11 @@
 //! `Infinity`, `-Infinity`, a byte order mark and lone surrogates. Two differences: malformed UTF-8 becomes U+FFFD instead of an
 //! error, and UTF-16 or UTF-32 bodies are refused.
 
+mod string;
+
 use std::{ops::Range, str};
+
+use string::{SplitChar, plain_length};
 
 /// Deepest nesting of objects and arrays; Python's own limit is near 1,000.
 const DEPTH_MAX: usize = 512;
@@ -31,7 +35,7 @@ pub(super) enum Want {
     Pieces,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scalar<'a> {
     Null,
     Bool(bool),
@@ -134,8 +138,6 @@ enum Number {
     ExponentSign,
     ExponentDigits,
 }
-
-impl Eq for Scalar<'_> {}
 
 impl Default for State {
     fn default() -> State {
@@ -264,7 +266,7 @@ impl Scanner {
                 Some((&expected, rest)) if expected == byte => {
                     self.state = State::Word { rest, scalar };
                     if rest.is_empty() {
-                        self.value_end();
+                        self.state = self.after_value();
                         sink.scalar(scalar, self.token_at..self.offset + 1);
                     }
                 }
@@ -303,12 +305,12 @@ impl Scanner {
         Ok(())
     }
 
-    fn value_end(&mut self) {
-        self.state = if self.depth == 0 { State::Complete } else { State::AfterValue };
+    fn after_value(&self) -> State {
+        if self.depth == 0 { State::Complete } else { State::AfterValue }
     }
 
     fn number_end(&mut self, sink: &mut impl Sink) {
-        self.value_end();
+        self.state = self.after_value();
         sink.scalar(Scalar::Number(str::from_utf8(&self.token).unwrap_or_default()), self.token_at..self.offset);
     }
 
@@ -332,7 +334,7 @@ impl Scanner {
 
     fn close(&mut self, sink: &mut impl Sink) {
         self.depth = self.depth.saturating_sub(1);
-        self.value_end();
+        self.state = self.after_value();
         sink.close(self.offset + 1);
     }
 
@@ -378,7 +380,7 @@ impl Scanner {
             self.state = State::Colon;
             sink.key(&text);
         } else {
-            self.state = if self.depth == 0 { State::Complete } else { State::AfterValue };
+            self.state = self.after_value();
             sink.string_end(Kept { text: &text, cut: self.token_cut }, self.token_at..end);
         }
     }
@@ -520,35 +522,6 @@ impl Number {
     }
 }
 
-/// Up to three bytes of an unfinished UTF-8 character.
-#[derive(Clone, Copy, Debug, Default)]
-struct SplitChar {
-    bytes: [u8; 4],
-    length: usize,
-}
-
-impl SplitChar {
-    fn of(bytes: &[u8]) -> SplitChar {
-        bytes.iter().fold(SplitChar::default(), |split, &byte| split.with(byte))
-    }
-
-    fn with(mut self, byte: u8) -> SplitChar {
-        if let Some(free) = self.bytes.get_mut(self.length) {
-            *free = byte;
-            self.length += 1;
-        }
-        self
-    }
-
-    fn bytes(&self) -> &[u8] {
-        self.bytes.get(..self.length).unwrap_or_default()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.length == 0
-    }
-}
-
 /// What the open containers mean to a sink, as deep as they mean anything: deeper ones are `C::default()`.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Levels<C> {
@@ -577,25 +550,5 @@ impl<C: Copy + Default> Levels<C> {
     }
 }
 
-/// How many bytes come before the first quote, backslash or control character. Eight at a time, by the classic test for a zero
-/// byte in a word (Anderson, Bit Twiddling Hacks): a borrow can raise false marks only above a true one, and the lowest counts.
-fn plain_length(bytes: &[u8]) -> usize {
-    const LOW: u64 = u64::from_ne_bytes([0x01; 8]);
-    const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
-    let (words, tail) = bytes.as_chunks::<8>();
-    let mut length = 0;
-    for &word in words {
-        let word = u64::from_le_bytes(word);
-        let quote = word ^ LOW.wrapping_mul(b'"'.into());
-        let backslash = word ^ LOW.wrapping_mul(b'\\'.into());
-        let marks = (quote.wrapping_sub(LOW) & !quote)
-            | (backslash.wrapping_sub(LOW) & !backslash)
-            | (word.wrapping_sub(LOW.wrapping_mul(b' '.into())) & !word);
-        let marks = marks & HIGH;
-        if marks != 0 {
-            return length + marks.trailing_zeros() as usize / 8;
-        }
-        length += 8;
-    }
-    length + tail.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20)).unwrap_or(tail.len())
-}
+#[cfg(test)]
+mod tests;
