@@ -177,14 +177,9 @@ impl Scanner {
         }
         match self.failure {
             Some(failure) => Err(failure),
-            None if self.is_complete() => Ok(()),
+            None if self.state == State::Complete => Ok(()),
             None => Err(Failure::Syntax { offset: self.offset }),
         }
-    }
-
-    /// Whether one whole value was read, and nothing but white space after it.
-    pub(super) fn is_complete(&self) -> bool {
-        self.state == State::Complete
     }
 
     /// Whether nothing but white space was read.

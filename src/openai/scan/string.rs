@@ -67,7 +67,8 @@ mod tests {
                 let special = byte < 0x20 || byte == b'"' || byte == b'\\';
                 assert_eq!(plain_length(&text), before + usize::from(!special), "{byte} after {before}");
                 // A mark must not hide behind a neighbour's borrow.
-                let text = [vec![0x80; before], vec![byte, b'!', b'#', b'[', b']', 0x7F, 0xFF, b' ', b'!', b'"']].concat();
+                let text =
+                    [vec![0x80; before], vec![byte, b'!', b'#', b'[', b']', 0x7F, 0xFF, b' ', b'!', b'"']].concat();
                 assert_eq!(plain_length(&text), if special { before } else { before + 9 }, "{byte} after {before}");
             }
         }

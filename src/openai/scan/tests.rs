@@ -62,13 +62,19 @@ fn check(json: &[u8], want: Want, expected: Result<&str, Failure>) {
 
 #[test]
 fn events_and_spans() {
-    check(br#" {"a" : [1, -2.5e+3] , "b":{}} "#, Want::Nothing, Ok(
-        "Object@1 a: Array@8 Number(\"1\")@9..10 Number(\"-2.5e+3\")@12..19 close@20 b: Object@27 close@29 close@30 ",
-    ));
-    check(b"[true,false,null,NaN,Infinity,-Infinity]", Want::Nothing, Ok(
-        "Array@0 Bool(true)@1..5 Bool(false)@6..11 Null@12..16 Number(\"NaN\")@17..20 Number(\"Infinity\")@21..29 \
-         Number(\"-Infinity\")@30..39 close@40 ",
-    ));
+    check(
+        br#" {"a" : [1, -2.5e+3] , "b":{}} "#,
+        Want::Nothing,
+        Ok(
+            "Object@1 a: Array@8 Number(\"1\")@9..10 Number(\"-2.5e+3\")@12..19 close@20 b: Object@27 close@29 close@30 ",
+        ),
+    );
+    check(
+        b"[true,false,null,NaN,Infinity,-Infinity]",
+        Want::Nothing,
+        Ok("Array@0 Bool(true)@1..5 Bool(false)@6..11 Null@12..16 Number(\"NaN\")@17..20 Number(\"Infinity\")@21..29 \
+         Number(\"-Infinity\")@30..39 close@40 "),
+    );
     check(b"\xEF\xBB\xBF{\"a\":\"b\"}", Want::Nothing, Ok("Object@3 a: _@8..11 close@12 "));
     check(b"0", Want::Nothing, Ok("Number(\"0\")@0..1 "));
     check(b" \"a\" ", Want::Whole, Ok("'a'@1..4 "));
@@ -109,7 +115,11 @@ fn strings() {
         check(&json, Want::Nothing, Ok(&format!("Array@0 _@1..{end} close@{} ", end + 1)));
         let json = [b"{\"", *string, b"\":0}"].concat();
         let end = json.len() - 1;
-        check(&json, Want::Nothing, Ok(&format!("Object@0 {expected}: Number(\"0\")@{}..{end} close@{} ", end - 1, end + 1)));
+        check(
+            &json,
+            Want::Nothing,
+            Ok(&format!("Object@0 {expected}: Number(\"0\")@{}..{end} close@{} ", end - 1, end + 1)),
+        );
     }
 }
 
@@ -197,8 +207,34 @@ fn depth_is_bounded() {
 #[test]
 fn any_bytes_are_survived() {
     let words: &[&[u8]] = &[
-        b"{", b"}", b"[", b"]", b":", b",", b"\"", b"\"a\"", b"\\", b"\\n", b"\\u", b"d83d", b"\\ude00", b"1", b"-", b".5", b"e",
-        b"true", b"null", b"NaN", b" ", b"\n", b"\xE2\x82", b"\xAC", b"\xFF", b"\0", b"x", b"\xEF\xBB\xBF",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b":",
+        b",",
+        b"\"",
+        b"\"a\"",
+        b"\\",
+        b"\\n",
+        b"\\u",
+        b"d83d",
+        b"\\ude00",
+        b"1",
+        b"-",
+        b".5",
+        b"e",
+        b"true",
+        b"null",
+        b"NaN",
+        b" ",
+        b"\n",
+        b"\xE2\x82",
+        b"\xAC",
+        b"\xFF",
+        b"\0",
+        b"x",
+        b"\xEF\xBB\xBF",
     ];
     let mut seed = 1_u64;
     let mut random = |below: usize| {
