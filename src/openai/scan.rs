@@ -165,6 +165,9 @@ impl Scanner {
             rest = rest.get(used..).unwrap_or_default();
             self.offset += used as u64;
         }
+        if self.want == Want::Pieces && matches!(self.state, State::String | State::Escape | State::Hex { .. }) {
+            self.hand_over(sink);
+        }
     }
 
     /// Says that nothing more comes.
@@ -352,12 +355,11 @@ impl Scanner {
         let length = plain_length(rest);
         let (run, after) = rest.split_at_checked(length).unwrap_or((rest, &[]));
         if !run.is_empty() {
-            self.run(run, after.is_empty(), sink);
+            self.run(run, sink);
         }
         match after.first() {
             None => Ok(length),
             Some(b'"') => {
-                self.flush(sink);
                 self.string_end(self.offset + length as u64 + 1, sink);
                 Ok(length + 1)
             }
@@ -370,6 +372,13 @@ impl Scanner {
     }
 
     fn string_end(&mut self, end: u64, sink: &mut impl Sink) {
+        self.end_surrogate(sink);
+        if self.want == Want::Pieces {
+            self.hand_over(sink);
+            if !std::mem::take(&mut self.split_char).is_empty() {
+                sink.text("\u{FFFD}");
+            }
+        }
         let text = String::from_utf8_lossy(&self.token);
         if self.is_key {
             self.state = State::Colon;
@@ -380,47 +389,10 @@ impl Scanner {
         }
     }
 
-    /// Takes bytes that need no unescaping; `last` if the piece ends with them.
-    fn run(&mut self, mut run: &[u8], last: bool, sink: &mut impl Sink) {
-        if self.high_surrogate.take().is_some() {
-            self.put("\u{FFFD}", sink);
-        }
-        match self.want {
-            Want::Nothing => return,
-            Want::Whole => return self.keep(run),
-            Want::Pieces => {}
-        }
-        while let (false, Some((&byte, rest))) = (self.split_char.is_empty(), run.split_first()) {
-            let joined = self.split_char.with(byte);
-            match str::from_utf8(joined.bytes()) {
-                Ok(character) => {
-                    sink.text(character);
-                    self.split_char = SplitChar::default();
-                }
-                Err(error) if error.error_len().is_none() => self.split_char = joined,
-                Err(_) => {
-                    sink.text("\u{FFFD}");
-                    self.split_char = SplitChar::default();
-                    break;
-                }
-            }
-            run = rest;
-        }
-        if let Ok(text) = str::from_utf8(run) {
-            return sink.text(text);
-        }
-        let mut left = run.len();
-        for chunk in run.utf8_chunks() {
-            let invalid = chunk.invalid();
-            left = left.saturating_sub(chunk.valid().len() + invalid.len());
-            sink.text(chunk.valid());
-            let incomplete = || str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none());
-            if last && left == 0 && incomplete() {
-                self.split_char = SplitChar::of(invalid);
-            } else if !invalid.is_empty() {
-                sink.text("\u{FFFD}");
-            }
-        }
+    /// Takes text that stands as it is.
+    fn run(&mut self, run: &[u8], sink: &mut impl Sink) {
+        self.end_surrogate(sink);
+        self.put(run, sink);
     }
 
     fn escape(&mut self, byte: u8, sink: &mut impl Sink) -> Result<(), Failure> {
@@ -440,8 +412,8 @@ impl Scanner {
             _ => return self.syntax(),
         };
         self.state = State::String;
-        self.flush(sink);
-        self.put(character, sink);
+        self.end_surrogate(sink);
+        self.put(character.as_bytes(), sink);
         Ok(())
     }
 
@@ -450,28 +422,77 @@ impl Scanner {
             && let Some(Ok(character)) = char::decode_utf16([high, unit]).next()
         {
             self.high_surrogate = None;
-            return self.put(character.encode_utf8(&mut [0; 4]), sink);
+            return self.put(character.encode_utf8(&mut [0; 4]).as_bytes(), sink);
         }
-        self.flush(sink);
+        self.end_surrogate(sink);
         match char::from_u32(unit.into()) {
-            Some(character) => self.put(character.encode_utf8(&mut [0; 4]), sink),
+            Some(character) => self.put(character.encode_utf8(&mut [0; 4]).as_bytes(), sink),
             None if unit < 0xDC00 => self.high_surrogate = Some(unit),
-            None => self.put("\u{FFFD}", sink),
+            None => self.put("\u{FFFD}".as_bytes(), sink),
         }
     }
 
-    /// What was begun and not ended is malformed.
-    fn flush(&mut self, sink: &mut impl Sink) {
-        if self.high_surrogate.take().is_some() || !std::mem::take(&mut self.split_char).is_empty() {
-            self.put("\u{FFFD}", sink);
+    /// Half of a surrogate pair that nothing completed stands for no character.
+    fn end_surrogate(&mut self, sink: &mut impl Sink) {
+        if self.high_surrogate.take().is_some() {
+            self.put("\u{FFFD}".as_bytes(), sink);
         }
     }
 
-    fn put(&mut self, text: &str, sink: &mut impl Sink) {
+    fn put(&mut self, text: &[u8], sink: &mut impl Sink) {
         match self.want {
             Want::Nothing => {}
-            Want::Whole => self.keep(text.as_bytes()),
-            Want::Pieces => sink.text(text),
+            Want::Whole => self.keep(text),
+            Want::Pieces => {
+                // Text full of escapes comes in crumbs, which are cheaper together.
+                if self.token.len() + text.len() > TOKEN_BYTES_MAX {
+                    self.hand_over(sink);
+                }
+                if text.len() > TOKEN_BYTES_MAX {
+                    self.decode(text, sink);
+                } else {
+                    self.token.extend_from_slice(text);
+                }
+            }
+        }
+    }
+
+    /// Gives the sink what was gathered of a string wanted in pieces.
+    fn hand_over(&mut self, sink: &mut impl Sink) {
+        let mut gathered = std::mem::take(&mut self.token);
+        self.decode(&gathered, sink);
+        gathered.clear();
+        self.token = gathered;
+    }
+
+    fn decode(&mut self, mut bytes: &[u8], sink: &mut impl Sink) {
+        while let (false, Some((&byte, rest))) = (self.split_char.is_empty(), bytes.split_first()) {
+            let joined = self.split_char.with(byte);
+            self.split_char = SplitChar::default();
+            match str::from_utf8(joined.bytes()) {
+                Ok(character) => sink.text(character),
+                Err(error) if error.error_len().is_none() => self.split_char = joined,
+                Err(_) => {
+                    sink.text("\u{FFFD}");
+                    break;
+                }
+            }
+            bytes = rest;
+        }
+        if let Ok(text) = str::from_utf8(bytes) {
+            return sink.text(text);
+        }
+        let mut left = bytes.len();
+        for chunk in bytes.utf8_chunks() {
+            let invalid = chunk.invalid();
+            left = left.saturating_sub(chunk.valid().len() + invalid.len());
+            sink.text(chunk.valid());
+            let is_incomplete = || str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none());
+            if left == 0 && is_incomplete() {
+                self.split_char = SplitChar::of(invalid);
+            } else if !invalid.is_empty() {
+                sink.text("\u{FFFD}");
+            }
         }
     }
 
