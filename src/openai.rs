@@ -54,7 +54,7 @@ pub enum Call {
 /// routes may rewrite prefixes.
 pub fn call_of(method: &str, path: &str) -> Option<Call> {
     let path = path.split(['?', '#']).next().unwrap_or_default();
-    path.match_indices("/v1/").find_map(|(at, root)| call_at(method, path.get(at + root.len()..)?))
+    path.match_indices("/v1").find_map(|(at, root)| call_at(method, path.get(at + root.len()..)?.strip_prefix('/')?))
 }
 
 fn call_at(method: &str, path: &str) -> Option<Call> {

@@ -48,7 +48,9 @@ pub fn parse_metrics(page: &[u8]) -> Load {
 pub fn parse_orca(header: &str) -> Load {
     let header = header.trim_ascii();
     let body = match header.split_once(|character: char| character.is_ascii_whitespace()) {
-        Some((format, body)) if ["TEXT", "JSON"].iter().any(|known| known.eq_ignore_ascii_case(format)) => body.trim_ascii(),
+        Some((format, body)) if ["TEXT", "JSON"].iter().any(|known| known.eq_ignore_ascii_case(format)) => {
+            body.trim_ascii()
+        }
         _ => header,
     };
     let mut load = Load::default();
@@ -185,10 +187,26 @@ mod tests {
     #[test]
     fn recorded_pages() {
         let rows = [
-            ("plain", include_str!("../tests/fixtures/vllm-small/metrics-plain.txt"), load(8.0, 32.0, 0.0019533634476864847)),
-            ("pressure", include_str!("../tests/fixtures/vllm-small/metrics-pressure.txt"), load(8.0, 16.0, 0.5797101449275363)),
-            ("dp2", include_str!("../tests/fixtures/vllm-small/metrics-dp2.txt"), load(2.0, 0.0, 0.0002441704309608106)),
-            ("lora", include_str!("../tests/fixtures/vllm-small/metrics-lora.txt"), load(4.0, 4.0, 0.0009766817238432424)),
+            (
+                "plain",
+                include_str!("../tests/fixtures/vllm-small/metrics-plain.txt"),
+                load(8.0, 32.0, 0.0019533634476864847),
+            ),
+            (
+                "pressure",
+                include_str!("../tests/fixtures/vllm-small/metrics-pressure.txt"),
+                load(8.0, 16.0, 0.5797101449275363),
+            ),
+            (
+                "dp2",
+                include_str!("../tests/fixtures/vllm-small/metrics-dp2.txt"),
+                load(2.0, 0.0, 0.0002441704309608106),
+            ),
+            (
+                "lora",
+                include_str!("../tests/fixtures/vllm-small/metrics-lora.txt"),
+                load(4.0, 4.0, 0.0009766817238432424),
+            ),
         ];
         for (name, page, expected) in rows {
             assert_eq!(parse_metrics(page.as_bytes()), expected, "{name}");
@@ -252,8 +270,14 @@ mod tests {
         let none = Load::default();
         let rows = [
             // As recorded from vLLM 0.32, one engine.
-            ("TEXT named_metrics.num_requests_waiting=0.0, named_metrics.kv_cache_usage_perc=0.0", load(None, 0.0, 0.0)),
-            (r#"JSON {"named_metrics": {"num_requests_waiting": 0.0, "kv_cache_usage_perc": 0.0}}"#, load(None, 0.0, 0.0)),
+            (
+                "TEXT named_metrics.num_requests_waiting=0.0, named_metrics.kv_cache_usage_perc=0.0",
+                load(None, 0.0, 0.0),
+            ),
+            (
+                r#"JSON {"named_metrics": {"num_requests_waiting": 0.0, "kv_cache_usage_perc": 0.0}}"#,
+                load(None, 0.0, 0.0),
+            ),
             // Two engines: every name twice.
             (
                 "TEXT named_metrics.num_requests_waiting=2.0, named_metrics.kv_cache_usage_perc=0.5, \
@@ -291,7 +315,12 @@ mod tests {
                 .collect();
             let lines = [b"vllm:num_requests_waiting".as_slice(), b"nv_trt_llm_request_metrics{", b"", &page].concat();
             let Load { running, waiting, kv_use } = parse_metrics(&lines);
-            assert!([running, waiting, kv_use].into_iter().flatten().all(|value| (0.0..=REQUESTS_MAX * 9.0).contains(&value)));
+            assert!(
+                [running, waiting, kv_use]
+                    .into_iter()
+                    .flatten()
+                    .all(|value| (0.0..=REQUESTS_MAX * 9.0).contains(&value))
+            );
             parse_orca(&String::from_utf8_lossy(&page));
         }
     }

@@ -163,7 +163,10 @@ mod tests {
     #[test]
     fn models() {
         let card = |id: &str| json!({"id": id, "object": "model", "created": 7, "owned_by": "routebalance"});
-        assert_eq!(parsed(&models_body(["auto", "a/b\""].into_iter(), 7)), json!({"object": "list", "data": [card("auto"), card("a/b\"")]}));
+        assert_eq!(
+            parsed(&models_body(["auto", "a/b\""].into_iter(), 7)),
+            json!({"object": "list", "data": [card("auto"), card("a/b\"")]})
+        );
         assert_eq!(parsed(&models_body(std::iter::empty(), 7)), json!({"object": "list", "data": []}));
         assert_eq!(parsed(&model_body("auto", 7)), card("auto"));
     }

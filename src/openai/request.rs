@@ -490,7 +490,9 @@ impl Sink for Reading {
             (Some(Place::Message | Place::Part), Key::Tools) => {
                 self.prompt.tool_bytes += span.end.saturating_sub(span.start);
             }
-            (Some(Place::Part), Key::Type) => self.is_image |= matches!(kept.text, "image_url" | "input_image" | "image"),
+            (Some(Place::Part), Key::Type) => {
+                self.is_image |= matches!(kept.text, "image_url" | "input_image" | "image")
+            }
             _ => {}
         }
     }
@@ -540,7 +542,9 @@ impl fmt::Display for BodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             BodyError::Empty => write!(f, "The request has no body."),
-            BodyError::InvalidJson { offset } => write!(f, "The body is not valid JSON: unexpected byte or end at {offset}."),
+            BodyError::InvalidJson { offset } => {
+                write!(f, "The body is not valid JSON: unexpected byte or end at {offset}.")
+            }
             BodyError::NotAnObject => write!(f, "The body must be a JSON object."),
             BodyError::TooDeep => write!(f, "The body is nested too deeply."),
             BodyError::WrongType(field) => write!(f, "The field '{field}' has the wrong type."),
@@ -550,3 +554,6 @@ impl fmt::Display for BodyError {
 }
 
 impl std::error::Error for BodyError {}
+
+#[cfg(test)]
+mod tests;

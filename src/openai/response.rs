@@ -61,6 +61,8 @@ struct Reading {
     has_error: bool,
     id: Option<String>,
     usage: Option<PartialUsage>,
+    /// Whether the object ended.
+    is_whole: bool,
 }
 
 /// What one choice gained in a chat's stream.
@@ -147,7 +149,7 @@ impl ResponseScan {
         let ResponseScan { scanner, reading, taken, events, observed } = self;
         let Some(events) = events else {
             scanner.push(bytes, reading);
-            if scanner.is_complete() && !std::mem::replace(taken, true) {
+            if reading.is_whole && !std::mem::replace(taken, true) {
                 reading.add_to(observed);
                 observed.ended = true;
             }
@@ -157,7 +159,7 @@ impl ResponseScan {
             match token {
                 Token::Data(data) => scanner.push(data, reading),
                 Token::DataEnd => {
-                    if scanner.is_complete() && !std::mem::replace(taken, true) {
+                    if reading.is_whole && !std::mem::replace(taken, true) {
                         observed.content_events += u64::from(reading.is_content());
                         reading.add_to(observed);
                     }
@@ -193,6 +195,7 @@ impl Reading {
             has_error: false,
             id: None,
             usage: None,
+            is_whole: false,
         }
     }
 
@@ -249,9 +252,13 @@ impl Sink for Reading {
     }
 
     fn close(&mut self, _end: u64) {
-        if let Some(Place::Delta) = self.levels.pop() {
-            let Delta { names_role, has_empty_text, has_content } = self.delta;
-            self.has_content |= has_content || (has_empty_text && !names_role);
+        match self.levels.pop() {
+            Some(Place::Body) => self.is_whole = true,
+            Some(Place::Delta) => {
+                let Delta { names_role, has_empty_text, has_content } = self.delta;
+                self.has_content |= has_content || (has_empty_text && !names_role);
+            }
+            _ => {}
         }
     }
 
@@ -333,3 +340,6 @@ impl Sink for Reading {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

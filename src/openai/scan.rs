@@ -5,7 +5,11 @@
 //! `Infinity`, `-Infinity`, a byte order mark and lone surrogates. Two differences: malformed UTF-8 becomes U+FFFD instead of an
 //! error, and UTF-16 or UTF-32 bodies are refused.
 
+mod string;
+
 use std::{ops::Range, str};
+
+use string::{SplitChar, plain_length};
 
 /// Deepest nesting of objects and arrays; Python's own limit is near 1,000.
 const DEPTH_MAX: usize = 512;
@@ -31,7 +35,7 @@ pub(super) enum Want {
     Pieces,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scalar<'a> {
     Null,
     Bool(bool),
@@ -135,8 +139,6 @@ enum Number {
     ExponentDigits,
 }
 
-impl Eq for Scalar<'_> {}
-
 impl Default for State {
     fn default() -> State {
         State::Start(0)
@@ -163,6 +165,9 @@ impl Scanner {
             rest = rest.get(used..).unwrap_or_default();
             self.offset += used as u64;
         }
+        if self.want == Want::Pieces && matches!(self.state, State::String | State::Escape | State::Hex { .. }) {
+            self.hand_over(sink);
+        }
     }
 
     /// Says that nothing more comes.
@@ -175,14 +180,9 @@ impl Scanner {
         }
         match self.failure {
             Some(failure) => Err(failure),
-            None if self.is_complete() => Ok(()),
+            None if self.state == State::Complete => Ok(()),
             None => Err(Failure::Syntax { offset: self.offset }),
         }
-    }
-
-    /// Whether one whole value was read, and nothing but white space after it.
-    pub(super) fn is_complete(&self) -> bool {
-        self.state == State::Complete
     }
 
     /// Whether nothing but white space was read.
@@ -264,7 +264,7 @@ impl Scanner {
                 Some((&expected, rest)) if expected == byte => {
                     self.state = State::Word { rest, scalar };
                     if rest.is_empty() {
-                        self.value_end();
+                        self.state = self.after_value();
                         sink.scalar(scalar, self.token_at..self.offset + 1);
                     }
                 }
@@ -303,12 +303,12 @@ impl Scanner {
         Ok(())
     }
 
-    fn value_end(&mut self) {
-        self.state = if self.depth == 0 { State::Complete } else { State::AfterValue };
+    fn after_value(&self) -> State {
+        if self.depth == 0 { State::Complete } else { State::AfterValue }
     }
 
     fn number_end(&mut self, sink: &mut impl Sink) {
-        self.value_end();
+        self.state = self.after_value();
         sink.scalar(Scalar::Number(str::from_utf8(&self.token).unwrap_or_default()), self.token_at..self.offset);
     }
 
@@ -332,7 +332,7 @@ impl Scanner {
 
     fn close(&mut self, sink: &mut impl Sink) {
         self.depth = self.depth.saturating_sub(1);
-        self.value_end();
+        self.state = self.after_value();
         sink.close(self.offset + 1);
     }
 
@@ -355,12 +355,11 @@ impl Scanner {
         let length = plain_length(rest);
         let (run, after) = rest.split_at_checked(length).unwrap_or((rest, &[]));
         if !run.is_empty() {
-            self.run(run, after.is_empty(), sink);
+            self.run(run, sink);
         }
         match after.first() {
             None => Ok(length),
             Some(b'"') => {
-                self.flush(sink);
                 self.string_end(self.offset + length as u64 + 1, sink);
                 Ok(length + 1)
             }
@@ -373,57 +372,27 @@ impl Scanner {
     }
 
     fn string_end(&mut self, end: u64, sink: &mut impl Sink) {
+        self.end_surrogate(sink);
+        if self.want == Want::Pieces {
+            self.hand_over(sink);
+            if !std::mem::take(&mut self.split_char).is_empty() {
+                sink.text("\u{FFFD}");
+            }
+        }
         let text = String::from_utf8_lossy(&self.token);
         if self.is_key {
             self.state = State::Colon;
             sink.key(&text);
         } else {
-            self.state = if self.depth == 0 { State::Complete } else { State::AfterValue };
+            self.state = self.after_value();
             sink.string_end(Kept { text: &text, cut: self.token_cut }, self.token_at..end);
         }
     }
 
-    /// Takes bytes that need no unescaping; `last` if the piece ends with them.
-    fn run(&mut self, mut run: &[u8], last: bool, sink: &mut impl Sink) {
-        if self.high_surrogate.take().is_some() {
-            self.put("\u{FFFD}", sink);
-        }
-        match self.want {
-            Want::Nothing => return,
-            Want::Whole => return self.keep(run),
-            Want::Pieces => {}
-        }
-        while let (false, Some((&byte, rest))) = (self.split_char.is_empty(), run.split_first()) {
-            let joined = self.split_char.with(byte);
-            match str::from_utf8(joined.bytes()) {
-                Ok(character) => {
-                    sink.text(character);
-                    self.split_char = SplitChar::default();
-                }
-                Err(error) if error.error_len().is_none() => self.split_char = joined,
-                Err(_) => {
-                    sink.text("\u{FFFD}");
-                    self.split_char = SplitChar::default();
-                    break;
-                }
-            }
-            run = rest;
-        }
-        if let Ok(text) = str::from_utf8(run) {
-            return sink.text(text);
-        }
-        let mut left = run.len();
-        for chunk in run.utf8_chunks() {
-            let invalid = chunk.invalid();
-            left = left.saturating_sub(chunk.valid().len() + invalid.len());
-            sink.text(chunk.valid());
-            let incomplete = || str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none());
-            if last && left == 0 && incomplete() {
-                self.split_char = SplitChar::of(invalid);
-            } else if !invalid.is_empty() {
-                sink.text("\u{FFFD}");
-            }
-        }
+    /// Takes text that stands as it is.
+    fn run(&mut self, run: &[u8], sink: &mut impl Sink) {
+        self.end_surrogate(sink);
+        self.put(run, sink);
     }
 
     fn escape(&mut self, byte: u8, sink: &mut impl Sink) -> Result<(), Failure> {
@@ -443,8 +412,8 @@ impl Scanner {
             _ => return self.syntax(),
         };
         self.state = State::String;
-        self.flush(sink);
-        self.put(character, sink);
+        self.end_surrogate(sink);
+        self.put(character.as_bytes(), sink);
         Ok(())
     }
 
@@ -453,28 +422,77 @@ impl Scanner {
             && let Some(Ok(character)) = char::decode_utf16([high, unit]).next()
         {
             self.high_surrogate = None;
-            return self.put(character.encode_utf8(&mut [0; 4]), sink);
+            return self.put(character.encode_utf8(&mut [0; 4]).as_bytes(), sink);
         }
-        self.flush(sink);
+        self.end_surrogate(sink);
         match char::from_u32(unit.into()) {
-            Some(character) => self.put(character.encode_utf8(&mut [0; 4]), sink),
+            Some(character) => self.put(character.encode_utf8(&mut [0; 4]).as_bytes(), sink),
             None if unit < 0xDC00 => self.high_surrogate = Some(unit),
-            None => self.put("\u{FFFD}", sink),
+            None => self.put("\u{FFFD}".as_bytes(), sink),
         }
     }
 
-    /// What was begun and not ended is malformed.
-    fn flush(&mut self, sink: &mut impl Sink) {
-        if self.high_surrogate.take().is_some() || !std::mem::take(&mut self.split_char).is_empty() {
-            self.put("\u{FFFD}", sink);
+    /// Half of a surrogate pair that nothing completed stands for no character.
+    fn end_surrogate(&mut self, sink: &mut impl Sink) {
+        if self.high_surrogate.take().is_some() {
+            self.put("\u{FFFD}".as_bytes(), sink);
         }
     }
 
-    fn put(&mut self, text: &str, sink: &mut impl Sink) {
+    fn put(&mut self, text: &[u8], sink: &mut impl Sink) {
         match self.want {
             Want::Nothing => {}
-            Want::Whole => self.keep(text.as_bytes()),
-            Want::Pieces => sink.text(text),
+            Want::Whole => self.keep(text),
+            Want::Pieces => {
+                // Text full of escapes comes in crumbs, which are cheaper together.
+                if self.token.len() + text.len() > TOKEN_BYTES_MAX {
+                    self.hand_over(sink);
+                }
+                if text.len() > TOKEN_BYTES_MAX {
+                    self.decode(text, sink);
+                } else {
+                    self.token.extend_from_slice(text);
+                }
+            }
+        }
+    }
+
+    /// Gives the sink what was gathered of a string wanted in pieces.
+    fn hand_over(&mut self, sink: &mut impl Sink) {
+        let mut gathered = std::mem::take(&mut self.token);
+        self.decode(&gathered, sink);
+        gathered.clear();
+        self.token = gathered;
+    }
+
+    fn decode(&mut self, mut bytes: &[u8], sink: &mut impl Sink) {
+        while let (false, Some((&byte, rest))) = (self.split_char.is_empty(), bytes.split_first()) {
+            let joined = self.split_char.with(byte);
+            self.split_char = SplitChar::default();
+            match str::from_utf8(joined.bytes()) {
+                Ok(character) => sink.text(character),
+                Err(error) if error.error_len().is_none() => self.split_char = joined,
+                Err(_) => {
+                    sink.text("\u{FFFD}");
+                    break;
+                }
+            }
+            bytes = rest;
+        }
+        if let Ok(text) = str::from_utf8(bytes) {
+            return sink.text(text);
+        }
+        let mut left = bytes.len();
+        for chunk in bytes.utf8_chunks() {
+            let invalid = chunk.invalid();
+            left = left.saturating_sub(chunk.valid().len() + invalid.len());
+            sink.text(chunk.valid());
+            let is_incomplete = || str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none());
+            if left == 0 && is_incomplete() {
+                self.split_char = SplitChar::of(invalid);
+            } else if !invalid.is_empty() {
+                sink.text("\u{FFFD}");
+            }
         }
     }
 
@@ -520,35 +538,6 @@ impl Number {
     }
 }
 
-/// Up to three bytes of an unfinished UTF-8 character.
-#[derive(Clone, Copy, Debug, Default)]
-struct SplitChar {
-    bytes: [u8; 4],
-    length: usize,
-}
-
-impl SplitChar {
-    fn of(bytes: &[u8]) -> SplitChar {
-        bytes.iter().fold(SplitChar::default(), |split, &byte| split.with(byte))
-    }
-
-    fn with(mut self, byte: u8) -> SplitChar {
-        if let Some(free) = self.bytes.get_mut(self.length) {
-            *free = byte;
-            self.length += 1;
-        }
-        self
-    }
-
-    fn bytes(&self) -> &[u8] {
-        self.bytes.get(..self.length).unwrap_or_default()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.length == 0
-    }
-}
-
 /// What the open containers mean to a sink, as deep as they mean anything: deeper ones are `C::default()`.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Levels<C> {
@@ -577,25 +566,5 @@ impl<C: Copy + Default> Levels<C> {
     }
 }
 
-/// How many bytes come before the first quote, backslash or control character. Eight at a time, by the classic test for a zero
-/// byte in a word (Anderson, Bit Twiddling Hacks): a borrow can raise false marks only above a true one, and the lowest counts.
-fn plain_length(bytes: &[u8]) -> usize {
-    const LOW: u64 = u64::from_ne_bytes([0x01; 8]);
-    const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
-    let (words, tail) = bytes.as_chunks::<8>();
-    let mut length = 0;
-    for &word in words {
-        let word = u64::from_le_bytes(word);
-        let quote = word ^ LOW.wrapping_mul(b'"'.into());
-        let backslash = word ^ LOW.wrapping_mul(b'\\'.into());
-        let marks = (quote.wrapping_sub(LOW) & !quote)
-            | (backslash.wrapping_sub(LOW) & !backslash)
-            | (word.wrapping_sub(LOW.wrapping_mul(b' '.into())) & !word);
-        let marks = marks & HIGH;
-        if marks != 0 {
-            return length + marks.trailing_zeros() as usize / 8;
-        }
-        length += 8;
-    }
-    length + tail.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20)).unwrap_or(tail.len())
-}
+#[cfg(test)]
+mod tests;
