@@ -9,3 +9,6 @@
     clippy::disallowed_types,
     reason = "tools run on the host, where a panic ends one command and clocks are real"
 )]
+
+pub mod instance;
+pub mod prompts;
