@@ -159,6 +159,8 @@ const MASKED: [&str; 18] = [
 /// Replaces masked values by their types. Strings that a mask hides keep whether they are empty only where asked.
 fn mask(value: &Value, masked: bool) -> Value {
     match value {
+        // With a tool parser, the real server leaves out the text of a last token that is half a character.
+        Value::Object(fields) if masked && fields.is_empty() => serde_json::json!({"content": "<string>"}),
         Value::Object(fields) => Value::Object(
             fields
                 .iter()
@@ -216,22 +218,20 @@ fn compare_bodies(name: &str, compare: Compare, expected: &str, found: &str) {
     match compare {
         Compare::Bytes => assert_eq!(expected, found, "{name}"),
         Compare::Json => assert_eq!(masked_json(expected), masked_json(found), "{name}"),
-        Compare::Events => assert_eq!(masked_events(expected), masked_events(found), "{name}"),
-        Compare::Unordered => {
+        Compare::Events | Compare::Unordered | Compare::Runs => {
             let [expected, found] = [expected, found].map(|body| {
                 let mut events = masked_events(body);
-                events.sort();
+                match compare {
+                    Compare::Unordered => events.sort(),
+                    Compare::Runs => events.dedup(),
+                    _ => {}
+                }
                 events
             });
-            assert_eq!(expected, found, "{name}");
-        }
-        Compare::Runs => {
-            let [expected, found] = [expected, found].map(|body| {
-                let mut events = masked_events(body);
-                events.dedup();
-                events
-            });
-            assert_eq!(expected, found, "{name}");
+            for (number, (expected, found)) in expected.iter().zip(&found).enumerate() {
+                assert_eq!(expected, found, "{name}, event {number}");
+            }
+            assert_eq!(expected.len(), found.len(), "{name}, events");
         }
     }
 }
@@ -256,8 +256,13 @@ async fn replay(setting: &str, row: &Row, found: Answer) {
     assert_eq!(masked_headers(&headers, request_headers), masked_headers(&found.headers, request_headers), "{name}");
     assert_eq!(found.end, End::Complete, "{name}");
     let expected = String::from_utf8(file("body").unwrap()).unwrap();
-    // `chat-tools-auto` is an error on one server and an answer on the other.
-    let compare = if status.starts_with("HTTP/1.1 4") { Compare::Bytes } else { *compare };
+    let compare = match *compare {
+        // `chat-tools-auto` is an error on one server and an answer on the other.
+        _ if status.starts_with("HTTP/1.1 4") => Compare::Bytes,
+        // With a tool parser, the real server joins tokens that split a character in chat, too.
+        Compare::Events if setting == "tools" => Compare::Runs,
+        compare => compare,
+    };
     compare_bodies(&name, compare, &expected, found.text());
     check_framing(&name, &found.chunks);
     if let Some(raw) = file("raw") {

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 
 /// How an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub(crate) enum End {
     /// As HTTP wants it.
     Complete,
     /// The connection closed in order, too early.
@@ -19,30 +19,27 @@ pub enum End {
 
 /// An answer.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// `HTTP/1.1 200 OK`
-    pub status: String,
+    pub(crate) status: String,
     /// Lower-case names, sorted.
-    pub headers: Vec<(String, String)>,
+    pub(crate) headers: Vec<(String, String)>,
     /// The body without chunk framing.
-    pub body: Vec<u8>,
+    pub(crate) body: Vec<u8>,
     /// One entry per chunk.
-    pub chunks: Vec<Vec<u8>>,
-    pub end: End,
+    pub(crate) chunks: Vec<Vec<u8>>,
+    pub(crate) end: End,
 }
 
 impl Answer {
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         std::str::from_utf8(&self.body).expect("a body in UTF-8")
     }
-
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
-    }
+}
 }
 
 /// Status line and sorted headers of a head.
-pub fn parse_head(head: &str) -> (String, Vec<(String, String)>) {
+pub(crate) fn parse_head(head: &str) -> (String, Vec<(String, String)>) {
     let mut lines = head.trim_end().lines();
     let status = lines.next().unwrap_or_default().to_owned();
     let mut headers: Vec<_> = lines
@@ -54,7 +51,7 @@ pub fn parse_head(head: &str) -> (String, Vec<(String, String)>) {
 }
 
 /// The chunks of a chunked body, and whether the last one (of size 0) was there.
-pub fn parse_chunks(mut raw: &[u8]) -> (Vec<Vec<u8>>, bool) {
+pub(crate) fn parse_chunks(mut raw: &[u8]) -> (Vec<Vec<u8>>, bool) {
     let mut chunks = Vec::new();
     while let Some(line_end) = raw.windows(2).position(|pair| pair == b"\r\n") {
         let size = std::str::from_utf8(&raw[..line_end]).ok().and_then(|size| usize::from_str_radix(size, 16).ok());
@@ -73,12 +70,12 @@ pub fn parse_chunks(mut raw: &[u8]) -> (Vec<Vec<u8>>, bool) {
     (chunks, false)
 }
 
-pub async fn connect(address: SocketAddr) -> TcpStream {
+pub(crate) async fn connect(address: SocketAddr) -> TcpStream {
     TcpStream::connect(address).await.expect("a connection")
 }
 
 /// Sends a request; a body is JSON unless `headers` say otherwise.
-pub async fn send(tcp: &mut TcpStream, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
+pub(crate) async fn send(tcp: &mut TcpStream, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
     let mut request = format!("{method} {path} HTTP/1.1\r\nhost: instance\r\n");
     if method == "POST" {
         request += &format!("content-length: {}\r\n", body.len());
@@ -94,7 +91,7 @@ pub async fn send(tcp: &mut TcpStream, method: &str, path: &str, headers: &[(&st
 }
 
 /// Reads one answer from a connection that stays open.
-pub async fn receive(tcp: &mut TcpStream) -> Answer {
+pub(crate) async fn receive(tcp: &mut TcpStream) -> Answer {
     let mut seen = Vec::new();
     let mut end = None;
     loop {
@@ -132,7 +129,13 @@ fn parse(seen: &[u8], end: Option<End>) -> Option<Answer> {
 }
 
 /// One request on its own connection.
-pub async fn exchange(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+pub(crate) async fn exchange(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Answer {
     let mut tcp = connect(address).await;
     send(&mut tcp, method, path, headers, body).await;
     receive(&mut tcp).await

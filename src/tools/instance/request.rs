@@ -186,7 +186,7 @@ pub(super) fn parse(content_type: Option<&str>, body: &[u8]) -> Result<Map<Strin
                 kind: "json_invalid",
                 loc: format!("body.{at}"),
                 message: "JSON decode error",
-                input: "<dict of 0 items>".into(),
+                input: "'<dict of 0 items>'".into(),
                 context: Some(context),
             }]))
         }
@@ -226,7 +226,7 @@ pub(super) fn validate(body: &Map<String, Value>, required: &[&str]) -> Result<(
                 kind: "missing",
                 loc: format!("body.{name}"),
                 message: "Field required",
-                input: format!("<dict of {} items>", body.len()),
+                input: format!("'<dict of {} items>'", body.len()),
                 context: None,
             });
         }
@@ -333,8 +333,8 @@ fn python(value: &Value) -> String {
         Value::Bool(value) => if *value { "True" } else { "False" }.into(),
         Value::Number(number) => number.to_string(),
         Value::String(text) => format!("'{text}'"),
-        Value::Array(items) => format!("<list of {} items>", items.len()),
-        Value::Object(fields) => format!("<dict of {} items>", fields.len()),
+        Value::Array(items) => format!("'<list of {} items>'", items.len()),
+        Value::Object(fields) => format!("'<dict of {} items>'", fields.len()),
     }
 }
 
