@@ -35,7 +35,8 @@ impl PromptSet {
     pub fn from_jsonl(text: &str) -> anyhow::Result<Self> {
         let mut set = Self::default();
         for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let row: PromptRow = serde_json::from_str(line).with_context(|| format!("prompt set, line {}", number + 1))?;
+            let row: PromptRow =
+                serde_json::from_str(line).with_context(|| format!("prompt set, line {}", number + 1))?;
             set.by_text.entry(row.prompt.trim().to_owned()).or_insert(set.rows.len());
             set.rows.push(row);
         }
@@ -75,9 +76,12 @@ mod tests {
     fn rows_are_found_by_text() {
         let set = PromptSet::from_jsonl(LINES).unwrap();
         assert_eq!(set.rows().len(), 2);
-        for (text, model, tokens, quality) in
-            [("Why?", "m", Some(7), Some(0.5)), (" Why?", "m", Some(7), Some(0.5)), ("Why?", "n", None, None), ("?", "m", None, None)]
-        {
+        for (text, model, tokens, quality) in [
+            ("Why?", "m", Some(7), Some(0.5)),
+            (" Why?", "m", Some(7), Some(0.5)),
+            ("Why?", "n", None, None),
+            ("?", "m", None, None),
+        ] {
             assert_eq!((set.output_tokens(text, model), set.quality(text, model)), (tokens, quality), "{text} {model}");
         }
     }

@@ -6,11 +6,11 @@ use crate::tools::prompts::PromptSet;
 
 /// Filler words, each one token of an answer.
 const WORDS: [&str; 64] = [
-    "the", "router", "answers", "with", "a", "plain", "line", "of", "words", "that", "stand", "for", "tokens", "and", "carry", "no",
-    "meaning", "because", "only", "their", "number", "counts", "when", "load", "moves", "between", "model", "pools", "each", "step",
-    "gives", "one", "word", "to", "every", "open", "stream", "until", "it", "has", "said", "enough", "or", "was", "cut", "short", "by",
-    "its", "client", "then", "memory", "returns", "so", "others", "may", "start", "while", "queue", "order", "stays", "fair", "in",
-    "time", "again",
+    "the", "router", "answers", "with", "a", "plain", "line", "of", "words", "that", "stand", "for", "tokens", "and",
+    "carry", "no", "meaning", "because", "only", "their", "number", "counts", "when", "load", "moves", "between",
+    "model", "pools", "each", "step", "gives", "one", "word", "to", "every", "open", "stream", "until", "it", "has",
+    "said", "enough", "or", "was", "cut", "short", "by", "its", "client", "then", "memory", "returns", "so", "others",
+    "may", "start", "while", "queue", "order", "stays", "fair", "in", "time", "again",
 ];
 
 /// Characters per token of English text, as OpenAI's help pages give it; the emulated tokenizer.
@@ -125,7 +125,12 @@ mod tests {
     fn messages_are_read() {
         for (messages, text, question, tokens) in [
             (json!([{"role": "user", "content": "12345678"}]), "12345678", "12345678", 2 + 3),
-            (json!([{"role": "system", "content": "123"}, {"role": "user", "content": "4567"}]), "123\n4567", "4567", 2 + 6),
+            (
+                json!([{"role": "system", "content": "123"}, {"role": "user", "content": "4567"}]),
+                "123\n4567",
+                "4567",
+                2 + 6,
+            ),
             (
                 json!([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}, {"type": "text", "text": "b"}]},
                        {"role": "assistant", "content": null}]),

@@ -1,0 +1,137 @@
+//! The histograms of vLLM's `/metrics`.
+
+use std::time::Duration;
+
+/// `time_to_first_token_seconds`.
+const TTFT: &[f64] = &[
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+    160.0, 640.0, 2560.0,
+];
+/// `inter_token_latency_seconds`, `request_time_per_output_token_seconds`.
+const PER_TOKEN: &[f64] =
+    &[0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0];
+/// `e2e_request_latency_seconds` and the phases of a request.
+const REQUEST: &[f64] = &[
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
+    1920.0, 7680.0,
+];
+
+/// A histogram with fixed bounds.
+#[derive(Clone, Debug)]
+pub(super) struct Histogram {
+    /// Upper bounds without `+Inf`.
+    pub(super) bounds: Vec<f64>,
+    /// One count per bound and one for what is above; not cumulative.
+    pub(super) counts: Vec<u64>,
+    /// Sum of what was observed.
+    pub(super) sum: f64,
+}
+
+impl Histogram {
+    pub(super) fn new(bounds: &[f64]) -> Self {
+        Self { bounds: bounds.to_vec(), counts: vec![0; bounds.len() + 1], sum: 0.0 }
+    }
+
+    /// 1, 2, 5, 10 ... up to `max`, as vLLM's `build_1_2_5_buckets`.
+    fn of_tokens(max: u32) -> Self {
+        let steps = (0..10).flat_map(|power| [1.0, 2.0, 5.0].map(|step| step * 10_f64.powi(power)));
+        Self::new(&steps.take_while(|bound| *bound <= f64::from(max)).collect::<Vec<_>>())
+    }
+
+    pub(super) fn observe(&mut self, value: f64) {
+        let bucket = self.bounds.iter().position(|bound| value <= *bound).unwrap_or(self.bounds.len());
+        self.counts[bucket] += 1;
+        self.sum += value;
+    }
+
+    fn time(&mut self, value: Duration) {
+        self.observe(value.as_secs_f64());
+    }
+}
+
+/// What is known of a request when it ends; times count from its arrival.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Finished {
+    pub(super) prompt_tokens: u32,
+    pub(super) max_tokens: u32,
+    pub(super) tokens: u32,
+    pub(super) preemptions: u32,
+    pub(super) queued: Option<Duration>,
+    pub(super) first_token: Option<Duration>,
+    pub(super) e2e: Duration,
+}
+
+/// All histograms that requests feed, named as vLLM names them.
+#[derive(Clone, Debug)]
+pub(super) struct Observations {
+    pub(super) request_prompt_tokens: Histogram,
+    pub(super) request_generation_tokens: Histogram,
+    pub(super) request_max_num_generation_tokens: Histogram,
+    pub(super) request_params_n: Histogram,
+    pub(super) request_params_max_tokens: Histogram,
+    pub(super) time_to_first_token_seconds: Histogram,
+    pub(super) inter_token_latency_seconds: Histogram,
+    pub(super) request_time_per_output_token_seconds: Histogram,
+    pub(super) e2e_request_latency_seconds: Histogram,
+    pub(super) request_queue_time_seconds: Histogram,
+    pub(super) request_inference_time_seconds: Histogram,
+    pub(super) request_prefill_time_seconds: Histogram,
+    pub(super) request_decode_time_seconds: Histogram,
+    pub(super) request_num_preemptions: Histogram,
+    pub(super) request_prefill_kv_computed_tokens: Histogram,
+}
+
+impl Observations {
+    pub(super) fn new(max_model_len: u32) -> Self {
+        let tokens = || Histogram::of_tokens(max_model_len);
+        Self {
+            request_prompt_tokens: tokens(),
+            request_generation_tokens: tokens(),
+            request_max_num_generation_tokens: tokens(),
+            request_params_n: Histogram::new(&[1.0, 2.0, 5.0, 10.0, 20.0]),
+            request_params_max_tokens: tokens(),
+            time_to_first_token_seconds: Histogram::new(TTFT),
+            inter_token_latency_seconds: Histogram::new(PER_TOKEN),
+            request_time_per_output_token_seconds: Histogram::new(PER_TOKEN),
+            e2e_request_latency_seconds: Histogram::new(REQUEST),
+            request_queue_time_seconds: Histogram::new(REQUEST),
+            request_inference_time_seconds: Histogram::new(REQUEST),
+            request_prefill_time_seconds: Histogram::new(REQUEST),
+            request_decode_time_seconds: Histogram::new(REQUEST),
+            request_num_preemptions: Histogram::new(&[1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0]),
+            request_prefill_kv_computed_tokens: tokens(),
+        }
+    }
+
+    pub(super) fn request(&mut self, n: usize, max_tokens: u32) {
+        self.request_params_n.observe(n as f64);
+        self.request_max_num_generation_tokens.observe(f64::from(max_tokens));
+    }
+
+    pub(super) fn first_token(&mut self, ttft: Duration) {
+        self.time_to_first_token_seconds.time(ttft);
+    }
+
+    pub(super) fn further_token(&mut self, gap: Duration) {
+        self.inter_token_latency_seconds.time(gap);
+    }
+
+    pub(super) fn finished(&mut self, request: &Finished) {
+        let queued = request.queued.unwrap_or_default();
+        let first_token = request.first_token.unwrap_or(request.e2e);
+        let decode = request.e2e.saturating_sub(first_token);
+        self.request_prompt_tokens.observe(f64::from(request.prompt_tokens));
+        self.request_prefill_kv_computed_tokens.observe(f64::from(request.prompt_tokens));
+        self.request_generation_tokens.observe(f64::from(request.tokens));
+        self.request_params_max_tokens.observe(f64::from(request.max_tokens));
+        self.request_num_preemptions.observe(f64::from(request.preemptions));
+        self.request_queue_time_seconds.time(queued);
+        self.request_prefill_time_seconds.time(first_token.saturating_sub(queued));
+        self.request_inference_time_seconds.time(request.e2e.saturating_sub(queued));
+        self.request_decode_time_seconds.time(decode);
+        self.e2e_request_latency_seconds.time(request.e2e);
+        if request.tokens > 1 {
+            self.request_time_per_output_token_seconds.observe(decode.as_secs_f64() / f64::from(request.tokens - 1));
+        }
+    }
+}
