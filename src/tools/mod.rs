@@ -11,8 +11,11 @@
 )]
 
 pub mod answer;
+pub mod demo;
+pub mod demo_view;
 pub mod envoy;
 pub mod envoy_binary;
+pub mod gateway;
 pub mod load;
 pub mod ports;
 pub mod setup;
