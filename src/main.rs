@@ -1,2 +1,103 @@
 //! The command line of RouteBalance.
-fn main() {}
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use routebalance::tools::check::{check, summary};
+use routebalance::tools::demo::{self, DemoArgs};
+use routebalance::tools::instance::{self, InstanceArgs, PoolProfile, profile_from_config};
+use routebalance::tools::prompts::PromptSet;
+use routebalance::tools::render::render;
+
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Set up everything and show a policy against round robin, through a real Envoy
+    Demo(DemoArgs),
+    /// Write Envoy's configuration next to the one it is made from
+    Render {
+        /// The configuration
+        #[arg(default_value = "envoy/routebalance.json")]
+        file: PathBuf,
+        /// Where to write [default: envoy.yaml beside FILE]
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Write nothing; fail if the output differs from what would be written
+        #[arg(long)]
+        check: bool,
+    },
+    /// Check a configuration
+    Check {
+        /// The configuration
+        file: PathBuf,
+    },
+    /// Run one emulated instance
+    Instance {
+        #[command(flatten)]
+        args: InstanceArgs,
+        /// The configuration whose pools `--profile` names
+        #[arg(long, default_value = "envoy/routebalance.json", value_name = "FILE")]
+        config: PathBuf,
+        /// Prompts whose answers have recorded lengths, one JSON object per line
+        #[arg(long, value_name = "FILE")]
+        answers: Option<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    run(Cli::parse().command).unwrap_or_else(|problem| {
+        eprintln!("Error: {problem:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Demo(args) => return demo::run(&args),
+        Command::Render { file, output, check } => {
+            render_file(&file, &output.unwrap_or_else(|| file.with_file_name("envoy.yaml")), check)?;
+        }
+        Command::Check { file } => println!("{}: {}", file.display(), summary(&check(&file)?)),
+        Command::Instance { args, config, answers } => {
+            let answers = answers.as_deref().map(read_prompts).transpose()?;
+            let resolve = |name: &str| pool_profile(&config, name);
+            tokio::runtime::Runtime::new()?.block_on(instance::run(args, resolve, answers))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn pool_profile(file: &Path, name: &str) -> Result<PoolProfile> {
+    let fleet = check(file)?.fleet;
+    profile_from_config(&fleet, name).with_context(|| {
+        let pools: Vec<&str> = fleet.pools.iter().map(|pool| pool.name.as_str()).collect();
+        format!("{} has no pool {name:?}, but {}", file.display(), pools.join(", "))
+    })
+}
+
+fn read_prompts(file: &Path) -> Result<Arc<PromptSet>> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
+    Ok(Arc::new(PromptSet::from_jsonl(&text).with_context(|| format!("{} is wrong", file.display()))?))
+}
+
+fn render_file(file: &Path, output: &Path, compare: bool) -> Result<()> {
+    check(file)?;
+    let yaml = render(&serde_json::from_slice(&std::fs::read(file)?)?)?;
+    if !compare {
+        return std::fs::write(output, yaml).with_context(|| format!("{} cannot be written", output.display()));
+    }
+    let written = std::fs::read_to_string(output).with_context(|| format!("{} cannot be read", output.display()))?;
+    if written != yaml {
+        bail!("{} is not what {} renders to: run `routebalance render`", output.display(), file.display());
+    }
+    Ok(())
+}

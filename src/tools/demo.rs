@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use super::prompts::PromptSet;
 use super::setup::{build_filter, package_root};
 use super::stats::{Answered, PolicySummary, summarise};
 use crate::config::Config;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, ModelKind, Pool};
 
 /// The policy that the other one is compared with.
 const BASELINE: &str = "round-robin";
@@ -57,15 +57,14 @@ pub struct DemoArgs {
 pub fn run(args: &DemoArgs) -> Result<ExitCode> {
     let mut config = read_config()?;
     let policy = chosen_policy(&config, args.policy.as_deref())?;
-    let prefixes = [route_prefix(&mut config, &policy)?, route_prefix(&mut config, BASELINE)?];
+    let mut phases = vec![(route_prefix(&mut config, &policy)?, policy)];
+    if phases[0].1 != BASELINE {
+        phases.push((route_prefix(&mut config, BASELINE)?, BASELINE.to_owned()));
+    }
     let prompts = Arc::new(read_prompts()?);
     let seconds = Duration::from_secs(args.seconds);
     let arrivals = poisson_arrivals(args.rate, seconds, prompts.rows().len(), SEED)?;
-    let json_file = args
-        .json
-        .as_ref()
-        .map(|path| File::create(path).with_context(|| format!("{} cannot be written", path.display())));
-    let json_file = json_file.transpose()?;
+    let json_file = args.json.as_deref().map(create).transpose()?;
     let options = GatewayOptions {
         config,
         module: build_filter()?,
@@ -75,32 +74,32 @@ pub fn run(args: &DemoArgs) -> Result<ExitCode> {
         time_scale: 1.0,
         answers: Some(prompts.clone()),
     };
-    let phases = [(policy, prefixes[0].clone()), (BASELINE.to_owned(), prefixes[1].clone())];
-    let show = async {
-        let gateway = start(options).await?;
-        let summaries = compare(&gateway, &prompts, &arrivals, &phases).await?;
-        println!("\n{}", comparison(&summaries));
+    let runtime = tokio::runtime::Runtime::new()?;
+    let ended = runtime.block_on(async {
+        let show = async {
+            let gateway = start(options).await?;
+            let summaries = compare(&gateway, &prompts, &arrivals, &phases).await?;
+            anyhow::Ok((gateway, summaries))
+        };
+        let (gateway, summaries) = tokio::select! {
+            shown = show => shown?,
+            signal = interrupted() => {
+                signal?;
+                eprintln!("\nInterrupted: the fleet and Envoy are stopped.");
+                return Ok(ExitCode::from(INTERRUPTED));
+            }
+        };
+        println!("\n{}", comparison(&summaries, &generating_models(&gateway.config().fleet)));
         if let Some(mut file) = json_file {
             writeln!(file, "{}", serde_json::to_string_pretty(&json!({ "policies": summaries }))?)?;
         }
         if args.keep {
             println!("\nStill running; Ctrl-C ends it. Try:\n\n{}\n", curl_line(&gateway));
-            std::future::pending::<()>().await;
+            interrupted().await?;
         }
         let failed: usize = summaries.iter().map(|s| s.failed).sum();
         ensure!(failed == 0, "{failed} requests failed");
         Ok(ExitCode::SUCCESS)
-    };
-    let runtime = tokio::runtime::Runtime::new()?;
-    let ended = runtime.block_on(async {
-        tokio::select! {
-            ended = show => ended,
-            signal = interrupted() => {
-                signal?;
-                eprintln!("\nInterrupted: the fleet and Envoy are stopped.");
-                Ok(ExitCode::from(if args.keep { 0 } else { INTERRUPTED }))
-            }
-        }
     });
     // Connections of dropped requests may still be open: nobody needs to wait for them.
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -110,15 +109,22 @@ pub fn run(args: &DemoArgs) -> Result<ExitCode> {
 async fn start(options: GatewayOptions) -> Result<Gateway> {
     let gateway = Gateway::start(options).await?;
     let (fleet, envoy) = (&gateway.config().fleet, gateway.envoy());
+    let generates = |pool: &&Pool| fleet.model_of(pool).is_some_and(|m| m.kind == ModelKind::Generate);
+    let generating: usize = fleet.pools.iter().filter(generates).map(|pool| pool.instances.len()).sum();
     println!(
-        "{} emulated instances of {} models; Envoy listens on {}, ready after {:.1} s{}.",
-        fleet.instances.len(),
-        fleet.models.len(),
+        "{generating} emulated instances of {} models and {} for embeddings; Envoy listens on {}, ready after {:.1} s{}.",
+        generating_models(fleet).len(),
+        fleet.instances.len() - generating,
         envoy.address(),
         envoy.ready_after().as_secs_f64(),
         envoy.resident_bytes().map_or_else(String::new, |bytes| format!(", {} MB resident", bytes / 1_000_000)),
     );
     Ok(gateway)
+}
+
+/// The names of the models that can answer the demo's prompts, in the order of the configuration.
+fn generating_models(fleet: &Fleet) -> Vec<&str> {
+    fleet.models.iter().filter(|m| m.kind == ModelKind::Generate).map(|m| m.name.as_str()).collect()
 }
 
 async fn compare(
@@ -129,7 +135,7 @@ async fn compare(
 ) -> Result<Vec<PolicySummary>> {
     let texts: Vec<String> = prompts.rows().iter().map(|row| row.prompt.clone()).collect();
     let mut summaries = Vec::new();
-    for (policy, prefix) in phases {
+    for (prefix, policy) in phases {
         let target = Target {
             url: gateway.url(&format!("{prefix}v1/chat/completions")),
             model: "auto".to_owned(),
@@ -154,7 +160,7 @@ async fn watch(
     expected: usize,
     mut outcomes: UnboundedReceiver<Outcome>,
 ) -> PolicySummary {
-    let view = LiveView::new(policy, expected);
+    let view = LiveView::new(policy, expected, &generating_models(fleet));
     let (mut answered, mut failures) = (Vec::new(), Vec::new());
     let mut refresh = tokio::time::interval(view.period());
     let started = Instant::now();
@@ -198,6 +204,11 @@ fn judge(outcome: Outcome, fleet: &Fleet, prompts: &PromptSet) -> Result<Answere
         decision_us: outcome.decision_us,
         model: name,
     })
+}
+
+/// Opened before the traffic runs: a path that cannot be written is no surprise four minutes later.
+fn create(path: &Path) -> Result<File> {
+    File::create(path).with_context(|| format!("{} cannot be written", path.display()))
 }
 
 fn read_config() -> Result<Value> {

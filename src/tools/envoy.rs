@@ -211,7 +211,9 @@ fn refusal(log: &str) -> Option<String> {
     let line = log.lines().rev().filter(is_error).find(|l| l.contains("wasm log"))?;
     let (_, logged) = line.split_once("wasm log")?;
     // "wasm log [plugin [root [vm]]]: text": names hold no colon.
-    logged.split_once(": ").map(|(_, text)| format!("The module refuses its configuration: {}", text.trim()))
+    let (_, text) = logged.split_once(": ")?;
+    let text = text.trim();
+    Some(format!("the module refuses its configuration: {}", text.strip_prefix("routebalance: ").unwrap_or(text)))
 }
 
 /// Lines of `/stats`: `name: number`. Histograms, which are no single number, are left out.
@@ -231,9 +233,9 @@ mod tests {
         let rows = [
             (
                 "[2026-11-22 05:00:00.000][7][info][main] [source/server/server.cc:1] hello\n\
-                 [2026-11-22 05:00:01.000][7][critical][wasm] [source/extensions/common/wasm/context.cc:1161] wasm log routebalance: models[0].name: must not be empty\n\
+                 [2026-11-22 05:00:01.000][7][critical][wasm] [source/extensions/common/wasm/context.cc:1161] wasm log routebalance: routebalance: models[0].name: must not be empty\n\
                  [2026-11-22 05:00:01.000][7][error][wasm] [source/extensions/common/wasm/wasm.cc:109] Wasm VM failed Failed to configure Wasm plugin\n",
-                Some("The module refuses its configuration: models[0].name: must not be empty"),
+                Some("the module refuses its configuration: models[0].name: must not be empty"),
             ),
             (
                 "[7][critical][main] error initializing config '/x/envoy.yaml': cannot bind '127.0.0.1:80': Permission denied",

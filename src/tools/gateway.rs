@@ -9,7 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::envoy::{Envoy, EnvoyOptions};
-use super::instance::{self, InstanceOptions, RunningInstance};
+use super::instance::{self, InstanceOptions, RunningInstance, profile_from_config};
 use super::ports::{HeldPort, free_ports};
 use super::prompts::PromptSet;
 use super::render::render;
@@ -108,22 +108,11 @@ async fn start_fleet(
     let mut running = Vec::with_capacity(config.fleet.instances.len());
     for (index, instance) in config.fleet.instances.iter().enumerate() {
         let (_, pool) = config.fleet.pool_of(index).context("an instance without a pool")?;
-        let model = config.fleet.model_of(pool).context("a pool without a model")?;
-        let options = InstanceOptions {
-            listen: instance.address.parse().with_context(|| format!("{:?} is no ip:port", instance.address))?,
-            served_model: pool.served_model.clone(),
-            model_name: model.name.clone(),
-            kind: model.kind,
-            profile: pool.profile,
-            limits: pool.limits,
-            time_scale,
-            answers: answers.cloned(),
-            ..InstanceOptions::default()
-        };
-        let started = instance::start(options).await;
-        running.push(
-            started.with_context(|| format!("instance {} of pool {} did not start", instance.address, pool.name))?,
-        );
+        let profile = profile_from_config(&config.fleet, &pool.name).context("a pool without a model")?;
+        let listen = instance.address.parse().with_context(|| format!("{:?} is no ip:port", instance.address))?;
+        let options =
+            InstanceOptions { listen, time_scale, answers: answers.cloned(), ..InstanceOptions::new(profile) };
+        running.push(instance::start(options).await?);
     }
     Ok(running)
 }

@@ -12,8 +12,11 @@
 
 pub mod answer;
 pub mod check;
+pub mod demo;
+pub mod demo_view;
 pub mod envoy;
 pub mod envoy_binary;
+pub mod gateway;
 pub mod instance;
 pub mod load;
 pub mod ports;

@@ -116,14 +116,13 @@ pub fn wasm_bindgen_runner() -> Result<PathBuf> {
         return Ok(runner);
     }
     eprintln!("Installing wasm-bindgen-cli {version} below {} ...", root.display());
-    let status = Command::new(cargo())
-        .args(["install", "wasm-bindgen-cli", "--version", version, "--locked", "--force", "--root"])
-        .arg(&root)
-        .arg("--target-dir")
-        .arg(root.join("build"))
-        .status()
-        .context("cargo did not start")?;
-    if !status.success() {
+    let install = |further: &[&str]| {
+        let mut command = Command::new(cargo());
+        command.args(["install", "wasm-bindgen-cli", "--version", version, "--force", "--root"]).arg(&root);
+        command.arg("--target-dir").arg(root.join("build")).args(further).status().context("cargo did not start")
+    };
+    // A registry mirror can lack an exact version that the tool was released with; a compatible one does as well.
+    if !install(&["--locked"])?.success() && !install(&[])?.success() {
         bail!(
             "`cargo install wasm-bindgen-cli --version {version}` failed: its messages are above; put a {RUNNER} of that \
              version on PATH to do without"
