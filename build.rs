@@ -33,7 +33,7 @@ const MODEL: &str = "models/predictor.onnx";
 const TABLE: &str = "table";
 const SUM: &str = "embedding_sum";
 const OTHER_INPUT: &str = "surface";
-/// The halves of this tensor are the graph's two outputs; the golden cases hold the module to their order.
+/// The halves of this tensor, clipped, are the graph's two outputs; the golden cases hold the module to that.
 const ESTIMATES: &str = "estimates";
 const OUTPUTS: [&str; 2] = ["quality", "ln_output_tokens"];
 
@@ -103,8 +103,8 @@ fn compile() -> Result<()> {
     Ok(())
 }
 
-/// Takes out the table and everything before the weighted sum of its rows, which becomes an input, and leaves the estimates
-/// in one piece, since splitting them costs the plan as many operations as computing them.
+/// Takes out the table and everything before the weighted sum of its rows, which becomes an input, and what
+/// follows the estimates: clipping and splitting them costs the plan as many operations as computing them.
 fn cut(graph: &mut pb::GraphProto) -> Result<Tensor> {
     let names = graph.output.iter().map(|output| output.name.as_str()).collect::<Vec<_>>();
     if names != OUTPUTS {
@@ -151,9 +151,11 @@ fn cut(graph: &mut pb::GraphProto) -> Result<Tensor> {
     if let Some(pb::type_proto::Value::TensorType(tensor)) =
         sum.r#type.as_mut().and_then(|r#type| r#type.value.as_mut())
     {
-        let value = Some(pb::tensor_shape_proto::dimension::Value::DimValue(columns));
-        let dimension = pb::tensor_shape_proto::Dimension { value, ..Default::default() };
-        tensor.shape = Some(pb::TensorShapeProto { dim: vec![dimension] });
+        let dimension = |size| pb::tensor_shape_proto::Dimension {
+            value: Some(pb::tensor_shape_proto::dimension::Value::DimValue(size)),
+            ..Default::default()
+        };
+        tensor.shape = Some(pb::TensorShapeProto { dim: vec![dimension(1), dimension(columns)] });
     }
     graph.input.insert(0, sum);
     // Without a type: it is inferred.

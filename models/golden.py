@@ -66,7 +66,7 @@ def cases(session, prompts):
         text = "".join(piece * times for piece, times in parts)
         slots, counts, surface = F.extract(text)
         weights = F.weights(counts)
-        quality, ln_tokens = session.run(None, {"slot_ids": slots, "slot_weights": weights, "surface": surface})
+        quality, ln_tokens = session.run(None, {"slot_ids": slots, "slot_weights": weights, "surface": surface[None]})
         result.append(
             {
                 "name": name,
@@ -77,8 +77,8 @@ def cases(session, prompts):
                 # Bits of the f32: decimal numbers would not survive every JSON reader unchanged.
                 "weight_bits": weights.view(np.uint32).tolist(),
                 "surface_bits": surface.view(np.uint32).tolist(),
-                "quality": [float(x) for x in quality],
-                "output_tokens": [float(x) for x in np.exp(ln_tokens.astype(np.float64))],
+                "quality": [float(x) for x in quality[0]],
+                "output_tokens": [float(x) for x in np.exp(ln_tokens[0].astype(np.float64))],
             }
         )
     return result

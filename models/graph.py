@@ -1,5 +1,8 @@
-"""The ONNX graph: (slot_ids, slot_weights, surface) -> (quality, ln_output_tokens). build.rs cuts out what lies between
-`embedding_sum` and `estimates`: the module sums and splits by itself."""
+"""The ONNX graph: (slot_ids [n], slot_weights [n], surface [1, 32]) -> (quality [1, models], ln_output_tokens [1, models]).
+
+build.rs cuts out what lies between `embedding_sum` and `estimates`: the module sums, clips and splits by itself. Vectors are
+rows of one, since tract would add and remove that axis around each product.
+"""
 
 import json
 
@@ -13,7 +16,7 @@ import features as F
 def build(encoder, head, models, about):
     """`about`: more metadata, name to text."""
     n = len(models)
-    f32 = lambda x: np.asarray(x, dtype=np.float32)
+    f32 = lambda x: np.atleast_2d(np.asarray(x, dtype=np.float32))
     constants = {
         "table": encoder["table"],
         "encoder_bias": f32(encoder["bias"]),
@@ -30,25 +33,25 @@ def build(encoder, head, models, about):
         node("Cast", ["rows"], "rows_f32", to=TensorProto.FLOAT),
         node("Unsqueeze", ["slot_weights", "second"], "column"),
         node("Mul", ["rows_f32", "column"], "weighted"),
-        node("ReduceSum", ["weighted", "first"], "embedding_sum", keepdims=0),
+        node("ReduceSum", ["weighted", "first"], "embedding_sum", keepdims=1),
         node("Add", ["embedding_sum", "encoder_bias"], "shifted"),
         node("Mul", ["shifted", "shifted"], "squares"),
-        node("ReduceSum", ["squares", "first"], "square_sum", keepdims=1),
+        node("ReduceSum", ["squares", "second"], "square_sum", keepdims=1),
         node("Max", ["square_sum", "square_sum_min"], "square_sum_safe"),
         node("Sqrt", ["square_sum_safe"], "norm"),
         node("Div", ["shifted", "norm"], "embedding"),
-        node("Concat", ["embedding", "surface"], "x", axis=0),
+        node("Concat", ["embedding", "surface"], "x", axis=1),
         node("Max", ["x", "low"], "x_low"),
         node("Min", ["x_low", "high"], "x_clipped"),
         node("MatMul", ["x_clipped", "hidden"], "hidden_product"),
         node("Add", ["hidden_product", "hidden_bias"], "hidden_sum"),
         node("Max", ["hidden_sum", "threshold"], "hidden_out"),
         node("MatMul", ["hidden_out", "output"], "output_product"),
-        node("Add", ["output_product", "output_bias"], "output_sum"),
-        node("Max", ["output_sum", "output_low"], "estimates_low"),
-        node("Min", ["estimates_low", "output_high"], "estimates"),
-        node("Slice", ["estimates", "first", "models", "first"], "quality"),
-        node("Slice", ["estimates", "models", "outputs", "first"], "ln_output_tokens"),
+        node("Add", ["output_product", "output_bias"], "estimates"),
+        node("Max", ["estimates", "output_low"], "estimates_low"),
+        node("Min", ["estimates_low", "output_high"], "estimates_clipped"),
+        node("Slice", ["estimates_clipped", "first", "models", "second"], "quality"),
+        node("Slice", ["estimates_clipped", "models", "outputs", "second"], "ln_output_tokens"),
     ]
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
@@ -57,9 +60,9 @@ def build(encoder, head, models, about):
         [
             value("slot_ids", TensorProto.INT64, ["n"]),
             value("slot_weights", TensorProto.FLOAT, ["n"]),
-            value("surface", TensorProto.FLOAT, [F.SURFACE]),
+            value("surface", TensorProto.FLOAT, [1, F.SURFACE]),
         ],
-        [value("quality", TensorProto.FLOAT, [n]), value("ln_output_tokens", TensorProto.FLOAT, [n])],
+        [value("quality", TensorProto.FLOAT, [1, n]), value("ln_output_tokens", TensorProto.FLOAT, [1, n])],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     # Opset 17 and IR 8: the newest pair that the pinned tract is tested with.

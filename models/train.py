@@ -123,10 +123,10 @@ def run(arguments):
     onnx_path = arguments.out / "predictor.onnx"
     onnx_path.write_bytes(model.SerializeToString(deterministic=True))
     session = onnxruntime.InferenceSession(str(onnx_path), providers=["CPUExecutionProvider"])
-    infer = lambda i: session.run(None, {"slot_ids": rows.slots[i], "slot_weights": rows.weights[i], "surface": rows.surface[i]})
+    infer = lambda i: session.run(None, {"slot_ids": rows.slots[i], "slot_weights": rows.weights[i], "surface": rows.surface[i][None]})
 
     q, ln = head.predict(fitted, embedding, rows.surface)
-    exported = [np.array(x) for x in zip(*(infer(i) for i in range(len(rows))))]
+    exported = [np.concatenate(x) for x in zip(*(infer(i) for i in range(len(rows))))]
     error = max(np.abs(exported[0] - q).max(), np.abs(exported[1] - ln).max())
     if error > 1e-4:
         raise SystemExit(f"{onnx_path}: the graph differs from the head by {error}")

@@ -279,6 +279,18 @@ const fn kind_of(byte: u8) -> Kind {
     }
 }
 
+/// The kind of every byte.
+#[expect(clippy::indexing_slicing, reason = "evaluated by the compiler: a wrong index fails the build")]
+const KIND_TABLE: [Kind; 256] = {
+    let mut table = [Kind::Symbol; 256];
+    let mut byte = 0;
+    while byte < table.len() {
+        table[byte] = kind_of(byte as u8);
+        byte += 1;
+    }
+    table
+};
+
 const FNV_OFFSET: u32 = 0x811c_9dc5;
 const FNV_PRIME: u32 = 0x0100_0193;
 
@@ -352,6 +364,7 @@ struct Scan {
     counts: Box<[u16; SLOTS]>,
     /// Slots in order of first occurrence.
     order: Vec<u16>,
+    occurrences: u32,
     previous: Option<u32>,
     kinds: [u32; KINDS],
     word_hash: u32,
@@ -374,6 +387,7 @@ impl Scan {
         Scan {
             counts: Box::new([0; SLOTS]),
             order: Vec::with_capacity(capacity.min(SLOTS)),
+            occurrences: 0,
             previous: None,
             kinds: [0; KINDS],
             word_hash: FNV_OFFSET,
@@ -396,7 +410,7 @@ impl Scan {
     fn text(&mut self, text: &str) {
         for c in text.chars() {
             let byte = u8::try_from(c).unwrap_or(u8::MAX);
-            let kind = kind_of(byte);
+            let kind = KIND_TABLE.get(usize::from(byte)).copied().unwrap_or(Kind::Symbol);
             if let Some(count) = self.kinds.get_mut(kind as usize) {
                 *count += 1;
             }
@@ -485,6 +499,7 @@ impl Scan {
                 self.order.push(slot);
             }
             *count += 1;
+            self.occurrences += 1;
         }
     }
 
@@ -495,7 +510,7 @@ impl Scan {
     /// Each slot's weight: the square root of its share of all occurrences.
     fn weights(&self) -> Vec<(u16, f32)> {
         let count = |slot: &u16| self.counts.get(usize::from(*slot)).copied().unwrap_or(0);
-        let total = f64::from(self.order.iter().map(|slot| u32::from(count(slot))).sum::<u32>());
+        let total = f64::from(self.occurrences);
         let weight = |count: u16| (f64::from(count) / total).sqrt() as f32;
         // Most slots occur once: their weight is computed once.
         let once = weight(1);
@@ -534,7 +549,6 @@ pub fn extract(window: &TextWindow) -> Features {
     let letters = scan.kind(Kind::Lower) + scan.kind(Kind::Upper);
     let newlines = scan.kind(Kind::Newline);
     let distinct = scan.order.len() as u32;
-    let total = scan.counts.iter().map(|&count| u32::from(count)).sum();
     let count = |n: u32| log2(u64::from(n));
     let [loops, branches, declarations, methods, asks, maths, writing, questions] = scan.groups;
     let surface = [
@@ -543,7 +557,7 @@ pub fn extract(window: &TextWindow) -> Features {
         count(scan.words),
         count(newlines),
         count(distinct),
-        share(distinct, total),
+        share(distinct, scan.occurrences),
         share(letters, chars),
         share(scan.kind(Kind::Upper), letters),
         share(scan.kind(Kind::Digit), chars),

@@ -29,6 +29,8 @@ use plan::{BinaryOp, Plan, PlanNode, PlanOp, ReduceOp, UnaryOp};
 const PLAN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/predictor_plan.json"));
 const CONSTANTS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/predictor_constants.bin"));
 const TABLE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/predictor_table.bin"));
+/// The longest context of the models served today; the graph clips its output there.
+const MAX_OUTPUT_TOKENS: f64 = 131_072.0;
 /// Columns of the table; a constant, so that the sum compiles to straight-line code.
 const COLUMNS: usize = 32;
 
@@ -64,7 +66,7 @@ impl Predictor {
             return Err(format!("predictor: the table must be {SLOTS} x {COLUMNS}"));
         }
         let shapes = plan.nodes.iter().take_while(|node| node.op == PlanOp::Source).map(|node| node.shape.as_slice());
-        if !shapes.eq([[COLUMNS].as_slice(), &[SURFACE]]) {
+        if !shapes.eq([[1, COLUMNS].as_slice(), &[1, SURFACE]]) {
             return Err(format!("predictor: its inputs must have {COLUMNS} and {SURFACE} values"));
         }
         let model = rebuild(&plan)?;
@@ -89,7 +91,7 @@ impl Predictor {
         if !sum.iter().chain(&features.surface).all(|value| value.is_finite()) {
             return None;
         }
-        let inputs = tvec!(vector(&sum)?.into(), vector(&features.surface)?.into());
+        let inputs = tvec!(row(&sum)?.into(), row(&features.surface)?.into());
         let outputs = self.plan.run(inputs).ok()?;
         let estimates = outputs.first()?.try_as_plain_ram().ok()?.as_slice::<f32>().ok()?;
         let (quality, ln_output_tokens) = estimates.split_at_checked(self.models.len())?;
@@ -98,8 +100,10 @@ impl Predictor {
         }
         let estimate = |(&quality, &ln): (&f32, &f32)| {
             let tokens = f64::from(ln).exp();
-            (quality.is_finite() && tokens.is_finite())
-                .then(|| Estimate { quality: f64::from(quality).clamp(0.0, 1.0), output_tokens: tokens.max(1.0) })
+            (quality.is_finite() && ln.is_finite()).then(|| Estimate {
+                quality: f64::from(quality).clamp(0.0, 1.0),
+                output_tokens: tokens.clamp(1.0, MAX_OUTPUT_TOKENS),
+            })
         };
         quality.iter().zip(ln_output_tokens).map(estimate).collect()
     }
@@ -124,8 +128,8 @@ fn weighted_sum(slots: &[(u16, f32)]) -> Option<[f32; COLUMNS]> {
     Some(sum)
 }
 
-fn vector(values: &[f32]) -> Option<Tensor> {
-    Tensor::from_shape(&[values.len()], values).ok()
+fn row(values: &[f32]) -> Option<Tensor> {
+    Tensor::from_shape(&[1, values.len()], values).ok()
 }
 
 fn rebuild(plan: &Plan) -> Result<TypedModel, String> {
