@@ -353,9 +353,13 @@ pub struct InstanceArgs {
     /// Answer with 503 when so many requests are running or waiting
     #[arg(long)]
     pub max_queued: Option<u32>,
-    /// What goes wrong: refuse, stall, hang, 5xx, stream-error[:EVENTS], reset[:EVENTS], metrics-stale, metrics-broken,
-    /// metrics-absent, metrics-slow[:MS]
-    #[arg(long, default_value = "none")]
+    /// What goes wrong
+    #[arg(
+        long,
+        default_value = "none",
+        help = "What goes wrong: refuse, stall, hang, 5xx, stream-error[:EVENTS], reset[:EVENTS], metrics-stale, metrics-broken, \
+                metrics-absent, metrics-slow[:MS]"
+    )]
     pub fault: Fault,
 }
 
