@@ -1,5 +1,6 @@
 //! The emulated instance against recordings of a real vLLM 0.32.0, field by field; and what no recording shows: timing,
 //! aborts, faults.
+#![cfg(not(target_family = "wasm"))]
 #![allow(
     missing_docs,
     clippy::unwrap_used,

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `serve` | routes, and what all answers share |
 //! | `request` | validation and error bodies |
-//! | `chat`, `messages`, `responses` | bodies and events of one API each |
+//! | `chat`, `messages`, `responses`, `embeddings` | bodies and events of one API each |
 //! | `stream` | an answer as events or as a whole |
 //! | `driver` | the engine in real time |
 //! | `observe`, `metrics` | the `/metrics` page |
@@ -13,6 +13,7 @@
 
 mod chat;
 mod driver;
+mod embeddings;
 mod messages;
 mod metrics;
 mod observe;
@@ -352,9 +353,13 @@ pub struct InstanceArgs {
     /// Answer with 503 when so many requests are running or waiting
     #[arg(long)]
     pub max_queued: Option<u32>,
-    /// What goes wrong: refuse, stall, hang, 5xx, stream-error[:EVENTS], reset[:EVENTS], metrics-stale, metrics-broken,
-    /// metrics-absent, metrics-slow[:MS]
-    #[arg(long, default_value = "none")]
+    /// What goes wrong
+    #[arg(
+        long,
+        default_value = "none",
+        help = "What goes wrong: refuse, stall, hang, 5xx, stream-error[:EVENTS], reset[:EVENTS], metrics-stale, metrics-broken, \
+                metrics-absent, metrics-slow[:MS]"
+    )]
     pub fault: Fault,
 }
 
@@ -404,6 +409,47 @@ mod tests {
             ("tired", None),
         ] {
             assert_eq!(text.parse::<Fault>().ok(), fault, "{text}");
+        }
+    }
+
+    #[test]
+    fn profiles_are_found_by_pool_or_model() {
+        let profile = LatencyProfile {
+            tpot_ms: 1.0,
+            tpot_growth_per_running: 0.0,
+            prefill_tokens_per_second: 1.0,
+            overhead_ms: 0.0,
+        };
+        let limits = Limits { max_running: 1, kv_tokens: 1, max_model_len: 1 };
+        let model = |name: &str| crate::fleet::Model {
+            name: name.into(),
+            kind: ModelKind::Generate,
+            tariff: crate::fleet::Tariff { usd_per_input_token: 0.0, usd_per_output_token: 0.0 },
+            quality_prior: 0.0,
+            output_tokens_prior: 1.0,
+        };
+        let pool = |name: &str, model: usize| crate::fleet::Pool {
+            name: name.into(),
+            model,
+            cluster: name.into(),
+            served_model: format!("served-{name}"),
+            profile,
+            limits,
+            instances: 0..0,
+        };
+        let fleet = Fleet {
+            models: vec![model("small"), model("large")],
+            pools: vec![pool("a", 0), pool("b", 1), pool("c", 1)],
+            instances: vec![],
+        };
+        for (name, found) in [
+            ("a", Some(("small", "served-a"))),
+            ("c", Some(("large", "served-c"))),
+            ("large", Some(("large", "served-b"))),
+            ("d", None),
+        ] {
+            let profile = profile_from_config(&fleet, name);
+            assert_eq!(profile.as_ref().map(|p| (p.model_name.as_str(), p.served_model.as_str())), found, "{name}");
         }
     }
 }

@@ -27,8 +27,6 @@ const BODY_LIMIT: usize = 256 << 20;
 const LOGGED: usize = 20_000;
 /// Tokens of a completion when the client gives no limit (OpenAI's default).
 const COMPLETION_TOKENS: u32 = 16;
-/// Length of an embedding when the client asks for none.
-const DIMENSIONS: usize = 384;
 
 /// A request as it arrived.
 #[derive(Clone, Debug)]
@@ -80,14 +78,14 @@ enum Kind {
 /// One instance's HTTP side.
 #[derive(Debug)]
 pub(super) struct Server {
-    options: InstanceOptions,
+    pub(super) options: InstanceOptions,
     pub(super) driver: Arc<Driver>,
     /// All served names, the answering one first.
     names: Vec<String>,
     fault: Mutex<Fault>,
     /// The page that a stale `/metrics` shows.
     stale: Mutex<String>,
-    in_flight: Arc<AtomicUsize>,
+    pub(super) in_flight: Arc<AtomicUsize>,
     store: Arc<Store>,
     log: Mutex<VecDeque<Received>>,
     http: Mutex<HttpStats>,
@@ -264,7 +262,7 @@ impl Server {
     }
 
     /// Checks the name that the client gives; without one the request is served.
-    fn check_model(&self, body: &Map<String, Value>) -> Result<(), ApiError> {
+    pub(super) fn check_model(&self, body: &Map<String, Value>) -> Result<(), ApiError> {
         match body.get("model").and_then(Value::as_str) {
             Some(name) if !name.is_empty() && !self.names.iter().any(|served| served == name) => {
                 Err(ApiError::unknown_model(name, &self.names))
@@ -274,7 +272,7 @@ impl Server {
     }
 
     /// What stands between a good request and the engine.
-    fn check_engine(&self, fault: Fault, stream: bool) -> Result<(), ApiError> {
+    pub(super) fn check_engine(&self, fault: Fault, stream: bool) -> Result<(), ApiError> {
         if fault == Fault::Error500 || (!stream && matches!(fault, Fault::StreamError { .. })) {
             return Err(ApiError::engine_dead());
         }
@@ -544,45 +542,10 @@ impl Server {
             format!(r#"{{"count":{count},"max_model_len":{max_model_len},"tokens":[{ids}],"token_strs":{strings}}}"#),
         ))
     }
-
-    async fn embeddings(&self, body: &Map<String, Value>, fault: Fault) -> Result<Response<Body>, ApiError> {
-        let max_model_len = self.options.pool.limits.max_model_len;
-        validate(body, &["input"])?;
-        self.check_model(body)?;
-        let prompts = completion_prompts(body.get("input").unwrap_or(&Value::Null));
-        if prompts.iter().any(|prompt| prompt.tokens > max_model_len) {
-            return Err(ApiError::prompt_too_long(max_model_len));
-        }
-        self.check_engine(fault, false)?;
-        let sequences: Vec<_> = prompts.iter().map(|prompt| (prompt.tokens, 0, 0)).collect();
-        let generation = self.driver.submit(&sequences).map_err(|_| ApiError::prompt_too_long(max_model_len))?;
-        let seeds: Vec<u64> = prompts.iter().map(|prompt| prompt.seed(0)).collect();
-        let answer = Answer { generation, seeds: seeds.clone(), _in_flight: InFlight::new(&self.in_flight) };
-        answer.collect().await;
-        let dimensions = integer(body, "dimensions").map_or(DIMENSIONS, |n| n.clamp(1, 4096) as usize);
-        let data: Vec<String> = seeds
-            .iter()
-            .enumerate()
-            .map(|(index, seed)| {
-                format!(r#"{{"index":{index},"object":"embedding","embedding":{}}}"#, unit_vector(*seed, dimensions))
-            })
-            .collect();
-        let tokens: u32 = prompts.iter().map(|prompt| prompt.tokens).sum();
-        Ok(json(
-            StatusCode::OK,
-            format!(
-                r#"{{"id":"embd-{:016x}","object":"list","created":{},"model":{},"data":[{}],"usage":{{"prompt_tokens":{tokens},"total_tokens":{tokens},"completion_tokens":0,"prompt_tokens_details":null}}}}"#,
-                rand::random::<u64>(),
-                unix_seconds(),
-                quote(&self.options.pool.served_model),
-                data.join(",")
-            ),
-        ))
-    }
 }
 
 /// The prompts of `/v1/completions` or inputs of `/v1/embeddings`: a text, token ids, or a batch of either.
-fn completion_prompts(prompt: &Value) -> Vec<Prompt> {
+pub(super) fn completion_prompts(prompt: &Value) -> Vec<Prompt> {
     match prompt {
         Value::String(text) => vec![Prompt::plain(text)],
         Value::Array(items) if items.first().is_some_and(Value::is_number) => vec![Prompt::ids(items)],
@@ -599,28 +562,14 @@ fn anthropic_prompt(body: &Map<String, Value>) -> Prompt {
     Prompt::chat(&[], &system.into_iter().chain(messages.into_iter().flatten().cloned()).collect::<Vec<_>>())
 }
 
-/// A vector of length 1 that depends on the seed, as JSON.
-fn unit_vector(seed: u64, dimensions: usize) -> String {
-    let mut state = seed;
-    let values: Vec<f64> = (0..dimensions)
-        .map(|_| {
-            // Knuth's MMIX generator; the high half is good enough for filler.
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 32) as f64 / 2_147_483_648.0 - 1.0
-        })
-        .collect();
-    let length = values.iter().map(|value| value * value).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
-    format!("[{}]", values.iter().map(|value| format!("{:.6}", value / length)).collect::<Vec<_>>().join(","))
-}
-
-fn json(status: StatusCode, body: String) -> Response<Body> {
+pub(super) fn json(status: StatusCode, body: String) -> Response<Body> {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
-fn unix_seconds() -> u64 {
+pub(super) fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
 }
 
