@@ -1,5 +1,6 @@
 //! `cargo demo`: real prompts through a real Envoy to the emulated reference fleet, under a policy and then under round robin.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -29,7 +30,7 @@ const SEED: u64 = 2;
 /// Bounds the last answer of a run: 768 tokens take the slowest model, busy, some 45 s.
 const MAX_TOKENS: u32 = 768;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(150);
-const FAILURES_SHOWN: usize = 5;
+const REASONS_SHOWN: usize = 5;
 /// The convention of shells: 128 + SIGINT.
 const INTERRUPTED: u8 = 130;
 
@@ -161,7 +162,7 @@ async fn watch(
     mut outcomes: UnboundedReceiver<Outcome>,
 ) -> PolicySummary {
     let view = LiveView::new(policy, expected, &generating_models(fleet));
-    let (mut answered, mut failures) = (Vec::new(), Vec::new());
+    let (mut answered, mut failures) = (Vec::new(), Vec::<String>::new());
     let mut refresh = tokio::time::interval(view.period());
     let started = Instant::now();
     loop {
@@ -176,11 +177,13 @@ async fn watch(
     }
     let summary = summarise(policy, &answered, failures.len());
     view.finish(&summary, started.elapsed());
-    for reason in failures.iter().take(FAILURES_SHOWN) {
-        eprintln!("failed: {reason}");
+    let mut counts = BTreeMap::<&str, usize>::new();
+    failures.iter().for_each(|reason| *counts.entry(reason).or_default() += 1);
+    for (reason, count) in counts.iter().take(REASONS_SHOWN) {
+        eprintln!("{count} failed: {reason}");
     }
-    if let Some(more) = failures.len().checked_sub(FAILURES_SHOWN).filter(|&more| more > 0) {
-        eprintln!("... and {more} more failures");
+    if counts.len() > REASONS_SHOWN {
+        eprintln!("... for {} reasons in all", counts.len());
     }
     summary
 }

@@ -195,7 +195,8 @@ fn start_failure(log: &str, what: &str) -> anyhow::Error {
     if let Some(sentence) = refusal(log) {
         return anyhow!("{sentence}");
     }
-    let lines: Vec<&str> = log.lines().collect();
+    let is_chatter = |l: &&str| ["[info]", "[debug]", "[trace]"].iter().any(|level| l.contains(level));
+    let lines: Vec<&str> = log.lines().filter(|l| !is_chatter(l)).collect();
     let shown = lines.get(lines.len().saturating_sub(LOG_LINES_SHOWN)..).unwrap_or_default();
     anyhow!("{what}; the end of its log:\n{}", shown.join("\n"))
 }
@@ -213,7 +214,7 @@ fn refusal(log: &str) -> Option<String> {
     // "wasm log [plugin [root [vm]]]: text": names hold no colon.
     let (_, text) = logged.split_once(": ")?;
     let text = text.trim();
-    Some(format!("the module refuses its configuration: {}", text.strip_prefix("routebalance: ").unwrap_or(text)))
+    Some(format!("the module refuses to start: {}", text.strip_prefix("routebalance: ").unwrap_or(text)))
 }
 
 /// Lines of `/stats`: `name: number`. Histograms, which are no single number, are left out.
@@ -235,7 +236,7 @@ mod tests {
                 "[2026-11-22 05:00:00.000][7][info][main] [source/server/server.cc:1] hello\n\
                  [2026-11-22 05:00:01.000][7][critical][wasm] [source/extensions/common/wasm/context.cc:1161] wasm log routebalance: routebalance: models[0].name: must not be empty\n\
                  [2026-11-22 05:00:01.000][7][error][wasm] [source/extensions/common/wasm/wasm.cc:109] Wasm VM failed Failed to configure Wasm plugin\n",
-                Some("the module refuses its configuration: models[0].name: must not be empty"),
+                Some("the module refuses to start: models[0].name: must not be empty"),
             ),
             (
                 "[7][critical][main] error initializing config '/x/envoy.yaml': cannot bind '127.0.0.1:80': Permission denied",
