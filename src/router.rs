@@ -228,7 +228,8 @@ impl Router {
             .collect()
     }
 
-    /// Every instance of the allowed models; those that nobody answers at only if there is no other.
+    /// Every instance of the allowed models. One whose context is too short for the prompt is a candidate only if there is no
+    /// longer one, and one that nobody answers at only if there is no other at all.
     fn candidates(
         &self,
         ask: &Ask<'_>,
@@ -239,8 +240,7 @@ impl Router {
     ) -> Vec<Candidate> {
         let fleet = &self.config.fleet;
         let holder = ask.holder.filter(|i| *i < fleet.instances.len());
-        let mut reachable = Vec::new();
-        let mut unreachable = Vec::new();
+        let (mut fitting, mut too_short, mut unreachable) = (Vec::new(), Vec::new(), Vec::new());
         for (i, instance) in fleet.instances.iter().enumerate() {
             let Some(pool) = fleet.pools.get(instance.pool) else { continue };
             let wanted = holder.map_or_else(|| models.contains(&pool.model), |h| h == i);
@@ -272,9 +272,15 @@ impl Router {
                 in_flight: load.in_flight(),
                 last_dispatch: load.last_dispatch,
             };
-            if load.unreachable { unreachable.push(candidate) } else { reachable.push(candidate) }
+            if load.unreachable {
+                unreachable.push(candidate);
+            } else if prompt_tokens < f64::from(pool.limits.max_model_len) {
+                fitting.push(candidate);
+            } else {
+                too_short.push(candidate);
+            }
         }
-        if reachable.is_empty() { unreachable } else { reachable }
+        [fitting, too_short, unreachable].into_iter().find(|c| !c.is_empty()).unwrap_or_default()
     }
 
     /// The other instances of the pool: scored ones in their order, then those that were no candidates. A request that belongs

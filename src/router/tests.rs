@@ -169,6 +169,22 @@ fn what_the_client_caps_is_what_is_expected() {
 }
 
 #[test]
+fn a_long_prompt_goes_where_it_fits() {
+    let router = router(&[("/pools/3/limits/max_model_len", json!(131_072))]);
+    let long = |words: usize| {
+        let messages = json!([{"role": "user", "content": "word ".repeat(words)}]);
+        prompt(Api::ChatCompletions, &json!({"messages": messages}))
+    };
+    let pool = |prompt: &Prompt| {
+        let decision = decided(router.route(&ask(prompt, &router, "latency"), Some(&idle(&router))));
+        router.config().fleet.pools[decision.pool].name.clone()
+    };
+    assert_eq!(pool(&long(100)), "qwen2.5-3b");
+    assert_eq!(pool(&long(20_000)), "qwen2.5-72b");
+    pool(&long(500_000));
+}
+
+#[test]
 fn slos_and_budgets_of_a_policy_hold() {
     let strict = router(&[("/policies/1/slo", json!({"tpot_ms": 15}))]);
     let prompt = chat("auto");
