@@ -108,12 +108,14 @@ pub fn run(args: &DemoArgs) -> Result<ExitCode> {
 }
 
 async fn start(options: GatewayOptions) -> Result<Gateway> {
+    let module_bytes = std::fs::metadata(&options.module)?.len();
+    let workers = options.workers;
     let gateway = Gateway::start(options).await?;
     let (fleet, envoy) = (&gateway.config().fleet, gateway.envoy());
     let generates = |pool: &&Pool| fleet.model_of(pool).is_some_and(|m| m.kind == ModelKind::Generate);
     let generating: usize = fleet.pools.iter().filter(generates).map(|pool| pool.instances.len()).sum();
     println!(
-        "{generating} emulated instances of {} models and {} for embeddings; Envoy listens on {}, ready after {:.1} s{}.",
+        "{generating} emulated instances of {} models and {} for embeddings; Envoy listens on {}, ready after {:.1} s{} ({workers} workers, module of {module_bytes} bytes).",
         generating_models(fleet).len(),
         fleet.instances.len() - generating,
         envoy.address(),
