@@ -16,6 +16,8 @@ use crate::router::Decision;
 /// What the log says of a routed request. Fields of the response are absent until they are known.
 #[derive(Serialize)]
 pub(super) struct Entry {
+    /// Written here rather than by Envoy's format, which does not escape what a client may put into the header.
+    request_id: Option<String>,
     api: &'static str,
     policy: String,
     requested_model: Option<String>,
@@ -62,9 +64,18 @@ pub(super) struct Timing {
 }
 
 impl Entry {
-    pub(super) fn new(api: Api, config: &Config, policy: usize, prompt: &Prompt, decision: &Decision, timing: Timing) -> Entry {
+    pub(super) fn new(
+        request_id: Option<String>,
+        api: Api,
+        config: &Config,
+        policy: usize,
+        prompt: &Prompt,
+        decision: &Decision,
+        timing: Timing,
+    ) -> Entry {
         let us = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
         Entry {
+            request_id,
             api: name_of(api),
             policy: config.policies.get(policy).map(|p| p.name.clone()).unwrap_or_default(),
             requested_model: prompt.model.clone(),
@@ -95,7 +106,14 @@ impl Entry {
     }
 
     /// Adds what the response showed.
-    pub(super) fn answered(&mut self, config: &Config, decision: &Decision, seen: &Observed, ttft: Option<Duration>, e2e: Duration) {
+    pub(super) fn answered(
+        &mut self,
+        config: &Config,
+        decision: &Decision,
+        seen: &Observed,
+        ttft: Option<Duration>,
+        e2e: Duration,
+    ) {
         let prompt_tokens = seen.usage.as_ref().map(|u| u.prompt_tokens);
         let completion_tokens = seen.usage.as_ref().map_or(seen.content_events, |u| u.completion_tokens);
         let usd = config.fleet.models.get(decision.model).map_or(0.0, |m| {
@@ -124,8 +142,9 @@ impl Entry {
 }
 
 /// Hands Envoy the reason why a request was not routed.
-pub(super) fn publish_unrouted(outcome: &str, reason: &str) {
-    let line = serde_json::json!({ "rung": "untouched", "outcome": outcome, "reason": reason });
+pub(super) fn publish_unrouted(request_id: Option<&str>, outcome: &str, reason: &str) {
+    let line =
+        serde_json::json!({ "request_id": request_id, "rung": "untouched", "outcome": outcome, "reason": reason });
     host::set_filter_state(DECISION_STATE, &line.to_string());
 }
 

@@ -20,6 +20,7 @@ const PIECE: usize = 64 << 10;
 /// The HTTP context of one request.
 pub(super) struct Stream {
     worker: Shared,
+    request_id: Option<String>,
     phase: Phase,
 }
 
@@ -58,7 +59,7 @@ struct Serving {
 
 impl Stream {
     pub(super) fn new(worker: Shared) -> Stream {
-        Stream { worker, phase: Phase::Passing }
+        Stream { worker, request_id: None, phase: Phase::Passing }
     }
 
     /// Answers the client and ends the request here.
@@ -70,7 +71,7 @@ impl Stream {
     }
 
     fn refuse(&mut self, api: Option<Api>, status: u16, message: &str) -> Action {
-        access_log::publish_unrouted("refused", message);
+        access_log::publish_unrouted(self.request_id.as_deref(), "refused", message);
         self.worker.with(|w| w.metrics.count(&format!("routebalance.refused.{status}")));
         self.answer(status, &openai::error_body(api, status, message))
     }
@@ -78,7 +79,7 @@ impl Stream {
     /// Leaves the request to Envoy's own route.
     fn pass(&mut self, reason: &'static str) -> Action {
         self.phase = Phase::Passing;
-        access_log::publish_unrouted("passed", reason);
+        access_log::publish_unrouted(self.request_id.as_deref(), "passed", reason);
         self.worker.with(|w| w.metrics.count(&format!("routebalance.untouched.{reason}")));
         Action::Continue
     }
@@ -96,7 +97,7 @@ impl Stream {
         });
         match body.flatten() {
             Some(body) => {
-                access_log::publish_unrouted("answered", "models");
+                access_log::publish_unrouted(self.request_id.as_deref(), "answered", "models");
                 self.answer(200, &body)
             }
             None => {
@@ -116,7 +117,7 @@ impl Stream {
         match found.flatten() {
             Some((cluster, address)) => {
                 direct(&cluster, &address);
-                access_log::publish_unrouted("returned", "response_item");
+                access_log::publish_unrouted(self.request_id.as_deref(), "returned", "response_item");
                 Action::Continue
             }
             None => self.pass("unknown_response"),
@@ -126,8 +127,7 @@ impl Stream {
     /// The policy of the request's route: its metadata, its name, or the default.
     fn policy(worker: &Worker) -> usize {
         let config = worker.router.config();
-        let metadata =
-            ["xds", "route_metadata", "filter_metadata", names::METADATA_NAMESPACE, names::METADATA_POLICY];
+        let metadata = ["xds", "route_metadata", "filter_metadata", names::METADATA_NAMESPACE, names::METADATA_POLICY];
         host::property(&metadata)
             .and_then(|name| config.policy_named(&name))
             .or_else(|| host::property(&["xds", "route_name"]).and_then(|name| config.policy_of_route(&name)))
@@ -203,7 +203,7 @@ impl Stream {
         patch_body(prompt, &pool.served_model, buffered, reading.content_length);
         direct(&pool.cluster, &endpoints.join(","));
         timing.patch = host::now().saturating_sub(now);
-        let entry = Entry::new(reading.api, config, reading.policy, prompt, &decision, timing);
+        let entry = Entry::new(self.request_id.take(), reading.api, config, reading.policy, prompt, &decision, timing);
         entry.publish();
         let counter = format!("routebalance.decisions.{}.{}", pool.name, decision.rung.name());
         worker.metrics.count(&counter);
@@ -289,6 +289,7 @@ impl HttpContext for Stream {
         // What only the filter may say is removed, whoever wrote it.
         host::set_header(MapType::HttpRequestHeaders, names::POOL_HEADER, None);
         host::set_header(MapType::HttpRequestHeaders, names::ENDPOINT_HEADER, None);
+        self.request_id = host::header(MapType::HttpRequestHeaders, "x-request-id");
         let method = host::header(MapType::HttpRequestHeaders, ":method").unwrap_or_default();
         let path = host::header(MapType::HttpRequestHeaders, ":path").unwrap_or_default();
         match openai::call_of(&method, &path) {

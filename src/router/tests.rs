@@ -97,7 +97,9 @@ fn the_ladder() {
     let all = router(&[]);
     let prompt = chat("auto");
     let unreported = vec![LoadNow::default(); all.config().fleet.instances.len()];
-    let rung = |router: &Router, loads: Option<&[LoadNow]>| decided(router.route(&ask(&prompt, router, "balanced"), loads)).rung;
+    let rung = |router: &Router, loads: Option<&[LoadNow]>| {
+        decided(router.route(&ask(&prompt, router, "balanced"), loads)).rung
+    };
     assert_eq!(rung(&all, Some(&idle(&all))), Rung::Fused);
     assert_eq!(rung(&all, Some(&unreported)), Rung::Reckoned);
     assert_eq!(rung(&all, None), Rung::Static);
@@ -121,7 +123,13 @@ fn load_moves_the_choice_to_another_instance_and_then_to_another_model() {
     assert_eq!(second.pool, first.pool);
     assert_ne!(second.instance, first.instance);
     for i in router.config().fleet.pools[first.pool].instances.clone() {
-        loads[i] = LoadNow { running: 256.0, waiting: 40.0, pending_output_tokens: 80_000.0, trust: 1.0, ..LoadNow::default() };
+        loads[i] = LoadNow {
+            running: 256.0,
+            waiting: 40.0,
+            pending_output_tokens: 80_000.0,
+            trust: 1.0,
+            ..LoadNow::default()
+        };
     }
     let third = decided(router.route(&ask(&prompt, &router, "latency"), Some(&loads)));
     assert_ne!(third.pool, first.pool);

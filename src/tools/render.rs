@@ -79,7 +79,7 @@ static_resources:
               path: {access_log}
               log_format:
                 text_format_source:
-                  inline_string: '{{"time":"%START_TIME%","request_id":"%REQ(X-REQUEST-ID)%","method":"%REQ(:METHOD)%","status":%RESPONSE_CODE%,"flags":"%RESPONSE_FLAGS%","duration_ms":%DURATION%,"attempts":%UPSTREAM_REQUEST_ATTEMPT_COUNT%,"upstream":"%UPSTREAM_HOST%","decision":%FILTER_STATE(wasm.{decision}:PLAIN)%}}
+                  inline_string: '{{"time":"%START_TIME%","method":"%REQ(:METHOD)%","status":%RESPONSE_CODE%,"flags":"%RESPONSE_FLAGS%","duration_ms":%DURATION%,"attempts":%UPSTREAM_REQUEST_ATTEMPT_COUNT%,"upstream":"%UPSTREAM_HOST%","decision":%FILTER_STATE(wasm.{decision}:PLAIN)%}}
 
                     '
           http_filters:
@@ -139,8 +139,12 @@ fn routes(yaml: &mut String, config: &Config) -> anyhow::Result<()> {
               routes:
 "#
     )?;
-    let default_route =
-        Route { name: "default".to_owned(), prefix: "/".to_owned(), prefix_rewrite: None, policy: config.default_policy };
+    let default_route = Route {
+        name: "default".to_owned(),
+        prefix: "/".to_owned(),
+        prefix_rewrite: None,
+        policy: config.default_policy,
+    };
     let all = if config.routes.is_empty() { std::slice::from_ref(&default_route) } else { config.routes.as_slice() };
     for route in all {
         route_pair(yaml, config, route)?;
