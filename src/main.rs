@@ -1,5 +1,6 @@
 //! The command line of RouteBalance.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use routebalance::tools::check::{check, summary};
 use routebalance::tools::demo::{self, DemoArgs};
+use routebalance::tools::fleet::{self, FleetArgs};
 use routebalance::tools::instance::{self, InstanceArgs, PoolProfile, profile_from_config};
 use routebalance::tools::prompts::PromptSet;
 use routebalance::tools::render::render;
@@ -31,6 +33,9 @@ enum Command {
         /// Where to write [default: envoy.yaml beside FILE]
         #[arg(long, value_name = "FILE")]
         output: Option<PathBuf>,
+        /// Listen on this ip:port instead of the configured one
+        #[arg(long, value_name = "ADDRESS")]
+        listen: Option<SocketAddr>,
         /// Write nothing; fail if the output differs from what would be written
         #[arg(long)]
         check: bool,
@@ -40,6 +45,8 @@ enum Command {
         /// The configuration
         file: PathBuf,
     },
+    /// Run the emulated instances of a configuration
+    Fleet(FleetArgs),
     /// Run one emulated instance
     Instance {
         #[command(flatten)]
@@ -63,10 +70,14 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Demo(args) => return demo::run(&args),
-        Command::Render { file, output, check } => {
-            render_file(&file, &output.unwrap_or_else(|| file.with_file_name("envoy.yaml")), check)?;
+        Command::Render { file, output, listen, check } => {
+            render_file(&file, &output.unwrap_or_else(|| file.with_file_name("envoy.yaml")), listen, check)?;
         }
         Command::Check { file } => println!("{}: {}", file.display(), summary(&check(&file)?)),
+        Command::Fleet(args) => {
+            let answers = args.answers.as_deref().map(read_prompts).transpose()?;
+            tokio::runtime::Runtime::new()?.block_on(fleet::run(&args, &check(&args.file)?, answers.as_ref()))?;
+        }
         Command::Instance { args, config, answers } => {
             let answers = answers.as_deref().map(read_prompts).transpose()?;
             let resolve = |name: &str| pool_profile(&config, name);
@@ -89,9 +100,13 @@ fn read_prompts(file: &Path) -> Result<Arc<PromptSet>> {
     Ok(Arc::new(PromptSet::from_jsonl(&text).with_context(|| format!("{} is wrong", file.display()))?))
 }
 
-fn render_file(file: &Path, output: &Path, compare: bool) -> Result<()> {
+fn render_file(file: &Path, output: &Path, listen: Option<SocketAddr>, compare: bool) -> Result<()> {
     check(file)?;
-    let yaml = render(&serde_json::from_slice(&std::fs::read(file)?)?)?;
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(file)?)?;
+    if let Some(listen) = listen {
+        config["envoy"]["listen"] = listen.to_string().into();
+    }
+    let yaml = render(&config)?;
     if !compare {
         return std::fs::write(output, yaml).with_context(|| format!("{} cannot be written", output.display()));
     }

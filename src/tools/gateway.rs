@@ -9,7 +9,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::envoy::{Envoy, EnvoyOptions};
-use super::instance::{self, InstanceOptions, RunningInstance, profile_from_config};
+use super::fleet;
+use super::instance::RunningInstance;
 use super::ports::{HeldPort, free_ports};
 use super::prompts::PromptSet;
 use super::render::render;
@@ -60,7 +61,7 @@ impl Gateway {
         let yaml = render(&json)?;
         // From here on everyone binds the port it was given.
         drop(ports);
-        let instances = start_fleet(&config, options.time_scale, options.answers.as_ref()).await?;
+        let instances = fleet::start(&config, &[], options.time_scale, options.answers.as_ref()).await?;
         let envoy = EnvoyOptions {
             binary: options.envoy,
             config: yaml,
@@ -98,23 +99,6 @@ impl Gateway {
     pub fn access_log(&self) -> String {
         std::fs::read_to_string(self.run_dir.path().join("access.log")).unwrap_or_default()
     }
-}
-
-async fn start_fleet(
-    config: &Config,
-    time_scale: f64,
-    answers: Option<&Arc<PromptSet>>,
-) -> Result<Vec<RunningInstance>> {
-    let mut running = Vec::with_capacity(config.fleet.instances.len());
-    for (index, instance) in config.fleet.instances.iter().enumerate() {
-        let (_, pool) = config.fleet.pool_of(index).context("an instance without a pool")?;
-        let profile = profile_from_config(&config.fleet, &pool.name).context("a pool without a model")?;
-        let listen = instance.address.parse().with_context(|| format!("{:?} is no ip:port", instance.address))?;
-        let options =
-            InstanceOptions { listen, time_scale, answers: answers.cloned(), ..InstanceOptions::new(profile) };
-        running.push(instance::start(options).await?);
-    }
-    Ok(running)
 }
 
 /// Gives Envoy and every instance a free loopback port, held until it is dropped.

@@ -16,6 +16,7 @@ pub mod demo;
 pub mod demo_view;
 pub mod envoy;
 pub mod envoy_binary;
+pub mod fleet;
 pub mod gateway;
 pub mod instance;
 pub mod load;
