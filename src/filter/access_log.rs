@@ -62,14 +62,7 @@ pub(super) struct Timing {
 }
 
 impl Entry {
-    pub(super) fn new(
-        api: Api,
-        config: &Config,
-        policy: usize,
-        prompt: &Prompt,
-        decision: &Decision,
-        timing: Timing,
-    ) -> Entry {
+    pub(super) fn new(api: Api, config: &Config, policy: usize, prompt: &Prompt, decision: &Decision, timing: Timing) -> Entry {
         let us = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
         Entry {
             api: name_of(api),
@@ -102,14 +95,7 @@ impl Entry {
     }
 
     /// Adds what the response showed.
-    pub(super) fn answered(
-        &mut self,
-        config: &Config,
-        decision: &Decision,
-        seen: &Observed,
-        ttft: Option<Duration>,
-        e2e: Duration,
-    ) {
+    pub(super) fn answered(&mut self, config: &Config, decision: &Decision, seen: &Observed, ttft: Option<Duration>, e2e: Duration) {
         let prompt_tokens = seen.usage.as_ref().map(|u| u.prompt_tokens);
         let completion_tokens = seen.usage.as_ref().map_or(seen.content_events, |u| u.completion_tokens);
         let usd = config.fleet.models.get(decision.model).map_or(0.0, |m| {
