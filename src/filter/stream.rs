@@ -127,7 +127,8 @@ impl Stream {
     /// The policy of the request's route: its metadata, its name, or the default.
     fn policy(worker: &Worker) -> usize {
         let config = worker.router.config();
-        let metadata = ["xds", "route_metadata", "filter_metadata", names::METADATA_NAMESPACE, names::METADATA_POLICY];
+        let metadata =
+            ["xds", "route_metadata", "filter_metadata", names::METADATA_NAMESPACE, names::METADATA_POLICY];
         host::property(&metadata)
             .and_then(|name| config.policy_named(&name))
             .or_else(|| host::property(&["xds", "route_name"]).and_then(|name| config.policy_of_route(&name)))
