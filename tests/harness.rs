@@ -174,7 +174,9 @@ impl Request {
     pub(crate) fn chat(model: &str) -> Self {
         Self::post(
             "/v1/chat/completions",
-            format!(r#"{{"model":"{model}","messages":[{{"role":"user","content":"Why is the sky blue?"}}],"max_tokens":8}}"#),
+            format!(
+                r#"{{"model":"{model}","messages":[{{"role":"user","content":"Why is the sky blue?"}}],"max_tokens":8}}"#
+            ),
         )
     }
 
@@ -196,7 +198,10 @@ impl Request {
         };
         headers.push(("transfer-encoding", "chunked"));
         let fields: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-        let head = format!("{} {} HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\n{fields}\r\n", self.method, self.path);
+        let head = format!(
+            "{} {} HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\n{fields}\r\n",
+            self.method, self.path
+        );
         tcp.write_all(head.as_bytes()).await.expect("the head is sent");
         for piece in self.body.chunks(size) {
             let chunk = [format!("{:x}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat();
