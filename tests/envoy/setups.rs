@@ -9,10 +9,11 @@ pub(crate) static REFERENCE: Setup = Setup {
     name: "reference",
     change: |config| config["response"]["expose_endpoint"] = json!(true),
     edit: Some(quick),
+    reports: true,
 };
 
 /// Little is left: bodies of 64 KiB, no predictor, routes without metadata, no judgement on unknown models.
-pub(crate) static LEAN: Setup = Setup { name: "lean", change: lean, edit: Some(without_metadata) };
+pub(crate) static LEAN: Setup = Setup { name: "lean", change: lean, edit: Some(without_metadata), reports: true };
 
 fn lean(config: &mut Value) {
     config["request"]["max_buffered_bytes"] = json!(65_536);
@@ -22,14 +23,14 @@ fn lean(config: &mut Value) {
 
 /// No load can be read: the first instance of a pool is always the first choice.
 pub(crate) static STATIC: Setup =
-    Setup { name: "static", change: |config| config["drill"] = json!(["shared_data"]), edit: Some(quick) };
+    Setup { name: "static", change: |config| config["drill"] = json!(["shared_data"]), edit: Some(quick), reports: false };
 
 /// No decision comes back.
 pub(crate) static UNTOUCHED: Setup =
-    Setup { name: "untouched", change: |config| config["drill"] = json!(["router"]), edit: Some(quick) };
+    Setup { name: "untouched", change: |config| config["drill"] = json!(["router"]), edit: Some(quick), reports: false };
 
 /// The filter is not there.
-pub(crate) static BYPASSED: Setup = Setup { name: "bypassed", change: |_| {}, edit: Some(without_filter) };
+pub(crate) static BYPASSED: Setup = Setup { name: "bypassed", change: |_| {}, edit: Some(without_filter), reports: false };
 
 /// Envoy forgives an instance within a test's patience.
 fn quick(yaml: &str) -> String {
