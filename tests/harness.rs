@@ -45,6 +45,8 @@ pub(crate) struct Setup {
     pub(crate) change: fn(&mut Value),
     /// Changes what is rendered from it.
     pub(crate) edit: Option<fn(&str) -> String>,
+    /// Whether scenarios count on load reports.
+    pub(crate) reports: bool,
 }
 
 impl Setup {
@@ -118,11 +120,13 @@ impl Stage {
 
     fn gateway(&self, setup: &'static Setup) -> anyhow::Result<Gateway> {
         match self.slot().take() {
-            Some(gateway) if gateway.setup == setup.name => Ok(gateway),
+            Some(gateway) if gateway.setup.name == setup.name => Ok(gateway),
             // One Envoy at a time: the old one ends first.
             other => {
                 drop(other);
-                Ok(Gateway::new(setup.name, self.runtime.block_on(setup.start())?))
+                let gateway = Gateway::new(setup, self.runtime.block_on(setup.start())?);
+                self.runtime.block_on(gateway.reported());
+                Ok(gateway)
             }
         }
     }
@@ -134,7 +138,7 @@ impl Stage {
 
 /// A fleet and an Envoy with two workers in front of it.
 pub(crate) struct Gateway {
-    setup: &'static str,
+    setup: &'static Setup,
     running: gateway::Gateway,
     faulty: Mutex<BTreeSet<usize>>,
     requests: AtomicU64,
@@ -174,7 +178,9 @@ impl Request {
     pub(crate) fn chat(model: &str) -> Self {
         Self::post(
             "/v1/chat/completions",
-            format!(r#"{{"model":"{model}","messages":[{{"role":"user","content":"Why is the sky blue?"}}],"max_tokens":8}}"#),
+            format!(
+                r#"{{"model":"{model}","messages":[{{"role":"user","content":"Why is the sky blue?"}}],"max_tokens":8}}"#
+            ),
         )
     }
 
@@ -196,7 +202,10 @@ impl Request {
         };
         headers.push(("transfer-encoding", "chunked"));
         let fields: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-        let head = format!("{} {} HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\n{fields}\r\n", self.method, self.path);
+        let head = format!(
+            "{} {} HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\n{fields}\r\n",
+            self.method, self.path
+        );
         tcp.write_all(head.as_bytes()).await.expect("the head is sent");
         for piece in self.body.chunks(size) {
             let chunk = [format!("{:x}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat();
@@ -248,7 +257,7 @@ pub(crate) fn status(answer: &Answer) -> u16 {
 }
 
 impl Gateway {
-    fn new(setup: &'static str, running: gateway::Gateway) -> Self {
+    fn new(setup: &'static Setup, running: gateway::Gateway) -> Self {
         Self { setup, running, faulty: Mutex::default(), requests: AtomicU64::default() }
     }
 
@@ -355,7 +364,12 @@ impl Gateway {
             stats.iter().filter(|(name, _)| name.ends_with(".ejections_active")).map(|(_, n)| n).sum::<u64>()
         };
         eventually("instances that Envoy has ejected", ejected, |ejected| *ejected == 0).await;
-        if self.config().telemetry.enabled && self.stats().await.contains_key("scrapes.ok") {
+        self.reported().await;
+    }
+
+    /// Waits until every instance has reported its load.
+    async fn reported(&self) {
+        if self.setup.reports {
             // After twice as many scrapes as there are instances, each was reached.
             self.scrapes("ok", 2 * self.running.instances().len() as u64).await;
         }

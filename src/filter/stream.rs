@@ -12,7 +12,7 @@ use crate::filter::worker::{Shared, Worker};
 use crate::names;
 use crate::openai::{self, Api, Call, Prompt, RequestScan, ResponseScan};
 use crate::reckoning::Dispatch;
-use crate::router::{Ask, Decision, Verdict};
+use crate::router::{Ask, Decision, Rung, Verdict};
 
 /// Bytes of a body that are read at once: bounds the VM's memory whatever the body's size.
 const PIECE: usize = 64 << 10;
@@ -27,6 +27,8 @@ pub(super) struct Stream {
 enum Phase {
     /// Not ours, already answered, or over.
     Passing,
+    /// Asked for a decision, and left to Envoy's own route.
+    Untouched,
     /// Headers are held while the body comes.
     Reading(Box<Reading>),
     /// Sent to an instance.
@@ -76,7 +78,14 @@ impl Stream {
         self.answer(status, &openai::error_body(api, status, message))
     }
 
-    /// Leaves the request to Envoy's own route.
+    /// Leaves a request that asks for a decision to Envoy's own route.
+    fn leave(&mut self, reason: &'static str) -> Action {
+        let action = self.pass(reason);
+        self.phase = Phase::Untouched;
+        action
+    }
+
+    /// Lets Envoy's own route serve.
     fn pass(&mut self, reason: &'static str) -> Action {
         self.phase = Phase::Passing;
         access_log::publish_unrouted(self.request_id.as_deref(), "passed", reason);
@@ -127,8 +136,7 @@ impl Stream {
     /// The policy of the request's route: its metadata, its name, or the default.
     fn policy(worker: &Worker) -> usize {
         let config = worker.router.config();
-        let metadata =
-            ["xds", "route_metadata", "filter_metadata", names::METADATA_NAMESPACE, names::METADATA_POLICY];
+        let metadata = ["xds", "route_metadata", "filter_metadata", names::METADATA_NAMESPACE, names::METADATA_POLICY];
         host::property(&metadata)
             .and_then(|name| config.policy_named(&name))
             .or_else(|| host::property(&["xds", "route_name"]).and_then(|name| config.policy_of_route(&name)))
@@ -137,7 +145,7 @@ impl Stream {
 
     fn begin(&mut self, api: Api, end_of_stream: bool) -> Action {
         if host::header(MapType::HttpRequestHeaders, "content-encoding").is_some_and(|e| e != "identity") {
-            return self.pass("encoded_body");
+            return self.leave("encoded_body");
         }
         let policy = self.worker.with(|w| Stream::policy(w)).unwrap_or_default();
         let content_length =
@@ -175,8 +183,8 @@ impl Stream {
         };
         let worker = self.worker.clone();
         match worker.with(|w| route(w, &reading, &prompt)) {
-            None => self.pass("busy"),
-            Some((Verdict::Untouched(reason), _)) => self.pass(reason),
+            None => self.leave("busy"),
+            Some((Verdict::Untouched(reason), _)) => self.leave(reason),
             Some((Verdict::Refused { status, message }, _)) => self.refuse(Some(api), status, &message),
             Some((Verdict::Decided(decision), timing)) => {
                 worker.with(|w| self.dispatch(w, reading, &prompt, *decision, timing, buffered));
@@ -342,6 +350,9 @@ impl HttpContext for Stream {
     }
 
     fn on_http_response_headers(&mut self, _headers: usize, end_of_stream: bool) -> Action {
+        if let Phase::Untouched = self.phase {
+            host::set_header(MapType::HttpResponseHeaders, names::RUNG_RESPONSE_HEADER, Some(Rung::Untouched.name()));
+        }
         let Phase::Serving(serving) = &mut self.phase else { return Action::Continue };
         let content_type = host::header(MapType::HttpResponseHeaders, "content-type").unwrap_or_default();
         let is_sse = content_type.starts_with("text/event-stream");
