@@ -85,7 +85,8 @@ mod tests {
         let ms = |v: u64| Some(Duration::from_millis(v));
         let slo = |ttft, tpot| Slo { ttft, tpot };
         let budget = |usd, tokens| Budget { usd, tokens };
-        let rows: &[(&str, Slo, Budget, &[usize], &[Constraint])] = &[
+        type Row = (&'static str, Slo, Budget, &'static [usize], &'static [Constraint]);
+        let rows: &[Row] = &[
             ("none", slo(None, None), budget(None, None), &[0, 1], &[]),
             ("ttft", slo(ms(200), None), budget(None, None), &[0], &[]),
             ("tpot", slo(None, ms(20)), budget(None, None), &[0], &[]),

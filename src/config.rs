@@ -157,10 +157,7 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
     }
     let policies = check_policies(&raw.policies)?;
     let named = |field: String, name: &str| {
-        policies
-            .iter()
-            .position(|p| p.name == name)
-            .ok_or_else(|| error(field, format!("no policy is named {name:?}")))
+        policies.iter().position(|p| p.name == name).ok_or_else(|| error(field, format!("no policy is named {name:?}")))
     };
     let default_policy = named("default_policy".to_owned(), &raw.default_policy)?;
     check_names("routes[].name", raw.routes.iter().map(|r| r.name.as_str()))?;
@@ -261,11 +258,9 @@ fn check_models(raw: &[RawModel]) -> Result<Vec<Model>, ConfigError> {
 
 fn check_model(i: usize, raw: &RawModel) -> Result<Model, ConfigError> {
     let at = |field: &str| format!("models[{i}].{field}");
-    let needed = |value: Option<f64>, field: &str| {
-        value.ok_or_else(|| error(at(field), "a model of kind generate needs it"))
-    };
-    let input =
-        check_number(at("usd_per_million_input_tokens"), raw.usd_per_million_input_tokens, 0.0, 1e6)?;
+    let needed =
+        |value: Option<f64>, field: &str| value.ok_or_else(|| error(at(field), "a model of kind generate needs it"));
+    let input = check_number(at("usd_per_million_input_tokens"), raw.usd_per_million_input_tokens, 0.0, 1e6)?;
     let (kind, output, quality, tokens) = match raw.kind {
         RawModelKind::Embed => (ModelKind::Embed, 0.0, raw.quality_prior.unwrap_or(0.0), 1.0),
         RawModelKind::Generate => (
@@ -376,9 +371,7 @@ fn check_policy(i: usize, raw: &RawPolicy) -> Result<Policy, ConfigError> {
         return Err(error(at("weights"), "at least one weight must be above 0"));
     }
     let milliseconds = |value: Option<f64>, field: &str| {
-        value
-            .map(|v| Ok(Duration::from_secs_f64(check_number(at(field), v, 0.001, 1e9)? / 1e3)))
-            .transpose()
+        value.map(|v| Ok(Duration::from_secs_f64(check_number(at(field), v, 0.001, 1e9)? / 1e3))).transpose()
     };
     let usd = raw.budget.usd.map(|v| check_number(at("budget.usd"), v, 0.0, 1e9)).transpose()?;
     if raw.budget.tokens == Some(0) {
@@ -403,12 +396,7 @@ fn check_route(i: usize, raw: &RawRoute, policy: usize) -> Result<Route, ConfigE
             return Err(error(format!("routes[{i}].{field}"), "must be a path that starts with /"));
         }
     }
-    Ok(Route {
-        name: raw.name.clone(),
-        prefix: raw.prefix.clone(),
-        prefix_rewrite: raw.prefix_rewrite.clone(),
-        policy,
-    })
+    Ok(Route { name: raw.name.clone(), prefix: raw.prefix.clone(), prefix_rewrite: raw.prefix_rewrite.clone(), policy })
 }
 
 fn check_telemetry(raw: &RawTelemetry) -> Result<Telemetry, ConfigError> {

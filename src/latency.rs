@@ -102,7 +102,9 @@ mod tests {
             for waiting in 0..6 {
                 let here = load(f64::from(running), f64::from(waiting), 100.0);
                 let queued = load(f64::from(running), f64::from(waiting + 1), 200.0);
-                assert!(paper_seconds(&PROFILE, &LIMITS, &queued, 50.0) >= paper_seconds(&PROFILE, &LIMITS, &here, 50.0));
+                assert!(
+                    paper_seconds(&PROFILE, &LIMITS, &queued, 50.0) >= paper_seconds(&PROFILE, &LIMITS, &here, 50.0)
+                );
                 assert!(ttft_seconds(&PROFILE, &LIMITS, &queued, 50.0) >= ttft_seconds(&PROFILE, &LIMITS, &here, 50.0));
             }
         }
@@ -110,9 +112,12 @@ mod tests {
 
     #[test]
     fn any_number_is_a_duration() {
-        for (seconds, expected) in
-            [(1.5, Duration::from_millis(1_500)), (-1.0, Duration::ZERO), (f64::NAN, Duration::ZERO), (1e300, Duration::MAX)]
-        {
+        for (seconds, expected) in [
+            (1.5, Duration::from_millis(1_500)),
+            (-1.0, Duration::ZERO),
+            (f64::NAN, Duration::ZERO),
+            (1e300, Duration::MAX),
+        ] {
             assert_eq!(duration(seconds), expected);
         }
     }

@@ -224,8 +224,7 @@ pub fn load_now(
             let report = reports.and_then(|r| r.0.get(i)).unwrap_or(&none);
             let pool = fleet.pools.get(instance.pool);
             let max_running = pool.map_or(f64::INFINITY, |p| f64::from(p.limits.max_running));
-            let tokens_prior =
-                pool.and_then(|p| fleet.model_of(p)).map_or(1.0, |m| m.output_tokens_prior);
+            let tokens_prior = pool.and_then(|p| fleet.model_of(p)).map_or(1.0, |m| m.output_tokens_prior);
             reckon(own, report, now, telemetry, max_running, tokens_prior)
         })
         .collect()
@@ -353,7 +352,7 @@ mod tests {
             (seed >> 33) % n
         };
         for _ in 0..200 {
-            let mut workers = vec![Counters::new(3), Counters::new(3)];
+            let mut workers = [Counters::new(3), Counters::new(3)];
             let mut open: Vec<(usize, Dispatch)> = Vec::new();
             for step in 0..100u64 {
                 let now = Duration::from_millis(step);

@@ -198,9 +198,7 @@ impl Router {
                 Err(Verdict::Refused { status: 404, message: format!("The model `{name}` does not serve {use_}.") })
             }
             None if self.config.unknown_model == UnknownModel::PassThrough => Err(Verdict::Untouched("unknown_model")),
-            None => {
-                Err(Verdict::Refused { status: 404, message: format!("The model `{name}` does not exist.") })
-            }
+            None => Err(Verdict::Refused { status: 404, message: format!("The model `{name}` does not exist.") }),
         }
     }
 
@@ -302,8 +300,7 @@ impl Router {
             .filter_map(|i| candidates.get(*i).map(|c| c.instance))
             .filter(|i| *i != chosen && pool.instances.contains(i))
             .collect();
-        let mut rest: Vec<usize> =
-            pool.instances.clone().filter(|i| *i != chosen && !fallbacks.contains(i)).collect();
+        let mut rest: Vec<usize> = pool.instances.clone().filter(|i| *i != chosen && !fallbacks.contains(i)).collect();
         rest.sort_by_key(|i| loads.and_then(|l| l.get(*i)).is_some_and(|l| l.unreachable));
         fallbacks.append(&mut rest);
         fallbacks

@@ -131,7 +131,12 @@ mod tests {
         let pair = [candidate(0, 0.4, 1.0, 1e-5), candidate(1, 0.8, 2.0, 4e-5)];
         let third = 1.0 / 3.0;
         let rows = [
-            ("raw, uniform", weights(third, third, third), QualityNormalisation::Raw, [(0.4 + 0.75 + 0.5) / 3.0, 0.8 / 3.0]),
+            (
+                "raw, uniform",
+                weights(third, third, third),
+                QualityNormalisation::Raw,
+                [(0.4 + 0.75 + 0.5) / 3.0, 0.8 / 3.0],
+            ),
             ("min-max, uniform", weights(third, third, third), QualityNormalisation::MinMax, [1.25 / 3.0, third]),
             ("quality alone", weights(1.0, 0.0, 0.0), QualityNormalisation::Raw, [0.4, 0.8]),
             ("cost alone", weights(0.0, 0.0, 1.0), QualityNormalisation::MinMax, [0.75, 0.0]),
@@ -192,7 +197,8 @@ mod tests {
             let w = weights(random(), random(), random());
             let doubled = weights(w.quality * 2.0, w.latency * 2.0, w.cost * 2.0);
             for normalisation in [QualityNormalisation::Raw, QualityNormalisation::MinMax] {
-                let order = |w: &Weights| rank(&candidates, &scores(&candidates, w, Objective::Paper, normalisation, 0));
+                let order =
+                    |w: &Weights| rank(&candidates, &scores(&candidates, w, Objective::Paper, normalisation, 0));
                 assert_eq!(order(&w), order(&doubled));
             }
         }

@@ -32,9 +32,7 @@ const VERSION: u8 = 1;
 
 /// 64-bit FNV-1a (Fowler, Noll, Vo): short, stable across builds, good enough to tell names apart.
 pub fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 /// Tells fleets apart: records are per instance, in the order of the file.
@@ -254,12 +252,7 @@ impl Slots {
 
     /// Slots whose VM has died without anybody taking over.
     pub fn orphans(&self, now: Duration) -> Vec<usize> {
-        self.owners
-            .iter()
-            .enumerate()
-            .filter(|(_, c)| c.owner != 0 && c.free_at(now))
-            .map(|(slot, _)| slot)
-            .collect()
+        self.owners.iter().enumerate().filter(|(_, c)| c.owner != 0 && c.free_at(now)).map(|(slot, _)| slot).collect()
     }
 
     /// Marks an orphan as free.
@@ -316,8 +309,7 @@ impl Responses {
 
     /// The ring from bytes; a broken one is empty.
     pub fn decode(bytes: &[u8], fingerprint: u64) -> Responses {
-        let rows =
-            Reader::open(bytes, fingerprint).and_then(|mut reader| reader.rows(|r| Some((r.u64()?, r.u64()?))));
+        let rows = Reader::open(bytes, fingerprint).and_then(|mut reader| reader.rows(|r| Some((r.u64()?, r.u64()?))));
         Responses(rows.unwrap_or_default())
     }
 }

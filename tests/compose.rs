@@ -1,5 +1,7 @@
 //! `docker-compose.yml` agrees with the configuration, and what its services run does run.
 
+#![allow(clippy::disallowed_methods, reason = "tests start processes")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::{Command, Stdio};

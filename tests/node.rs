@@ -1,5 +1,7 @@
 //! The core's unit tests again, in Node: the same code on a wasm target, where `usize` has 32 bits and a panic is a trap.
 
+#![allow(clippy::disallowed_methods, reason = "tests start processes")]
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Stdio};

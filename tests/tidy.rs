@@ -1,5 +1,7 @@
 //! What the repository promises about itself, checked: sizes, the map, the direction of dependencies, and what must not be in it.
 
+#![allow(clippy::disallowed_methods, reason = "tests start processes")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;

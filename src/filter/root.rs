@@ -68,7 +68,8 @@ impl Root {
             }
             let first = due.is_zero();
             let spread = telemetry.scrape_period / instances * (i as u32);
-            *due = now.saturating_add(telemetry.scrape_period).saturating_add(if first { spread } else { Duration::ZERO });
+            *due =
+                now.saturating_add(telemetry.scrape_period).saturating_add(if first { spread } else { Duration::ZERO });
             let (Some((_, pool)), Some(instance)) = (config.fleet.pool_of(i), config.fleet.instances.get(i)) else {
                 continue;
             };

@@ -139,8 +139,12 @@ fn routes(yaml: &mut String, config: &Config) -> anyhow::Result<()> {
               routes:
 "#
     )?;
-    let default_route =
-        Route { name: "default".to_owned(), prefix: "/".to_owned(), prefix_rewrite: None, policy: config.default_policy };
+    let default_route = Route {
+        name: "default".to_owned(),
+        prefix: "/".to_owned(),
+        prefix_rewrite: None,
+        policy: config.default_policy,
+    };
     let all = if config.routes.is_empty() { std::slice::from_ref(&default_route) } else { config.routes.as_slice() };
     for route in all {
         route_pair(yaml, config, route)?;
