@@ -129,6 +129,16 @@ impl InstanceCounters {
     pub fn outstanding_requests(&self) -> u64 {
         self.dispatched_requests.saturating_sub(self.finished_requests)
     }
+
+    /// Prompt tokens that still wait for prefill.
+    pub fn outstanding_prompt_tokens(&self) -> u64 {
+        self.dispatched_prompt_tokens.saturating_sub(self.finished_prompt_tokens)
+    }
+
+    /// Predicted output tokens that have not come yet.
+    pub fn outstanding_output_tokens(&self) -> u64 {
+        self.dispatched_output_tokens.saturating_sub(self.finished_output_tokens)
+    }
 }
 
 /// What is known of one instance from its last scrape.
@@ -230,8 +240,8 @@ fn reckon(
     tokens_prior: f64,
 ) -> LoadNow {
     let outstanding = own.outstanding_requests() as f64;
-    let own_tokens = own.dispatched_output_tokens.saturating_sub(own.finished_output_tokens) as f64;
-    let own_prompt = own.dispatched_prompt_tokens.saturating_sub(own.finished_prompt_tokens) as f64;
+    let own_tokens = own.outstanding_output_tokens() as f64;
+    let own_prompt = own.outstanding_prompt_tokens() as f64;
     let alone = split(outstanding, max_running);
     let trust = match (report.at, report.load.running) {
         (Some(at), Some(_)) => trust(now.saturating_sub(at), telemetry),

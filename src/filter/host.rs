@@ -77,6 +77,13 @@ impl Metrics {
         }
     }
 
+    /// Sets a gauge.
+    pub(super) fn set(&mut self, name: &str, value: u64) {
+        if let Some(id) = self.id(MetricType::Gauge, name) {
+            let _ = hostcalls::record_metric(id, value);
+        }
+    }
+
     /// Records a value in a histogram.
     pub(super) fn observe(&mut self, name: &str, value: u64) {
         if let Some(id) = self.id(MetricType::Histogram, name) {

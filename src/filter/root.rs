@@ -55,11 +55,11 @@ impl Root {
 
     /// Sends the scrapes that are due. They are spread over the period, so that many instances do not stall a worker.
     fn scrape(&mut self, worker: &mut Worker, now: Duration) {
-        if !worker.scrapes {
-            return;
-        }
         let config = worker.router.config();
         let telemetry = &config.telemetry;
+        if !(worker.leads && telemetry.enabled) {
+            return;
+        }
         let counters = worker.all_counters();
         let instances = config.fleet.instances.len().max(1) as u32;
         for (i, due) in self.scrape_at.iter_mut().enumerate() {
@@ -138,6 +138,7 @@ impl RootContext for Root {
                 self.heartbeat_at = now.saturating_add(worker.router.config().telemetry.lease / 3);
             }
             worker.write_counters();
+            worker.write_gauges();
             self.scrape(worker, now);
         });
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::config::Drill;
 use crate::filter::host;
-use crate::reckoning::{self, Counters, Dispatch, LoadNow, Reports};
+use crate::reckoning::{self, Counters, Dispatch, InstanceCounters, LoadNow, Reports};
 use crate::router::Router;
 use crate::shared::{self, Responses, Slots};
 
@@ -20,8 +20,8 @@ pub(super) struct Worker {
     owner: u64,
     slot: Option<usize>,
     slots_in_use: usize,
-    /// Whether this VM holds the scraping lease.
-    pub(super) scrapes: bool,
+    /// Whether this VM holds the lease: it alone scrapes, and writes the gauges.
+    pub(super) leads: bool,
     counters: Counters,
     /// Whether the counters have changed since they were written.
     unwritten: bool,
@@ -60,7 +60,7 @@ impl Worker {
             owner: RandomState::new().build_hasher().finish().max(1),
             slot: None,
             slots_in_use: 0,
-            scrapes: false,
+            leads: false,
             counters: Counters::new(instances),
             unwritten: false,
             responses: Responses::default(),
@@ -68,16 +68,15 @@ impl Worker {
         }
     }
 
-    /// Keeps this VM's slot and the scraping lease alive, and cleans up after VMs that have died.
+    /// Keeps this VM's slot and the lease alive, and cleans up after VMs that have died.
     pub(super) fn heartbeat(&mut self, now: Duration) {
-        let telemetry = &self.router.config().telemetry;
-        let (lease, scraping) = (telemetry.lease, telemetry.enabled);
+        let lease = self.router.config().telemetry.lease;
         for _ in 0..SWAP_ATTEMPTS {
             let (bytes, cas) = host::shared(shared::SLOTS_KEY);
             let mut slots = Slots::decode(&bytes.unwrap_or_default());
             let orphans = slots.orphans(now);
             let slot = slots.keep(self.owner, now);
-            let scrapes = scraping && slots.scrape(self.owner, now, lease);
+            let leads = slots.scrape(self.owner, now, lease);
             for orphan in orphans.iter().filter(|o| Some(**o) != slot) {
                 slots.release(*orphan);
             }
@@ -88,10 +87,10 @@ impl Worker {
                 self.retire(orphan);
             }
             self.slots_in_use = slots.in_use();
-            if scrapes && !self.scrapes {
+            if leads && !self.leads {
                 self.reports = self.read_reports().unwrap_or_else(|| self.reports.clone());
             }
-            self.scrapes = scrapes;
+            self.leads = leads;
             if slot != self.slot {
                 self.slot = slot;
                 self.unwritten = true;
@@ -151,6 +150,29 @@ impl Worker {
         if let Some(slot) = self.slot.filter(|_| self.unwritten) {
             let bytes = shared::encode_counters(&self.counters, self.fingerprint);
             self.unwritten = !host::set_shared(&shared::counters_key(slot), &bytes, None);
+        }
+    }
+
+    /// Shows what all workers have outstanding on each pool, as decisions see it. One VM does it for all.
+    pub(super) fn write_gauges(&mut self) {
+        if !self.leads {
+            return;
+        }
+        let counters = self.all_counters();
+        let Worker { router, metrics, .. } = self;
+        for pool in &router.config().fleet.pools {
+            let of_pool = counters.0.get(pool.instances.clone()).unwrap_or_default();
+            let gauges: [(&str, fn(&InstanceCounters) -> u64); 4] = [
+                ("outstanding_requests", InstanceCounters::outstanding_requests),
+                ("outstanding_prompt_tokens", InstanceCounters::outstanding_prompt_tokens),
+                ("outstanding_output_tokens", InstanceCounters::outstanding_output_tokens),
+                // Last: where it shows a dispatch, the others show it too.
+                ("dispatched_requests", |c| c.dispatched_requests),
+            ];
+            for (name, read) in gauges {
+                let sum = of_pool.iter().map(read).fold(0, u64::saturating_add);
+                metrics.set(&format!("routebalance.{name}.{}", pool.name), sum);
+            }
         }
     }
 
