@@ -116,17 +116,28 @@ impl Entry {
     }
 
     /// Hands the entry to Envoy.
-    pub(super) fn publish(&self) {
-        if let Ok(json) = serde_json::to_string(self) {
-            host::set_filter_state(DECISION_STATE, &json);
-        }
+    pub(super) fn publish(&self, request_id: &str) {
+        publish(request_id, self);
     }
 }
 
 /// Hands Envoy the reason why a request was not routed.
-pub(super) fn publish_unrouted(outcome: &str, reason: &str) {
-    let line = serde_json::json!({ "rung": "untouched", "outcome": outcome, "reason": reason });
-    host::set_filter_state(DECISION_STATE, &line.to_string());
+pub(super) fn publish_unrouted(request_id: &str, outcome: &str, reason: &str) {
+    publish(request_id, &serde_json::json!({ "rung": "untouched", "outcome": outcome, "reason": reason }));
+}
+
+/// The end of a JSON object rather than a whole one: where nothing was published, the log's line is valid without it. The id is in
+/// it because the client may have chosen it, and Envoy's text format escapes nothing.
+fn publish(request_id: &str, decision: &impl Serialize) {
+    #[derive(Serialize)]
+    struct Fields<'a, T> {
+        request_id: &'a str,
+        decision: &'a T,
+    }
+    let json = serde_json::to_string(&Fields { request_id, decision });
+    if let Some(fields) = json.ok().as_deref().and_then(|j| j.strip_prefix('{')?.strip_suffix('}')) {
+        host::set_filter_state(DECISION_STATE, &format!(",{fields}"));
+    }
 }
 
 fn name_of(api: Api) -> &'static str {

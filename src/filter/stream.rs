@@ -12,7 +12,7 @@ use crate::filter::worker::{Shared, Worker};
 use crate::names;
 use crate::openai::{self, Api, Call, Prompt, RequestScan, ResponseScan};
 use crate::reckoning::Dispatch;
-use crate::router::{Ask, Decision, Verdict};
+use crate::router::{Ask, Decision, Rung, Verdict};
 
 /// Bytes of a body that are read at once: bounds the VM's memory whatever the body's size.
 const PIECE: usize = 64 << 10;
@@ -20,12 +20,16 @@ const PIECE: usize = 64 << 10;
 /// The HTTP context of one request.
 pub(super) struct Stream {
     worker: Shared,
+    /// For the access log.
+    request_id: String,
     phase: Phase,
 }
 
 enum Phase {
     /// Not ours, already answered, or over.
     Passing,
+    /// Asked for a decision, and left to Envoy's own route.
+    Untouched,
     /// Headers are held while the body comes.
     Reading(Box<Reading>),
     /// Sent to an instance.
@@ -58,7 +62,7 @@ struct Serving {
 
 impl Stream {
     pub(super) fn new(worker: Shared) -> Stream {
-        Stream { worker, phase: Phase::Passing }
+        Stream { worker, request_id: String::new(), phase: Phase::Passing }
     }
 
     /// Answers the client and ends the request here.
@@ -70,15 +74,22 @@ impl Stream {
     }
 
     fn refuse(&mut self, api: Option<Api>, status: u16, message: &str) -> Action {
-        access_log::publish_unrouted("refused", message);
+        access_log::publish_unrouted(&self.request_id, "refused", message);
         self.worker.with(|w| w.metrics.count(&format!("routebalance.refused.{status}")));
         self.answer(status, &openai::error_body(api, status, message))
     }
 
-    /// Leaves the request to Envoy's own route.
+    /// Leaves a request that asks for a decision to Envoy's own route.
+    fn leave(&mut self, reason: &'static str) -> Action {
+        let action = self.pass(reason);
+        self.phase = Phase::Untouched;
+        action
+    }
+
+    /// Lets Envoy's own route serve.
     fn pass(&mut self, reason: &'static str) -> Action {
         self.phase = Phase::Passing;
-        access_log::publish_unrouted("passed", reason);
+        access_log::publish_unrouted(&self.request_id, "passed", reason);
         self.worker.with(|w| w.metrics.count(&format!("routebalance.untouched.{reason}")));
         Action::Continue
     }
@@ -96,7 +107,7 @@ impl Stream {
         });
         match body.flatten() {
             Some(body) => {
-                access_log::publish_unrouted("answered", "models");
+                access_log::publish_unrouted(&self.request_id, "answered", "models");
                 self.answer(200, &body)
             }
             None => {
@@ -116,7 +127,7 @@ impl Stream {
         match found.flatten() {
             Some((cluster, address)) => {
                 direct(&cluster, &address);
-                access_log::publish_unrouted("returned", "response_item");
+                access_log::publish_unrouted(&self.request_id, "returned", "response_item");
                 Action::Continue
             }
             None => self.pass("unknown_response"),
@@ -126,8 +137,7 @@ impl Stream {
     /// The policy of the request's route: its metadata, its name, or the default.
     fn policy(worker: &Worker) -> usize {
         let config = worker.router.config();
-        let metadata =
-            ["xds", "route_metadata", "filter_metadata", names::METADATA_NAMESPACE, names::METADATA_POLICY];
+        let metadata = ["xds", "route_metadata", "filter_metadata", names::METADATA_NAMESPACE, names::METADATA_POLICY];
         host::property(&metadata)
             .and_then(|name| config.policy_named(&name))
             .or_else(|| host::property(&["xds", "route_name"]).and_then(|name| config.policy_of_route(&name)))
@@ -136,7 +146,7 @@ impl Stream {
 
     fn begin(&mut self, api: Api, end_of_stream: bool) -> Action {
         if host::header(MapType::HttpRequestHeaders, "content-encoding").is_some_and(|e| e != "identity") {
-            return self.pass("encoded_body");
+            return self.leave("encoded_body");
         }
         let policy = self.worker.with(|w| Stream::policy(w)).unwrap_or_default();
         let content_length =
@@ -174,8 +184,8 @@ impl Stream {
         };
         let worker = self.worker.clone();
         match worker.with(|w| route(w, &reading, &prompt)) {
-            None => self.pass("busy"),
-            Some((Verdict::Untouched(reason), _)) => self.pass(reason),
+            None => self.leave("busy"),
+            Some((Verdict::Untouched(reason), _)) => self.leave(reason),
             Some((Verdict::Refused { status, message }, _)) => self.refuse(Some(api), status, &message),
             Some((Verdict::Decided(decision), timing)) => {
                 worker.with(|w| self.dispatch(w, reading, &prompt, *decision, timing, buffered));
@@ -204,7 +214,7 @@ impl Stream {
         direct(&pool.cluster, &endpoints.join(","));
         timing.patch = host::now().saturating_sub(now);
         let entry = Entry::new(reading.api, config, reading.policy, prompt, &decision, timing);
-        entry.publish();
+        entry.publish(&self.request_id);
         let counter = format!("routebalance.decisions.{}.{}", pool.name, decision.rung.name());
         worker.metrics.count(&counter);
         let decision_us = u64::try_from(timing.decision.as_micros()).unwrap_or(u64::MAX);
@@ -289,6 +299,7 @@ impl HttpContext for Stream {
         // What only the filter may say is removed, whoever wrote it.
         host::set_header(MapType::HttpRequestHeaders, names::POOL_HEADER, None);
         host::set_header(MapType::HttpRequestHeaders, names::ENDPOINT_HEADER, None);
+        self.request_id = host::header(MapType::HttpRequestHeaders, "x-request-id").unwrap_or_default();
         let method = host::header(MapType::HttpRequestHeaders, ":method").unwrap_or_default();
         let path = host::header(MapType::HttpRequestHeaders, ":path").unwrap_or_default();
         match openai::call_of(&method, &path) {
@@ -340,6 +351,9 @@ impl HttpContext for Stream {
     }
 
     fn on_http_response_headers(&mut self, _headers: usize, end_of_stream: bool) -> Action {
+        if let Phase::Untouched = self.phase {
+            host::set_header(MapType::HttpResponseHeaders, names::RUNG_RESPONSE_HEADER, Some(Rung::Untouched.name()));
+        }
         let Phase::Serving(serving) = &mut self.phase else { return Action::Continue };
         let content_type = host::header(MapType::HttpResponseHeaders, "content-type").unwrap_or_default();
         let is_sse = content_type.starts_with("text/event-stream");
@@ -412,7 +426,7 @@ impl HttpContext for Stream {
                 let ttft = serving.first_byte.map(|at| at.saturating_sub(serving.started));
                 let e2e = now.saturating_sub(serving.started);
                 serving.entry.answered(w.router.config(), &serving.decision, seen, ttft, e2e);
-                serving.entry.publish();
+                serving.entry.publish(&self.request_id);
             }
         });
         if end_of_stream {
