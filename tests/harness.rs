@@ -1,34 +1,63 @@
-//! What every test through a real Envoy needs: the set-up once per process, and a gateway of a changed configuration.
-//! A module of `tests/envoy.rs`, not a test by itself.
+//! The stage of the scenarios: one gateway at a time, taken from scenario to scenario, healed and checked after each.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 use std::path::PathBuf;
-use std::sync::{Arc, LazyLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use libtest_mimic::{Failed, Trial};
+use routebalance::config::Config;
+use routebalance::fleet::Pool;
 use routebalance::tools::envoy_binary::envoy_binary;
 use routebalance::tools::gateway::{self, GatewayOptions};
+use routebalance::tools::instance::{Fault, Received, RunningInstance};
 use routebalance::tools::prompts::PromptSet;
 use routebalance::tools::setup::build_filter;
 use serde_json::Value;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::runtime::Runtime;
 
-/// The module and Envoy: built and fetched by whichever test comes first.
-static SET_UP: LazyLock<(PathBuf, PathBuf)> = LazyLock::new(|| {
-    let say = |problem: anyhow::Error| panic!("{problem:#}");
-    (build_filter().unwrap_or_else(say), envoy_binary().unwrap_or_else(say))
+use crate::http::{self, Answer, End};
+
+/// How much faster than real ones the instances work.
+const TIME_SCALE: f64 = 20.0;
+/// How long anything may take that must happen.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+/// What Envoy puts before the names of the filter's statistics.
+const STATS: &str = "wasmcustom.routebalance.";
+/// The header by which a request is found again at the instances.
+const TEST_ID: &str = "x-test-id";
+
+/// The module and Envoy: built and fetched by whichever scenario comes first.
+static SET_UP: LazyLock<Result<(PathBuf, PathBuf), String>> = LazyLock::new(|| {
+    let say = |problem: anyhow::Error| format!("{problem:#}");
+    Ok((build_filter().map_err(say)?, envoy_binary().map_err(say)?))
 });
 
-/// A fleet and an Envoy with two workers in front of it; ends when dropped.
-pub struct Gateway {
-    running: gateway::Gateway,
-    http: reqwest::Client,
+/// A gateway that scenarios share.
+#[derive(Debug)]
+pub(crate) struct Setup {
+    pub(crate) name: &'static str,
+    /// Changes the reference configuration.
+    pub(crate) change: fn(&mut Value),
+    /// Changes what is rendered from it.
+    pub(crate) edit: Option<fn(&str) -> String>,
+    /// Whether scenarios count on load reports.
+    pub(crate) reports: bool,
 }
 
-impl Gateway {
-    /// Starts the reference configuration after `change`; the instances work `time_scale` times faster than real ones.
-    pub async fn start(time_scale: f64, change: impl FnOnce(&mut Value)) -> anyhow::Result<Self> {
-        let mut config = serde_json::from_str(include_str!("../envoy/routebalance.json"))?;
-        change(&mut config);
-        let (module, envoy) = SET_UP.clone();
+impl Setup {
+    /// Starts it.
+    pub(crate) async fn start(&self) -> anyhow::Result<gateway::Gateway> {
+        let mut config: Value = serde_json::from_str(include_str!("../envoy/routebalance.json"))?;
+        // Tests wait for reports to come and to grow old.
+        config["telemetry"] =
+            serde_json::json!({"scrape_period_ms": 100, "scrape_timeout_ms": 500, "fresh_ms": 500, "max_age_ms": 1500});
+        (self.change)(&mut config);
+        let (module, envoy) = SET_UP.clone().map_err(anyhow::Error::msg)?;
         let answers = PromptSet::from_jsonl(include_str!("../models/data/demo_prompts.jsonl"))?;
         let options = GatewayOptions {
             config,
@@ -36,46 +65,352 @@ impl Gateway {
             envoy,
             workers: 2,
             log_level: "info".to_owned(),
-            time_scale,
+            time_scale: TIME_SCALE,
             answers: Some(Arc::new(answers)),
+            edit: self.edit,
         };
-        let running = gateway::Gateway::start(options).await?;
-        // A request that hangs is a failure, not a test that never ends.
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(60)).no_proxy().build()?;
-        Ok(Self { running, http })
+        gateway::Gateway::start(options).await
+    }
+}
+
+/// Runs scenarios; holds the gateway that the last one has left.
+pub(crate) struct Stage {
+    runtime: Runtime,
+    gateway: Mutex<Option<Gateway>>,
+}
+
+impl Stage {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { runtime: Runtime::new().expect("a runtime"), gateway: Mutex::default() })
     }
 
-    /// Sends a request; whatever comes back is the test's to judge.
-    pub async fn post(
-        &self,
-        path: &str,
-        headers: &[(&str, &str)],
-        body: impl Into<reqwest::Body>,
-    ) -> reqwest::Result<reqwest::Response> {
-        let request = self.http.post(self.running.url(path)).header("content-type", "application/json").body(body);
-        headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)).send().await
+    /// A scenario on a gateway of this set-up. Whatever it does to instances is undone afterwards, and nothing may be left
+    /// outstanding.
+    pub(crate) fn trial(
+        self: &Arc<Self>,
+        name: &str,
+        setup: &'static Setup,
+        scenario: impl AsyncFnOnce(&Gateway) + Send + 'static,
+    ) -> Trial {
+        let stage = Arc::clone(self);
+        Trial::test(format!("{}: {name}", setup.name), move || {
+            let gateway = stage.gateway(setup).map_err(|problem| format!("{problem:#}"))?;
+            stage.runtime.block_on(async {
+                scenario(&gateway).await;
+                gateway.calm().await;
+            });
+            *stage.slot() = Some(gateway);
+            Ok(())
+        })
     }
 
-    /// Fleet, Envoy, configuration and access log.
-    pub fn running(&self) -> &gateway::Gateway {
-        &self.running
+    /// A test without a gateway.
+    pub(crate) fn plain(self: &Arc<Self>, name: &str, test: impl AsyncFnOnce() + Send + 'static) -> Trial {
+        let stage = Arc::clone(self);
+        Trial::test(name, move || -> Result<(), Failed> {
+            stage.runtime.block_on(test());
+            Ok(())
+        })
     }
 
-    /// Polls until `done`, or fails with what it saw last.
-    pub async fn eventually<T: std::fmt::Debug>(
-        &self,
-        within: Duration,
-        mut look: impl AsyncFnMut() -> T,
-        done: impl Fn(&T) -> bool,
-    ) -> T {
-        let deadline = Instant::now() + within;
-        loop {
-            let seen = look().await;
-            if done(&seen) {
-                return seen;
+    /// Ends the gateway that is left.
+    pub(crate) fn clear(&self) {
+        self.slot().take();
+    }
+
+    fn gateway(&self, setup: &'static Setup) -> anyhow::Result<Gateway> {
+        match self.slot().take() {
+            Some(gateway) if gateway.setup.name == setup.name => Ok(gateway),
+            // One Envoy at a time: the old one ends first.
+            other => {
+                drop(other);
+                let gateway = Gateway::new(setup, self.runtime.block_on(setup.start())?);
+                self.runtime.block_on(gateway.reported());
+                Ok(gateway)
             }
-            assert!(Instant::now() < deadline, "still {seen:?} after {within:?}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    fn slot(&self) -> std::sync::MutexGuard<'_, Option<Gateway>> {
+        self.gateway.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A fleet and an Envoy with two workers in front of it.
+pub(crate) struct Gateway {
+    setup: &'static Setup,
+    running: gateway::Gateway,
+    faulty: Mutex<BTreeSet<usize>>,
+    requests: AtomicU64,
+}
+
+/// A request to the gateway.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    pub(crate) method: &'static str,
+    pub(crate) path: String,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+    /// Send the body in chunks of this many bytes, its length unsaid.
+    pub(crate) chunk: Option<usize>,
+}
+
+impl Request {
+    pub(crate) fn post(path: &str, body: impl Into<Vec<u8>>) -> Self {
+        Self { method: "POST", path: path.to_owned(), headers: Vec::new(), body: body.into(), chunk: None }
+    }
+
+    pub(crate) fn get(path: &str) -> Self {
+        Self { method: "GET", ..Self::post(path, "") }
+    }
+
+    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub(crate) fn chunked(mut self, bytes: usize) -> Self {
+        self.chunk = Some(bytes);
+        self
+    }
+
+    /// A short chat request.
+    pub(crate) fn chat(model: &str) -> Self {
+        Self::post(
+            "/v1/chat/completions",
+            format!(
+                r#"{{"model":"{model}","messages":[{{"role":"user","content":"Why is the sky blue?"}}],"max_tokens":8}}"#
+            ),
+        )
+    }
+
+    /// A chat request whose answer streams for seconds, whatever the model would say.
+    pub(crate) fn long_stream(model: &str) -> Self {
+        Self::post(
+            "/v1/chat/completions",
+            format!(
+                r#"{{"model":"{model}","messages":[{{"role":"user","content":"Count."}}],"max_tokens":6000,"ignore_eos":true,"stream":true}}"#
+            ),
+        )
+    }
+
+    /// Writes it to a connection.
+    pub(crate) async fn write(&self, tcp: &mut TcpStream) {
+        let mut headers: Vec<(&str, &str)> = self.headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        let Some(size) = self.chunk else {
+            return http::send(tcp, self.method, &self.path, &headers, &self.body).await;
+        };
+        headers.push(("transfer-encoding", "chunked"));
+        let fields: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let head = format!(
+            "{} {} HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\n{fields}\r\n",
+            self.method, self.path
+        );
+        tcp.write_all(head.as_bytes()).await.expect("the head is sent");
+        for piece in self.body.chunks(size) {
+            let chunk = [format!("{:x}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat();
+            tcp.write_all(&chunk).await.expect("a chunk is sent");
+        }
+        tcp.write_all(b"0\r\n\r\n").await.expect("the last chunk is sent");
+    }
+}
+
+/// What became of a request.
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) answer: Answer,
+    /// The instances that it reached, by their index, each with what it received.
+    pub(crate) arrivals: Vec<(usize, Received)>,
+}
+
+impl std::fmt::Debug for Reply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (answer, body) = (&self.answer, String::from_utf8_lossy(&self.answer.body));
+        let reached: Vec<usize> = self.arrivals.iter().map(|(instance, _)| *instance).collect();
+        write!(f, "{} {:?}, instances {reached:?}, headers {:?}, body {body}", answer.status, answer.end, answer.headers)
+    }
+}
+
+impl Reply {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        header(&self.answer, name)
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.answer.body).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+
+    /// The only instance that it reached, and what that received.
+    pub(crate) fn arrival(&self) -> &(usize, Received) {
+        assert_eq!(self.arrivals.len(), 1, "one instance receives the request: {self:?}");
+        &self.arrivals[0]
+    }
+
+    /// Checks that it was served in full.
+    pub(crate) fn ok(self) -> Self {
+        assert_eq!((self.status, self.answer.end), (200, End::Complete), "{self:?}");
+        self
+    }
+}
+
+/// A header of an answer.
+pub(crate) fn header<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
+    answer.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+}
+
+/// An answer's status code; 0 if there was none.
+pub(crate) fn status(answer: &Answer) -> u16 {
+    answer.status.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0)
+}
+
+impl Gateway {
+    fn new(setup: &'static Setup, running: gateway::Gateway) -> Self {
+        Self { setup, running, faulty: Mutex::default(), requests: AtomicU64::default() }
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        self.running.config()
+    }
+
+    pub(crate) fn envoy(&self) -> &routebalance::tools::envoy::Envoy {
+        self.running.envoy()
+    }
+
+    pub(crate) fn access_log(&self) -> String {
+        self.running.access_log()
+    }
+
+    pub(crate) fn instance(&self, index: usize) -> &RunningInstance {
+        &self.running.instances()[index]
+    }
+
+    pub(crate) fn pool(&self, name: &str) -> &Pool {
+        self.config().fleet.pools.iter().find(|p| p.name == name).expect("a pool of the configuration")
+    }
+
+    pub(crate) fn pool_of(&self, instance: usize) -> &Pool {
+        self.config().fleet.pool_of(instance).expect("an instance of the fleet").1
+    }
+
+    pub(crate) async fn connect(&self) -> TcpStream {
+        http::connect(self.envoy().address()).await
+    }
+
+    /// Gives a request the mark by which it is found at the instances.
+    pub(crate) fn mark(&self, request: &Request) -> (Request, String) {
+        let id = format!("test-{}", self.requests.fetch_add(1, Ordering::Relaxed));
+        (request.clone().header(TEST_ID, &id), id)
+    }
+
+    /// What the instances have received of a marked request.
+    pub(crate) fn arrivals(&self, id: &str) -> Vec<(usize, Received)> {
+        let logs = self.running.instances().iter().map(RunningInstance::requests).enumerate();
+        logs.flat_map(|(i, log)| log.into_iter().filter(|r| r.header(TEST_ID) == Some(id)).map(move |r| (i, r)))
+            .collect()
+    }
+
+    /// Sends a request on a connection of its own, so that either worker may get it.
+    pub(crate) async fn send(&self, request: &Request) -> Reply {
+        let (request, id) = self.mark(request);
+        let mut tcp = self.connect().await;
+        request.write(&mut tcp).await;
+        self.reply(http::receive(&mut tcp).await, &id)
+    }
+
+    pub(crate) fn reply(&self, answer: Answer, id: &str) -> Reply {
+        Reply { status: status(&answer), arrivals: self.arrivals(id), answer }
+    }
+
+    /// Makes something go wrong at an instance until the scenario ends.
+    pub(crate) async fn fault(&self, instance: usize, fault: Fault) {
+        self.faulty.lock().unwrap_or_else(PoisonError::into_inner).insert(instance);
+        self.instance(instance).set_fault(fault).await.expect("the fault is set");
+    }
+
+    /// Makes something go wrong at every instance of a pool until the scenario ends.
+    pub(crate) async fn fault_pool(&self, pool: &str, fault: Fault) {
+        for instance in self.pool(pool).instances.clone() {
+            self.fault(instance, fault).await;
+        }
+    }
+
+    /// The filter's statistics, names without their common prefix.
+    pub(crate) async fn stats(&self) -> BTreeMap<String, u64> {
+        let stats = self.envoy().stats(STATS).await.expect("Envoy lives and answers");
+        stats.into_iter().map(|(name, value)| (name[STATS.len()..].to_owned(), value)).collect()
+    }
+
+    pub(crate) async fn stat(&self, name: &str) -> u64 {
+        self.stats().await.get(name).copied().unwrap_or(0)
+    }
+
+    /// Waits until so many more scrapes have had this outcome (`ok`, `failed`, `unusable`).
+    pub(crate) async fn scrapes(&self, outcome: &str, more: u64) {
+        let name = format!("scrapes.{outcome}");
+        let before = self.stat(&name).await;
+        eventually("scrapes", || self.stat(&name), |seen| *seen >= before + more).await;
+    }
+
+    /// Undoes the faults and waits until nothing is outstanding, on either side.
+    async fn calm(&self) {
+        let faulty = std::mem::take(&mut *self.faulty.lock().unwrap_or_else(PoisonError::into_inner));
+        for instance in &faulty {
+            self.instance(*instance).set_fault(Fault::None).await.expect("the instance is well again");
+        }
+        eventually("the reckoned load", || self.stats(), |stats| outstanding(stats).is_none()).await;
+        let working = async || {
+            let gauges = self.running.instances().iter().map(RunningInstance::gauges);
+            gauges.map(|g| g.running + g.waiting).sum::<usize>()
+        };
+        eventually("the instances' load", working, |working| *working == 0).await;
+        if faulty.is_empty() {
+            return;
+        }
+        let ejected = async || {
+            let stats = self.envoy().stats("cluster.").await.expect("Envoy lives and answers");
+            stats.iter().filter(|(name, _)| name.ends_with(".ejections_active")).map(|(_, n)| n).sum::<u64>()
+        };
+        eventually("instances that Envoy has ejected", ejected, |ejected| *ejected == 0).await;
+        self.reported().await;
+    }
+
+    /// Waits until every instance has reported its load.
+    async fn reported(&self) {
+        if self.setup.reports {
+            // After twice as many scrapes as there are instances, each was reached.
+            self.scrapes("ok", 2 * self.running.instances().len() as u64).await;
+        }
+    }
+}
+
+/// What the gauges show as outstanding, if anything; none where there is no filter.
+fn outstanding(stats: &BTreeMap<String, u64>) -> Option<String> {
+    let sum = |prefix: &str| stats.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, n)| n).sum::<u64>();
+    // The gauges follow in the next tick: they count when they have seen every dispatch.
+    let (decided, dispatched) = (sum("decisions.") + sum("served_by_fallback"), sum("dispatched_requests."));
+    let left = sum("outstanding_");
+    (dispatched != decided || left != 0).then(|| format!("{left} of {dispatched} (decided: {decided})"))
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.envoy().log_text();
+            let tail = |text: &str| text.lines().rev().take(8).map(|l| format!("  {l}\n")).collect::<String>();
+            eprintln!("Envoy's log, last lines first:\n{}The access log:\n{}", tail(&log), tail(&self.access_log()));
+        }
+    }
+}
+
+/// Looks until `done`, or fails with what was seen last.
+pub(crate) async fn eventually<T: Debug>(what: &str, mut look: impl AsyncFnMut() -> T, done: impl Fn(&T) -> bool) -> T {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let seen = look().await;
+        if done(&seen) {
+            return seen;
+        }
+        assert!(Instant::now() < deadline, "{what}: after {SOON:?} still {seen:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

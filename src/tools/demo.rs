@@ -73,6 +73,7 @@ pub fn run(args: &DemoArgs) -> Result<ExitCode> {
         log_level: "warning".to_owned(),
         time_scale: 1.0,
         answers: Some(prompts.clone()),
+        edit: None,
     };
     let runtime = tokio::runtime::Runtime::new()?;
     let ended = runtime.block_on(async {

@@ -35,6 +35,8 @@ pub struct GatewayOptions {
     pub time_scale: f64,
     /// Prompts whose answers have known lengths.
     pub answers: Option<Arc<PromptSet>>,
+    /// Changes the rendered Envoy configuration, as its operator may.
+    pub edit: Option<fn(&str) -> String>,
 }
 
 /// A running gateway; dropping it frees every port, process and file.
@@ -57,7 +59,8 @@ impl Gateway {
         set(&mut json, "module", options.module.display().to_string())?;
         set(&mut json, "access_log", run_dir.path().join("access.log").display().to_string())?;
         let config = Config::parse(json.to_string().as_bytes())?;
-        let yaml = render(&json)?;
+        let rendered = render(&json)?;
+        let yaml = options.edit.map_or_else(|| rendered.clone(), |edit| edit(&rendered));
         // From here on everyone binds the port it was given.
         drop(ports);
         let instances = start_fleet(&config, options.time_scale, options.answers.as_ref()).await?;

@@ -36,7 +36,6 @@ impl Answer {
         std::str::from_utf8(&self.body).expect("a body in UTF-8")
     }
 }
-}
 
 /// Status line and sorted headers of a head.
 pub(crate) fn parse_head(head: &str) -> (String, Vec<(String, String)>) {

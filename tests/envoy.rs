@@ -1,0 +1,114 @@
+//! `cargo test`: what users of the gateway get, through a real Envoy with two workers and emulated instances.
+//!
+//! Scenarios are grouped by configuration: one Envoy serves a group, since each one boots for seconds. After every scenario the
+//! reckoned load must be zero again.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+#![allow(clippy::disallowed_methods, reason = "real time is what these tests wait in")]
+
+#[path = "envoy/faults.rs"]
+mod faults;
+mod harness;
+#[path = "instance/http.rs"]
+#[allow(dead_code, reason = "what only the tests of the instance look at")]
+mod http;
+#[path = "envoy/refusals.rs"]
+mod refusals;
+mod scenarios;
+#[path = "envoy/setups.rs"]
+mod setups;
+#[path = "envoy/state.rs"]
+mod state;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use harness::{Gateway, Setup, Stage};
+use libtest_mimic::{Arguments, Trial};
+use scenarios::{APIS, NAMES, PASSED, REFUSED, Served, is_passed, is_refused, is_served};
+use setups::{BYPASSED, LEAN, REFERENCE, STATIC, UNTOUCHED};
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // One gateway at a time, in the order of the list.
+    arguments.test_threads = Some(1);
+    let stage = Stage::new();
+    let conclusion = libtest_mimic::run(&arguments, trials(&stage));
+    stage.clear();
+    conclusion.exit_code()
+}
+
+fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
+    let served = |setup: &'static Setup, rung: &'static str, row: &'static Served| {
+        stage.trial(&format!("{} is served", row.0), setup, async move |gateway| is_served(gateway, row, rung).await)
+    };
+    macro_rules! scenarios {
+        ($setup:expr, $($name:literal => $run:expr),+ $(,)?) => {
+            [$(stage.trial($name, $setup, async |gateway: &Gateway| $run(gateway).await)),+]
+        };
+    }
+    let mut trials = Vec::new();
+    trials.extend(APIS.iter().chain(NAMES).map(|row| served(&REFERENCE, "fused", row)));
+    trials.extend(REFUSED.iter().map(|row| {
+        stage.trial(&format!("{} is refused", row.0), &REFERENCE, async move |gateway| is_refused(gateway, row).await)
+    }));
+    trials.extend(PASSED.iter().map(|row| {
+        stage.trial(&format!("{} passes", row.0), &REFERENCE, async move |gateway| is_passed(gateway, row).await)
+    }));
+    trials.extend(scenarios!(&REFERENCE,
+        "clients see the list of models and each of its entries" => state::models,
+        "a stream arrives token by token" => state::stream_is_not_held_back,
+        "two requests on one connection are both served" => state::two_on_one_connection,
+        "thirty requests at once are served and spread" => state::thirty_at_once,
+        "a stored response is found again from any connection" => state::stored_response,
+        "two routes choose differently for the same prompt" => state::routes_choose_differently,
+        "control headers of the client choose nothing" => state::control_headers_choose_nothing,
+        "a body of 1 MB with the model at its end is served" => state::one_megabyte,
+        "an instance that is gone is not chosen any more" => faults::gone_is_avoided,
+        "a pool that is gone costs no request" => faults::pool_is_gone,
+        "a stream that an instance resets ends for the client too" => faults::reset_in_the_middle,
+        "an instance's own error reaches the client" => faults::instance_errors,
+        "an error inside a stream reaches the client" => faults::error_inside_a_stream,
+        "a client may leave in the middle of a stream" => faults::client_leaves_a_stream,
+        "a client may leave before the answer" => faults::client_leaves_before_the_answer,
+        "a client may leave in the middle of its own body" => faults::client_leaves_its_body,
+        "an instance with stale metrics serves" => faults::stale_metrics,
+        "without metrics the gateway reckons on its own" => faults::no_metrics,
+        "broken metrics are as good as none" => faults::broken_metrics,
+        "slow metrics are as good as none" => faults::slow_metrics,
+        "the access log has one JSON line per request and no prompt" => state::access_log,
+    ));
+    trials.extend(APIS.iter().take(2).map(|row| served(&LEAN, "priors", row)));
+    trials.extend(scenarios!(&LEAN,
+        "two routes choose differently, found by their names alone" => state::routes_choose_differently,
+        "a body beyond the limit arrives whole if it names its model first" => state::model_first_streams_on,
+        "a body beyond the limit is refused if it names its model last" => state::model_last_is_too_large,
+        "an unknown model passes through" => state::unknown_model_passes,
+    ));
+    trials.extend(APIS.iter().take(2).map(|row| served(&STATIC, "static", row)));
+    trials.extend(scenarios!(&STATIC,
+        "a request to an instance that is gone is served by its neighbour" => faults::neighbour_serves,
+        "a request that is reset before its answer is served by the neighbour" => faults::neighbour_serves_after_reset,
+        "all instances of a model gone: 503, and the others serve" => faults::model_is_gone,
+    ));
+    trials.extend(scenarios!(&UNTOUCHED,
+        "without a decision Envoy's own route serves" => state::untouched,
+    ));
+    trials.extend(PASSED.iter().map(|row| {
+        stage.trial(&format!("{} passes", row.0), &BYPASSED, async move |gateway| is_passed(gateway, row).await)
+    }));
+    trials.extend(scenarios!(&BYPASSED,
+        "without the filter the default pool serves, and control headers choose nothing" => state::bypassed,
+    ));
+    trials.push(stage.plain(
+        "a wrong configuration: Envoy does not start and names the field, and so does check",
+        refusals::names_the_field,
+    ));
+    trials
+}

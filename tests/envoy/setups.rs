@@ -1,0 +1,62 @@
+//! The configurations. Each boots an Envoy, so they are few.
+
+use serde_json::{Value, json};
+
+use crate::harness::Setup;
+
+/// The reference configuration, with addresses shown.
+pub(crate) static REFERENCE: Setup = Setup {
+    name: "reference",
+    change: |config| config["response"]["expose_endpoint"] = json!(true),
+    edit: Some(quick),
+    reports: true,
+};
+
+/// Little is left: bodies of 64 KiB, no predictor, routes without metadata, no judgement on unknown models.
+pub(crate) static LEAN: Setup = Setup { name: "lean", change: lean, edit: Some(without_metadata), reports: true };
+
+fn lean(config: &mut Value) {
+    config["request"]["max_buffered_bytes"] = json!(65_536);
+    config["unknown_model"] = json!("pass_through");
+    config["drill"] = json!(["predictor"]);
+}
+
+/// No load can be read: the first instance of a pool is always the first choice.
+pub(crate) static STATIC: Setup =
+    Setup { name: "static", change: |config| config["drill"] = json!(["shared_data"]), edit: Some(quick), reports: false };
+
+/// No decision comes back.
+pub(crate) static UNTOUCHED: Setup =
+    Setup { name: "untouched", change: |config| config["drill"] = json!(["router"]), edit: Some(quick), reports: false };
+
+/// The filter is not there.
+pub(crate) static BYPASSED: Setup = Setup { name: "bypassed", change: |_| {}, edit: Some(without_filter), reports: false };
+
+/// Envoy forgives an instance within a test's patience.
+fn quick(yaml: &str) -> String {
+    replaced(&replaced(yaml, "base_ejection_time: 5s", "base_ejection_time: 0.1s"), "interval: 1s", "interval: 0.1s")
+}
+
+fn without_metadata(yaml: &str) -> String {
+    let is_metadata =
+        |line: &&str| ["metadata:", "filter_metadata:", "routebalance: {"].iter().any(|m| line.trim().starts_with(m));
+    let lines: Vec<&str> = yaml.lines().filter(|l| !is_metadata(l)).collect();
+    assert!(lines.len() < yaml.lines().count(), "metadata in {yaml}");
+    quick(&(lines.join("\n") + "\n"))
+}
+
+fn without_filter(yaml: &str) -> String {
+    let (start, end) = (
+        "          - name: routebalance\n            typed_config:\n",
+        "          - name: envoy.filters.http.router\n",
+    );
+    let (before, rest) = yaml.split_once(start).expect("the filter");
+    let (_, after) = rest.split_once(end).expect("the router");
+    format!("{before}{end}{after}")
+}
+
+/// The text with every `from` replaced; there must be one.
+pub(crate) fn replaced(text: &str, from: &str, to: &str) -> String {
+    assert!(text.contains(from), "{from:?} in {text}");
+    text.replace(from, to)
+}
