@@ -6,7 +6,7 @@ pub const POOL_HEADER: &str = "x-routebalance-cluster";
 pub const ENDPOINT_HEADER: &str = "x-gateway-destination-endpoint";
 /// Key of the filter state that says "this request was routed"; Envoy knows it as `wasm.` and this.
 pub const ROUTED_STATE: &str = "routebalance_routed";
-/// Key of the filter state that holds the decision as JSON.
+/// Key of the filter state that ends the access log's JSON line: a comma, the request's id and the decision.
 pub const DECISION_STATE: &str = "routebalance_decision";
 /// Namespace of the route metadata.
 pub const METADATA_NAMESPACE: &str = "routebalance";

@@ -216,12 +216,23 @@ impl Request {
 }
 
 /// What became of a request.
-#[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) answer: Answer,
     /// The instances that it reached, by their index, each with what it received.
     pub(crate) arrivals: Vec<(usize, Received)>,
+}
+
+impl std::fmt::Debug for Reply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (answer, body) = (&self.answer, String::from_utf8_lossy(&self.answer.body));
+        let reached: Vec<usize> = self.arrivals.iter().map(|(instance, _)| *instance).collect();
+        write!(
+            f,
+            "{} {:?}, instances {reached:?}, headers {:?}, body {body}",
+            answer.status, answer.end, answer.headers
+        )
+    }
 }
 
 impl Reply {

@@ -16,8 +16,6 @@ use crate::router::Decision;
 /// What the log says of a routed request. Fields of the response are absent until they are known.
 #[derive(Serialize)]
 pub(super) struct Entry {
-    /// Written here rather than by Envoy's format, which does not escape what a client may put into the header.
-    request_id: Option<String>,
     api: &'static str,
     policy: String,
     requested_model: Option<String>,
@@ -65,7 +63,6 @@ pub(super) struct Timing {
 
 impl Entry {
     pub(super) fn new(
-        request_id: Option<String>,
         api: Api,
         config: &Config,
         policy: usize,
@@ -75,7 +72,6 @@ impl Entry {
     ) -> Entry {
         let us = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
         Entry {
-            request_id,
             api: name_of(api),
             policy: config.policies.get(policy).map(|p| p.name.clone()).unwrap_or_default(),
             requested_model: prompt.model.clone(),
@@ -134,18 +130,28 @@ impl Entry {
     }
 
     /// Hands the entry to Envoy.
-    pub(super) fn publish(&self) {
-        if let Ok(json) = serde_json::to_string(self) {
-            host::set_filter_state(DECISION_STATE, &json);
-        }
+    pub(super) fn publish(&self, request_id: &str) {
+        publish(request_id, self);
     }
 }
 
 /// Hands Envoy the reason why a request was not routed.
-pub(super) fn publish_unrouted(request_id: Option<&str>, outcome: &str, reason: &str) {
-    let line =
-        serde_json::json!({ "request_id": request_id, "rung": "untouched", "outcome": outcome, "reason": reason });
-    host::set_filter_state(DECISION_STATE, &line.to_string());
+pub(super) fn publish_unrouted(request_id: &str, outcome: &str, reason: &str) {
+    publish(request_id, &serde_json::json!({ "rung": "untouched", "outcome": outcome, "reason": reason }));
+}
+
+/// The end of a JSON object rather than a whole one: where nothing was published, the log's line is valid without it. The id is in
+/// it because the client may have chosen it, and Envoy's text format escapes nothing.
+fn publish(request_id: &str, decision: &impl Serialize) {
+    #[derive(Serialize)]
+    struct Fields<'a, T> {
+        request_id: &'a str,
+        decision: &'a T,
+    }
+    let json = serde_json::to_string(&Fields { request_id, decision });
+    if let Some(fields) = json.ok().as_deref().and_then(|j| j.strip_prefix('{')?.strip_suffix('}')) {
+        host::set_filter_state(DECISION_STATE, &format!(",{fields}"));
+    }
 }
 
 fn name_of(api: Api) -> &'static str {

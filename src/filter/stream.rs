@@ -20,7 +20,8 @@ const PIECE: usize = 64 << 10;
 /// The HTTP context of one request.
 pub(super) struct Stream {
     worker: Shared,
-    request_id: Option<String>,
+    /// For the access log.
+    request_id: String,
     phase: Phase,
 }
 
@@ -61,7 +62,7 @@ struct Serving {
 
 impl Stream {
     pub(super) fn new(worker: Shared) -> Stream {
-        Stream { worker, request_id: None, phase: Phase::Passing }
+        Stream { worker, request_id: String::new(), phase: Phase::Passing }
     }
 
     /// Answers the client and ends the request here.
@@ -73,7 +74,7 @@ impl Stream {
     }
 
     fn refuse(&mut self, api: Option<Api>, status: u16, message: &str) -> Action {
-        access_log::publish_unrouted(self.request_id.as_deref(), "refused", message);
+        access_log::publish_unrouted(&self.request_id, "refused", message);
         self.worker.with(|w| w.metrics.count(&format!("routebalance.refused.{status}")));
         self.answer(status, &openai::error_body(api, status, message))
     }
@@ -88,7 +89,7 @@ impl Stream {
     /// Lets Envoy's own route serve.
     fn pass(&mut self, reason: &'static str) -> Action {
         self.phase = Phase::Passing;
-        access_log::publish_unrouted(self.request_id.as_deref(), "passed", reason);
+        access_log::publish_unrouted(&self.request_id, "passed", reason);
         self.worker.with(|w| w.metrics.count(&format!("routebalance.untouched.{reason}")));
         Action::Continue
     }
@@ -106,7 +107,7 @@ impl Stream {
         });
         match body.flatten() {
             Some(body) => {
-                access_log::publish_unrouted(self.request_id.as_deref(), "answered", "models");
+                access_log::publish_unrouted(&self.request_id, "answered", "models");
                 self.answer(200, &body)
             }
             None => {
@@ -126,7 +127,7 @@ impl Stream {
         match found.flatten() {
             Some((cluster, address)) => {
                 direct(&cluster, &address);
-                access_log::publish_unrouted(self.request_id.as_deref(), "returned", "response_item");
+                access_log::publish_unrouted(&self.request_id, "returned", "response_item");
                 Action::Continue
             }
             None => self.pass("unknown_response"),
@@ -212,8 +213,8 @@ impl Stream {
         patch_body(prompt, &pool.served_model, buffered, reading.content_length);
         direct(&pool.cluster, &endpoints.join(","));
         timing.patch = host::now().saturating_sub(now);
-        let entry = Entry::new(self.request_id.take(), reading.api, config, reading.policy, prompt, &decision, timing);
-        entry.publish();
+        let entry = Entry::new(reading.api, config, reading.policy, prompt, &decision, timing);
+        entry.publish(&self.request_id);
         let counter = format!("routebalance.decisions.{}.{}", pool.name, decision.rung.name());
         worker.metrics.count(&counter);
         let decision_us = u64::try_from(timing.decision.as_micros()).unwrap_or(u64::MAX);
@@ -298,7 +299,7 @@ impl HttpContext for Stream {
         // What only the filter may say is removed, whoever wrote it.
         host::set_header(MapType::HttpRequestHeaders, names::POOL_HEADER, None);
         host::set_header(MapType::HttpRequestHeaders, names::ENDPOINT_HEADER, None);
-        self.request_id = host::header(MapType::HttpRequestHeaders, "x-request-id");
+        self.request_id = host::header(MapType::HttpRequestHeaders, "x-request-id").unwrap_or_default();
         let method = host::header(MapType::HttpRequestHeaders, ":method").unwrap_or_default();
         let path = host::header(MapType::HttpRequestHeaders, ":path").unwrap_or_default();
         match openai::call_of(&method, &path) {
@@ -425,7 +426,7 @@ impl HttpContext for Stream {
                 let ttft = serving.first_byte.map(|at| at.saturating_sub(serving.started));
                 let e2e = now.saturating_sub(serving.started);
                 serving.entry.answered(w.router.config(), &serving.decision, seen, ttft, e2e);
-                serving.entry.publish();
+                serving.entry.publish(&self.request_id);
             }
         });
         if end_of_stream {

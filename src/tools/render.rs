@@ -78,8 +78,10 @@ static_resources:
               "@type": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog
               path: {access_log}
               log_format:
+                # The filter's fields end the line, with their comma; nothing stands there if the filter was bypassed.
+                omit_empty_values: true
                 text_format_source:
-                  inline_string: '{{"time":"%START_TIME%","method":"%REQ(:METHOD)%","status":%RESPONSE_CODE%,"flags":"%RESPONSE_FLAGS%","duration_ms":%DURATION%,"attempts":%UPSTREAM_REQUEST_ATTEMPT_COUNT%,"upstream":"%UPSTREAM_HOST%","decision":%FILTER_STATE(wasm.{decision}:PLAIN)%}}
+                  inline_string: '{{"time":"%START_TIME%","method":"%REQ(:METHOD)%","status":%RESPONSE_CODE%,"flags":"%RESPONSE_FLAGS%","duration_ms":%DURATION%,"attempts":%UPSTREAM_REQUEST_ATTEMPT_COUNT%,"upstream":"%UPSTREAM_HOST%"%FILTER_STATE(wasm.{decision}:PLAIN)%}}
 
                     '
           http_filters:
