@@ -69,7 +69,7 @@ impl TextWindow {
             self.head.push_str(for_head);
             self.head_chars = self.head_chars.saturating_add(for_head.chars().count());
         }
-        self.tail.push_str(if rest.len() > TAIL_CHARS { last_chars(rest) } else { rest });
+        self.tail.push_str(last_chars(rest));
         // A character has at most 4 bytes, so half of this buffer always holds the tail, and cutting is rare.
         if self.tail.len() > 8 * TAIL_CHARS {
             self.tail = last_chars(&self.tail).to_owned();
@@ -99,18 +99,21 @@ fn split_after(text: &str, chars: usize) -> (&str, &str) {
     if text.len() <= chars {
         return (text, "");
     }
-    match text.char_indices().nth(chars) {
-        Some((at, _)) => text.split_at_checked(at).unwrap_or((text, "")),
-        None => (text, ""),
-    }
+    let at = match text.as_bytes().get(..chars) {
+        Some(ascii) if ascii.is_ascii() => Some(chars),
+        _ => text.char_indices().nth(chars).map(|(at, _)| at),
+    };
+    at.and_then(|at| text.split_at_checked(at)).unwrap_or((text, ""))
 }
 
 /// The last [`TAIL_CHARS`] characters.
 fn last_chars(text: &str) -> &str {
-    match text.char_indices().nth_back(TAIL_CHARS - 1) {
-        Some((at, _)) => text.get(at..).unwrap_or(text),
-        None => text,
-    }
+    let Some(short) = text.len().checked_sub(TAIL_CHARS) else { return text };
+    let at = match text.as_bytes().get(short..) {
+        Some(ascii) if ascii.is_ascii() => Some(short),
+        _ => text.char_indices().nth_back(TAIL_CHARS - 1).map(|(at, _)| at),
+    };
+    at.and_then(|at| text.get(at..)).unwrap_or(text)
 }
 
 /// How many characters of each class a text has, counted eight bytes at a time: a prompt may be a megabyte.
@@ -408,43 +411,49 @@ impl Scan {
 
     // Counters cannot overflow: the window has at most HEAD_CHARS + TAIL_CHARS characters.
     fn text(&mut self, text: &str) {
-        for c in text.chars() {
-            let byte = u8::try_from(c).unwrap_or(u8::MAX);
+        let mut at = 0;
+        while let Some(&byte) = text.as_bytes().get(at) {
             let kind = KIND_TABLE.get(usize::from(byte)).copied().unwrap_or(Kind::Symbol);
             if let Some(count) = self.kinds.get_mut(kind as usize) {
                 *count += 1;
             }
-            if let Kind::Lower | Kind::Upper = kind {
-                self.word_hash = fnv1a(self.word_hash, byte | 0x20);
-                self.word_letters += 1;
-                self.end_number();
-                self.line_chars += 1;
-                continue;
-            }
-            self.end_word();
-            if let Kind::Digit = kind {
-                self.digits_in_run += 1;
-                self.token(fnv1a(FNV_OFFSET, byte));
-                self.line_chars += 1;
-                continue;
-            }
-            self.end_number();
+            at += 1;
             match kind {
+                Kind::Lower | Kind::Upper => {
+                    self.end_number();
+                    self.word_hash = fnv1a(self.word_hash, byte | 0x20);
+                    self.word_letters += 1;
+                }
+                Kind::Digit => {
+                    self.end_word();
+                    self.digits_in_run += 1;
+                    self.token(fnv1a(FNV_OFFSET, byte));
+                }
                 Kind::Newline => {
+                    self.end_word();
+                    self.end_number();
                     self.end_line();
                     continue;
                 }
                 Kind::Blank => {
-                    if self.line_chars == 0 && (byte == b' ' || byte == b'\t') {
-                        self.indented_lines += 1;
-                    }
+                    self.end_word();
+                    self.end_number();
+                    self.indented_lines += u32::from(self.line_chars == 0 && (byte == b' ' || byte == b'\t'));
                 }
                 Kind::NonAscii => {
-                    let mut utf8 = [0; 4];
-                    self.token(c.encode_utf8(&mut utf8).bytes().fold(FNV_OFFSET, fnv1a));
+                    self.end_word();
+                    self.end_number();
+                    let mut hash = fnv1a(FNV_OFFSET, byte);
+                    while let Some(&next @ 0x80..0xc0) = text.as_bytes().get(at) {
+                        hash = fnv1a(hash, next);
+                        at += 1;
+                    }
+                    self.token(hash);
                 }
-                other => {
-                    match other {
+                symbol => {
+                    self.end_word();
+                    self.end_number();
+                    match symbol {
                         Kind::Open => self.depth += 1,
                         Kind::Close => self.depth = self.depth.saturating_sub(1),
                         _ => {}
@@ -475,9 +484,11 @@ impl Scan {
     }
 
     fn end_number(&mut self) {
-        self.numbers += u32::from(self.digits_in_run > 0);
-        self.longest_digits = self.longest_digits.max(self.digits_in_run);
-        self.digits_in_run = 0;
+        if self.digits_in_run > 0 {
+            self.numbers += 1;
+            self.longest_digits = self.longest_digits.max(self.digits_in_run);
+            self.digits_in_run = 0;
+        }
     }
 
     fn end_line(&mut self) {
