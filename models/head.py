@@ -1,8 +1,8 @@
 """The head: standardised features to quality and ln(output tokens) of every model.
 
-The mean of a ridge and of a small perceptron. The ridge predicts the prompt's mean over models from all features, and each
-model's deviation from that mean from the surface features alone, regularised more: routing needs the differences, and
-those are where the noise is. The strengths were chosen on splits train and val (README.md).
+The mean of a ridge and of a small perceptron. The ridge predicts the prompt's mean over models, and each model's deviation
+from that mean, regularised more (quality: from the surface features alone): routing needs the differences, and those are
+where the noise is. The strengths were chosen on splits train and val (README.md).
 """
 
 import warnings

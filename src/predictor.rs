@@ -291,6 +291,12 @@ mod tests {
     }
 
     #[test]
+    fn threads_may_share_a_predictor() {
+        fn shared<T: Send + Sync>(_: &T) {}
+        shared(&Predictor::load().unwrap());
+    }
+
+    #[test]
     fn features_from_elsewhere_give_no_estimate_or_a_sound_one() {
         let predictor = Predictor::load().unwrap();
         let none = [

@@ -1,0 +1,278 @@
+//! A prompt's text as it is read: a bounded part of it, and counts over all of it.
+
+/// Characters kept from the start of the text.
+pub const HEAD_CHARS: usize = 4_000;
+/// Characters kept from the end of the text.
+pub const TAIL_CHARS: usize = 2_000;
+
+/// Tokens per 1,000 occurrences of each class in the text, fitted by `models/fit_tokens.py` against Qwen2.5's tokenizer on
+/// 17,945 prompts (median error 3.8 %, P90 10.4 %).
+const LETTER_MILLIS: u64 = 7;
+const WORD_MILLIS: u64 = 698;
+const DIGIT_MILLIS: u64 = 1_225;
+const SPACE_MILLIS: u64 = 368;
+const NEWLINE_MILLIS: u64 = 0;
+const SYMBOL_MILLIS: u64 = 651;
+const TWO_BYTE_MILLIS: u64 = 891;
+const THREE_BYTE_MILLIS: u64 = 1_014;
+const FOUR_BYTE_MILLIS: u64 = 1_112;
+
+/// A bounded view of a prompt's text: its first [`HEAD_CHARS`] and last [`TAIL_CHARS`] characters, and counts over all of it.
+#[derive(Clone, Debug, Default)]
+pub struct TextWindow {
+    head: String,
+    head_chars: usize,
+    /// Ends with the last [`TAIL_CHARS`] characters after the head; what precedes them is cut off from time to time.
+    tail: String,
+    /// Counts over all of the text but `uncounted`, which follows it: a JSON string comes in many short pieces, one per escape.
+    classes: CharacterClasses,
+    uncounted: String,
+}
+
+/// Bytes that are worth counting in one go.
+const COUNT_BYTES: usize = 2_048;
+
+impl TextWindow {
+    /// Appends a piece of text; pieces may be cut anywhere between characters.
+    pub fn push_str(&mut self, text: &str) {
+        if self.uncounted.len().saturating_add(text.len()) <= COUNT_BYTES {
+            self.uncounted.push_str(text);
+        } else {
+            self.classes.count(self.uncounted.as_bytes());
+            self.uncounted.clear();
+            self.classes.count(text.as_bytes());
+        }
+
+        let room = HEAD_CHARS.saturating_sub(self.head_chars);
+        let (for_head, rest) = split_after(text, room);
+        if !for_head.is_empty() {
+            self.head.push_str(for_head);
+            self.head_chars = self.head_chars.saturating_add(for_head.chars().count());
+        }
+        self.tail.push_str(last_chars(rest));
+        // A character has at most 4 bytes, so half of this buffer always holds the tail, and cutting is rare.
+        if self.tail.len() > 8 * TAIL_CHARS {
+            self.tail = last_chars(&self.tail).to_owned();
+        }
+    }
+
+    /// Characters seen so far, kept or not.
+    pub fn chars(&self) -> u64 {
+        self.counts().chars()
+    }
+
+    /// Estimated tokens of all the text seen so far.
+    pub fn estimated_tokens(&self) -> u64 {
+        self.counts().estimated_tokens()
+    }
+
+    /// The first characters.
+    pub(super) fn head(&self) -> &str {
+        &self.head
+    }
+
+    /// The last characters of what follows the head.
+    pub(super) fn tail(&self) -> &str {
+        last_chars(&self.tail)
+    }
+
+    pub(super) fn counts(&self) -> CharacterClasses {
+        let mut classes = self.classes.clone();
+        classes.count(self.uncounted.as_bytes());
+        classes
+    }
+}
+
+/// The first `chars` characters, and what follows them.
+fn split_after(text: &str, chars: usize) -> (&str, &str) {
+    // No character is shorter than a byte.
+    if text.len() <= chars {
+        return (text, "");
+    }
+    let at = match text.as_bytes().get(..chars) {
+        Some(ascii) if ascii.is_ascii() => Some(chars),
+        _ => text.char_indices().nth(chars).map(|(at, _)| at),
+    };
+    at.and_then(|at| text.split_at_checked(at)).unwrap_or((text, ""))
+}
+
+/// The last [`TAIL_CHARS`] characters.
+fn last_chars(text: &str) -> &str {
+    let Some(short) = text.len().checked_sub(TAIL_CHARS) else { return text };
+    let at = match text.as_bytes().get(short..) {
+        Some(ascii) if ascii.is_ascii() => Some(short),
+        _ => text.char_indices().nth_back(TAIL_CHARS - 1).map(|(at, _)| at),
+    };
+    at.and_then(|at| text.get(at..)).unwrap_or(text)
+}
+
+/// How many characters of each class a text has, counted eight bytes at a time: a prompt may be a megabyte.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct CharacterClasses {
+    bytes: u64,
+    letters: u64,
+    /// Runs of ASCII letters.
+    words: u64,
+    digits: u64,
+    /// Control characters and space.
+    spaces_and_newlines: u64,
+    newlines: u64,
+    continuations: u64,
+    leads: u64,
+    leads_of_3_or_4: u64,
+    leads_of_4: u64,
+    ends_in_letter: bool,
+}
+
+const ONES: u64 = 0x0101_0101_0101_0101;
+const HIGH: u64 = 0x8080_8080_8080_8080;
+
+const EVEN: u64 = 0x00ff_00ff_00ff_00ff;
+const EVEN_ONES: u64 = 0x0001_0001_0001_0001;
+
+/// The high bit of every byte that is at least `low`; the bytes of `x` are below 128.
+const fn at_least(x: u64, low: u8) -> u64 {
+    x.wrapping_add(ONES.wrapping_mul(128 - low as u64)) & HIGH
+}
+
+/// Classes counted per byte lane.
+const CLASSES: usize = 9;
+
+impl CharacterClasses {
+    fn count(&mut self, bytes: &[u8]) {
+        self.bytes = self.bytes.saturating_add(bytes.len() as u64);
+        let (words, rest) = bytes.as_chunks::<8>();
+        let mut lanes = [0; CLASSES];
+        // A lane holds up to 255: one place is for the last, partial word.
+        for block in words.chunks(254) {
+            self.flush(&mut lanes);
+            for word in block {
+                self.add(&mut lanes, u64::from_le_bytes(*word));
+            }
+        }
+        if let Some(last) = rest.last() {
+            // The padding looks like continuation bytes, which are taken off again.
+            let mut word = [0x80; 8];
+            for (to, from) in word.iter_mut().zip(rest) {
+                *to = *from;
+            }
+            self.add(&mut lanes, u64::from_le_bytes(word));
+            self.ends_in_letter = last.is_ascii_alphabetic();
+            self.flush(&mut lanes);
+            self.continuations = self.continuations.saturating_sub(8 - rest.len() as u64);
+        } else {
+            self.flush(&mut lanes);
+        }
+    }
+
+    fn add(&mut self, lanes: &mut [u64; CLASSES], word: u64) {
+        let ascii = !word & HIGH;
+        let low = word & !HIGH;
+        let folded = low | (ONES * 0x20);
+        let letter = at_least(folded, b'a') & !at_least(folded, b'z' + 1) & ascii;
+        let before = (letter << 8) | if self.ends_in_letter { 0x80 } else { 0 };
+        let lead = word & (word << 1) & HIGH;
+        let lead_of_3_or_4 = lead & (word << 2);
+        let found = [
+            letter,
+            letter & !before,
+            at_least(low, b'0') & !at_least(low, b'9' + 1) & ascii,
+            !at_least(low, b' ' + 1) & ascii,
+            at_least(low, b'\n') & !at_least(low, b'\n' + 1) & ascii,
+            word & !(word << 1) & HIGH,
+            lead,
+            lead_of_3_or_4,
+            lead_of_3_or_4 & (word << 3),
+        ];
+        for (lane, found) in lanes.iter_mut().zip(found) {
+            *lane = lane.wrapping_add(found >> 7);
+        }
+        self.ends_in_letter = letter >> 63 == 1;
+    }
+
+    /// Adds the lanes to the totals and empties them.
+    fn flush(&mut self, lanes: &mut [u64; CLASSES]) {
+        let totals = [
+            &mut self.letters,
+            &mut self.words,
+            &mut self.digits,
+            &mut self.spaces_and_newlines,
+            &mut self.newlines,
+            &mut self.continuations,
+            &mut self.leads,
+            &mut self.leads_of_3_or_4,
+            &mut self.leads_of_4,
+        ];
+        for (total, lane) in totals.into_iter().zip(lanes) {
+            let pairs = (*lane & EVEN) + (*lane >> 8 & EVEN);
+            *total = total.saturating_add(pairs.wrapping_mul(EVEN_ONES) >> 48);
+            *lane = 0;
+        }
+    }
+
+    pub(super) fn chars(&self) -> u64 {
+        self.bytes.saturating_sub(self.continuations)
+    }
+
+    pub(super) fn estimated_tokens(&self) -> u64 {
+        let ascii = self.chars().saturating_sub(self.leads);
+        let known = self.letters.saturating_add(self.digits).saturating_add(self.spaces_and_newlines);
+        let millis = [
+            (self.letters, LETTER_MILLIS),
+            (self.words, WORD_MILLIS),
+            (self.digits, DIGIT_MILLIS),
+            (self.spaces_and_newlines.saturating_sub(self.newlines), SPACE_MILLIS),
+            (self.newlines, NEWLINE_MILLIS),
+            (ascii.saturating_sub(known), SYMBOL_MILLIS),
+            (self.leads.saturating_sub(self.leads_of_3_or_4), TWO_BYTE_MILLIS),
+            (self.leads_of_3_or_4.saturating_sub(self.leads_of_4), THREE_BYTE_MILLIS),
+            (self.leads_of_4, FOUR_BYTE_MILLIS),
+        ];
+        let sum = millis.iter().fold(500_u64, |sum, (count, each)| sum.saturating_add(count.saturating_mul(*each)));
+        sum / 1_000
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    use super::super::{
+        extract,
+        tests::{random_text, window},
+    };
+    use super::*;
+
+    #[test]
+    fn only_head_and_tail_are_kept() {
+        let long = format!("{}{}{}", "h".repeat(HEAD_CHARS), "dropped ".repeat(100_000), "t".repeat(TAIL_CHARS));
+        let kept = window(&long);
+        assert!(kept.head.len() + kept.tail.len() <= 8 * TAIL_CHARS + HEAD_CHARS);
+        assert_eq!(
+            extract(&kept).slots,
+            extract(&window(&format!("{}{}", "h".repeat(4_000), "t".repeat(2_000)))).slots
+        );
+        assert_eq!(kept.chars(), 806_000);
+    }
+
+    #[test]
+    fn classes_counted_by_the_word_equal_those_counted_by_the_character() {
+        let mut state = 11;
+        for chars in 0..300 {
+            let text = random_text(&mut state, chars);
+            let count = |of: &dyn Fn(char) -> bool| text.chars().filter(|c| of(*c)).count() as u64;
+            let classes = window(&text).counts();
+            let words = text.split(|c: char| !c.is_ascii_alphabetic()).filter(|word| !word.is_empty()).count() as u64;
+            assert_eq!(classes.letters, count(&|c| c.is_ascii_alphabetic()), "{text:?}");
+            assert_eq!(classes.words, words, "{text:?}");
+            assert_eq!(classes.digits, count(&|c| c.is_ascii_digit()), "{text:?}");
+            assert_eq!(classes.spaces_and_newlines, count(&|c| c <= ' '), "{text:?}");
+            assert_eq!(classes.newlines, count(&|c| c == '\n'), "{text:?}");
+            assert_eq!(classes.leads, count(&|c| !c.is_ascii()), "{text:?}");
+            assert_eq!(classes.leads_of_3_or_4, count(&|c| c.len_utf8() >= 3), "{text:?}");
+            assert_eq!(classes.leads_of_4, count(&|c| c.len_utf8() == 4), "{text:?}");
+            assert_eq!(classes.chars(), text.chars().count() as u64, "{text:?}");
+        }
+    }
+}
