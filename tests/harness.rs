@@ -227,7 +227,11 @@ impl std::fmt::Debug for Reply {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (answer, body) = (&self.answer, String::from_utf8_lossy(&self.answer.body));
         let reached: Vec<usize> = self.arrivals.iter().map(|(instance, _)| *instance).collect();
-        write!(f, "{} {:?}, instances {reached:?}, headers {:?}, body {body}", answer.status, answer.end, answer.headers)
+        write!(
+            f,
+            "{} {:?}, instances {reached:?}, headers {:?}, body {body}",
+            answer.status, answer.end, answer.headers
+        )
     }
 }
 

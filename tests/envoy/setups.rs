@@ -22,15 +22,24 @@ fn lean(config: &mut Value) {
 }
 
 /// No load can be read: the first instance of a pool is always the first choice.
-pub(crate) static STATIC: Setup =
-    Setup { name: "static", change: |config| config["drill"] = json!(["shared_data"]), edit: Some(quick), reports: false };
+pub(crate) static STATIC: Setup = Setup {
+    name: "static",
+    change: |config| config["drill"] = json!(["shared_data"]),
+    edit: Some(quick),
+    reports: false,
+};
 
 /// No decision comes back.
-pub(crate) static UNTOUCHED: Setup =
-    Setup { name: "untouched", change: |config| config["drill"] = json!(["router"]), edit: Some(quick), reports: false };
+pub(crate) static UNTOUCHED: Setup = Setup {
+    name: "untouched",
+    change: |config| config["drill"] = json!(["router"]),
+    edit: Some(quick),
+    reports: false,
+};
 
 /// The filter is not there.
-pub(crate) static BYPASSED: Setup = Setup { name: "bypassed", change: |_| {}, edit: Some(without_filter), reports: false };
+pub(crate) static BYPASSED: Setup =
+    Setup { name: "bypassed", change: |_| {}, edit: Some(without_filter), reports: false };
 
 /// Envoy forgives an instance within a test's patience.
 fn quick(yaml: &str) -> String {
