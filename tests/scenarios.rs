@@ -276,6 +276,8 @@ pub(crate) async fn is_served(gateway: &Gateway, row: &Served, rung: &str) {
             Some(_) => assert_eq!(received.header("transfer-encoding"), Some("chunked"), "{name}"),
         }
         names_its_choice(gateway, &reply, rung);
+        let decisions = format!("decisions.{}.{rung}", serving.name);
+        assert!(gateway.stat(&decisions).await > 0, "{name}: {decisions} counts it");
         let address: SocketAddr = gateway.instance(*instance).address();
         let straight = [("x-request-id", "the-request")];
         let direct = http::exchange(address, "POST", path, &straight, expected.as_bytes()).await;
