@@ -18,6 +18,8 @@ mod harness;
 #[path = "instance/http.rs"]
 #[allow(dead_code, reason = "what only the tests of the instance look at")]
 mod http;
+#[path = "envoy/parity.rs"]
+mod parity;
 #[path = "envoy/refusals.rs"]
 mod refusals;
 mod scenarios;
@@ -66,6 +68,7 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "a stream arrives token by token" => state::stream_is_not_held_back,
         "two requests on one connection are both served" => state::two_on_one_connection,
         "thirty requests at once are served and spread" => state::thirty_at_once,
+        "the predictor inside Envoy gives the numbers of onnxruntime" => parity::predictions_match,
         "a stored response is found again from any connection" => state::stored_response,
         "two routes choose differently for the same prompt" => state::routes_choose_differently,
         "control headers of the client choose nothing" => state::control_headers_choose_nothing,
