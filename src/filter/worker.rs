@@ -158,11 +158,12 @@ impl Worker {
         if !self.leads {
             return;
         }
+        type Gauge = (&'static str, fn(&InstanceCounters) -> u64);
         let counters = self.all_counters();
         let Worker { router, metrics, .. } = self;
         for pool in &router.config().fleet.pools {
             let of_pool = counters.0.get(pool.instances.clone()).unwrap_or_default();
-            let gauges: [(&str, fn(&InstanceCounters) -> u64); 4] = [
+            let gauges: [Gauge; 4] = [
                 ("outstanding_requests", InstanceCounters::outstanding_requests),
                 ("outstanding_prompt_tokens", InstanceCounters::outstanding_prompt_tokens),
                 ("outstanding_output_tokens", InstanceCounters::outstanding_output_tokens),
