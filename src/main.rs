@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
+use routebalance::tools::bench::{self, BenchArgs};
 use routebalance::tools::check::{check, summary};
 use routebalance::tools::demo::{self, DemoArgs};
 use routebalance::tools::fleet::{self, FleetArgs};
@@ -40,6 +41,8 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Measure the filter inside a real Envoy
+    Bench(BenchArgs),
     /// Check a configuration
     Check {
         /// The configuration
@@ -73,6 +76,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Render { file, output, listen, check } => {
             render_file(&file, &output.unwrap_or_else(|| file.with_file_name("envoy.yaml")), listen, check)?;
         }
+        Command::Bench(args) => bench::run(&args)?,
         Command::Check { file } => println!("{}: {}", file.display(), summary(&check(&file)?)),
         Command::Fleet(args) => {
             let answers = args.answers.as_deref().map(read_prompts).transpose()?;

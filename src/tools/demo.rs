@@ -217,7 +217,7 @@ fn create(path: &Path) -> Result<File> {
     File::create(path).with_context(|| format!("{} cannot be written", path.display()))
 }
 
-fn read_config() -> Result<Value> {
+pub(super) fn read_config() -> Result<Value> {
     let path = package_root().join("envoy").join("routebalance.json");
     let bytes = std::fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
     Config::parse(&bytes).with_context(|| format!("{} is wrong", path.display()))?;

@@ -11,6 +11,7 @@
 )]
 
 pub mod answer;
+pub mod bench;
 pub mod check;
 pub mod demo;
 pub mod demo_view;
