@@ -25,7 +25,7 @@
 //! | [`router`] | the facade: request in, decision out; cannot fail |
 //! | [`sim`] | virtual time: the continuous-batching engine behind the emulated instances |
 //! | `filter` | wasi only: the shell that names `proxy_wasm` |
-//! | `tools` | native only: demo, emulated instances, render, check |
+//! | `tools` | native only: demo, bench, emulated instances, render, check, set-up |
 //!
 //! # Invariants
 //!

@@ -182,11 +182,11 @@ pub fn decode_reports(bytes: &[u8], fingerprint: u64) -> Option<Reports> {
 
 // === slots ===
 
-/// Which VM owns which slot, and which one scrapes. Nothing tells a VM which worker it is, so it claims a slot and keeps it
-/// by heartbeat; an expired slot is taken over, so that keys stay bounded.
+/// Which VM owns which slot, and which one leads: it scrapes and writes the gauges. Nothing tells a VM which worker it is, so it
+/// claims a slot and keeps it by heartbeat; an expired slot is taken over, so that keys stay bounded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Slots {
-    /// Who scrapes.
+    /// Who leads.
     scraper: Claim,
     /// Owners by slot.
     owners: Vec<Claim>,
@@ -262,7 +262,7 @@ impl Slots {
         }
     }
 
-    /// Renews or takes the scraping lease; whether the VM holds it now.
+    /// Renews or takes the leader's lease; whether the VM holds it now.
     pub fn scrape(&mut self, owner: u64, now: Duration, lease: Duration) -> bool {
         if self.scraper.owner != owner && !self.scraper.free_at(now) {
             return false;
