@@ -52,8 +52,8 @@ fn meets(candidate: &Candidate, constraint: Constraint, slo: &Slo, budget: &Budg
     match constraint {
         Constraint::Ttft => slo.ttft.is_none_or(|limit| candidate.ttft_seconds <= limit.as_secs_f64()),
         Constraint::Tpot => slo.tpot.is_none_or(|limit| candidate.tpot_seconds <= limit.as_secs_f64()),
-        Constraint::Tokens => budget.tokens.is_none_or(|limit| candidate.output_tokens <= f64::from(limit)),
-        Constraint::Usd => budget.usd.is_none_or(|limit| candidate.usd <= limit),
+        Constraint::Tokens => budget.tokens.is_none_or(|limit| candidate.output_tokens_p80 <= f64::from(limit)),
+        Constraint::Usd => budget.usd.is_none_or(|limit| candidate.usd_p80 <= limit),
     }
 }
 
@@ -70,10 +70,12 @@ mod tests {
             instance,
             quality: 0.5,
             output_tokens,
+            output_tokens_p80: output_tokens,
             seconds: 1.0,
             ttft_seconds: ttft_ms / 1e3,
             tpot_seconds: tpot_ms / 1e3,
             usd,
+            usd_p80: usd,
             in_flight: 0.0,
             last_dispatch: Duration::ZERO,
         }

@@ -22,6 +22,7 @@ use tract_core::{
 };
 
 use crate::features::{FEATURE_VERSION, Features, SLOTS, SURFACE};
+use crate::fleet::Model;
 
 mod plan;
 use plan::{BinaryOp, Plan, PlanNode, PlanOp, ReduceOp, UnaryOp};
@@ -39,8 +40,60 @@ const COLUMNS: usize = 32;
 pub struct Estimate {
     /// Expected score of the answer, 0 to 1.
     pub quality: f64,
+    /// Standard deviation of `quality` about the mean score of the model on prompts like this one.
+    pub quality_sd: f64,
     /// Median number of output tokens, at least 1.
     pub output_tokens: f64,
+    /// Output tokens that 4 of 5 answers do not exceed, at least the median.
+    pub output_tokens_p80: f64,
+    /// Output tokens that 9 of 10 answers do not exceed, at least the 80th percentile.
+    pub output_tokens_p90: f64,
+}
+
+/// Spread of a model's mean quality over kinds of prompts: what is not known where only the prior is.
+const PRIOR_QUALITY_SD: f64 = 0.2;
+/// 80th and 90th percentile of output tokens over their median, over all prompts.
+const PRIOR_P80: f64 = 1.9;
+const PRIOR_P90: f64 = 2.7;
+
+impl Estimate {
+    /// What is expected of a model's answer to any prompt.
+    pub fn prior(model: &Model) -> Estimate {
+        let tokens = model.output_tokens_prior;
+        Estimate {
+            quality: model.quality_prior,
+            quality_sd: PRIOR_QUALITY_SD,
+            output_tokens: tokens,
+            output_tokens_p80: PRIOR_P80 * tokens,
+            output_tokens_p90: PRIOR_P90 * tokens,
+        }
+    }
+
+    /// This estimate for a prompt of which the predictor knows as much as `familiarity` (0 to 1) says: at 0 the prior, at 1 the
+    /// estimate itself, in between linear in quality, in variance, and in the logarithm of output tokens.
+    #[must_use]
+    pub fn shrunk_to(&self, prior: &Estimate, familiarity: f64) -> Estimate {
+        let mix = |own: f64, prior: f64| prior + familiarity * (own - prior);
+        let mix_ln = |own: f64, prior: f64| mix(own.ln(), prior.ln()).exp();
+        Estimate {
+            quality: mix(self.quality, prior.quality),
+            quality_sd: mix(self.quality_sd.powi(2), prior.quality_sd.powi(2)).sqrt(),
+            output_tokens: mix_ln(self.output_tokens, prior.output_tokens),
+            output_tokens_p80: mix_ln(self.output_tokens_p80, prior.output_tokens_p80),
+            output_tokens_p90: mix_ln(self.output_tokens_p90, prior.output_tokens_p90),
+        }
+    }
+}
+
+/// What the predictor makes of a prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prediction {
+    /// One per model, in the order of [`Predictor::models`], as if the prompt were of a kind that the predictor knows.
+    pub estimates: Vec<Estimate>,
+    /// How much the prompt resembles the training prompts: 0 not at all, 1 fully.
+    pub familiarity: f64,
+    /// The training prompts' cluster that is nearest, below [`Predictor::prototypes`].
+    pub prototype: usize,
 }
 
 /// The trained predictor, ready to run.
@@ -84,8 +137,13 @@ impl Predictor {
         &self.models
     }
 
-    /// An estimate per model; `None` when the plan fails or a value is not finite.
-    pub fn predict(&self, features: &Features) -> Option<Vec<Estimate>> {
+    /// Clusters of the training prompts.
+    pub fn prototypes(&self) -> usize {
+        1
+    }
+
+    /// Estimates per model; `None` when the plan fails or a value is not finite.
+    pub fn predict(&self, features: &Features) -> Option<Prediction> {
         let sum = weighted_sum(&features.slots)?;
         // The plan clips its inputs, and clipping would turn a NaN into a number.
         if !sum.iter().chain(&features.surface).all(|value| value.is_finite()) {
@@ -102,10 +160,14 @@ impl Predictor {
             let tokens = f64::from(ln).exp();
             (quality.is_finite() && ln.is_finite()).then(|| Estimate {
                 quality: f64::from(quality).clamp(0.0, 1.0),
+                quality_sd: 0.1,
                 output_tokens: tokens.clamp(1.0, MAX_OUTPUT_TOKENS),
+                output_tokens_p80: (1.47 * tokens).clamp(1.0, MAX_OUTPUT_TOKENS),
+                output_tokens_p90: (1.8 * tokens).clamp(1.0, MAX_OUTPUT_TOKENS),
             })
         };
-        quality.iter().zip(ln_output_tokens).map(estimate).collect()
+        let estimates = quality.iter().zip(ln_output_tokens).map(estimate).collect::<Option<_>>()?;
+        Some(Prediction { estimates, familiarity: 1.0, prototype: 0 })
     }
 }
 
@@ -281,7 +343,7 @@ mod tests {
         let golden = golden();
         assert_eq!(predictor.models(), golden.models);
         for case in golden.cases {
-            let estimates = predictor.predict(&extract(&window(&case.parts))).unwrap();
+            let Prediction { estimates, .. } = predictor.predict(&extract(&window(&case.parts))).unwrap();
             assert_eq!(estimates.len(), golden.models.len());
             for (estimate, (quality, tokens)) in estimates.iter().zip(case.quality.iter().zip(&case.output_tokens)) {
                 assert!((estimate.quality - quality).abs() < 1e-4, "{}: {estimate:?}, {quality}", case.name);
@@ -310,7 +372,7 @@ mod tests {
         }
         for value in [f32::MAX, f32::MIN, 1e20, -1e20] {
             let features = Features { slots: vec![(1, 1.0)], surface: [value; SURFACE] };
-            for estimate in predictor.predict(&features).unwrap() {
+            for estimate in predictor.predict(&features).unwrap().estimates {
                 assert!(
                     (0.0..=1.0).contains(&estimate.quality) && estimate.output_tokens >= 1.0,
                     "{value}: {estimate:?}"

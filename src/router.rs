@@ -8,7 +8,7 @@ use crate::features;
 use crate::fleet::{Model, ModelKind};
 use crate::latency;
 use crate::openai::{Api, Prompt};
-use crate::predictor::{Estimate, Predictor};
+use crate::predictor::{Estimate, Prediction, Predictor};
 use crate::reckoning::LoadNow;
 use crate::score::{self, Candidate};
 
@@ -92,6 +92,10 @@ pub struct Decision {
     pub output_tokens: u64,
     /// Expected answer quality, 0 to 1.
     pub quality: f64,
+    /// How much the prompt resembles those that the predictor was trained on, 0 to 1; `None` without a prediction.
+    pub familiarity: Option<f64>,
+    /// The cluster of training prompts that the prompt is nearest to; `None` without a prediction.
+    pub prototype: Option<usize>,
     /// Expected time, seconds.
     pub seconds: f64,
     /// Expected cost, USD.
@@ -139,7 +143,8 @@ impl Router {
         let Some(policy) = self.config.policies.get(ask.policy) else {
             return Verdict::Untouched("no_policy");
         };
-        let estimates = self.estimates(ask.prompt, &models);
+        let prediction = self.prediction(ask.prompt, &models);
+        let estimates = self.estimates(prediction.as_ref());
         let prompt_tokens = prompt_tokens(ask.prompt);
         let candidates = self.candidates(ask, &models, &estimates, prompt_tokens, loads);
         let admitted = admission::admit(candidates, &policy.slo, &policy.budget);
@@ -169,6 +174,8 @@ impl Router {
             prompt_tokens: prompt_tokens as u64,
             output_tokens: chosen.output_tokens as u64,
             quality: chosen.quality,
+            familiarity: prediction.as_ref().map(|p| p.familiarity),
+            prototype: prediction.as_ref().map(|p| p.prototype),
             seconds: chosen.seconds,
             usd: chosen.usd,
             score,
@@ -202,26 +209,27 @@ impl Router {
         }
     }
 
-    /// For every model of the fleet, what is expected of its answer and whether that is a prediction for this prompt.
-    fn estimates(&self, prompt: &Prompt, allowed: &[usize]) -> Vec<(Estimate, bool)> {
+    /// What the predictor makes of the prompt, if it has anything to say.
+    fn prediction(&self, prompt: &Prompt, allowed: &[usize]) -> Option<Prediction> {
         let generates =
             allowed.iter().any(|m| self.config.fleet.models.get(*m).is_some_and(|m| m.kind == ModelKind::Generate));
-        let predictions = self
-            .predictor
-            .as_ref()
-            .filter(|_| generates && !self.config.drills(Drill::Predictor))
-            .and_then(|p| p.predict(&features::extract(&prompt.text)));
-        self.config
-            .fleet
-            .models
-            .iter()
-            .zip(&self.predicted)
+        let predictor = self.predictor.as_ref().filter(|_| generates && !self.config.drills(Drill::Predictor))?;
+        predictor.predict(&features::extract(&prompt.text))
+    }
+
+    /// For every model of the fleet, what is expected of its answer and whether that is a prediction for this prompt.
+    fn estimates(&self, prediction: Option<&Prediction>) -> Vec<(Estimate, bool)> {
+        let models = self.config.fleet.models.iter().zip(&self.predicted);
+        models
             .map(|(model, position)| {
-                let prediction = position.and_then(|i| predictions.as_ref()?.get(i).copied());
+                let prior = Estimate::prior(model);
+                let predicted = position.and_then(|i| Some((prediction?.estimates.get(i)?, prediction?.familiarity)));
                 // An embedding has nothing to predict: its prior is exact.
                 let exact = model.kind == ModelKind::Embed;
-                let prior = Estimate { quality: model.quality_prior, output_tokens: model.output_tokens_prior };
-                (prediction.unwrap_or(prior), exact || prediction.is_some())
+                (
+                    predicted.map_or(prior, |(estimate, familiarity)| estimate.shrunk_to(&prior, familiarity)),
+                    exact || predicted.is_some(),
+                )
             })
             .collect()
     }
@@ -250,23 +258,25 @@ impl Router {
             }
             let load = loads.and_then(|l| l.get(i)).copied().unwrap_or_default();
             let answers = f64::from(ask.prompt.n.max(1)) * f64::from(ask.prompt.prompts.max(1));
-            let output_tokens = match model.kind {
-                ModelKind::Embed => 0.0,
-                ModelKind::Generate if ask.api == Api::CountTokens => 0.0,
-                ModelKind::Generate => {
-                    let cap = ask.prompt.max_tokens.map_or(f64::INFINITY, f64::from).max(1.0);
-                    estimate.output_tokens.clamp(1.0, f64::from(pool.limits.max_model_len)).min(cap) * answers
-                }
+            let generates = model.kind == ModelKind::Generate && ask.api != Api::CountTokens;
+            let cap = ask.prompt.max_tokens.map_or(f64::INFINITY, f64::from).max(1.0);
+            let capped = |tokens: f64| {
+                if generates { tokens.clamp(1.0, f64::from(pool.limits.max_model_len)).min(cap) * answers } else { 0.0 }
             };
+            let (output_tokens, output_tokens_p80) =
+                (capped(estimate.output_tokens), capped(estimate.output_tokens_p80));
             let tariff = &model.tariff;
+            let usd = |output: f64| prompt_tokens * tariff.usd_per_input_token + output * tariff.usd_per_output_token;
             let candidate = Candidate {
                 instance: i,
                 quality: estimate.quality,
                 output_tokens,
+                output_tokens_p80,
                 seconds: latency::paper_seconds(&pool.profile, &pool.limits, &load, output_tokens.max(1.0)),
                 ttft_seconds: latency::ttft_seconds(&pool.profile, &pool.limits, &load, prompt_tokens),
                 tpot_seconds: latency::tpot_seconds(&pool.profile, load.running),
-                usd: prompt_tokens * tariff.usd_per_input_token + output_tokens * tariff.usd_per_output_token,
+                usd: usd(output_tokens),
+                usd_p80: usd(output_tokens_p80),
                 in_flight: load.in_flight(),
                 last_dispatch: load.last_dispatch,
             };

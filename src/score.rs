@@ -14,6 +14,8 @@ pub struct Candidate {
     pub quality: f64,
     /// Expected output tokens of all answers asked for.
     pub output_tokens: f64,
+    /// Output tokens that 4 of 5 such requests do not exceed.
+    pub output_tokens_p80: f64,
     /// Expected time, seconds: the objective's T.
     pub seconds: f64,
     /// Expected time to the first token, seconds.
@@ -22,6 +24,8 @@ pub struct Candidate {
     pub tpot_seconds: f64,
     /// Expected cost, USD.
     pub usd: f64,
+    /// Cost that 4 of 5 such requests do not exceed, USD.
+    pub usd_p80: f64,
     /// Requests that the instance holds.
     pub in_flight: f64,
     /// When the instance was last sent a request.
@@ -109,10 +113,12 @@ mod tests {
             instance,
             quality,
             output_tokens: 100.0,
+            output_tokens_p80: 100.0,
             seconds,
             ttft_seconds: 0.1,
             tpot_seconds: 0.01,
             usd,
+            usd_p80: usd,
             in_flight: 0.0,
             last_dispatch: Duration::ZERO,
         }
