@@ -14,6 +14,7 @@ import zlib
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.sparse.linalg import lsqr
 
 import features as F
 
@@ -59,10 +60,10 @@ def main():
     T = Y @ axes
     bias = T[train].mean(0)
     cosine = lambda a, b: np.mean((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
-    gram, right = (X[train].T @ X[train]).toarray(), X[train].T @ (T[train] - bias)
     best = None
     for ridge in (0.03, 0.1, 0.3, 1.0, 3.0):
-        table = np.linalg.solve(gram + ridge * np.eye(2**arguments.bits), right)
+        fit = lambda column: lsqr(X[train], column, damp=np.sqrt(ridge), atol=1e-8, btol=1e-8, iter_lim=2_000)[0]
+        table = np.stack([fit(column) for column in (T[train] - bias).T], axis=1)
         score = cosine(X[split == "val"] @ table + bias, T[split == "val"])
         print(f"ridge {ridge}: cosine to the teacher on val {score:.4f}")
         if best is None or score > best[0]:

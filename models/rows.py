@@ -11,7 +11,7 @@ import numpy as np
 
 import features as F
 
-COMMON = 0.9  # A model counts as one of the data's own when this share of the rows has it.
+COMMON = 0.95  # A model counts as one of the data's own when this share of the rows has it.
 MAX_TOKENS = 10_000_000
 
 
