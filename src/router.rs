@@ -131,6 +131,11 @@ impl Router {
         &self.config
     }
 
+    /// The predictor, if it runs.
+    pub fn predictor(&self) -> Option<&Predictor> {
+        self.predictor.as_ref()
+    }
+
     /// Decides. `loads` is in the order of the fleet's instances; `None` if there is none to read.
     pub fn route(&self, ask: &Ask<'_>, loads: Option<&[LoadNow]>) -> Verdict {
         if self.config.drills(Drill::Router) {
