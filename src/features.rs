@@ -7,10 +7,17 @@
 mod window;
 pub use window::{HEAD_CHARS, TAIL_CHARS, TextWindow};
 
+/// What the predictor's file fixes; the build script writes it.
+mod shape {
+    include!(concat!(env!("OUT_DIR"), "/predictor_shape.rs"));
+}
+use shape::SLOT_BITS;
+pub(crate) use shape::TABLE_COLUMNS;
+
 /// The rule's version; the predictor's file names the version that it was trained with.
 pub const FEATURE_VERSION: u32 = 1;
-/// Hashed slots for words and pairs of words.
-pub const SLOTS: usize = 4_096;
+/// Hashed slots for words and pairs of words; as many as the predictor's table has rows.
+pub const SLOTS: usize = 1 << SLOT_BITS;
 /// Number of surface features.
 pub const SURFACE: usize = 32;
 
@@ -83,9 +90,9 @@ const fn fnv1a(hash: u32, byte: u8) -> u32 {
     (hash ^ byte as u32).wrapping_mul(FNV_PRIME)
 }
 
-/// The top 12 bits of Knuth's multiplicative hash.
+/// The top bits of Knuth's multiplicative hash.
 const fn slot(hash: u32) -> u16 {
-    (hash.wrapping_mul(2_654_435_761) >> 20) as u16
+    (hash.wrapping_mul(2_654_435_761) >> (32 - SLOT_BITS)) as u16
 }
 
 /// Words that tell what a prompt asks for, by group; each group's count is one surface feature.
@@ -334,6 +341,7 @@ impl Tokens {
         }
     }
 
+    #[inline(always)]
     fn count(&mut self, slot: u16) {
         if let Some(count) = self.counts.get_mut(usize::from(slot)) {
             *count += 1;
