@@ -1,4 +1,7 @@
-"""Prints the tables of README.md from report.json."""
+"""Prints a report's tables as the model card has them.
+
+    python3 models/card.py [report.json ...]
+"""
 
 import json
 import sys
@@ -14,30 +17,56 @@ COLUMNS = {
     "max_gain": "max gain",
     "cost_at_best": "cost at best",
 }
+TITLES = {"head": "**ours**", "minilm_knn10": "the paper's: MiniLM, k = 10"}
+TASK_COLUMNS = {
+    "familiarity": "familiarity",
+    "bias": "bias",
+    "bias_prior": "of the priors",
+    "bias_if_believed": "if believed",
+    "delta_vs_blind": "delta vs blind",
+    "delta_if_believed": "if believed",
+    "mae_ln_len": "mae ln",
+    "mae_ln_len_prior": "of the priors",
+}
 
 
-def cell(value):
+def cell(value, of=5):
     if value is None:
         return "-"
     if isinstance(value, dict):
-        return f"{value['mean']:.3f} ± {value['sd']:.3f}" + (f" ({value['splits']})" if value["splits"] < 5 else "")
+        return f"{value['mean']:.3f} ± {value['sd']:.3f}" + (f" ({value['splits']})" if value["splits"] < of else "")
     return f"{value:.3f}"
 
 
-def main(path):
-    report = json.loads(Path(path).read_text())
-    for title, results in (("Split test", report["test"]), ("5 grouped splits, mean ± sd (splits that reach it)", report["splits"])):
+def table(head, rows):
+    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+    print()
+
+
+def show(report):
+    sections = (("Split test", report["test"]), ("5 grouped splits, mean ± sd (splits that reach it)", report["splits"]))
+    for title, results in sections:
         for name, heads in results.items():
-            print(f"{title}, {name}:\n\n| head | " + " | ".join(COLUMNS.values()) + " |\n|---" * 1 + "|---" * len(COLUMNS) + "|")
-            for head, values in heads.items():
-                print(f"| {'**ours**' if head == 'head' else head} | " + " | ".join(cell(values[key]) for key in COLUMNS) + " |")
-            print()
-    for name, table in report["policies"].items():
-        print(f"{name}:\n\n| policy | quality | USD per 1,000 requests | " + " | ".join(report["models"]) + " |\n|---" + "|---" * (2 + len(report["models"])) + "|")
-        for row in table:
-            print(f"| {row['policy']} | {row['quality']:.3f} | {row['usd_per_1000']:.4f} | " + " | ".join(f"{s:.2f}" for s in row["share"]) + " |")
-        print()
+            keys = [key for key in COLUMNS if any(values[key] is not None for values in heads.values())]
+            print(f"{title}, {name}:\n")
+            table(["head", *(COLUMNS[key] for key in keys)], ([TITLES.get(head, head), *(cell(values[key]) for key in keys)] for head, values in heads.items()))
+    calibration = report["calibration"]
+    print("Calibration, 5 grouped splits: mean predicted quality and mean score by tenths of the answers:\n")
+    table(["", *map(str, range(1, 11))], ([name, *(f"{pair[i]:.2f}" for pair in calibration["quality_deciles"])] for i, name in enumerate(("predicted", "seen"))))
+    if "within_p80" in calibration:
+        print("Answers no longer than the predicted median, P80, P90: " + ", ".join(f"{calibration[f'within_{p}']:.3f}" for p in ("p50", "p80", "p90")) + "\n")
+    if report["held_out_task"]:
+        keys = [key for key in TASK_COLUMNS if key in report["held_out_task"][0]]
+        print("Tasks left out of training:\n")
+        table(["task", "rows", *(TASK_COLUMNS[key] for key in keys)], ([row["dataset"], str(row["rows"]), *(cell(row[key]) for key in keys)] for row in report["held_out_task"]))
+    for name, rows in report["policies"].items():
+        print(f"Policies on split test, {name}:\n")
+        table(["policy", "quality", "USD per 1,000 requests", *report["models"]], ([row["policy"], f"{row['quality']:.3f}", f"{row['usd_per_1000']:.4f}", *(f"{s:.2f}" for s in row["share"])] for row in rows))
+    print(f"{report['bytes']}, weight decay {report['weight_decay']:g}, graph against head: {report['graph_error']:.1e}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "report.json")
+    for path in sys.argv[1:] or [Path(__file__).parent / "report.json"]:
+        show(json.loads(Path(path).read_text()))

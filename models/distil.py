@@ -1,6 +1,6 @@
-"""Makes encoder.npz: the table of 4,096 hashed slots x 32 (int8), distilled from a MiniLM sentence encoder.
+"""Makes an encoder: a table of 2^bits hashed slots x columns (int8), distilled from a MiniLM sentence encoder.
 
-    python3 models/distil.py --teacher hash14_words_distil64_int8.npz FILE.jsonl.gz ...
+    python3 models/distil.py --teacher hash14_words_distil64_int8.npz [--bits 14 --columns 48 --out models/encoder-large.npz] FILE.jsonl.gz ...
 
 The teacher (16,384 slots x 64) was itself distilled from all-MiniLM-L6-v2 (Apache-2.0); see README.md for both steps.
 Only prompts' texts are used, never scores, and none of split test, so held-out prompts stay unseen here too.
@@ -35,6 +35,8 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     arguments.add_argument("--teacher", required=True)
     arguments.add_argument("--out", default="models/encoder.npz")
+    arguments.add_argument("--bits", type=int, default=12, help="of a slot's number, 12 to 14")
+    arguments.add_argument("--columns", type=int, default=32)
     arguments.add_argument("data", nargs="+")
     arguments = arguments.parse_args()
     teacher = dict(np.load(arguments.teacher))
@@ -44,15 +46,15 @@ def main():
     Y = np.array([teacher_vector(teacher, p) for p in prompts])
     indptr, indices, values = [0], [], []
     for p in prompts:
-        slots, counts, _ = F.extract(p)
+        slots, counts, _ = F.extract(p, arguments.bits)
         indices.append(slots)
         values.append(F.weights(counts))
         indptr.append(indptr[-1] + len(slots))
-    X = sp.csr_matrix((np.concatenate(values), np.concatenate(indices), indptr), shape=(len(prompts), F.SLOTS))
+    X = sp.csr_matrix((np.concatenate(values), np.concatenate(indices), indptr), shape=(len(prompts), 2**arguments.bits))
 
     train = split == "train"
     mean = Y[train].mean(0)
-    axes = np.linalg.svd(Y[train] - mean, full_matrices=False)[2][:32].T
+    axes = np.linalg.svd(Y[train] - mean, full_matrices=False)[2][: arguments.columns].T
     # The axes are those of the centred vectors; the mean itself stays, as the bias.
     T = Y @ axes
     bias = T[train].mean(0)
@@ -60,7 +62,7 @@ def main():
     gram, right = (X[train].T @ X[train]).toarray(), X[train].T @ (T[train] - bias)
     best = None
     for ridge in (0.03, 0.1, 0.3, 1.0, 3.0):
-        table = np.linalg.solve(gram + ridge * np.eye(F.SLOTS), right)
+        table = np.linalg.solve(gram + ridge * np.eye(2**arguments.bits), right)
         score = cosine(X[split == "val"] @ table + bias, T[split == "val"])
         print(f"ridge {ridge}: cosine to the teacher on val {score:.4f}")
         if best is None or score > best[0]:

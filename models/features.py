@@ -11,7 +11,7 @@ import numpy as np
 FEATURE_VERSION = 1
 HEAD_CHARS = 4_000
 TAIL_CHARS = 2_000
-SLOTS = 4_096
+SLOT_BITS_MAX = 14
 SURFACE = 32
 
 # Tokens per 1,000 occurrences in the whole text. Fitted by fit_tokens.py against Qwen2.5's tokenizer.
@@ -38,6 +38,9 @@ KEYWORD_GROUPS = [
     ["how", "many", "much", "what", "when", "which", "who", "why"],
 ]
 
+# Positions in the surface features of what depends on the number of slots.
+DISTINCT, DISTINCT_SHARE = 4, 5
+
 TOKEN = re.compile(r"[a-z]+|[0-9]|[^\x00-\x20\x7fa-z0-9]")
 ASCII_LOWER = {c: c + 32 for c in range(ord("A"), ord("Z") + 1)}
 U32 = 0xFFFF_FFFF
@@ -51,9 +54,20 @@ def fnv1a(token):
     return h
 
 
-def slot(h):
-    """The top 12 bits of Knuth's multiplicative hash."""
-    return ((h * 2_654_435_761) & U32) >> 20
+def slot(h, bits=SLOT_BITS_MAX):
+    """The top bits of Knuth's multiplicative hash: a slot of fewer bits is the start of one of more."""
+    return ((h * 2_654_435_761) & U32) >> (32 - bits)
+
+
+def fold(slots, counts, surface, bits):
+    """Features of SLOT_BITS_MAX bits as features of fewer bits; slots stay in order of first occurrence."""
+    folded = {}
+    for s, n in zip(slots, counts):
+        s = int(s) >> (SLOT_BITS_MAX - bits)
+        folded[s] = folded.get(s, 0) + int(n)
+    surface = surface.copy()
+    surface[DISTINCT], surface[DISTINCT_SHARE] = log2(len(folded)), share(len(folded), sum(folded.values()))
+    return np.fromiter(folded.keys(), np.int64), np.fromiter(folded.values(), np.int64), surface
 
 
 KEYWORDS = {fnv1a(word): group for group, words in enumerate(KEYWORD_GROUPS) for word in words}
@@ -117,7 +131,7 @@ def weights(counts):
     return np.sqrt(counts / max(counts.sum(), 1.0)).astype(np.float32)
 
 
-def extract(text):
+def extract(text, bits=SLOT_BITS_MAX):
     """-> (slots, counts, surface): slots in order of first occurrence."""
     kept = window(text)
     lower = kept.translate(ASCII_LOWER)
@@ -127,10 +141,10 @@ def extract(text):
     groups = [0] * len(KEYWORD_GROUPS)
     for token in tokens:
         h = token_hash(token)
-        s = slot(h)
+        s = slot(h, bits)
         slots[s] = slots.get(s, 0) + 1
         if previous is not None:
-            s = slot((previous * 31 + h * 1_000_003 + 17) & U32)
+            s = slot((previous * 31 + h * 1_000_003 + 17) & U32, bits)
             slots[s] = slots.get(s, 0) + 1
         previous = h
         if "a" <= token[0] <= "z":

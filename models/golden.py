@@ -3,6 +3,7 @@
 import numpy as np
 
 import features as F
+import graph
 
 CODE = """#include <vector>
 int sum(const std::vector<int>& xs) {
@@ -58,15 +59,17 @@ TEXTS = {
 }
 
 
-def cases(session, prompts):
+def cases(session, prompts, bits):
     """-> the cases of golden.json: TEXTS and some whole prompts."""
     texts = {name: parts for name, parts in TEXTS.items()} | {name: [(text, 1)] for name, text in prompts.items()}
     result = []
     for name, parts in texts.items():
         text = "".join(piece * times for piece, times in parts)
-        slots, counts, surface = F.extract(text)
+        slots, counts, surface = F.extract(text, bits)
         weights = F.weights(counts)
-        quality, ln_tokens = session.run(None, {"slot_ids": slots, "slot_weights": weights, "surface": surface[None]})
+        out = graph.run(session, slots, weights, surface)
+        ln = out["ln_output_tokens"].astype(np.float64)
+        numbers = lambda values: [float(x) for x in values]
         result.append(
             {
                 "name": name,
@@ -77,8 +80,13 @@ def cases(session, prompts):
                 # Bits of the f32: decimal numbers would not survive every JSON reader unchanged.
                 "weight_bits": weights.view(np.uint32).tolist(),
                 "surface_bits": surface.view(np.uint32).tolist(),
-                "quality": [float(x) for x in quality[0]],
-                "output_tokens": [float(x) for x in np.exp(ln_tokens[0].astype(np.float64))],
+                "quality": numbers(out["quality"]),
+                "quality_sd": numbers(out["quality_sd"]),
+                "output_tokens": numbers(np.exp(ln)),
+                "output_tokens_p80": numbers(np.exp(ln + out["ln_p80"])),
+                "output_tokens_p90": numbers(np.exp(ln + out["ln_p90"])),
+                "familiarity": float(out["familiarity"][0]),
+                "prototype": int(out["prototype_logits"].argmax()),
             }
         )
     return result

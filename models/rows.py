@@ -4,11 +4,15 @@ import gzip
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
 import features as F
+
+COMMON = 0.9  # A model counts as one of the data's own when this share of the rows has it.
+MAX_TOKENS = 10_000_000
 
 
 class BadRow(Exception):
@@ -17,7 +21,7 @@ class BadRow(Exception):
 
 @dataclass
 class Rows:
-    """Aligned arrays; q, ln_len are [rows, models]."""
+    """Aligned arrays; q, ln_len are [rows, models]. Without lengths ln_len has no columns."""
 
     models: list
     datasets: np.ndarray
@@ -32,6 +36,10 @@ class Rows:
 
     def __len__(self):
         return len(self.q)
+
+    @property
+    def has_lengths(self):
+        return self.ln_len.shape[1] > 0
 
 
 def fingerprint(prompt):
@@ -59,12 +67,13 @@ def _number(value, field, low, high):
 def _features(row):
     value = row["features"]
     _need(isinstance(value, dict), "features", "must be an object")
-    _need(value.get("version") == F.FEATURE_VERSION, "features.version", f"must be {F.FEATURE_VERSION}")
+    for key, expected in (("version", F.FEATURE_VERSION), ("slot_bits", F.SLOT_BITS_MAX)):
+        _need(value.get(key) == expected, f"features.{key}", f"must be {expected}")
     lists = {}
     for key in ("slots", "counts", "surface"):
         lists[key] = value.get(key)
         _need(isinstance(lists[key], list), f"features.{key}", "must be a list")
-    for key, low, high in (("slots", 0, F.SLOTS - 1), ("counts", 1, 1e9), ("surface", 0, 1e9)):
+    for key, low, high in (("slots", 0, 2**F.SLOT_BITS_MAX - 1), ("counts", 1, 1e9), ("surface", 0, 1e9)):
         for x in lists[key]:
             _number(x, f"features.{key}", low, high)
             _need(key == "surface" or isinstance(x, int), f"features.{key}", "must be whole numbers")
@@ -72,75 +81,107 @@ def _features(row):
     _need(len(lists["slots"]) == len(lists["counts"]), "features.counts", "must be as long as slots")
     _need(len(lists["surface"]) == F.SURFACE, "features.surface", f"must have {F.SURFACE} values")
     tokens = _number(value.get("tokens"), "features.tokens", 0, 1e9)
-    return np.array(lists["slots"], np.int64), lists["counts"], np.array(lists["surface"], np.float32), tokens
+    return lists["slots"], lists["counts"], np.array(lists["surface"], np.float32), tokens
 
 
-def _parse(line, models):
+def _parse(line):
+    """-> (row, group): a checked row; what costs time is left for the rows that are used."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise BadRow(f"not JSON: {error}") from None
     _need(isinstance(row, dict), "row", "must be an object")
-    unknown = set(row) - {"id", "dataset", "split", "prompt", "features", "q", "len"}
-    _need(not unknown, ", ".join(sorted(unknown)), "unknown field")
     _need(("prompt" in row) != ("features" in row), "prompt", "exactly one of prompt and features is needed")
-    for field in ("id", "dataset", "split"):
+    for field in ("dataset", "split", "group"):
         _need(isinstance(row.get(field, ""), str), field, "must be a string")
-    for field, low, high in (("q", 0, 1), ("len", 1, 10_000_000)):
-        _need(isinstance(row.get(field), dict) and row[field], field, "must be an object with a number per model")
-        for model, value in row[field].items():
+    _need("q" in row, "q", "is missing")
+    for field, low, high in (("q", 0, 1), ("len", 0, MAX_TOKENS)):
+        _need(isinstance(row.get(field, {}), dict), field, "must be an object with a number per model")
+        for model, value in row.get(field, {}).items():
             _number(value, f"{field}.{model}", low, high)
+    _need(row["q"], "q", "names no model")
     if "prompt" in row:
         _need(isinstance(row["prompt"], str), "prompt", "must be a string")
         try:
             row["prompt"].encode()
         except UnicodeEncodeError:
             raise BadRow("prompt: half of a surrogate pair is no character") from None
-        slots, counts, surface = F.extract(row["prompt"])
-        tokens, group = F.estimated_tokens(row["prompt"]), fingerprint(row["prompt"])
+        group = fingerprint(row["prompt"])
     else:
-        slots, counts, surface, tokens = _features(row)
-        group = hashlib.md5(repr((slots.tolist(), list(counts), surface.tolist())).encode()).hexdigest()
-    split = row.get("split", split_of(group))
-    _need(split in ("train", "val", "test"), "split", f"must be train, val or test, is {split!r}")
-    if models is not None and not all(m in row["q"] and m in row["len"] for m in models):
-        return None
-    return row, split, group, slots, F.weights(counts), surface, tokens
+        row["features"] = _features(row)
+        group = hashlib.md5(repr(row["features"][:2]).encode()).hexdigest()
+    group = row.get("group", group)
+    _need(re.fullmatch("[0-9a-f]{32}", group), "group", "must be 32 hexadecimal digits, lower case")
+    row.setdefault("split", split_of(group))
+    _need(row["split"] in ("train", "val", "test"), "split", f"must be train, val or test, is {row['split']!r}")
+    return row, group
 
 
-def load(paths, models=None, exclude=()):
-    """-> Rows. `models` are by default those of the first row; rows that lack one of them are left out and counted."""
-    parsed, skipped = [], 0
-    for path in paths:
-        opened = gzip.open(path, "rt", encoding="utf-8") if str(path).endswith(".gz") else open(path, encoding="utf-8")
-        with opened as lines:
+def _lines(path):
+    opened = gzip.open(path, "rt", encoding="utf-8") if str(path).endswith(".gz") else open(path, encoding="utf-8")
+    with opened as lines:
+        try:
             for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    item = _parse(line, models)
-                except BadRow as error:
-                    raise BadRow(f"{path}:{number}: {error}") from None
-                if models is None:
-                    models = [m for m in item[0]["q"] if m in item[0]["len"]]
-                if item is None or not all(m in item[0]["q"] and m in item[0]["len"] for m in models):
-                    skipped += 1
-                elif item[0].get("dataset", "") not in exclude:
-                    parsed.append(item)
-    if skipped:
-        print(f"{skipped} rows lack a score or a length of {', '.join(models)}: left out")
+                if line.strip():
+                    yield number, line
+        except UnicodeDecodeError as error:
+            raise BadRow(f"{path}: not UTF-8: {error}") from None
+
+
+def load(paths, models=None, exclude=(), bits=F.SLOT_BITS_MAX):
+    """-> Rows with slots of `bits` bits. `models` are by default those that COMMON of the rows have; rows that lack one of the
+    models are left out and counted. Fields that this reader does not know are left alone."""
+    parsed = []
+    for path in paths:
+        for number, line in _lines(path):
+            try:
+                row, group = _parse(line)
+            except BadRow as error:
+                raise BadRow(f"{path}:{number}: {error}") from None
+            if row.get("dataset", "") not in exclude:
+                parsed.append((row, group))
     if not parsed:
-        raise BadRow(f"no usable row in {', '.join(map(str, paths))}")
-    items = [item[0] for item in parsed]
+        raise BadRow(f"no row in {', '.join(map(str, paths))}")
+    if models is None:
+        count = {}
+        for row, _ in parsed:
+            for model in row["q"]:
+                count[model] = count.get(model, 0) + 1
+        models = [model for model, n in count.items() if n >= COMMON * len(parsed)]
+        if not models:
+            raise BadRow(f"no model has a score in {COMMON:.0%} of the rows: name the models with --models")
+    has_lengths = any(row.get("len") for row, _ in parsed)
+    usable = lambda row: all(m in row["q"] and (not has_lengths or m in row.get("len", {})) for m in models)
+    kept = [(row, group) for row, group in parsed if usable(row)]
+    if len(kept) < len(parsed):
+        needed = "a score or a length" if has_lengths else "a score"
+        print(f"{len(parsed) - len(kept)} of {len(parsed)} rows lack {needed} of {', '.join(models)}: left out")
+    if not kept:
+        raise BadRow(f"no row has all of {', '.join(models)}")
+    slots, weights, surface, tokens = [], [], [], []
+    for row, _ in kept:
+        if "prompt" in row:
+            s, c, u = F.extract(row["prompt"], bits)
+            t = F.estimated_tokens(row["prompt"])
+        else:
+            s, c, u, t = row["features"]
+            s, c, u = F.fold(s, c, u, bits)
+        slots.append(s)
+        weights.append(F.weights(c))
+        surface.append(u)
+        tokens.append(t)
+    rows = [row for row, _ in kept]
+    # An empty answer has no logarithm; it costs about what one token does.
+    lengths = [[max(row["len"][m], 1) for m in models] for row in rows] if has_lengths else np.ones((len(rows), 0))
     return Rows(
         models=list(models),
-        datasets=np.array([row.get("dataset", "") for row in items]),
-        splits=np.array([item[1] for item in parsed]),
-        groups=np.array([item[2] for item in parsed]),
-        slots=[item[3] for item in parsed],
-        weights=[item[4] for item in parsed],
-        surface=np.array([item[5] for item in parsed]),
-        tokens=np.array([item[6] for item in parsed], dtype=float),
-        q=np.array([[row["q"][m] for m in models] for row in items], dtype=float),
-        ln_len=np.log([[row["len"][m] for m in models] for row in items]),
+        datasets=np.array([row.get("dataset", "") for row in rows]),
+        splits=np.array([row["split"] for row in rows]),
+        groups=np.array([group for _, group in kept]),
+        slots=slots,
+        weights=weights,
+        surface=np.array(surface),
+        tokens=np.array(tokens, dtype=float),
+        q=np.array([[row["q"][m] for m in models] for row in rows], dtype=float),
+        ln_len=np.log(np.array(lengths, dtype=float)),
     )
