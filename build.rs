@@ -107,7 +107,7 @@ fn compile(file: &Path) -> Result<()> {
         nodes.push(PlanNode { name: node.name.clone(), op, inputs, shape: shape.to_vec() });
     }
     let outputs = model.output_outlets()?.iter().map(|outlet| index[&outlet.node]).collect();
-    let (nodes, outputs) = fuse::dense(nodes, outputs, &constants);
+    let (nodes, outputs) = fuse::dense(nodes, outputs);
     let plan = Plan { metadata, vectors, nodes, outputs };
 
     let out = env::var("OUT_DIR")?;

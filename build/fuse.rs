@@ -6,8 +6,8 @@
 use crate::plan::{BinaryOp, PlanDense, PlanNode, PlanOp};
 
 /// The nodes and outputs with every product of a row and a constant matrix made [`PlanOp::Dense`], which also does the sum with a
-/// row and the maximum with a constant that follow it.
-pub(crate) fn dense(mut nodes: Vec<PlanNode>, outputs: Vec<usize>, constants: &[f32]) -> (Vec<PlanNode>, Vec<usize>) {
+/// row and the maximum with a constant row that follow it.
+pub(crate) fn dense(mut nodes: Vec<PlanNode>, outputs: Vec<usize>) -> (Vec<PlanNode>, Vec<usize>) {
     for at in 0..nodes.len() {
         let Some(mut op) = product(&nodes, at) else { continue };
         let mut inputs = vec![nodes[at].inputs[0]];
@@ -22,10 +22,10 @@ pub(crate) fn dense(mut nodes: Vec<PlanNode>, outputs: Vec<usize>, constants: &[
             last = next;
         }
         if let Some((next, floor)) = absorbed(&nodes, &outputs, last, &BinaryOp::Max)
-            && size(&nodes[floor]) == 1
+            && size(&nodes[floor]) == size(&nodes[at])
             && let PlanOp::Const(floor) = nodes[floor].op
         {
-            op.floor = Some(constants[floor]);
+            op.floor = Some(floor);
             last = next;
         }
         nodes[last].op = PlanOp::Dense(op);

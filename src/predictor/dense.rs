@@ -14,12 +14,12 @@ pub(super) struct Dense {
     shape: TVec<usize>,
     /// Per block of columns the bias, and the weights row by row.
     blocks: Vec<([Lanes; 4], Vec<[Lanes; 4]>)>,
-    floor: f32,
+    floor: Vec<f32>,
 }
 
 impl Dense {
-    /// `weights` row by row, each as long as the output; no bias is a bias of 0.
-    pub(super) fn new(weights: &[f32], shape: &[usize], bias: Option<&[f32]>, floor: Option<f32>) -> Dense {
+    /// `weights` row by row, each as long as the output; no bias is one of 0, and no floor one of minus infinity.
+    pub(super) fn new(weights: &[f32], shape: &[usize], bias: Option<&[f32]>, floor: Option<&[f32]>) -> Dense {
         let columns = shape.iter().product::<usize>();
         let part = |row: &[f32], start: usize| {
             let end = start.saturating_add(BLOCK).min(row.len());
@@ -32,18 +32,23 @@ impl Dense {
                 (part(bias.unwrap_or_default(), start), rows)
             })
             .collect();
-        Dense { shape: shape.into(), blocks, floor: floor.unwrap_or(f32::NEG_INFINITY) }
+        Dense {
+            shape: shape.into(),
+            blocks,
+            floor: floor.map_or_else(|| vec![f32::NEG_INFINITY; columns], <[f32]>::to_vec),
+        }
     }
 
     fn apply(&self, input: &[f32], added: &[f32], output: &mut [f32]) {
-        let mut added = added.iter();
+        let (mut added, mut floor) = (added.iter(), self.floor.iter());
         for ((bias, rows), output) in self.blocks.iter().zip(output.chunks_mut(BLOCK)) {
             let mut sums = Sums::from(*bias);
             for (value, row) in input.iter().zip(rows) {
                 sums.add(*value, *row);
             }
             for (output, sum) in output.iter_mut().zip(sums.values().as_flattened()) {
-                *output = (sum + added.next().copied().unwrap_or(0.0)).max(self.floor);
+                let floor = floor.next().copied().unwrap_or(f32::NEG_INFINITY);
+                *output = (sum + added.next().copied().unwrap_or(0.0)).max(floor);
             }
         }
     }

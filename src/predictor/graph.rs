@@ -83,7 +83,8 @@ fn operation(node: &PlanNode, constants: &[f32]) -> Result<Box<dyn TypedOp>, Str
             let columns = shape.iter().product();
             let weights = part(constants, dense.weights, &[dense.rows, columns])?;
             let bias = dense.bias.map(|at| part(constants, at, &[columns])).transpose()?;
-            Box::new(Dense::new(weights, shape, bias, dense.floor))
+            let floor = dense.floor.map(|at| part(constants, at, &[columns])).transpose()?;
+            Box::new(Dense::new(weights, shape, bias, floor))
         }
         PlanOp::EinSum(axes) => Box::new(EinSum::new(axes.parse::<AxesMapping>().map_err(text)?, f32::datum_type())),
         PlanOp::AddAxis(axis) => Box::new(AxisOp::Add(*axis)),

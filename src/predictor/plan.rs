@@ -40,7 +40,7 @@ pub(crate) enum PlanOp {
     Const(usize),
     Binary(BinaryOp),
     Unary(UnaryOp),
-    /// A row times a matrix, plus a constant row or the second input, but at least so much.
+    /// A row times a matrix, plus a constant row or the second input, but at least a constant row.
     Dense(PlanDense),
     /// Axes in Einstein notation, such as `k,kn->n`.
     EinSum(String),
@@ -81,7 +81,7 @@ pub(crate) struct PlanDense {
     /// Values of the input.
     pub(crate) rows: usize,
     pub(crate) bias: Option<usize>,
-    pub(crate) floor: Option<f32>,
+    pub(crate) floor: Option<usize>,
 }
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
