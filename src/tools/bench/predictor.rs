@@ -53,25 +53,27 @@ pub(super) async fn run(mut options: GatewayOptions, repeat: u32) -> Result<Repo
     let prompts = read_prompts()?;
     let prompts: Vec<&str> = prompts.rows().iter().map(|row| row.prompt.as_str()).collect();
     let predictor = Predictor::load().map_err(|problem| anyhow!(problem))?;
+    // Sizes take turns, so that a busy moment of the machine does not fall on one of them.
+    let turns =
+        || (0..TEXTS).flat_map(|first| SIZES.into_iter().enumerate().map(move |(at, chars)| (first, at, chars)));
     let mut rows = Vec::new();
     native(&predictor, &text(&prompts, 0, 1_000), WARM_UP)?;
-    for chars in SIZES {
-        let times = (0..TEXTS).map(|first| native(&predictor, &text(&prompts, first, chars), repeat));
-        rows.push(row(chars, "native", &times.collect::<Result<Vec<_>>>()?));
+    let mut times = SIZES.map(|_| Vec::new());
+    for (first, at, chars) in turns() {
+        times[at].push(native(&predictor, &text(&prompts, first, chars), repeat)?);
     }
+    rows.extend(SIZES.iter().zip(&times).map(|(chars, times)| row(*chars, "native", times)));
     let gateway = Gateway::start(options).await?;
     // One connection stays with one worker.
     let http = reqwest::Client::new();
     for _ in 0..3 {
         envoy(&gateway, &http, &text(&prompts, 0, 1_000), WARM_UP.min(REPEAT_MAX)).await?;
     }
-    for chars in SIZES {
-        let mut times = Vec::new();
-        for first in 0..TEXTS {
-            times.push(envoy(&gateway, &http, &text(&prompts, first, chars), repeat).await?);
-        }
-        rows.push(row(chars, "envoy", &times));
+    let mut times = SIZES.map(|_| Vec::new());
+    for (first, at, chars) in turns() {
+        times[at].push(envoy(&gateway, &http, &text(&prompts, first, chars), repeat).await?);
     }
+    rows.extend(SIZES.iter().zip(&times).map(|(chars, times)| row(*chars, "envoy", times)));
     Ok(Report { rows })
 }
 
