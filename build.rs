@@ -1,12 +1,12 @@
-//! Compiles `models/predictor.onnx` into the plan that the module executes.
+//! Compiles the predictor's ONNX file into the plan that the module executes.
 //!
-//! The ONNX front end would cost the module 12 MB and Envoy 12 s of start-up, so it runs here: the graph is cut at the
-//! weighted sum over the table of slots, type-checked and decluttered, and written as operations and constants that
-//! `src/predictor.rs` rebuilds. An operation that the module does not know fails the build.
+//! The ONNX front end would cost the module 12 MB and Envoy 12 s of start-up, so it runs here: the graph is cut where the
+//! module's own sum over the table of slots ends, type-checked and decluttered, and written as operations and constants that
+//! `src/predictor/graph.rs` rebuilds. An operation that the module does not know fails the build.
 
 #![allow(clippy::disallowed_methods, reason = "Cargo passes OUT_DIR in the environment")]
 
-use std::{collections::BTreeMap, env, error::Error, fs, path::Path};
+use std::{collections::BTreeMap, env, error::Error, fs, iter, ops::RangeInclusive, path::Path};
 
 use tract_onnx::{
     pb,
@@ -27,46 +27,67 @@ use tract_onnx::{
 
 #[path = "src/predictor/plan.rs"]
 mod plan;
-use plan::{BinaryOp, Plan, PlanNode, PlanOp, ReduceOp, UnaryOp};
+use plan::{BinaryOp, Plan, PlanNode, PlanOp, ReduceOp, TABLE_BLOCK, UnaryOp};
+#[path = "build/fuse.rs"]
+mod fuse;
 
-const MODEL: &str = "models/predictor.onnx";
+/// Names the ONNX file that is compiled in, relative to the package; see models/README.md for what it must hold.
+const FILE_VARIABLE: &str = "ROUTEBALANCE_PREDICTOR";
+const FILE: &str = "models/predictor.onnx";
+/// What onnxruntime made of the cases in this file, beside the ONNX file; the unit tests replay it.
+const GOLDEN: &str = "golden.json";
 const TABLE: &str = "table";
-const SUM: &str = "embedding_sum";
-const OTHER_INPUT: &str = "surface";
-/// The halves of this tensor, clipped, are the graph's two outputs; the golden cases hold the module to that.
-const ESTIMATES: &str = "estimates";
-const OUTPUTS: [&str; 2] = ["quality", "ln_output_tokens"];
+/// Where the graph is cut: the module computes this tensor, the standardised and clipped input of everything after it.
+const CUT: &str = "z";
+/// What the plan computes. Clipping and splitting the estimates costs the plan as many operations as computing them, so the
+/// module does that too; the golden cases hold it to the graph's own outputs.
+const OUTPUTS: [&str; 2] = ["estimates", "prototype_logits"];
+/// Rows of one that the module reads; what they are is said in src/predictor/encoder.rs.
+const VECTORS: [&str; 4] = ["encoder_bias", "mean", "inverse_std", "metric"];
+const SCALARS: [&str; 2] = ["familiarity_slope", "familiarity_midpoint"];
+/// Shapes that the module's constants and its memory allow.
+const SLOT_BITS: RangeInclusive<u32> = 12..=14;
+const TABLE_COLUMNS: RangeInclusive<usize> = 16..=64;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 fn main() -> Result<()> {
-    println!("cargo::rerun-if-changed={MODEL}");
+    println!("cargo::rerun-if-env-changed={FILE_VARIABLE}");
     println!("cargo::rerun-if-changed=src/predictor/plan.rs");
+    println!("cargo::rerun-if-changed=build/fuse.rs");
     println!("cargo::rerun-if-changed=build.rs");
-    compile().map_err(|error| format!("{MODEL}: {error:#}"))?;
+    let root = env::var("CARGO_MANIFEST_DIR")?;
+    let file = Path::new(&root).join(env::var(FILE_VARIABLE).unwrap_or_else(|_| FILE.to_owned()));
+    println!("cargo::rerun-if-changed={}", file.display());
+    println!("cargo::rustc-env=ROUTEBALANCE_GOLDEN={}", file.with_file_name(GOLDEN).display());
+    compile(&file).map_err(|error| format!("{}: {error:#}", file.display()))?;
     Ok(())
 }
 
-fn compile() -> Result<()> {
+fn compile(file: &Path) -> Result<()> {
     let onnx = tract_onnx::onnx();
-    let mut proto = onnx.proto_model_for_path(MODEL)?;
+    let mut proto = onnx.proto_model_for_path(file)?;
     let metadata = proto
         .metadata_props
         .iter()
         .map(|property| Ok((property.key.clone(), serde_json::from_str(&property.value)?)))
-        .collect::<Result<_>>()?;
+        .collect::<Result<BTreeMap<String, serde_json::Value>>>()?;
     let graph = proto.graph.as_mut().ok_or("has no graph")?;
-    let table = cut(graph)?;
+    let table = table(graph)?;
+    let mut constants = Vec::new();
+    let mut vectors = BTreeMap::new();
+    for (name, values) in encoder(graph)? {
+        vectors.insert(name, constants.len()..constants.len() + values.len());
+        constants.extend(values);
+    }
+    cut(graph)?;
     let model = onnx.model_for_proto_model(&proto)?.into_typed()?.into_decluttered()?;
 
-    let mut constants = Vec::new();
     let mut nodes = Vec::new();
     let mut index = BTreeMap::new();
-    // The sources come first, in the order of the inputs, so that the module need not look for them.
-    let inputs = model.input_outlets()?.iter().map(|outlet| outlet.node);
-    for id in
-        inputs.clone().chain(model.eval_order()?.into_iter().filter(|id| !inputs.clone().any(|input| input == *id)))
-    {
+    // The source comes first, so that the module need not look for it.
+    let [input] = model.input_outlets()? else { return Err("the cut graph has not exactly one input".into()) };
+    for id in iter::once(input.node).chain(model.eval_order()?.into_iter().filter(|id| *id != input.node)) {
         let node = model.node(id);
         let [output] = node.outputs.as_slice() else {
             return Err(
@@ -85,13 +106,10 @@ fn compile() -> Result<()> {
         index.insert(id, nodes.len());
         nodes.push(PlanNode { name: node.name.clone(), op, inputs, shape: shape.to_vec() });
     }
-    let [output] = model.output_outlets()? else { return Err("the cut graph has not exactly one output".into()) };
-    let output = index[&output.node];
+    let outputs = model.output_outlets()?.iter().map(|outlet| index[&outlet.node]).collect();
+    let (nodes, outputs) = fuse::dense(nodes, outputs);
+    let plan = Plan { metadata, vectors, nodes, outputs };
 
-    let table_columns = *table.shape().last().ok_or("the table is a scalar")?;
-    let table =
-        table.try_as_plain_ram()?.as_slice::<i8>()?.iter().map(|value| value.cast_unsigned()).collect::<Vec<u8>>();
-    let plan = Plan { metadata, table_columns, nodes, output };
     let out = env::var("OUT_DIR")?;
     let out = Path::new(&out);
     fs::write(out.join("predictor_plan.json"), serde_json::to_vec(&plan)?)?;
@@ -99,68 +117,141 @@ fn compile() -> Result<()> {
         out.join("predictor_constants.bin"),
         constants.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>(),
     )?;
-    fs::write(out.join("predictor_table.bin"), table)?;
+    let shape = format!(
+        "/// Bits of a slot's number.\npub(crate) const SLOT_BITS: u32 = {};\n\
+         /// Columns of the predictor's table.\npub(crate) const TABLE_COLUMNS: usize = {};\n",
+        table.slot_bits, table.columns
+    );
+    fs::write(out.join("predictor_shape.rs"), shape)?;
+    fs::write(out.join("predictor_table.bin"), table.padded())?;
     Ok(())
 }
 
-/// Takes out the table and everything before the weighted sum of its rows, which becomes an input, and what
-/// follows the estimates: clipping and splitting them costs the plan as many operations as computing them.
-fn cut(graph: &mut pb::GraphProto) -> Result<Tensor> {
-    let names = graph.output.iter().map(|output| output.name.as_str()).collect::<Vec<_>>();
-    if names != OUTPUTS {
-        return Err(format!("its outputs are {names:?} instead of {OUTPUTS:?}").into());
+/// The table of slots, taken out of the graph.
+struct Table {
+    slot_bits: u32,
+    columns: usize,
+    /// Row by row; two's complement.
+    bytes: Vec<u8>,
+}
+
+impl Table {
+    /// The rows, each filled up with zeros to whole blocks.
+    fn padded(&self) -> Vec<u8> {
+        let row = |row: &[u8]| {
+            let mut row = row.to_vec();
+            row.resize(self.columns.next_multiple_of(TABLE_BLOCK), 0);
+            row
+        };
+        self.bytes.chunks(self.columns).flat_map(row).collect()
     }
-    let mut wanted = vec![ESTIMATES.to_owned()];
-    let mut kept = Vec::new();
-    // Backwards from the estimates; nodes of an ONNX graph are sorted.
-    for node in graph.node.drain(..).rev() {
-        if node.output.iter().any(|output| wanted.contains(output) && output != SUM) {
-            wanted.extend(node.input.iter().cloned());
-            kept.push(node);
-        }
-    }
-    kept.reverse();
-    graph.node = kept;
-    if !wanted.iter().any(|name| name == SUM) {
-        return Err(format!("{ESTIMATES} does not depend on {SUM}").into());
-    }
-    let at =
-        graph.initializer.iter().position(|tensor| tensor.name == TABLE).ok_or(format!("has no tensor {TABLE}"))?;
-    let proto = graph.initializer.remove(at);
+}
+
+fn table(graph: &mut pb::GraphProto) -> Result<Table> {
+    let proto = take(graph, TABLE)?;
     let (Ok([rows, columns]), true) =
         (<[i64; 2]>::try_from(proto.dims.clone()), proto.data_type == pb::tensor_proto::DataType::Int8 as i32)
     else {
         return Err(format!("tensor {TABLE} must be a matrix of int8").into());
     };
     let bytes = if proto.raw_data.is_empty() {
-        proto.int32_data.iter().map(|value| *value as i8).collect::<Vec<i8>>()
+        proto.int32_data.iter().map(|value| (*value as i8).cast_unsigned()).collect()
     } else {
-        proto.raw_data.iter().map(|byte| byte.cast_signed()).collect()
+        proto.raw_data.to_vec()
     };
-    let table = Tensor::from_shape(&[rows as usize, columns as usize], &bytes)?;
+    let (rows, columns) = (usize::try_from(rows)?, usize::try_from(columns)?);
+    let slot_bits = rows.ilog2();
+    if !(rows.is_power_of_two() && SLOT_BITS.contains(&slot_bits) && TABLE_COLUMNS.contains(&columns)) {
+        return Err(format!(
+            "tensor {TABLE} is {rows} x {columns}; it must have 2^12 to 2^14 rows and 16 to 64 columns"
+        )
+        .into());
+    }
+    Ok(Table { slot_bits, columns, bytes })
+}
+
+fn take(graph: &mut pb::GraphProto, name: &str) -> Result<pb::TensorProto> {
+    let at = graph.initializer.iter().position(|tensor| tensor.name == name).ok_or(format!("has no tensor {name}"))?;
+    Ok(graph.initializer.remove(at))
+}
+
+/// The constants of what the module computes before the cut and after the plan, by name.
+fn encoder(graph: &pb::GraphProto) -> Result<Vec<(String, Vec<f32>)>> {
+    let values = |name: &str| -> Result<Vec<f32>> {
+        let tensor = graph.initializer.iter().find(|tensor| tensor.name == name);
+        let tensor = tensor.ok_or(format!("has no tensor {name}"))?;
+        if tensor.data_type != pb::tensor_proto::DataType::Float as i32 {
+            return Err(format!("tensor {name} must be float").into());
+        }
+        let (bytes, _) = tensor.raw_data.as_chunks::<4>();
+        let raw = bytes.iter().map(|bytes| f32::from_le_bytes(*bytes));
+        Ok(if tensor.raw_data.is_empty() { tensor.float_data.clone() } else { raw.collect() })
+    };
+    let mut found = Vec::new();
+    for name in VECTORS.into_iter().chain(SCALARS) {
+        found.push((name.to_owned(), values(name)?));
+    }
+    let made_by = |name: &str| {
+        let node = graph.node.iter().find(|node| node.output.iter().any(|output| output == name));
+        node.ok_or_else(|| format!("no node makes {name}"))
+    };
+    // Clip(x, low, high) or Min(Max(x, low), high).
+    let last = made_by(CUT)?;
+    let (low, high) = match (last.op_type.as_str(), last.input.as_slice()) {
+        ("Clip", [_, low, high]) => (low, high),
+        ("Min", [inner, high]) => match made_by(inner)? {
+            pb::NodeProto { op_type, input, .. } if op_type == "Max" && input.len() == 2 => (&input[1], high),
+            _ => return Err(format!("{CUT} must be Clip, or Min after Max").into()),
+        },
+        _ => return Err(format!("{CUT} must be Clip, or Min after Max").into()),
+    };
+    found.push(("low".to_owned(), values(low)?));
+    found.push(("high".to_owned(), values(high)?));
+    Ok(found)
+}
+
+/// Leaves what lies between the cut and the outputs of the plan.
+fn cut(graph: &mut pb::GraphProto) -> Result<()> {
+    let mut wanted = OUTPUTS.map(str::to_owned).to_vec();
+    let mut kept = Vec::new();
+    // Backwards from the outputs; nodes of an ONNX graph are sorted.
+    for node in graph.node.drain(..).rev() {
+        if node.output.iter().any(|output| wanted.contains(output) && output != CUT) {
+            wanted.extend(node.input.iter().cloned());
+            kept.push(node);
+        }
+    }
+    kept.reverse();
+    for output in OUTPUTS {
+        if !kept.iter().any(|node| node.output.iter().any(|name| name == output)) {
+            return Err(format!("no node makes {output}").into());
+        }
+    }
+    graph.node = kept;
+    if let Some(other) = graph.input.iter().find(|input| wanted.contains(&input.name)) {
+        return Err(format!("{OUTPUTS:?} depend on {} not only through {CUT}", other.name).into());
+    }
+    let mean = graph.initializer.iter().find(|tensor| tensor.name == "mean").ok_or("has no tensor mean")?;
+    let width = mean.dims.iter().product::<i64>();
     graph.initializer.retain(|tensor| wanted.contains(&tensor.name));
 
-    let mut sum = graph
-        .input
-        .iter()
-        .find(|input| input.name == OTHER_INPUT)
-        .ok_or(format!("has no input {OTHER_INPUT}"))?
-        .clone();
-    graph.input.retain(|input| input.name == OTHER_INPUT);
-    sum.name = SUM.to_owned();
+    let mut input = graph.input.first().ok_or("has no input")?.clone();
+    CUT.clone_into(&mut input.name);
     if let Some(pb::type_proto::Value::TensorType(tensor)) =
-        sum.r#type.as_mut().and_then(|r#type| r#type.value.as_mut())
+        input.r#type.as_mut().and_then(|r#type| r#type.value.as_mut())
     {
         let dimension = |size| pb::tensor_shape_proto::Dimension {
             value: Some(pb::tensor_shape_proto::dimension::Value::DimValue(size)),
             ..Default::default()
         };
-        tensor.shape = Some(pb::TensorShapeProto { dim: vec![dimension(1), dimension(columns)] });
+        tensor.elem_type = pb::tensor_proto::DataType::Float as i32;
+        tensor.shape = Some(pb::TensorShapeProto { dim: vec![dimension(1), dimension(width)] });
     }
-    graph.input.insert(0, sum);
-    // Without a type: it is inferred.
-    graph.output = vec![pb::ValueInfoProto { name: ESTIMATES.to_owned(), ..Default::default() }];
-    Ok(table)
+    graph.input = vec![input];
+    // Without types: they are inferred.
+    graph.output =
+        OUTPUTS.iter().map(|name| pb::ValueInfoProto { name: (*name).to_owned(), ..Default::default() }).collect();
+    Ok(())
 }
 
 fn operation(node: &TypedNode, constants: &mut Vec<f32>) -> Result<PlanOp> {

@@ -106,6 +106,8 @@ pub struct Config {
     pub expose_endpoint: bool,
     /// Parts that act as if they had failed.
     pub drill: Vec<Drill>,
+    /// Whether `POST /routebalance/debug/predict` is answered.
+    pub debug_predict: bool,
     /// Settings of the rendered Envoy configuration.
     pub envoy: EnvoySettings,
 }
@@ -202,6 +204,7 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
         max_buffered_bytes: raw.request.max_buffered_bytes,
         expose_endpoint: raw.response.expose_endpoint,
         drill: raw.drill,
+        debug_predict: raw.debug.predict,
         envoy,
     })
 }

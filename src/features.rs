@@ -7,10 +7,17 @@
 mod window;
 pub use window::{HEAD_CHARS, TAIL_CHARS, TextWindow};
 
+/// What the predictor's file fixes; the build script writes it.
+mod shape {
+    include!(concat!(env!("OUT_DIR"), "/predictor_shape.rs"));
+}
+use shape::SLOT_BITS;
+pub(crate) use shape::TABLE_COLUMNS;
+
 /// The rule's version; the predictor's file names the version that it was trained with.
 pub const FEATURE_VERSION: u32 = 1;
-/// Hashed slots for words and pairs of words.
-pub const SLOTS: usize = 4_096;
+/// Hashed slots for words and pairs of words; as many as the predictor's table has rows.
+pub const SLOTS: usize = 1 << SLOT_BITS;
 /// Number of surface features.
 pub const SURFACE: usize = 32;
 
@@ -83,9 +90,9 @@ const fn fnv1a(hash: u32, byte: u8) -> u32 {
     (hash ^ byte as u32).wrapping_mul(FNV_PRIME)
 }
 
-/// The top 12 bits of Knuth's multiplicative hash.
+/// The top bits of Knuth's multiplicative hash.
 const fn slot(hash: u32) -> u16 {
-    (hash.wrapping_mul(2_654_435_761) >> 20) as u16
+    (hash.wrapping_mul(2_654_435_761) >> (32 - SLOT_BITS)) as u16
 }
 
 /// Words that tell what a prompt asks for, by group; each group's count is one surface feature.
@@ -112,11 +119,13 @@ const KEYWORD_GROUPS: [&[&str]; 8] = [
     &["how", "many", "much", "what", "when", "which", "who", "why"],
 ];
 const KEYWORDS: usize = 54;
+/// A power of two, four times as many as there are keywords: most words meet an empty place at once.
+const KEYWORD_PLACES: usize = 256;
 
-/// Hash and group of every keyword, by hash.
+/// Hash and group of every keyword at the hash's low bits or the next free place; a hash of 0 is a free place.
 #[expect(clippy::indexing_slicing, reason = "evaluated by the compiler: a wrong index fails the build")]
-const KEYWORD_TABLE: [(u32, u8); KEYWORDS] = {
-    let mut table = [(0, 0); KEYWORDS];
+const KEYWORD_TABLE: [(u32, u8); KEYWORD_PLACES] = {
+    let mut table = [(0, 0); KEYWORD_PLACES];
     let (mut group, mut filled) = (0, 0);
     while group < KEYWORD_GROUPS.len() {
         let mut word = 0;
@@ -127,10 +136,10 @@ const KEYWORD_TABLE: [(u32, u8); KEYWORDS] = {
                 hash = fnv1a(hash, bytes[i]);
                 i += 1;
             }
-            let mut at = filled;
-            while at > 0 && table[at - 1].0 > hash {
-                table[at] = table[at - 1];
-                at -= 1;
+            assert!(hash != 0);
+            let mut at = hash as usize % KEYWORD_PLACES;
+            while table[at].0 != 0 {
+                at = (at + 1) % KEYWORD_PLACES;
             }
             table[at] = (hash, group as u8);
             filled += 1;
@@ -142,14 +151,21 @@ const KEYWORD_TABLE: [(u32, u8); KEYWORDS] = {
     table
 };
 
+/// The group of a keyword, by its hash.
+fn keyword_group(hash: u32) -> Option<usize> {
+    // The table has free places, so this ends.
+    (hash as usize % KEYWORD_PLACES..)
+        .map_while(|at| KEYWORD_TABLE.get(at % KEYWORD_PLACES).filter(|keyword| keyword.0 != 0))
+        .find(|keyword| keyword.0 == hash)
+        .map(|keyword| usize::from(keyword.1))
+}
+
+/// Weights of slots that occur up to so many times are computed once for all of them.
+const COMMON_COUNTS: usize = 32;
+
 /// The running state over the window's characters.
 struct Scan {
-    /// Occurrences of each slot.
-    counts: Box<[u16; SLOTS]>,
-    /// Slots in order of first occurrence.
-    order: Vec<u16>,
-    occurrences: u32,
-    previous: Option<u32>,
+    tokens: Tokens,
     kinds: [u32; KINDS],
     word_hash: u32,
     word_letters: u32,
@@ -166,13 +182,26 @@ struct Scan {
     deepest: u32,
 }
 
+/// Words, digits and symbols, and pairs of them, by slot.
+struct Tokens {
+    /// Occurrences of each slot.
+    counts: Box<[u16]>,
+    /// Slots in order of first occurrence; their weights come last.
+    slots: Vec<(u16, f32)>,
+    occurrences: u32,
+    /// What the token before adds to the hash of a pair.
+    previous: Option<u32>,
+}
+
 impl Scan {
     fn new(capacity: usize) -> Scan {
         Scan {
-            counts: Box::new([0; SLOTS]),
-            order: Vec::with_capacity(capacity.min(SLOTS)),
-            occurrences: 0,
-            previous: None,
+            tokens: Tokens {
+                counts: vec![0; SLOTS].into_boxed_slice(),
+                slots: Vec::with_capacity(capacity.min(SLOTS)),
+                occurrences: 0,
+                previous: None,
+            },
             kinds: [0; KINDS],
             word_hash: FNV_OFFSET,
             word_letters: 0,
@@ -192,59 +221,75 @@ impl Scan {
 
     // Counters cannot overflow: the window has at most HEAD_CHARS + TAIL_CHARS characters.
     fn text(&mut self, text: &str) {
-        let mut at = 0;
-        while let Some(&byte) = text.as_bytes().get(at) {
+        let mut rest = text.as_bytes();
+        while let Some((&byte, after)) = rest.split_first() {
             let kind = KIND_TABLE.get(usize::from(byte)).copied().unwrap_or(Kind::Symbol);
-            if let Some(count) = self.kinds.get_mut(kind as usize) {
-                *count += 1;
+            if let Kind::Lower | Kind::Upper = kind {
+                rest = self.letters(rest);
+                continue;
             }
-            at += 1;
+            rest = after;
+            self.add(kind, 1);
+            self.end_word();
             match kind {
-                Kind::Lower | Kind::Upper => {
-                    self.end_number();
-                    self.word_hash = fnv1a(self.word_hash, byte | 0x20);
-                    self.word_letters += 1;
-                }
                 Kind::Digit => {
-                    self.end_word();
                     self.digits_in_run += 1;
-                    self.token(fnv1a(FNV_OFFSET, byte));
+                    self.tokens.token(fnv1a(FNV_OFFSET, byte));
+                    self.line_chars += 1;
+                    continue;
                 }
                 Kind::Newline => {
-                    self.end_word();
                     self.end_number();
                     self.end_line();
                     continue;
                 }
                 Kind::Blank => {
-                    self.end_word();
-                    self.end_number();
                     self.indented_lines += u32::from(self.line_chars == 0 && (byte == b' ' || byte == b'\t'));
                 }
                 Kind::NonAscii => {
-                    self.end_word();
-                    self.end_number();
                     let mut hash = fnv1a(FNV_OFFSET, byte);
-                    while let Some(&next @ 0x80..0xc0) = text.as_bytes().get(at) {
+                    while let Some((&next @ 0x80..0xc0, after)) = rest.split_first() {
                         hash = fnv1a(hash, next);
-                        at += 1;
+                        rest = after;
                     }
-                    self.token(hash);
+                    self.tokens.token(hash);
                 }
-                symbol => {
-                    self.end_word();
-                    self.end_number();
-                    match symbol {
-                        Kind::Open => self.depth += 1,
-                        Kind::Close => self.depth = self.depth.saturating_sub(1),
-                        _ => {}
-                    }
+                Kind::Open => {
+                    self.depth += 1;
                     self.deepest = self.deepest.max(self.depth);
-                    self.token(fnv1a(FNV_OFFSET, byte));
+                    self.tokens.token(fnv1a(FNV_OFFSET, byte));
+                }
+                _ => {
+                    self.depth = self.depth.saturating_sub(u32::from(matches!(kind, Kind::Close)));
+                    self.tokens.token(fnv1a(FNV_OFFSET, byte));
                 }
             }
+            self.end_number();
             self.line_chars += 1;
         }
+    }
+
+    /// The letters that a text begins with; they may go on a word that began before. Returns what follows them.
+    fn letters<'a>(&mut self, text: &'a [u8]) -> &'a [u8] {
+        self.end_number();
+        let (mut hash, mut letters, mut upper) = (self.word_hash, 0, 0);
+        let mut rest = text;
+        while let Some((&byte, after)) = rest.split_first() {
+            let lower = byte | 0x20;
+            if !lower.is_ascii_lowercase() {
+                break;
+            }
+            hash = fnv1a(hash, lower);
+            upper += u32::from(byte != lower);
+            letters += 1;
+            rest = after;
+        }
+        self.word_hash = hash;
+        self.word_letters += letters;
+        self.line_chars += letters;
+        self.add(Kind::Upper, upper);
+        self.add(Kind::Lower, letters - upper);
+        rest
     }
 
     fn end_word(&mut self) {
@@ -256,10 +301,8 @@ impl Scan {
         self.long_words += u32::from(self.word_letters >= 8);
         self.word_letters = 0;
         self.word_hash = FNV_OFFSET;
-        self.token(hash);
-        let group = KEYWORD_TABLE.binary_search_by_key(&hash, |keyword| keyword.0);
-        let group = group.ok().and_then(|at| KEYWORD_TABLE.get(at)).map(|keyword| usize::from(keyword.1));
-        if let Some(count) = group.and_then(|group| self.groups.get_mut(group)) {
+        self.tokens.token(hash);
+        if let Some(count) = keyword_group(hash).and_then(|group| self.groups.get_mut(group)) {
             *count += 1;
         }
     }
@@ -277,40 +320,56 @@ impl Scan {
         self.line_chars = 0;
     }
 
-    fn token(&mut self, hash: u32) {
-        self.count(slot(hash));
-        if let Some(previous) = self.previous.replace(hash) {
-            let pair = previous.wrapping_mul(31).wrapping_add(hash.wrapping_mul(1_000_003)).wrapping_add(17);
-            self.count(slot(pair));
-        }
-    }
-
-    fn count(&mut self, slot: u16) {
-        if let Some(count) = self.counts.get_mut(usize::from(slot)) {
-            if *count == 0 {
-                self.order.push(slot);
-            }
-            *count += 1;
-            self.occurrences += 1;
+    fn add(&mut self, kind: Kind, chars: u32) {
+        if let Some(count) = self.kinds.get_mut(kind as usize) {
+            *count += chars;
         }
     }
 
     fn kind(&self, kind: Kind) -> u32 {
         self.kinds.get(kind as usize).copied().unwrap_or(0)
     }
+}
 
-    /// Each slot's weight: the square root of its share of all occurrences.
-    fn weights(&self) -> Vec<(u16, f32)> {
-        let count = |slot: &u16| self.counts.get(usize::from(*slot)).copied().unwrap_or(0);
+impl Tokens {
+    fn token(&mut self, hash: u32) {
+        self.count(slot(hash));
+        let pair = self.previous.map(|previous| previous.wrapping_add(hash.wrapping_mul(1_000_003)));
+        self.previous = Some(hash.wrapping_mul(31).wrapping_add(17));
+        if let Some(pair) = pair {
+            self.count(slot(pair));
+        }
+    }
+
+    #[inline(always)]
+    fn count(&mut self, slot: u16) {
+        if let Some(count) = self.counts.get_mut(usize::from(slot)) {
+            *count += 1;
+            self.occurrences += 1;
+            if *count == 1 {
+                self.slots.push((slot, 0.0));
+            }
+        }
+    }
+
+    /// Each slot with its weight: the square root of its share of all occurrences.
+    fn weighted(mut self) -> Vec<(u16, f32)> {
         let total = f64::from(self.occurrences);
         let weight = |count: u16| (f64::from(count) / total).sqrt() as f32;
-        // Most slots occur once: their weight is computed once.
-        let once = weight(1);
-        let pair = |slot: &u16| match count(slot) {
-            1 => (*slot, once),
-            more => (*slot, weight(more)),
-        };
-        self.order.iter().map(pair).collect()
+        let mut common = [0.0; COMMON_COUNTS];
+        for (slot, slot_weight) in &mut self.slots {
+            let count = self.counts.get(usize::from(*slot)).copied().unwrap_or(0);
+            *slot_weight = match common.get_mut(usize::from(count)) {
+                None => weight(count),
+                Some(known) => {
+                    if *known == 0.0 {
+                        *known = weight(count);
+                    }
+                    *known
+                }
+            };
+        }
+        self.slots
     }
 }
 
@@ -336,11 +395,10 @@ pub fn extract(window: &TextWindow) -> Features {
     scan.end_line();
 
     let classes = window.counts();
-    let slots = scan.weights();
+    let (distinct, occurrences) = (scan.tokens.slots.len() as u32, scan.tokens.occurrences);
     let chars = scan.kinds.iter().sum();
     let letters = scan.kind(Kind::Lower) + scan.kind(Kind::Upper);
     let newlines = scan.kind(Kind::Newline);
-    let distinct = scan.order.len() as u32;
     let count = |n: u32| log2(u64::from(n));
     let [loops, branches, declarations, methods, asks, maths, writing, questions] = scan.groups;
     let surface = [
@@ -349,7 +407,7 @@ pub fn extract(window: &TextWindow) -> Features {
         count(scan.words),
         count(newlines),
         count(distinct),
-        share(distinct, scan.occurrences),
+        share(distinct, occurrences),
         share(letters, chars),
         share(scan.kind(Kind::Upper), letters),
         share(scan.kind(Kind::Digit), chars),
@@ -377,7 +435,7 @@ pub fn extract(window: &TextWindow) -> Features {
         count(writing),
         count(questions),
     ];
-    Features { slots, surface }
+    Features { slots: scan.tokens.weighted(), surface }
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ pub const ENDPOINT_HEADER: &str = "x-gateway-destination-endpoint";
 pub const ROUTED_STATE: &str = "routebalance_routed";
 /// Key of the filter state that ends the access log's JSON line: a comma, the request's id and the decision.
 pub const DECISION_STATE: &str = "routebalance_decision";
+/// Path of the question what the predictor makes of a text.
+pub const DEBUG_PREDICT_PATH: &str = "/routebalance/debug/predict";
 /// Namespace of the route metadata.
 pub const METADATA_NAMESPACE: &str = "routebalance";
 /// Key of the route metadata that names the policy.

@@ -5,12 +5,14 @@
 //! of vLLM 0.32, recorded in `tests/fixtures`.
 
 mod error;
+mod probe;
 mod request;
 mod response;
 mod scan;
 mod sse;
 
 pub use error::{error_body, model_body, models_body};
+pub use probe::{Probe, ProbeScan, REPEAT_MAX};
 pub use request::{BodyError, Patch, Prompt, RequestScan};
 pub use response::{Observed, ResponseScan, Usage};
 

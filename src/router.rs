@@ -114,6 +114,8 @@ pub struct Router {
     predictor: Option<Predictor>,
     /// For every model of the fleet, its position in the predictor's output.
     predicted: Vec<Option<usize>>,
+    /// For every model of the fleet, what is expected of its answer to any prompt.
+    priors: Vec<Estimate>,
 }
 
 impl Router {
@@ -122,13 +124,23 @@ impl Router {
         let predictor = predictor.filter(|_| config.predictor_enabled);
         let position =
             |model: &Model| predictor.as_ref().and_then(|p| p.models().iter().position(|name| *name == model.name));
-        let predicted = config.fleet.models.iter().map(position).collect();
-        Router { config, predictor, predicted }
+        let predicted: Vec<Option<usize>> = config.fleet.models.iter().map(position).collect();
+        let spread = |position: &Option<usize>| {
+            predictor.as_ref().and_then(|p| p.prior_spreads().get((*position)?)).copied().unwrap_or_default()
+        };
+        let models = config.fleet.models.iter().zip(&predicted);
+        let priors = models.map(|(model, position)| Estimate::prior(model, &spread(position))).collect();
+        Router { config, predictor, predicted, priors }
     }
 
     /// The configuration.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// The predictor, if it runs.
+    pub fn predictor(&self) -> Option<&Predictor> {
+        self.predictor.as_ref()
     }
 
     /// Decides. `loads` is in the order of the fleet's instances; `None` if there is none to read.
@@ -219,15 +231,14 @@ impl Router {
 
     /// For every model of the fleet, what is expected of its answer and whether that is a prediction for this prompt.
     fn estimates(&self, prediction: Option<&Prediction>) -> Vec<(Estimate, bool)> {
-        let models = self.config.fleet.models.iter().zip(&self.predicted);
+        let models = self.config.fleet.models.iter().zip(&self.predicted).zip(&self.priors);
         models
-            .map(|(model, position)| {
-                let prior = Estimate::prior(model);
+            .map(|((model, position), prior)| {
                 let predicted = position.and_then(|i| Some((prediction?.estimates.get(i)?, prediction?.familiarity)));
                 // An embedding has nothing to predict: its prior is exact.
                 let exact = model.kind == ModelKind::Embed;
                 (
-                    predicted.map_or(prior, |(estimate, familiarity)| estimate.shrunk_to(&prior, familiarity)),
+                    predicted.map_or(*prior, |(estimate, familiarity)| estimate.shrunk_to(prior, familiarity)),
                     exact || predicted.is_some(),
                 )
             })

@@ -69,6 +69,8 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "two requests on one connection are both served" => state::two_on_one_connection,
         "thirty requests at once are served and spread" => state::thirty_at_once,
         "the predictor inside Envoy gives the numbers of onnxruntime" => parity::predictions_match,
+        "the predictor inside Envoy reads broken text as the native one does" => parity::broken_text_is_the_same_text_everywhere,
+        "the predictor refuses questions that are none" => parity::questions_that_are_none,
         "a stored response is found again from any connection" => state::stored_response,
         "two routes choose differently for the same prompt" => state::routes_choose_differently,
         "control headers of the client choose nothing" => state::control_headers_choose_nothing,
@@ -92,6 +94,7 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "two routes choose differently, found by their names alone" => state::routes_choose_differently,
         "a body beyond the limit arrives whole if it names its model first" => state::model_first_streams_on,
         "a body beyond the limit is refused if it names its model last" => state::model_last_is_too_large,
+        "a question to the predictor passes through where it is not configured" => parity::nobody_is_asked,
         "an unknown model passes through" => state::unknown_model_passes,
     ));
     trials.extend(APIS.iter().take(2).map(|row| served(&STATIC, "static", row)));

@@ -28,6 +28,8 @@ pub(super) struct RawConfig {
     #[serde(default)]
     pub(super) drill: Vec<Drill>,
     #[serde(default)]
+    pub(super) debug: RawDebug,
+    #[serde(default)]
     pub(super) envoy: RawEnvoy,
 }
 
@@ -235,6 +237,12 @@ impl Default for RawRequest {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawResponse {
     pub(super) expose_endpoint: bool,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawDebug {
+    pub(super) predict: bool,
 }
 
 #[derive(Deserialize)]

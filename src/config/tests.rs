@@ -43,6 +43,8 @@ fn every_wrong_value_is_refused_with_its_field() {
     use serde_json::json;
     let rows: &[(&str, serde_json::Value, &str)] = &[
         ("/surprise", json!(1), "unknown field `surprise`"),
+        ("/debug", json!({"predictor": true}), "debug.predictor: unknown field"),
+        ("/debug", json!({"predict": 1}), "debug.predict: invalid type"),
         ("/pools/1/profile/tpot", json!(1), "pools[1].profile.tpot: unknown field"),
         ("/models", json!([]), "models: at least one model"),
         ("/models/0/name", json!("Qwen2.5-7B-Instruct"), "models[].name: \"Qwen2.5-7B-Instruct\" appears twice"),

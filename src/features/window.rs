@@ -138,17 +138,21 @@ const fn at_least(x: u64, low: u8) -> u64 {
 /// Classes counted per byte lane.
 const CLASSES: usize = 9;
 
+/// A count per class and byte lane.
+type Lanes = [u64; CLASSES];
+
 impl CharacterClasses {
     fn count(&mut self, bytes: &[u8]) {
         self.bytes = self.bytes.saturating_add(bytes.len() as u64);
         let (words, rest) = bytes.as_chunks::<8>();
-        let mut lanes = [0; CLASSES];
-        // A lane holds up to 255: one place is for the last, partial word.
-        for block in words.chunks(254) {
-            self.flush(&mut lanes);
+        let mut ends_in_letter = self.ends_in_letter;
+        // A lane holds up to 255.
+        for block in words.chunks(255) {
+            let mut lanes = [0; CLASSES];
             for word in block {
-                self.add(&mut lanes, u64::from_le_bytes(*word));
+                ends_in_letter = add(&mut lanes, u64::from_le_bytes(*word), ends_in_letter);
             }
+            self.take(lanes);
         }
         if let Some(last) = rest.last() {
             // The padding looks like continuation bytes, which are taken off again.
@@ -156,42 +160,17 @@ impl CharacterClasses {
             for (to, from) in word.iter_mut().zip(rest) {
                 *to = *from;
             }
-            self.add(&mut lanes, u64::from_le_bytes(word));
-            self.ends_in_letter = last.is_ascii_alphabetic();
-            self.flush(&mut lanes);
+            let mut lanes = [0; CLASSES];
+            add(&mut lanes, u64::from_le_bytes(word), ends_in_letter);
+            self.take(lanes);
             self.continuations = self.continuations.saturating_sub(8 - rest.len() as u64);
-        } else {
-            self.flush(&mut lanes);
+            ends_in_letter = last.is_ascii_alphabetic();
         }
+        self.ends_in_letter = ends_in_letter;
     }
 
-    fn add(&mut self, lanes: &mut [u64; CLASSES], word: u64) {
-        let ascii = !word & HIGH;
-        let low = word & !HIGH;
-        let folded = low | (ONES * 0x20);
-        let letter = at_least(folded, b'a') & !at_least(folded, b'z' + 1) & ascii;
-        let before = (letter << 8) | if self.ends_in_letter { 0x80 } else { 0 };
-        let lead = word & (word << 1) & HIGH;
-        let lead_of_3_or_4 = lead & (word << 2);
-        let found = [
-            letter,
-            letter & !before,
-            at_least(low, b'0') & !at_least(low, b'9' + 1) & ascii,
-            !at_least(low, b' ' + 1) & ascii,
-            at_least(low, b'\n') & !at_least(low, b'\n' + 1) & ascii,
-            word & !(word << 1) & HIGH,
-            lead,
-            lead_of_3_or_4,
-            lead_of_3_or_4 & (word << 3),
-        ];
-        for (lane, found) in lanes.iter_mut().zip(found) {
-            *lane = lane.wrapping_add(found >> 7);
-        }
-        self.ends_in_letter = letter >> 63 == 1;
-    }
-
-    /// Adds the lanes to the totals and empties them.
-    fn flush(&mut self, lanes: &mut [u64; CLASSES]) {
+    /// Adds the lanes to the totals.
+    fn take(&mut self, lanes: Lanes) {
         let totals = [
             &mut self.letters,
             &mut self.words,
@@ -204,9 +183,8 @@ impl CharacterClasses {
             &mut self.leads_of_4,
         ];
         for (total, lane) in totals.into_iter().zip(lanes) {
-            let pairs = (*lane & EVEN) + (*lane >> 8 & EVEN);
+            let pairs = (lane & EVEN) + (lane >> 8 & EVEN);
             *total = total.saturating_add(pairs.wrapping_mul(EVEN_ONES) >> 48);
-            *lane = 0;
         }
     }
 
@@ -231,6 +209,32 @@ impl CharacterClasses {
         let sum = millis.iter().fold(500_u64, |sum, (count, each)| sum.saturating_add(count.saturating_mul(*each)));
         sum / 1_000
     }
+}
+
+/// Counts a word of eight bytes, and says whether its last byte is a letter. Inlined and without a loop over the lanes, so that
+/// they stay in registers: the module is compiled for size.
+#[inline(always)]
+fn add(lanes: &mut Lanes, word: u64, after_letter: bool) -> bool {
+    let ascii = !word & HIGH;
+    let low = word & !HIGH;
+    let folded = low | (ONES * 0x20);
+    let letter = at_least(folded, b'a') & !at_least(folded, b'z' + 1) & ascii;
+    let before = (letter << 8) | (u64::from(after_letter) << 7);
+    let lead = word & (word << 1) & HIGH;
+    let lead_of_3_or_4 = lead & (word << 2);
+    let [letters, words, digits, blanks, newlines, continuations, leads, leads_of_3_or_4, leads_of_4] = lanes;
+    // The high bit of each byte, as a 1 in its lane. A lane never carries: see its caller.
+    let count = |lane: &mut u64, found: u64| *lane = lane.wrapping_add(found >> 7);
+    count(letters, letter);
+    count(words, letter & !before);
+    count(digits, at_least(low, b'0') & !at_least(low, b'9' + 1) & ascii);
+    count(blanks, !at_least(low, b' ' + 1) & ascii);
+    count(newlines, at_least(low, b'\n') & !at_least(low, b'\n' + 1) & ascii);
+    count(continuations, word & !(word << 1) & HIGH);
+    count(leads, lead);
+    count(leads_of_3_or_4, lead_of_3_or_4);
+    count(leads_of_4, lead_of_3_or_4 & (word << 3));
+    letter >> 63 == 1
 }
 
 #[cfg(test)]

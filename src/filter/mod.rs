@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_types, reason = "the host's random numbers come from a hasher's state")]
 
 mod access_log;
+mod debug;
 mod host;
 mod root;
 mod stream;

@@ -7,6 +7,7 @@ use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::{Action, BufferType, MapType};
 
 use crate::filter::access_log::{self, Entry, Timing};
+use crate::filter::debug::Probing;
 use crate::filter::host;
 use crate::filter::worker::{Shared, Worker};
 use crate::names;
@@ -32,6 +33,8 @@ enum Phase {
     Untouched,
     /// Headers are held while the body comes.
     Reading(Box<Reading>),
+    /// A question to the predictor: headers are held while the body comes.
+    Probing(Box<Probing>),
     /// Sent to an instance.
     Serving(Box<Serving>),
 }
@@ -115,6 +118,33 @@ impl Stream {
                 self.refuse(None, 404, &message)
             }
         }
+    }
+
+    /// A question to the predictor, read up to here.
+    fn probe(&mut self, mut probing: Box<Probing>, size: usize, end_of_stream: bool) -> Action {
+        probing.read(size);
+        let limit = self.worker.with(|w| w.router.config().max_buffered_bytes).unwrap_or(u64::MAX);
+        if size as u64 >= limit {
+            return self.refuse(None, 413, "The request body is too large.");
+        }
+        if !end_of_stream {
+            self.phase = Phase::Probing(probing);
+            return Action::Pause;
+        }
+        match self.worker.with(|w| probing.answer(&w.router)) {
+            Some(Ok(body)) => {
+                access_log::publish_unrouted(&self.request_id, "answered", "debug_predict");
+                self.answer(200, &body)
+            }
+            Some(Err((status, message))) => self.refuse(None, status, &message),
+            None => self.leave("busy"),
+        }
+    }
+
+    /// Whether a request is a question to the predictor, and may be.
+    fn is_probe(&self, method: &str, path: &str) -> bool {
+        let asks = method == "POST" && path == names::DEBUG_PREDICT_PATH;
+        asks && self.worker.with(|w| w.router.config().debug_predict) == Some(true)
     }
 
     /// A stored response belongs to the instance that made it.
@@ -302,6 +332,9 @@ impl HttpContext for Stream {
         self.request_id = host::header(MapType::HttpRequestHeaders, "x-request-id").unwrap_or_default();
         let method = host::header(MapType::HttpRequestHeaders, ":method").unwrap_or_default();
         let path = host::header(MapType::HttpRequestHeaders, ":path").unwrap_or_default();
+        if self.is_probe(&method, &path) {
+            return self.probe(Box::default(), 0, end_of_stream);
+        }
         match openai::call_of(&method, &path) {
             None => self.pass("other_path"),
             Some(Call::Models) => self.models(None),
@@ -312,7 +345,14 @@ impl HttpContext for Stream {
     }
 
     fn on_http_request_body(&mut self, size: usize, end_of_stream: bool) -> Action {
-        let Phase::Reading(reading) = &mut self.phase else { return Action::Continue };
+        let reading = match &mut self.phase {
+            Phase::Reading(reading) => reading,
+            Phase::Probing(probing) => {
+                let probing = std::mem::take(probing);
+                return self.probe(probing, size, end_of_stream);
+            }
+            _ => return Action::Continue,
+        };
         let before = host::now();
         while reading.scanned < size {
             let piece = host::buffer(BufferType::HttpRequestBody, reading.scanned, PIECE.min(size - reading.scanned));
@@ -343,6 +383,7 @@ impl HttpContext for Stream {
                 let scanned = reading.scanned;
                 self.decide(*reading, true, scanned)
             }
+            Phase::Probing(probing) => self.probe(probing, 0, true),
             other => {
                 self.phase = other;
                 Action::Continue

@@ -1,6 +1,7 @@
 //! The predictor's plan as a file: what the build script writes and the module reads. Compiled into both.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,12 +10,16 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Plan {
     /// The ONNX file's metadata, each value JSON.
     pub(crate) metadata: BTreeMap<String, serde_json::Value>,
-    /// Columns of the table of slots; the first source is the weighted sum of its rows.
-    pub(crate) table_columns: usize,
+    /// Where constants that are not the plan's own stand in the file of constants, in values, by name.
+    pub(crate) vectors: BTreeMap<String, Range<usize>>,
+    /// The only source comes first.
     pub(crate) nodes: Vec<PlanNode>,
-    /// Index of the node that gives the quality of every model and then the ln of output tokens of every model.
-    pub(crate) output: usize,
+    /// Indices of the nodes that give the estimates and the prototypes' logits.
+    pub(crate) outputs: Vec<usize>,
 }
+
+/// Columns of the table that are summed at once; its rows are filled up to a multiple of it.
+pub(crate) const TABLE_BLOCK: usize = 16;
 
 /// One operation with one output.
 #[derive(Debug, Serialize, Deserialize)]
@@ -35,6 +40,8 @@ pub(crate) enum PlanOp {
     Const(usize),
     Binary(BinaryOp),
     Unary(UnaryOp),
+    /// A row times a matrix, plus a constant row or the second input, but at least a constant row.
+    Dense(PlanDense),
     /// Axes in Einstein notation, such as `k,kn->n`.
     EinSum(String),
     AddAxis(usize),
@@ -64,6 +71,17 @@ pub(crate) enum PlanOp {
     Softmax {
         axes: Vec<usize>,
     },
+}
+
+/// Constants by their first value in the file of constants, in values.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PlanDense {
+    /// Row by row.
+    pub(crate) weights: usize,
+    /// Values of the input.
+    pub(crate) rows: usize,
+    pub(crate) bias: Option<usize>,
+    pub(crate) floor: Option<usize>,
 }
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]

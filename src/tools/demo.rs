@@ -224,7 +224,7 @@ pub(super) fn read_config() -> Result<Value> {
     Ok(serde_json::from_slice(&bytes)?)
 }
 
-fn read_prompts() -> Result<PromptSet> {
+pub(super) fn read_prompts() -> Result<PromptSet> {
     let path = package_root().join("models").join("data").join("demo_prompts.jsonl");
     let text = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
     PromptSet::from_jsonl(&text)

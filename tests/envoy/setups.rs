@@ -4,10 +4,13 @@ use serde_json::{Value, json};
 
 use crate::harness::Setup;
 
-/// The reference configuration, with addresses shown.
+/// The reference configuration, with addresses shown and the predictor open to questions.
 pub(crate) static REFERENCE: Setup = Setup {
     name: "reference",
-    change: |config| config["response"]["expose_endpoint"] = json!(true),
+    change: |config| {
+        config["response"]["expose_endpoint"] = json!(true);
+        config["debug"] = json!({"predict": true});
+    },
     edit: Some(quick),
     reports: true,
 };

@@ -1,0 +1,94 @@
+//! A row times a constant matrix as one operation of tract's; `build/fuse.rs` says why tract's own does not do.
+
+use tract_core::internal::*;
+
+use super::lanes::{Lanes, Sums, block};
+
+/// Columns that are computed at once.
+const BLOCK: usize = 16;
+
+/// `max(input * weights + bias + second input, floor)`.
+#[derive(Clone, Debug)]
+pub(super) struct Dense {
+    /// Shape of the output, which is one row.
+    shape: TVec<usize>,
+    /// Per block of columns the bias, and the weights row by row.
+    blocks: Vec<([Lanes; 4], Vec<[Lanes; 4]>)>,
+    floor: Vec<f32>,
+}
+
+impl Dense {
+    /// `weights` row by row, each as long as the output; no bias is one of 0, and no floor one of minus infinity.
+    pub(super) fn new(weights: &[f32], shape: &[usize], bias: Option<&[f32]>, floor: Option<&[f32]>) -> Dense {
+        let columns = shape.iter().product::<usize>();
+        let part = |row: &[f32], start: usize| {
+            let end = start.saturating_add(BLOCK).min(row.len());
+            block(row.get(start..end).unwrap_or_default())
+        };
+        let starts = (0..columns).step_by(BLOCK);
+        let blocks = starts
+            .map(|start| {
+                let rows = weights.chunks(columns.max(1)).map(|row| part(row, start)).collect();
+                (part(bias.unwrap_or_default(), start), rows)
+            })
+            .collect();
+        Dense {
+            shape: shape.into(),
+            blocks,
+            floor: floor.map_or_else(|| vec![f32::NEG_INFINITY; columns], <[f32]>::to_vec),
+        }
+    }
+
+    fn apply(&self, input: &[f32], added: &[f32], output: &mut [f32]) {
+        let (mut added, mut floor) = (added.iter(), self.floor.iter());
+        for ((bias, rows), output) in self.blocks.iter().zip(output.chunks_mut(BLOCK)) {
+            let mut sums = Sums::from(*bias);
+            for (value, row) in input.iter().zip(rows) {
+                sums.add(*value, *row);
+            }
+            for (output, sum) in output.iter_mut().zip(sums.values().as_flattened()) {
+                let floor = floor.next().copied().unwrap_or(f32::NEG_INFINITY);
+                *output = (sum + added.next().copied().unwrap_or(0.0)).max(floor);
+            }
+        }
+    }
+}
+
+// The plan compares operations when it looks for common parts of the graph; two of these never are.
+impl PartialEq for Dense {
+    fn eq(&self, other: &Dense) -> bool {
+        std::ptr::eq(self, other)
+    }
+}
+
+impl Eq for Dense {}
+
+impl Op for Dense {
+    fn name(&self) -> StaticName {
+        "Dense".into()
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for Dense {
+    op_out_of_plan!();
+
+    fn eval(&self, _context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let mut output = Tensor::zero::<f32>(&self.shape)?;
+        let views = inputs.iter().map(|input| input.try_as_plain_ram()).collect::<TractResult<TVec<_>>>()?;
+        let slices = views.iter().map(|view| view.as_slice::<f32>()).collect::<TractResult<TVec<_>>>()?;
+        let mut plain = output.try_as_plain_ram_mut()?;
+        let added = slices.get(1).copied().unwrap_or_default();
+        self.apply(slices.first().copied().unwrap_or_default(), added, plain.as_slice_mut::<f32>()?);
+        Ok(tvec!(output.into_tvalue()))
+    }
+}
+
+impl TypedOp for Dense {
+    fn output_facts(&self, _inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(f32::fact(&self.shape)))
+    }
+
+    as_op!();
+}
