@@ -20,7 +20,7 @@ pub(super) struct Worker {
     owner: u64,
     slot: Option<usize>,
     slots_in_use: usize,
-    /// Whether this VM holds the lease: it alone scrapes, and writes the gauges.
+    /// Whether this VM holds the lease: it alone scrapes and writes the gauges.
     pub(super) leads: bool,
     counters: Counters,
     /// Whether the counters have changed since they were written.
@@ -76,7 +76,7 @@ impl Worker {
             let mut slots = Slots::decode(&bytes.unwrap_or_default());
             let orphans = slots.orphans(now);
             let slot = slots.keep(self.owner, now);
-            let leads = slots.scrape(self.owner, now, lease);
+            let leads = slots.lead(self.owner, now, lease);
             for orphan in orphans.iter().filter(|o| Some(**o) != slot) {
                 slots.release(*orphan);
             }
