@@ -3,7 +3,9 @@
 #![allow(clippy::disallowed_types, reason = "the host's random numbers come from a hasher's state")]
 
 mod access_log;
+mod feedback;
 mod host;
+mod learner;
 mod root;
 mod stream;
 mod worker;
