@@ -149,7 +149,7 @@ impl Learner {
             scored: false,
         };
         self.change_segment(slot, id, |segment| {
-            segment.insert(id, recent);
+            segment.insert(id, &recent);
             Some(())
         });
     }
@@ -157,14 +157,9 @@ impl Learner {
     /// Scores the answer to an earlier request, whichever worker has served it.
     pub(super) fn score(&mut self, feedback: &Feedback, slots_in_use: usize) -> Scored {
         let own_first = self.slot.into_iter().chain((0..slots_in_use).filter(|slot| Some(*slot) != self.slot));
-        let found = own_first.into_iter().find_map(|slot| {
-            self.change_segment(slot, &feedback.id, |segment| {
-                let decision = segment.decision(&feedback.id)?;
-                let before = *decision;
-                decision.scored = true;
-                Some(before)
-            })
-        });
+        let found = own_first
+            .into_iter()
+            .find_map(|slot| self.change_segment(slot, &feedback.id, |segment| segment.score(&feedback.id)));
         match found {
             None => Scored::Unknown,
             Some(decision) if decision.scored => Scored::Already,
@@ -183,9 +178,9 @@ impl Learner {
         let key = shared::recent_key(slot, Recent::segment(id));
         for _ in 0..SWAP_ATTEMPTS {
             let (bytes, cas) = host::shared(&key);
-            let mut segment = Recent::decode(&bytes.unwrap_or_default(), self.fingerprint);
+            let mut segment = Recent::decode(bytes.unwrap_or_default(), self.fingerprint);
             let changed = change(&mut segment)?;
-            if host::set_shared(&key, &segment.encode(self.fingerprint), cas) {
+            if host::set_shared(&key, segment.bytes(), cas) {
                 return Some(changed);
             }
         }

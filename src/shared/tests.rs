@@ -157,24 +157,30 @@ fn recent_decisions_are_found_scored_and_in_the_end_forgotten() {
         propensity: 1.0,
         scored: false,
     };
-    let mut recent = Recent::default();
-    recent.insert("a", decision(1));
-    recent.insert("b", decision(2));
-    recent.insert("b", decision(3));
-    recent.decision("b").unwrap().scored = true;
-    let mut back = Recent::decode(&recent.encode(9), 9);
+    let mut recent = Recent::decode(Vec::new(), 9);
+    recent.insert("a", &decision(1));
+    recent.insert("b", &decision(2));
+    recent.insert("b", &decision(3));
+    let mut back = Recent::decode(recent.bytes().to_vec(), 9);
     assert_eq!(back, recent);
-    assert_eq!(back.decision("a"), Some(&mut decision(1)));
-    assert_eq!(back.decision("b"), Some(&mut RecentDecision { scored: true, ..decision(3) }));
-    assert_eq!(back.decision("c"), None);
-    for bytes in [recent.encode(8), b"garbage".to_vec(), recent.encode(9)[..20].to_vec()] {
-        assert_eq!(Recent::decode(&bytes, 9), Recent::default());
+    assert_eq!(back.score("a"), Some(decision(1)));
+    assert_eq!(back.score("b"), Some(decision(3)), "the latest");
+    let mut again = Recent::decode(back.bytes().to_vec(), 9);
+    assert_eq!(again.score("b"), Some(RecentDecision { scored: true, ..decision(3) }));
+    assert_eq!(again.score("c"), None);
+    let whole = recent.bytes();
+    for bytes in [&whole[..20], &whole[..whole.len() - 1], b"garbage", &[&whole[..9], &[0; 33 * 32][..]].concat()] {
+        assert_eq!(Recent::decode(bytes.to_vec(), 9), Recent::decode(Vec::new(), 9), "{bytes:?}");
     }
+    assert_eq!(Recent::decode(whole.to_vec(), 8), Recent::decode(Vec::new(), 8), "other models");
+    let mut broken = whole.to_vec();
+    broken[9 + 20..9 + 24].copy_from_slice(&f32::NAN.to_le_bytes());
+    assert_eq!(Recent::decode(broken, 9).score("a"), None, "no number");
     // Of 4,096 decisions spread by their ids, most are still there, and all of the last 2,000.
-    let mut ring = vec![Recent::default(); RECENT_SEGMENTS];
+    let mut ring = vec![Recent::decode(Vec::new(), 9); RECENT_SEGMENTS];
     let id = |i: usize| format!("8f14e45f-{i:08x}-4c3b");
-    (0..10_000).for_each(|i| ring[Recent::segment(&id(i))].insert(&id(i), decision(1)));
-    let kept: Vec<usize> = (0..10_000).filter(|i| ring[Recent::segment(&id(*i))].decision(&id(*i)).is_some()).collect();
+    (0..10_000).for_each(|i| ring[Recent::segment(&id(i))].insert(&id(i), &decision(1)));
+    let kept: Vec<usize> = (0..10_000).filter(|i| ring[Recent::segment(&id(*i))].score(&id(*i)).is_some()).collect();
     assert!(kept.len() == 4_096 && (8_000..10_000).all(|i| kept.contains(&i)), "{} kept", kept.len());
-    assert!(ring.iter().all(|segment| segment.encode(9).len() <= 1_100));
+    assert!(ring.iter().all(|segment| segment.bytes().len() <= 1_100));
 }
