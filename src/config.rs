@@ -3,13 +3,15 @@
 //! Filter, demo, tests and emulated instances read the same file. Cross-references are indices afterwards, weights sum to 1.
 
 mod raw;
+mod secret;
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 pub use raw::{Drill, FailurePolicy, UnknownModel};
-use raw::{RawConfig, RawModel, RawModelKind, RawPolicy, RawPool, RawRoute, RawTelemetry};
+use raw::{RawConfig, RawLearning, RawModel, RawModelKind, RawPolicy, RawPool, RawRoute, RawTelemetry};
+pub use secret::Secret;
 
 use crate::fleet::{
     Budget, Fleet, Instance, LatencyProfile, Limits, Model, ModelKind, Policy, Pool, Slo, Tariff, Weights,
@@ -64,6 +66,15 @@ pub struct Telemetry {
     pub lease: Duration,
 }
 
+/// What the gateway learns while it serves.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Learning {
+    /// Whether expected output tokens are corrected by what answers really have.
+    pub output_tokens: bool,
+    /// What senders of feedback must know; `None` if no feedback is taken.
+    pub feedback_secret: Option<Secret>,
+}
+
 /// What `routebalance render` needs to write `envoy.yaml`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EnvoySettings {
@@ -98,6 +109,8 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// Whether the predictor runs; without it the priors of the models decide.
     pub predictor_enabled: bool,
+    /// What is learnt while serving.
+    pub learning: Learning,
     /// Load reports.
     pub telemetry: Telemetry,
     /// Largest request body that is held back until it is whole.
@@ -200,6 +213,7 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
         default_policy,
         routes,
         predictor_enabled: raw.predictor.enabled,
+        learning: check_learning(raw.learning)?,
         telemetry,
         max_buffered_bytes: raw.request.max_buffered_bytes,
         expose_endpoint: raw.response.expose_endpoint,
@@ -390,7 +404,20 @@ fn check_policy(i: usize, raw: &RawPolicy) -> Result<Policy, ConfigError> {
             tpot: milliseconds(raw.slo.tpot_ms, "slo.tpot_ms")?,
         },
         budget: Budget { usd, tokens: raw.budget.tokens },
+        exploration: check_number(at("exploration"), raw.exploration, 0.0, 0.5)?,
     })
+}
+
+fn check_learning(raw: RawLearning) -> Result<Learning, ConfigError> {
+    let feedback_secret = raw
+        .feedback
+        .map(|feedback| {
+            Secret::new(feedback.secret).ok_or_else(|| {
+                error("learning.feedback.secret", "must have at least 16 characters, visible ASCII without spaces")
+            })
+        })
+        .transpose()?;
+    Ok(Learning { output_tokens: raw.output_tokens, feedback_secret })
 }
 
 fn check_route(i: usize, raw: &RawRoute, policy: usize) -> Result<Route, ConfigError> {

@@ -186,4 +186,6 @@ pub struct Policy {
     pub slo: Slo,
     /// Defaults for requests.
     pub budget: Budget,
+    /// Probability, 0 to 0.5, that a request goes to a model drawn by lot.
+    pub exploration: f64,
 }

@@ -14,6 +14,7 @@
 //! | [`config`] | `routebalance.json` as written, checked into a fleet and policies, or one sentence that names the field |
 //! | [`names`] | header and key names that the filter and Envoy's configuration share |
 //! | [`openai`] | the request fields that matter, usage of a response, error bodies; one linear scan |
+//! | [`learning`] | what responses and feedback teach: corrections of lengths, beliefs about quality, exploration |
 //! | [`features`] | prompt text to hashed slots and surface features; bounded work |
 //! | [`predictor`] | features to estimates per model; the only module that names tract |
 //! | [`telemetry`] | a `/metrics` page to a load |
@@ -47,6 +48,7 @@ pub mod config;
 pub mod features;
 pub mod fleet;
 pub mod latency;
+pub mod learning;
 pub mod names;
 pub mod openai;
 pub mod predictor;

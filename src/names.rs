@@ -24,3 +24,7 @@ pub const RUNG_RESPONSE_HEADER: &str = "x-routebalance-rung";
 pub const DECISION_US_RESPONSE_HEADER: &str = "x-routebalance-decision-us";
 /// Response header: the instance's address, if the configuration wants it shown.
 pub const ENDPOINT_RESPONSE_HEADER: &str = "x-routebalance-endpoint";
+/// Path at which the filter takes feedback, if it is configured to.
+pub const FEEDBACK_PATH: &str = "/routebalance/feedback";
+/// Header with a request's id, by which feedback names it.
+pub const REQUEST_ID_HEADER: &str = "x-request-id";

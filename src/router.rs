@@ -1,13 +1,15 @@
 //! The facade: a request and the load of every instance in, a decision out. It cannot fail, always answers, and says why.
 //!
-//! Deciding is a value; doing is the shell's. The simulator and the filter call the same [`Router::route`].
+//! Deciding is a value; doing is the shell's. The simulator and the filter call the same [`Router::route`], which keeps nothing:
+//! load, what was learnt and the random draw are arguments.
 
 use crate::admission::{self, Constraint};
 use crate::config::{Config, Drill, UnknownModel};
 use crate::features;
-use crate::fleet::{Model, ModelKind};
+use crate::fleet::{Model, ModelKind, Pool};
 use crate::latency;
-use crate::openai::{Api, Prompt};
+use crate::learning::{Learned, exploration, lengths};
+use crate::openai::{Api, Observed, Prompt};
 use crate::predictor::{Estimate, Prediction, Predictor};
 use crate::reckoning::LoadNow;
 use crate::score::{self, Candidate};
@@ -55,6 +57,8 @@ pub struct Ask<'a> {
     pub holder: Option<usize>,
     /// How many requests were decided before, for round robin.
     pub sequence: u64,
+    /// Uniform in 0 to 1, for exploration.
+    pub draw: f64,
 }
 
 /// What is to be done with a request.
@@ -90,8 +94,24 @@ pub struct Decision {
     pub prompt_tokens: u64,
     /// Expected output tokens.
     pub output_tokens: u64,
+    /// Output tokens that 4 of 5 such requests do not exceed.
+    pub output_tokens_p80: u64,
+    /// Output tokens that 9 of 10 such requests do not exceed.
+    pub output_tokens_p90: u64,
+    /// The learnt factor in the expected output tokens.
+    pub output_tokens_correction: f64,
+    /// What the answer's length is to be compared with, uncorrected; `None` where that would teach nothing.
+    pub expectation: Option<lengths::Expectation>,
     /// Expected answer quality, 0 to 1.
     pub quality: f64,
+    /// Standard deviation of `quality`.
+    pub quality_sd: f64,
+    /// Quality and its standard deviation before what feedback has taught: what a score is to be compared with.
+    pub unrevised_quality: (f64, f64),
+    /// Probability that this model was chosen, given the request and the load.
+    pub propensity: f64,
+    /// Whether exploration has drawn the model.
+    pub explored: bool,
     /// How much the prompt resembles those that the predictor was trained on, 0 to 1; `None` without a prediction.
     pub familiarity: Option<f64>,
     /// The cluster of training prompts that the prompt is nearest to; `None` without a prediction.
@@ -106,6 +126,19 @@ pub struct Decision {
     pub candidates: usize,
     /// SLOs and budgets that had to be given up.
     pub relaxed: Vec<Constraint>,
+}
+
+impl Decision {
+    /// Whether the answer is text, which can be scored.
+    pub fn generates(&self) -> bool {
+        self.output_tokens > 0
+    }
+
+    /// What a response teaches about the length of the model's answers: nothing, if it is not whole or reports an error.
+    pub fn lesson(&self, seen: &Observed) -> Option<lengths::Lesson> {
+        let usage = seen.usage.filter(|_| seen.ended && !seen.error_event)?;
+        self.expectation?.lesson(usage.completion_tokens, seen.cut_short)
+    }
 }
 
 /// The router of one configuration.
@@ -143,8 +176,13 @@ impl Router {
         self.predictor.as_ref()
     }
 
+    /// Clusters of training prompts that a decision may name.
+    pub fn prototypes(&self) -> usize {
+        self.predictor.as_ref().map_or(0, Predictor::prototypes)
+    }
+
     /// Decides. `loads` is in the order of the fleet's instances; `None` if there is none to read.
-    pub fn route(&self, ask: &Ask<'_>, loads: Option<&[LoadNow]>) -> Verdict {
+    pub fn route(&self, ask: &Ask<'_>, loads: Option<&[LoadNow]>, learned: &Learned) -> Verdict {
         if self.config.drills(Drill::Router) {
             return Verdict::Untouched("drill");
         }
@@ -156,7 +194,13 @@ impl Router {
             return Verdict::Untouched("no_policy");
         };
         let prediction = self.prediction(ask.prompt, &models);
-        let estimates = self.estimates(prediction.as_ref());
+        let unlearned = self.estimates(prediction.as_ref());
+        let prototype = prediction.as_ref().map(|p| p.prototype);
+        let estimates: Vec<Estimate> = unlearned
+            .iter()
+            .enumerate()
+            .map(|(model, (estimate, _))| learned.applied(model, prototype, estimate))
+            .collect();
         let prompt_tokens = prompt_tokens(ask.prompt);
         let candidates = self.candidates(ask, &models, &estimates, prompt_tokens, loads);
         let admitted = admission::admit(candidates, &policy.slo, &policy.budget);
@@ -168,26 +212,46 @@ impl Router {
             ask.sequence,
         );
         let order = score::rank(&admitted.candidates, &scores);
-        let chosen = order.first().and_then(|i| Some((admitted.candidates.get(*i)?, *scores.get(*i)?)));
-        let Some((chosen, score)) = chosen else {
+        let model_of = |i: &usize| Some(self.config.fleet.pool_of(admitted.candidates.get(*i)?.instance)?.1.model);
+        let ranked_models: Vec<usize> = order.iter().filter_map(model_of).collect();
+        let choice = exploration::choose(&ranked_models, policy.exploration, ask.draw);
+        let chosen = choice.and_then(|choice| {
+            let i = *order.get(choice.position)?;
+            let candidate = admitted.candidates.get(i)?;
+            let (pool_index, pool) = self.config.fleet.pool_of(candidate.instance)?;
+            Some((choice, candidate, *scores.get(i)?, pool_index, pool))
+        });
+        let Some((choice, chosen, score, pool_index, pool)) = chosen else {
             return Verdict::Untouched("no_candidate");
         };
-        let Some((pool, _)) = self.config.fleet.pool_of(chosen.instance) else {
+        let model = pool.model;
+        let (Some(estimate), Some((unlearned, predicted))) = (estimates.get(model), unlearned.get(model)) else {
             return Verdict::Untouched("no_candidate");
         };
-        let model = self.config.fleet.pools.get(pool).map_or(0, |p| p.model);
-        let predicted = estimates.get(model).is_some_and(|(_, predicted)| *predicted);
+        let answer = self.answer(ask, pool);
         Verdict::Decided(Box::new(Decision {
             model,
-            pool,
+            pool: pool_index,
             instance: chosen.instance,
-            fallbacks: self.fallbacks(chosen.instance, pool, &admitted.candidates, &order, ask.holder, loads),
-            rung: rung(predicted, loads.map(|l| l.get(chosen.instance).copied().unwrap_or_default())),
+            fallbacks: self.fallbacks(chosen.instance, pool_index, &admitted.candidates, &order, ask.holder, loads),
+            rung: rung(*predicted, loads.map(|l| l.get(chosen.instance).copied().unwrap_or_default())),
             prompt_tokens: prompt_tokens as u64,
             output_tokens: chosen.output_tokens as u64,
+            output_tokens_p80: chosen.output_tokens_p80 as u64,
+            output_tokens_p90: answer.tokens(estimate.output_tokens_p90) as u64,
+            output_tokens_correction: learned.correction(model),
+            expectation: answer.is_one.then_some(lengths::Expectation {
+                model,
+                output_tokens: unlearned.output_tokens,
+                max_tokens: ask.prompt.max_tokens,
+            }),
             quality: chosen.quality,
+            quality_sd: estimate.quality_sd,
+            unrevised_quality: (unlearned.quality, unlearned.quality_sd),
+            propensity: choice.propensity,
+            explored: choice.explored,
             familiarity: prediction.as_ref().map(|p| p.familiarity),
-            prototype: prediction.as_ref().map(|p| p.prototype),
+            prototype,
             seconds: chosen.seconds,
             usd: chosen.usd,
             score,
@@ -251,7 +315,7 @@ impl Router {
         &self,
         ask: &Ask<'_>,
         models: &[usize],
-        estimates: &[(Estimate, bool)],
+        estimates: &[Estimate],
         prompt_tokens: f64,
         loads: Option<&[LoadNow]>,
     ) -> Vec<Candidate> {
@@ -261,21 +325,16 @@ impl Router {
         for (i, instance) in fleet.instances.iter().enumerate() {
             let Some(pool) = fleet.pools.get(instance.pool) else { continue };
             let wanted = holder.map_or_else(|| models.contains(&pool.model), |h| h == i);
-            let (Some(model), Some((estimate, _))) = (fleet.model_of(pool), estimates.get(pool.model)) else {
+            let (Some(model), Some(estimate)) = (fleet.model_of(pool), estimates.get(pool.model)) else {
                 continue;
             };
             if !wanted {
                 continue;
             }
             let load = loads.and_then(|l| l.get(i)).copied().unwrap_or_default();
-            let answers = f64::from(ask.prompt.n.max(1)) * f64::from(ask.prompt.prompts.max(1));
-            let generates = model.kind == ModelKind::Generate && ask.api != Api::CountTokens;
-            let cap = ask.prompt.max_tokens.map_or(f64::INFINITY, f64::from).max(1.0);
-            let capped = |tokens: f64| {
-                if generates { tokens.clamp(1.0, f64::from(pool.limits.max_model_len)).min(cap) * answers } else { 0.0 }
-            };
+            let answer = self.answer(ask, pool);
             let (output_tokens, output_tokens_p80) =
-                (capped(estimate.output_tokens), capped(estimate.output_tokens_p80));
+                (answer.tokens(estimate.output_tokens), answer.tokens(estimate.output_tokens_p80));
             let tariff = &model.tariff;
             let usd = |output: f64| prompt_tokens * tariff.usd_per_input_token + output * tariff.usd_per_output_token;
             let candidate = Candidate {
@@ -302,6 +361,16 @@ impl Router {
         [fitting, too_short, unreachable].into_iter().find(|c| !c.is_empty()).unwrap_or_default()
     }
 
+    /// What a request allows its answer to be on a pool.
+    fn answer(&self, ask: &Ask<'_>, pool: &Pool) -> Answer {
+        let generates = self.config.fleet.model_of(pool).is_some_and(|m| m.kind == ModelKind::Generate)
+            && ask.api != Api::CountTokens;
+        let answers =
+            if generates { f64::from(ask.prompt.n.max(1)) * f64::from(ask.prompt.prompts.max(1)) } else { 0.0 };
+        let asked = ask.prompt.max_tokens.map_or(f64::INFINITY, f64::from).max(1.0);
+        Answer { answers, max_tokens: asked.min(f64::from(pool.limits.max_model_len)), is_one: answers == 1.0 }
+    }
+
     /// The other instances of the pool: scored ones in their order, then those that were no candidates. A request that belongs
     /// to one instance has none.
     fn fallbacks(
@@ -325,6 +394,22 @@ impl Router {
         rest.sort_by_key(|i| loads.and_then(|l| l.get(*i)).is_some_and(|l| l.unreachable));
         fallbacks.append(&mut rest);
         fallbacks
+    }
+}
+
+/// How long the answer to a request may be.
+struct Answer {
+    /// Answers asked for; 0 where nothing is generated.
+    answers: f64,
+    /// Most tokens of each.
+    max_tokens: f64,
+    is_one: bool,
+}
+
+impl Answer {
+    /// Tokens of all answers, if each would have so many.
+    fn tokens(&self, of_each: f64) -> f64 {
+        of_each.clamp(1.0, self.max_tokens) * self.answers
     }
 }
 

@@ -18,6 +18,8 @@ mod harness;
 #[path = "instance/http.rs"]
 #[allow(dead_code, reason = "what only the tests of the instance look at")]
 mod http;
+#[path = "envoy/learning.rs"]
+mod learning;
 #[path = "envoy/parity.rs"]
 mod parity;
 #[path = "envoy/refusals.rs"]
@@ -34,7 +36,7 @@ use std::sync::Arc;
 use harness::{Gateway, Setup, Stage};
 use libtest_mimic::{Arguments, Trial};
 use scenarios::{APIS, NAMES, PASSED, REFUSED, Served, is_passed, is_refused, is_served};
-use setups::{BYPASSED, LEAN, REFERENCE, STATIC, UNTOUCHED};
+use setups::{BYPASSED, LEAN, LEARNING, REFERENCE, STATIC, UNTOUCHED};
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -96,6 +98,14 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "a body beyond the limit is refused if it names its model last" => state::model_last_is_too_large,
         "a question to the predictor passes through where it is not configured" => parity::nobody_is_asked,
         "an unknown model passes through" => state::unknown_model_passes,
+    ));
+    trials.extend(scenarios!(&LEARNING,
+        "a model that answers longer than predicted is expected to by all workers" => learning::lengths,
+        "feedback is refused where it cannot count" => learning::feedback_statuses,
+        "feedback counts once, whichever worker it meets" => learning::feedback_counts_once,
+        "clients learn the id of a request that had none" => learning::request_ids,
+        "bad scores move a kind of prompt to another model" => learning::scores_move_the_choice,
+        "exploration draws models as often as their propensities say" => learning::exploration,
     ));
     trials.extend(APIS.iter().take(2).map(|row| served(&STATIC, "static", row)));
     trials.extend(scenarios!(&STATIC,

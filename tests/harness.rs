@@ -47,6 +47,8 @@ pub(crate) struct Setup {
     pub(crate) edit: Option<fn(&str) -> String>,
     /// Whether scenarios count on load reports.
     pub(crate) reports: bool,
+    /// How many times as long as recorded the answers to the demo's prompts are.
+    pub(crate) length: f64,
 }
 
 impl Setup {
@@ -58,7 +60,7 @@ impl Setup {
             serde_json::json!({"scrape_period_ms": 100, "scrape_timeout_ms": 500, "fresh_ms": 500, "max_age_ms": 1500});
         (self.change)(&mut config);
         let (module, envoy) = SET_UP.clone().map_err(anyhow::Error::msg)?;
-        let answers = PromptSet::from_jsonl(include_str!("../models/data/demo_prompts.jsonl"))?;
+        let answers = PromptSet::from_jsonl(&prompts(self.length).join("\n"))?;
         let options = GatewayOptions {
             config,
             module,
@@ -71,6 +73,18 @@ impl Setup {
         };
         gateway::Gateway::start(options).await
     }
+}
+
+/// The demo's prompts, one JSON object each, with answers so many times as long as recorded.
+pub(crate) fn prompts(length: f64) -> Vec<String> {
+    let longer = |line: &str| {
+        let mut row: Value = serde_json::from_str(line).expect("a row");
+        for tokens in row["len"].as_object_mut().expect("lengths").values_mut() {
+            *tokens = (tokens.as_f64().expect("a number") * length).into();
+        }
+        row.to_string()
+    };
+    include_str!("../models/data/demo_prompts.jsonl").lines().map(longer).collect()
 }
 
 /// Runs scenarios; holds the gateway that the last one has left.

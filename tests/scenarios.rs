@@ -227,6 +227,7 @@ pub(crate) const PASSED: &[Passed] = &[
     ("a health check", "GET", "/health", &[], ""),
     ("a version", "GET", "/version", &[], ""),
     ("a path that is not served", "POST", "/v1/audio/speech", &[], HI),
+    ("feedback that nobody has configured", "POST", "/routebalance/feedback", &[], r#"{"id":"a","score":1}"#),
     ("another path with a body", "POST", "/tokenize", &[], r#"{"prompt":"a b c"}"#),
     ("a compressed body", "POST", CHAT, &[("content-encoding", "gzip")], "\x1f\x08 not ours to read"),
 ];

@@ -20,6 +20,8 @@ pub(super) struct RawConfig {
     #[serde(default)]
     pub(super) predictor: RawPredictor,
     #[serde(default)]
+    pub(super) learning: RawLearning,
+    #[serde(default)]
     pub(super) telemetry: RawTelemetry,
     #[serde(default)]
     pub(super) request: RawRequest,
@@ -141,6 +143,8 @@ pub(super) struct RawPolicy {
     pub(super) slo: RawSlo,
     #[serde(default)]
     pub(super) budget: RawBudget,
+    #[serde(default)]
+    pub(super) exploration: f64,
 }
 
 fn paper() -> Objective {
@@ -193,6 +197,25 @@ impl Default for RawPredictor {
     fn default() -> Self {
         RawPredictor { enabled: true }
     }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawLearning {
+    pub(super) output_tokens: bool,
+    pub(super) feedback: Option<RawFeedback>,
+}
+
+impl Default for RawLearning {
+    fn default() -> Self {
+        RawLearning { output_tokens: true, feedback: None }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawFeedback {
+    pub(super) secret: String,
 }
 
 #[derive(Deserialize)]

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::admission::Constraint;
 use crate::config::Config;
 use crate::filter::host;
+use crate::learning::feedback::Feedback;
 use crate::names::DECISION_STATE;
 use crate::openai::{Api, Observed, Prompt};
 use crate::router::Decision;
@@ -32,7 +33,15 @@ pub(super) struct Entry {
     decision_us: u64,
     patch_us: u64,
     predicted_quality: f64,
+    predicted_quality_sd: f64,
+    familiarity: Option<f64>,
+    prototype: Option<usize>,
+    propensity: f64,
+    explored: bool,
     predicted_output_tokens: u64,
+    predicted_output_tokens_p80: u64,
+    predicted_output_tokens_p90: u64,
+    output_tokens_correction: f64,
     predicted_seconds: f64,
     predicted_usd: f64,
     estimated_prompt_tokens: u64,
@@ -88,7 +97,15 @@ impl Entry {
             decision_us: us(timing.decision),
             patch_us: us(timing.patch),
             predicted_quality: decision.quality,
+            predicted_quality_sd: decision.quality_sd,
+            familiarity: decision.familiarity,
+            prototype: decision.prototype,
+            propensity: decision.propensity,
+            explored: decision.explored,
             predicted_output_tokens: decision.output_tokens,
+            predicted_output_tokens_p80: decision.output_tokens_p80,
+            predicted_output_tokens_p90: decision.output_tokens_p90,
+            output_tokens_correction: decision.output_tokens_correction,
             predicted_seconds: decision.seconds,
             predicted_usd: decision.usd,
             estimated_prompt_tokens: decision.prompt_tokens,
@@ -138,6 +155,15 @@ impl Entry {
 /// Hands Envoy the reason why a request was not routed.
 pub(super) fn publish_unrouted(request_id: &str, outcome: &str, reason: &str) {
     publish(request_id, &serde_json::json!({ "rung": "untouched", "outcome": outcome, "reason": reason }));
+}
+
+/// Hands Envoy an accepted feedback: which model's answer to which request was scored, how, and how probable that model was.
+pub(super) fn publish_feedback(request_id: &str, feedback: &Feedback, model: &str, propensity: f64) {
+    let Feedback { id, score } = feedback;
+    let event = serde_json::json!({
+        "rung": "untouched", "outcome": "feedback", "id": id, "model": model, "score": score, "propensity": propensity
+    });
+    publish(request_id, &event);
 }
 
 /// The end of a JSON object rather than a whole one: where nothing was published, the log's line is valid without it. The id is in

@@ -4,7 +4,9 @@
 
 mod access_log;
 mod debug;
+mod feedback;
 mod host;
+mod learner;
 mod root;
 mod stream;
 mod worker;

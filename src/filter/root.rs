@@ -139,6 +139,7 @@ impl RootContext for Root {
                 self.heartbeat_at = now.saturating_add(worker.router.config().telemetry.lease / 3);
             }
             worker.write_counters();
+            worker.exchange_learnt();
             worker.write_gauges();
             self.scrape(worker, now);
         });

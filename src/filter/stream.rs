@@ -8,6 +8,7 @@ use proxy_wasm::types::{Action, BufferType, MapType};
 
 use crate::filter::access_log::{self, Entry, Timing};
 use crate::filter::debug::Probing;
+use crate::filter::feedback;
 use crate::filter::host;
 use crate::filter::worker::{Shared, Worker};
 use crate::names;
@@ -37,6 +38,8 @@ enum Phase {
     Probing(Box<Probing>),
     /// Sent to an instance.
     Serving(Box<Serving>),
+    /// A feedback whose body comes.
+    Feedback(feedback::Incoming),
 }
 
 struct Reading {
@@ -61,6 +64,8 @@ struct Serving {
     content_events: u64,
     response_known: bool,
     first_byte: Option<Duration>,
+    /// Whether an instance has answered, and not with an error.
+    succeeded: bool,
 }
 
 impl Stream {
@@ -164,6 +169,59 @@ impl Stream {
         }
     }
 
+    /// Whether a request is a feedback, and feedback is taken.
+    fn is_feedback(&self, path: &str) -> bool {
+        let path = path.split(['?', '#']).next().unwrap_or_default();
+        path == names::FEEDBACK_PATH
+            && self.worker.with(|w| w.router.config().learning.feedback_secret.is_some()).unwrap_or(false)
+    }
+
+    fn begin_feedback(&mut self, method: &str, end_of_stream: bool) -> Action {
+        let authorization = host::header(MapType::HttpRequestHeaders, "authorization");
+        let length = host::header(MapType::HttpRequestHeaders, "content-length").and_then(|v| v.trim().parse().ok());
+        let admitted = self.worker.with(|w| feedback::admit(w, method, authorization.as_deref(), length));
+        match admitted {
+            None => self.refuse_feedback(503, "The gateway is busy."),
+            Some(Err((status, message))) => self.refuse_feedback(status, message),
+            Some(Ok(())) if end_of_stream => self.finish_feedback(&feedback::Incoming::default()),
+            Some(Ok(())) => {
+                self.phase = Phase::Feedback(feedback::Incoming::default());
+                Action::Pause
+            }
+        }
+    }
+
+    fn refuse_feedback(&mut self, status: u16, message: &str) -> Action {
+        access_log::publish_unrouted(&self.request_id, "refused", message);
+        self.worker.with(|w| w.metrics.count("routebalance.feedback.refused"));
+        self.answer(status, &openai::error_body(None, status, message))
+    }
+
+    fn finish_feedback(&mut self, incoming: &feedback::Incoming) -> Action {
+        match self.worker.with(|w| incoming.finish(w)) {
+            None => self.refuse_feedback(503, "The gateway is busy."),
+            Some(Err((status, message))) => self.refuse_feedback(status, &message),
+            Some(Ok(feedback::Accepted { feedback, model, propensity })) => {
+                access_log::publish_feedback(&self.request_id, &feedback, &model, propensity);
+                self.worker.with(|w| w.metrics.count("routebalance.feedback.accepted"));
+                self.answer(200, &feedback.accepted(&model))
+            }
+        }
+    }
+
+    fn read_feedback(&mut self, size: usize, end_of_stream: bool) -> Action {
+        let Phase::Feedback(incoming) = &mut self.phase else { return Action::Continue };
+        let piece = host::buffer(BufferType::HttpRequestBody, incoming.len(), size.saturating_sub(incoming.len()));
+        if let Err((status, message)) = incoming.push(&piece) {
+            return self.refuse_feedback(status, message);
+        }
+        if !end_of_stream {
+            return Action::Pause;
+        }
+        let incoming = std::mem::take(incoming);
+        self.finish_feedback(&incoming)
+    }
+
     /// The policy of the request's route: its metadata, its name, or the default.
     fn policy(worker: &Worker) -> usize {
         let config = worker.router.config();
@@ -245,6 +303,9 @@ impl Stream {
         timing.patch = host::now().saturating_sub(now);
         let entry = Entry::new(reading.api, config, reading.policy, prompt, &decision, timing);
         entry.publish(&self.request_id);
+        if decision.generates() {
+            worker.remember_decision(&self.request_id, &decision);
+        }
         let counter = format!("routebalance.decisions.{}.{}", pool.name, decision.rung.name());
         worker.metrics.count(&counter);
         let decision_us = u64::try_from(timing.decision.as_micros()).unwrap_or(u64::MAX);
@@ -266,6 +327,7 @@ impl Stream {
             content_events: 0,
             response_known: false,
             first_byte: None,
+            succeeded: false,
         }));
     }
 
@@ -284,8 +346,9 @@ fn route(worker: &mut Worker, reading: &Reading, prompt: &Prompt) -> (Verdict, T
     let asked_at = host::now();
     let (loads, sequence) = worker.loads(asked_at);
     let holder = prompt.previous_response_id.as_deref().and_then(|id| worker.holder(id));
-    let ask = Ask { api: reading.api, prompt, policy: reading.policy, holder, sequence };
-    let verdict = worker.router.route(&ask, loads.as_deref());
+    let draw = worker.learner.draw();
+    let ask = Ask { api: reading.api, prompt, policy: reading.policy, holder, sequence, draw };
+    let verdict = worker.router.route(&ask, loads.as_deref(), worker.learner.learned());
     let timing =
         Timing { scan: reading.scan_time, decision: host::now().saturating_sub(asked_at), patch: Duration::ZERO };
     (verdict, timing)
@@ -329,13 +392,14 @@ impl HttpContext for Stream {
         // What only the filter may say is removed, whoever wrote it.
         host::set_header(MapType::HttpRequestHeaders, names::POOL_HEADER, None);
         host::set_header(MapType::HttpRequestHeaders, names::ENDPOINT_HEADER, None);
-        self.request_id = host::header(MapType::HttpRequestHeaders, "x-request-id").unwrap_or_default();
+        self.request_id = host::header(MapType::HttpRequestHeaders, names::REQUEST_ID_HEADER).unwrap_or_default();
         let method = host::header(MapType::HttpRequestHeaders, ":method").unwrap_or_default();
         let path = host::header(MapType::HttpRequestHeaders, ":path").unwrap_or_default();
         if self.is_probe(&method, &path) {
             return self.probe(Box::default(), 0, end_of_stream);
         }
         match openai::call_of(&method, &path) {
+            None if self.is_feedback(&path) => self.begin_feedback(&method, end_of_stream),
             None => self.pass("other_path"),
             Some(Call::Models) => self.models(None),
             Some(Call::Model { name }) => self.models(Some(&name)),
@@ -351,6 +415,7 @@ impl HttpContext for Stream {
                 let probing = std::mem::take(probing);
                 return self.probe(probing, size, end_of_stream);
             }
+            Phase::Feedback(_) => return self.read_feedback(size, end_of_stream),
             _ => return Action::Continue,
         };
         let before = host::now();
@@ -378,6 +443,10 @@ impl HttpContext for Stream {
 
     fn on_http_request_trailers(&mut self, _trailers: usize) -> Action {
         // A body that ends with trailers has no last piece of its own.
+        if let Phase::Feedback(incoming) = &mut self.phase {
+            let incoming = std::mem::take(incoming);
+            return self.finish_feedback(&incoming);
+        }
         match std::mem::replace(&mut self.phase, Phase::Passing) {
             Phase::Reading(reading) => {
                 let scanned = reading.scanned;
@@ -399,6 +468,7 @@ impl HttpContext for Stream {
         let content_type = host::header(MapType::HttpResponseHeaders, "content-type").unwrap_or_default();
         let is_sse = content_type.starts_with("text/event-stream");
         serving.response = Some(ResponseScan::new(serving.api, is_sse));
+        serving.succeeded = host::header(MapType::HttpResponseHeaders, ":status").is_some_and(|status| status == "200");
         let upstream = host::property(&["upstream", "address"]);
         self.worker.with(|w| {
             let config = w.router.config();
@@ -468,6 +538,9 @@ impl HttpContext for Stream {
                 let e2e = now.saturating_sub(serving.started);
                 serving.entry.answered(w.router.config(), &serving.decision, seen, ttft, e2e);
                 serving.entry.publish(&self.request_id);
+                if let Some(lesson) = serving.decision.lesson(seen).filter(|_| serving.succeeded) {
+                    w.learner.learn_length(&lesson);
+                }
             }
         });
         if end_of_stream {

@@ -7,20 +7,24 @@ use std::time::Duration;
 
 use crate::config::Drill;
 use crate::filter::host;
+use crate::filter::learner::{Learner, Scored};
+use crate::fleet::ModelKind;
+use crate::learning::feedback::Feedback;
 use crate::reckoning::{self, Counters, Dispatch, InstanceCounters, LoadNow, Reports};
-use crate::router::Router;
+use crate::router::{Decision, Router};
 use crate::shared::{self, Responses, Slots};
 
 /// State of one VM.
 pub(super) struct Worker {
     pub(super) router: Router,
     pub(super) metrics: host::Metrics,
+    pub(super) learner: Learner,
     fingerprint: u64,
     /// Random, so that VMs can tell each other apart.
     owner: u64,
     slot: Option<usize>,
     slots_in_use: usize,
-    /// Whether this VM holds the lease: it alone scrapes, and writes the gauges.
+    /// Whether this VM holds the lease: it alone scrapes and writes the gauges.
     pub(super) leads: bool,
     counters: Counters,
     /// Whether the counters have changed since they were written.
@@ -53,11 +57,13 @@ impl Worker {
     pub(super) fn new(router: Router) -> Worker {
         let instances = router.config().fleet.instances.len();
         let fingerprint = shared::fingerprint(&router.config().fleet);
+        let owner = RandomState::new().build_hasher().finish().max(1);
         Worker {
+            learner: Learner::new(&router, owner),
             router,
             metrics: host::Metrics::default(),
             fingerprint,
-            owner: RandomState::new().build_hasher().finish().max(1),
+            owner,
             slot: None,
             slots_in_use: 0,
             leads: false,
@@ -76,7 +82,7 @@ impl Worker {
             let mut slots = Slots::decode(&bytes.unwrap_or_default());
             let orphans = slots.orphans(now);
             let slot = slots.keep(self.owner, now);
-            let leads = slots.scrape(self.owner, now, lease);
+            let leads = slots.lead(self.owner, now, lease);
             for orphan in orphans.iter().filter(|o| Some(**o) != slot) {
                 slots.release(*orphan);
             }
@@ -94,6 +100,7 @@ impl Worker {
             if slot != self.slot {
                 self.slot = slot;
                 self.unwritten = true;
+                self.learner.settle(slot);
             }
             break;
         }
@@ -145,6 +152,21 @@ impl Worker {
         host::set_shared(shared::REPORTS_KEY, &shared::encode_reports(&self.reports, self.fingerprint), None);
     }
 
+    /// Exchanges what was learnt with the other workers.
+    pub(super) fn exchange_learnt(&mut self) {
+        self.learner.exchange(self.slots_in_use);
+    }
+
+    /// A request that its client may score: remembers what a feedback needs to know of the decision.
+    pub(super) fn remember_decision(&self, id: &str, decision: &Decision) {
+        self.learner.remember(id, decision);
+    }
+
+    /// Scores the answer to an earlier request, whichever worker has served it.
+    pub(super) fn score(&mut self, feedback: &Feedback) -> Scored {
+        self.learner.score(feedback, self.slots_in_use)
+    }
+
     /// Writes the counters if they have changed. Progress of streams is written here, from the tick, not per chunk.
     pub(super) fn write_counters(&mut self) {
         if let Some(slot) = self.slot.filter(|_| self.unwritten) {
@@ -173,6 +195,14 @@ impl Worker {
             for (name, read) in gauges {
                 let sum = of_pool.iter().map(read).fold(0, u64::saturating_add);
                 metrics.set(&format!("routebalance.{name}.{}", pool.name), sum);
+            }
+        }
+        if self.router.config().learning.output_tokens {
+            for (i, model) in self.router.config().fleet.models.iter().enumerate() {
+                if model.kind == ModelKind::Generate {
+                    let milli = (self.learner.learned().correction(i) * 1e3).round() as u64;
+                    self.metrics.set(&format!("routebalance.output_tokens_correction_milli.{}", model.name), milli);
+                }
             }
         }
     }

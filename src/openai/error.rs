@@ -81,6 +81,7 @@ fn vllm_type(status: u16) -> &'static str {
         404 => "NotFoundError",
         405 => "Method Not Allowed",
         408 => "Request Timeout",
+        409 => "Conflict",
         413 => "Request Entity Too Large",
         415 => "Unsupported Media Type",
         422 => "Unprocessable Entity",

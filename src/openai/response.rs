@@ -29,6 +29,8 @@ pub struct Observed {
     pub content_events: u64,
     /// What was used; the last word counts.
     pub usage: Option<Usage>,
+    /// Whether the server says that a limit of tokens has cut an answer.
+    pub cut_short: bool,
     /// The id of a response of `/v1/responses`, by which the client may come back to it.
     pub response_id: Option<String>,
     /// Whether an error object came, which inside a stream is the only sign that a request failed.
@@ -59,6 +61,7 @@ struct Reading {
     delta: Delta,
     has_content: bool,
     has_error: bool,
+    is_cut_short: bool,
     id: Option<String>,
     usage: Option<PartialUsage>,
     /// Whether the object ended.
@@ -101,9 +104,12 @@ enum Place {
     Body,
     /// The response or message that an event is about.
     Subject,
+    /// What ended a response of `/v1/responses` early.
+    Incomplete,
     Choices,
     Choice,
     Delta,
+    MessageDelta,
     ToolCalls,
     Usage,
     UsageDetails,
@@ -118,6 +124,9 @@ enum Key {
     Id,
     Error,
     Subject,
+    Incomplete,
+    /// Why an answer ended.
+    EndReason,
     Choices,
     Delta,
     Role,
@@ -193,6 +202,7 @@ impl Reading {
             delta: Delta::default(),
             has_content: false,
             has_error: false,
+            is_cut_short: false,
             id: None,
             usage: None,
             is_whole: false,
@@ -204,6 +214,7 @@ impl Reading {
     }
 
     fn add_to(&mut self, observed: &mut Observed) {
+        observed.cut_short |= self.is_cut_short;
         observed.error_event |= self.has_error || matches!(self.kind, Kind::Error | Kind::Failed);
         observed.ended |= matches!(self.kind, Kind::End | Kind::Failed);
         if observed.response_id.is_none() {
@@ -230,8 +241,10 @@ impl Sink for Reading {
                 Place::Elsewhere
             }
             (Some(Place::Body), Key::Subject, Object) => Place::Subject,
+            (Some(Place::Body | Place::Subject), Key::Incomplete, Object) => Place::Incomplete,
             (Some(Place::Body), Key::Choices, Array) => Place::Choices,
             (Some(Place::Choices), _, Object) => Place::Choice,
+            (Some(Place::Body), Key::Delta, Object) => Place::MessageDelta,
             (Some(Place::Choice), Key::Delta, Object) => {
                 self.delta = Delta::default();
                 Place::Delta
@@ -271,6 +284,11 @@ impl Sink for Reading {
             (Some(Place::Body), "message") if self.api == Api::Messages => Key::Subject,
             (Some(Place::Body | Place::Subject), "id") if self.api == Api::Responses => Key::Id,
             (Some(Place::Body | Place::Subject), "usage") => Key::Usage,
+            (Some(Place::Body | Place::Subject), "incomplete_details") => Key::Incomplete,
+            (Some(Place::Incomplete), "reason") => Key::EndReason,
+            (Some(Place::Choice), "finish_reason") => Key::EndReason,
+            (Some(Place::Body | Place::MessageDelta), "stop_reason") if self.api == Api::Messages => Key::EndReason,
+            (Some(Place::Body), "delta") if self.api == Api::Messages => Key::Delta,
             (Some(Place::Choice), "delta") => Key::Delta,
             (Some(Place::Choice), "text") => Key::Text,
             (Some(Place::Delta), "role") => Key::Role,
@@ -287,7 +305,9 @@ impl Sink for Reading {
 
     fn string(&mut self) -> Want {
         match (self.levels.innermost(), self.key) {
-            (Some(Place::Body), Key::Type) | (Some(Place::Body | Place::Subject), Key::Id) => Want::Whole,
+            (Some(Place::Body), Key::Type) | (Some(Place::Body | Place::Subject), Key::Id) | (_, Key::EndReason) => {
+                Want::Whole
+            }
             (Some(Place::Body), Key::Error) => {
                 self.has_error = true;
                 Want::Nothing
@@ -324,6 +344,8 @@ impl Sink for Reading {
                     _ => self.kind,
                 }
             }
+            // As chat and completions, responses, and messages call it.
+            Key::EndReason => self.is_cut_short |= ["length", "max_output_tokens", "max_tokens"].contains(&kept.text),
             Key::Id if !kept.cut && !kept.text.is_empty() => self.id = Some(kept.text.to_owned()),
             _ => {}
         }

@@ -37,7 +37,7 @@ fn idle(router: &Router) -> Vec<LoadNow> {
 
 fn ask<'a>(prompt: &'a Prompt, router: &Router, policy: &str) -> Ask<'a> {
     let policy = router.config().policy_named(policy).unwrap();
-    Ask { api: Api::ChatCompletions, prompt, policy, holder: None, sequence: 0 }
+    Ask { api: Api::ChatCompletions, prompt, policy, holder: None, sequence: 0, draw: 0.5 }
 }
 
 fn decided(verdict: Verdict) -> Decision {
@@ -52,7 +52,7 @@ fn weights_choose_the_model() {
     let router = router(&[]);
     let prompt = chat("auto");
     let chosen = |policy: &str| {
-        let decision = decided(router.route(&ask(&prompt, &router, policy), Some(&idle(&router))));
+        let decision = decided(router.route(&ask(&prompt, &router, policy), Some(&idle(&router)), &Learned::default()));
         router.config().fleet.models[decision.model].name.clone()
     };
     let dear = ["Qwen2.5-32B-Instruct", "Qwen2.5-72B-Instruct"];
@@ -72,7 +72,7 @@ fn the_models_that_a_request_may_use() {
     ];
     for (name, expected) in rows {
         let prompt = chat(name);
-        let got = match router.route(&ask(&prompt, &router, "cost"), Some(&idle(&router))) {
+        let got = match router.route(&ask(&prompt, &router, "cost"), Some(&idle(&router)), &Learned::default()) {
             Verdict::Decided(decision) => Ok(router.config().fleet.pools[decision.pool].name.clone()),
             Verdict::Refused { status, .. } => Err(status),
             Verdict::Untouched(reason) => panic!("{reason}"),
@@ -82,12 +82,12 @@ fn the_models_that_a_request_may_use() {
     let passing = self::router(&[("/unknown_model", json!("pass_through"))]);
     let unknown = chat("gpt-2");
     assert_eq!(
-        passing.route(&ask(&unknown, &passing, "cost"), Some(&idle(&passing))),
+        passing.route(&ask(&unknown, &passing, "cost"), Some(&idle(&passing)), &Learned::default()),
         Verdict::Untouched("unknown_model")
     );
     let embedding = prompt(Api::Embeddings, &json!({"input": "some text"}));
     let embed = Ask { api: Api::Embeddings, ..ask(&embedding, &router, "quality") };
-    let decision = decided(router.route(&embed, Some(&idle(&router))));
+    let decision = decided(router.route(&embed, Some(&idle(&router)), &Learned::default()));
     assert_eq!(router.config().fleet.pools[decision.pool].name, "bge-small");
     assert_eq!((decision.output_tokens, decision.rung), (0, Rung::Fused));
 }
@@ -98,7 +98,7 @@ fn the_ladder() {
     let prompt = chat("auto");
     let unreported = vec![LoadNow::default(); all.config().fleet.instances.len()];
     let rung = |router: &Router, loads: Option<&[LoadNow]>| {
-        decided(router.route(&ask(&prompt, router, "balanced"), loads)).rung
+        decided(router.route(&ask(&prompt, router, "balanced"), loads, &Learned::default())).rung
     };
     assert_eq!(rung(&all, Some(&idle(&all))), Rung::Fused);
     assert_eq!(rung(&all, Some(&unreported)), Rung::Reckoned);
@@ -109,7 +109,7 @@ fn the_ladder() {
         assert_eq!(rung(&blind, None), Rung::Static);
     }
     let off = router(&[("/drill", json!(["router"]))]);
-    assert_eq!(off.route(&ask(&prompt, &off, "balanced"), None), Verdict::Untouched("drill"));
+    assert_eq!(off.route(&ask(&prompt, &off, "balanced"), None, &Learned::default()), Verdict::Untouched("drill"));
 }
 
 #[test]
@@ -117,9 +117,9 @@ fn load_moves_the_choice_to_another_instance_and_then_to_another_model() {
     let router = router(&[]);
     let prompt = chat("auto");
     let mut loads = idle(&router);
-    let first = decided(router.route(&ask(&prompt, &router, "latency"), Some(&loads)));
+    let first = decided(router.route(&ask(&prompt, &router, "latency"), Some(&loads), &Learned::default()));
     loads[first.instance].running = 8.0;
-    let second = decided(router.route(&ask(&prompt, &router, "latency"), Some(&loads)));
+    let second = decided(router.route(&ask(&prompt, &router, "latency"), Some(&loads), &Learned::default()));
     assert_eq!(second.pool, first.pool);
     assert_ne!(second.instance, first.instance);
     for i in router.config().fleet.pools[first.pool].instances.clone() {
@@ -131,7 +131,7 @@ fn load_moves_the_choice_to_another_instance_and_then_to_another_model() {
             ..LoadNow::default()
         };
     }
-    let third = decided(router.route(&ask(&prompt, &router, "latency"), Some(&loads)));
+    let third = decided(router.route(&ask(&prompt, &router, "latency"), Some(&loads), &Learned::default()));
     assert_ne!(third.pool, first.pool);
 }
 
@@ -140,13 +140,16 @@ fn an_instance_that_nobody_answers_at_is_chosen_only_if_there_is_no_other() {
     let router = router(&[]);
     let prompt = chat("auto");
     let mut loads = idle(&router);
-    let first = decided(router.route(&ask(&prompt, &router, "cost"), Some(&loads)));
+    let first = decided(router.route(&ask(&prompt, &router, "cost"), Some(&loads), &Learned::default()));
     loads[first.instance].unreachable = true;
-    let second = decided(router.route(&ask(&prompt, &router, "cost"), Some(&loads)));
+    let second = decided(router.route(&ask(&prompt, &router, "cost"), Some(&loads), &Learned::default()));
     assert_ne!(second.instance, first.instance);
     assert_eq!(second.fallbacks.last(), Some(&first.instance), "still the last resort");
     loads.iter_mut().for_each(|l| l.unreachable = true);
-    assert_eq!(decided(router.route(&ask(&prompt, &router, "cost"), Some(&loads))).instance, first.instance);
+    assert_eq!(
+        decided(router.route(&ask(&prompt, &router, "cost"), Some(&loads), &Learned::default())).instance,
+        first.instance
+    );
 }
 
 #[test]
@@ -155,11 +158,11 @@ fn a_stored_response_binds_the_request_to_its_instance() {
     let prompt = chat("auto");
     for holder in [0, 7, 12] {
         let ask = Ask { holder: Some(holder), ..ask(&prompt, &router, "cost") };
-        let decision = decided(router.route(&ask, Some(&idle(&router))));
+        let decision = decided(router.route(&ask, Some(&idle(&router)), &Learned::default()));
         assert_eq!((decision.instance, decision.fallbacks.as_slice()), (holder, [].as_slice()));
     }
     let gone = Ask { holder: Some(999), ..ask(&prompt, &router, "cost") };
-    decided(router.route(&gone, Some(&idle(&router))));
+    decided(router.route(&gone, Some(&idle(&router)), &Learned::default()));
 }
 
 #[test]
@@ -169,7 +172,8 @@ fn what_the_client_caps_is_what_is_expected() {
     let capped = |fields: Value| {
         let mut body = json!({"model": "Qwen2.5-7B-Instruct", "messages": messages});
         body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        decided(router.route(&ask(&prompt(Api::ChatCompletions, &body), &router, "cost"), None)).output_tokens
+        decided(router.route(&ask(&prompt(Api::ChatCompletions, &body), &router, "cost"), None, &Learned::default()))
+            .output_tokens
     };
     assert_eq!(capped(json!({"max_tokens": 5})), 5);
     assert_eq!(capped(json!({"max_completion_tokens": 5, "n": 3})), 15);
@@ -184,7 +188,8 @@ fn a_long_prompt_goes_where_it_fits() {
         prompt(Api::ChatCompletions, &json!({"messages": messages}))
     };
     let pool = |prompt: &Prompt| {
-        let decision = decided(router.route(&ask(prompt, &router, "latency"), Some(&idle(&router))));
+        let decision =
+            decided(router.route(&ask(prompt, &router, "latency"), Some(&idle(&router)), &Learned::default()));
         router.config().fleet.pools[decision.pool].name.clone()
     };
     assert_eq!(pool(&long(100)), "qwen2.5-3b");
@@ -196,11 +201,12 @@ fn a_long_prompt_goes_where_it_fits() {
 fn slos_and_budgets_of_a_policy_hold() {
     let strict = router(&[("/policies/1/slo", json!({"tpot_ms": 15}))]);
     let prompt = chat("auto");
-    let decision = decided(strict.route(&ask(&prompt, &strict, "quality"), Some(&idle(&strict))));
+    let decision = decided(strict.route(&ask(&prompt, &strict, "quality"), Some(&idle(&strict)), &Learned::default()));
     assert_eq!(strict.config().fleet.pools[decision.pool].name, "qwen2.5-3b", "the only one below 15 ms a token");
     assert!(decision.relaxed.is_empty());
     let impossible = router(&[("/policies/1/slo", json!({"ttft_ms": 1}))]);
-    let decision = decided(impossible.route(&ask(&prompt, &impossible, "quality"), Some(&idle(&impossible))));
+    let decision =
+        decided(impossible.route(&ask(&prompt, &impossible, "quality"), Some(&idle(&impossible)), &Learned::default()));
     assert_eq!(decision.relaxed, [Constraint::Ttft]);
 }
 
@@ -211,7 +217,7 @@ fn round_robin_visits_every_instance() {
     let mut seen: Vec<usize> = (0..13)
         .map(|sequence| {
             let ask = Ask { sequence, ..ask(&prompt, &router, "round-robin") };
-            decided(router.route(&ask, Some(&idle(&router)))).instance
+            decided(router.route(&ask, Some(&idle(&router)), &Learned::default())).instance
         })
         .collect();
     seen.sort_unstable();
@@ -233,12 +239,130 @@ fn more_load_never_improves_a_candidate() {
             let loads: Vec<LoadNow> = (0..router.config().fleet.instances.len())
                 .map(|_| LoadNow { running: random(30), trust: 1.0, ..LoadNow::default() })
                 .collect();
-            let chosen = decided(router.route(&ask(&prompt, &router, policy), Some(&loads))).instance;
+            let chosen =
+                decided(router.route(&ask(&prompt, &router, policy), Some(&loads), &Learned::default())).instance;
             let other = random(13) as usize;
             let mut more = loads.clone();
             more[other].running += 5.0;
-            let again = decided(router.route(&ask(&prompt, &router, policy), Some(&more))).instance;
+            let again =
+                decided(router.route(&ask(&prompt, &router, policy), Some(&more), &Learned::default())).instance;
             assert!(other == chosen || again != other, "{policy}: load won instance {other} the request");
         }
     }
+}
+
+#[test]
+fn what_was_learnt_of_lengths_changes_what_is_expected() {
+    let router = router(&[]);
+    let prompt = chat("Qwen2.5-7B-Instruct");
+    let route =
+        |learned: &Learned| decided(router.route(&ask(&prompt, &router, "cost"), Some(&idle(&router)), learned));
+    let plain = route(&Learned::default());
+    let doubled = route(&Learned { corrections: vec![1.0, 2.0, 1.0, 1.0, 1.0], ..Learned::default() });
+    assert_eq!((plain.output_tokens_correction, doubled.output_tokens_correction), (1.0, 2.0));
+    for (before, after) in [
+        (plain.output_tokens, doubled.output_tokens),
+        (plain.output_tokens_p80, doubled.output_tokens_p80),
+        (plain.output_tokens_p90, doubled.output_tokens_p90),
+    ] {
+        assert!(after.abs_diff(2 * before) <= 1, "{before} becomes {after}");
+    }
+    assert!(doubled.usd > 1.3 * plain.usd && doubled.seconds > 1.9 * plain.seconds, "{doubled:?}");
+    assert_eq!(doubled.expectation, plain.expectation, "the next answer is compared with the uncorrected estimate");
+    assert!(plain.output_tokens <= plain.output_tokens_p80 && plain.output_tokens_p80 <= plain.output_tokens_p90);
+    // Priors are corrected as predictions are.
+    let blind = self::router(&[("/predictor/enabled", json!(false))]);
+    let learned = Learned { corrections: vec![0.5; 5], ..Learned::default() };
+    let decision = decided(blind.route(&ask(&prompt, &blind, "cost"), Some(&idle(&blind)), &learned));
+    assert_eq!((decision.output_tokens, decision.expectation.map(|e| e.output_tokens)), (145, Some(290.0)));
+}
+
+#[test]
+fn only_single_answers_teach_lengths() {
+    let router = router(&[]);
+    let expects = |api: Api, body: Value| {
+        let prompt = prompt(api, &body);
+        let ask = Ask { api, ..ask(&prompt, &router, "cost") };
+        decided(router.route(&ask, Some(&idle(&router)), &Learned::default())).expectation
+    };
+    let messages = json!([{"role": "user", "content": "Why?"}]);
+    let one = expects(Api::ChatCompletions, json!({"messages": messages, "max_tokens": 7})).unwrap();
+    assert!(one.max_tokens == Some(7) && one.output_tokens > 7.0, "expected as if there were no limit: {one:?}");
+    assert_eq!(expects(Api::ChatCompletions, json!({"messages": messages, "n": 2})), None);
+    assert_eq!(expects(Api::Completions, json!({"prompt": ["a", "b"]})), None);
+    assert_eq!(expects(Api::CountTokens, json!({"messages": messages})), None);
+    assert_eq!(expects(Api::Embeddings, json!({"input": "a"})), None);
+}
+
+#[test]
+fn feedback_on_a_model_moves_the_choice_and_back() {
+    use crate::learning::beliefs::{Beliefs, Lesson};
+    let router = router(&[]);
+    let prompt = chat("auto");
+    let mut beliefs = Beliefs::default();
+    let route = |beliefs: &Beliefs| {
+        let learned = Learned { offsets: beliefs.offsets(), ..Learned::default() };
+        decided(router.route(&ask(&prompt, &router, "quality"), Some(&idle(&router)), &learned))
+    };
+    let score = |decision: &Decision, score: f64| {
+        let (quality, quality_sd) = decision.unrevised_quality;
+        Lesson { model: decision.model, prototype: decision.prototype, score, quality, quality_sd }
+    };
+    let first = route(&beliefs);
+    (0..30).for_each(|_| beliefs.learn(&score(&first, 0.0)));
+    assert_ne!(route(&beliefs).model, first.model, "a model that always fails is left");
+    assert_eq!(first.unrevised_quality, (first.quality, first.quality_sd));
+    (0..400).for_each(|_| beliefs.learn(&score(&first, 1.0)));
+    let again = route(&beliefs);
+    assert_eq!(again.model, first.model);
+    assert!(again.quality > first.quality && again.quality_sd < first.quality_sd, "{again:?}");
+    assert_eq!(again.unrevised_quality, first.unrevised_quality);
+}
+
+/// Uniform in 0 to 1.
+fn random(seed: &mut u64) -> f64 {
+    *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    (*seed >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// From a log of the balanced policy with exploration, the mean score that the policy `quality` would have had: the inverse
+/// propensity estimate is within its standard error of the truth as often as a normal estimate is, and right on average.
+#[test]
+fn the_log_of_one_policy_values_another() {
+    let changes = [("/predictor/enabled", json!(false)), ("/policies/0/exploration", json!(0.3))];
+    let router = router(&changes);
+    assert_eq!(router.config().policies[0].name, "balanced");
+    let prompt = chat("auto");
+    let score = |model: usize, busy: f64, noise: f64| (0.2 * model as f64 + 0.2 * busy + 0.2 * noise).min(1.0);
+    const LOGS: usize = 40;
+    const REQUESTS: usize = 300;
+    let (mut within, mut errors) = (0, 0.0);
+    for log in 0..LOGS {
+        let mut seed = 77 + log as u64;
+        let (mut terms, mut truth) = (Vec::new(), 0.0);
+        for _ in 0..REQUESTS {
+            // What is best depends on the load, so that the policies agree now and then.
+            let busy = random(&mut seed);
+            let mut loads = idle(&router);
+            loads.iter_mut().for_each(|l| l.running = (60.0 * busy * random(&mut seed)).round());
+            let route = |policy: &str, draw: f64| {
+                decided(router.route(&Ask { draw, ..ask(&prompt, &router, policy) }, Some(&loads), &Learned::default()))
+            };
+            let logged = route("balanced", random(&mut seed));
+            let target = route("quality", 0.5);
+            let noise = random(&mut seed);
+            let agrees = if logged.model == target.model { 1.0 } else { 0.0 };
+            terms.push(agrees * score(logged.model, busy, noise) / logged.propensity);
+            truth += score(target.model, busy, noise) / REQUESTS as f64;
+            assert!(logged.propensity >= 0.3 / 4.0 && target.propensity == 1.0 && !target.explored);
+        }
+        let mean = terms.iter().sum::<f64>() / REQUESTS as f64;
+        let variance = terms.iter().map(|t| (t - mean).powi(2)).sum::<f64>() / (REQUESTS - 1) as f64;
+        let standard_error = (variance / REQUESTS as f64).sqrt();
+        within += usize::from((mean - truth).abs() <= standard_error);
+        errors += (mean - truth) / standard_error / LOGS as f64;
+    }
+    // A normal estimate is within its standard error in 68 % of cases: 27 of 40, give or take 3.
+    assert!(within >= LOGS / 2, "{within} of {LOGS} within one standard error");
+    assert!(errors.abs() < 3.0 / (LOGS as f64).sqrt(), "biased by {errors} standard errors");
 }

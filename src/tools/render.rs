@@ -62,6 +62,8 @@ static_resources:
           stat_prefix: routebalance
           normalize_path: true
           request_headers_timeout: 10s
+          # Feedback names a request by its id, so clients must learn it.
+          always_set_request_id_in_response: true
           # A generation may be silent for long, but not for ever.
           stream_idle_timeout: 600s
           # Clients cannot choose a cluster or an endpoint, also while the filter is bypassed.

@@ -13,15 +13,34 @@ pub(crate) static REFERENCE: Setup = Setup {
     },
     edit: Some(quick),
     reports: true,
+    length: 1.0,
 };
 
 /// Little is left: bodies of 64 KiB, no predictor, routes without metadata, no judgement on unknown models.
-pub(crate) static LEAN: Setup = Setup { name: "lean", change: lean, edit: Some(without_metadata), reports: true };
+pub(crate) static LEAN: Setup =
+    Setup { name: "lean", change: lean, edit: Some(without_metadata), reports: true, length: 1.0 };
 
 fn lean(config: &mut Value) {
     config["request"]["max_buffered_bytes"] = json!(65_536);
     config["unknown_model"] = json!("pass_through");
     config["drill"] = json!(["predictor"]);
+}
+
+/// Models answer at twice the length that the predictor knows, feedback is taken, and one policy explores.
+pub(crate) static LEARNING: Setup =
+    Setup { name: "learning", change: learning, edit: Some(quick), reports: true, length: 2.0 };
+
+/// What senders of feedback know.
+pub(crate) const SECRET: &str = "the-secret-of-these-tests";
+
+/// How often the policy of the route `/cost` explores.
+pub(crate) const EXPLORATION: f64 = 0.3;
+
+fn learning(config: &mut Value) {
+    config["learning"] = json!({"feedback": {"secret": SECRET}});
+    let policies = config["policies"].as_array_mut().expect("policies");
+    let cost = policies.iter_mut().find(|policy| policy["name"] == "cost").expect("a policy for the route /cost");
+    cost["exploration"] = json!(EXPLORATION);
 }
 
 /// No load can be read: the first instance of a pool is always the first choice.
@@ -30,6 +49,7 @@ pub(crate) static STATIC: Setup = Setup {
     change: |config| config["drill"] = json!(["shared_data"]),
     edit: Some(quick),
     reports: false,
+    length: 1.0,
 };
 
 /// No decision comes back.
@@ -38,11 +58,12 @@ pub(crate) static UNTOUCHED: Setup = Setup {
     change: |config| config["drill"] = json!(["router"]),
     edit: Some(quick),
     reports: false,
+    length: 1.0,
 };
 
 /// The filter is not there.
 pub(crate) static BYPASSED: Setup =
-    Setup { name: "bypassed", change: |_| {}, edit: Some(without_filter), reports: false };
+    Setup { name: "bypassed", change: |_| {}, edit: Some(without_filter), reports: false, length: 1.0 };
 
 /// Envoy forgives an instance within a test's patience.
 fn quick(yaml: &str) -> String {

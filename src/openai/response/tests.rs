@@ -38,25 +38,26 @@ fn recorded_responses() {
     }
     let response = |observed: Observed, id: &str| Observed { response_id: Some(id.to_owned()), ..observed };
     let failed = |observed: Observed| Observed { error_event: true, ..observed };
+    let cut = |observed: Observed| Observed { cut_short: true, ..observed };
     let rows = [
-        (ChatCompletions, true, recorded!("chat-stream"), ended(15, None)),
-        (ChatCompletions, true, recorded!("chat-stream-n2"), ended(11, usage(35, 12, 0))),
-        (ChatCompletions, true, recorded!("chat-stream-continuous-usage"), ended(5, usage(35, 6, 0))),
+        (ChatCompletions, true, recorded!("chat-stream"), cut(ended(15, None))),
+        (ChatCompletions, true, recorded!("chat-stream-n2"), cut(ended(11, usage(35, 12, 0)))),
+        (ChatCompletions, true, recorded!("chat-stream-continuous-usage"), cut(ended(5, usage(35, 6, 0)))),
         (ChatCompletions, true, recorded!("chat-tools-named-stream"), ended(25, usage(175, 64, 128))),
         (ChatCompletions, true, recorded!("overload-race-chat-stream"), failed(ended(0, None))),
-        (ChatCompletions, false, recorded!("chat"), ended(0, usage(35, 16, 0))),
+        (ChatCompletions, false, recorded!("chat"), cut(ended(0, usage(35, 16, 0)))),
         (ChatCompletions, false, recorded!("overload-chat"), failed(ended(0, None))),
-        (Completions, true, recorded!("completions-stream"), ended(16, usage(4, 16, 0))),
-        (Completions, false, recorded!("completions"), ended(0, usage(4, 16, 0))),
+        (Completions, true, recorded!("completions-stream"), cut(ended(16, usage(4, 16, 0)))),
+        (Completions, false, recorded!("completions"), cut(ended(0, usage(4, 16, 0)))),
         (
             Responses,
             true,
             recorded!("responses-stream"),
-            response(ended(15, usage(16, 16, 0)), "resp_8b9af9a1bcc00327"),
+            cut(response(ended(15, usage(16, 16, 0)), "resp_8b9af9a1bcc00327")),
         ),
-        (Responses, false, recorded!("responses"), response(ended(0, usage(16, 16, 0)), "resp_bfc48a0e4b9f7fef")),
-        (Messages, true, recorded!("messages-stream"), ended(14, usage(16, 16, 0))),
-        (Messages, false, recorded!("messages"), ended(0, usage(16, 16, 0))),
+        (Responses, false, recorded!("responses"), cut(response(ended(0, usage(16, 16, 0)), "resp_bfc48a0e4b9f7fef"))),
+        (Messages, true, recorded!("messages-stream"), cut(ended(14, usage(16, 16, 0)))),
+        (Messages, false, recorded!("messages"), cut(ended(0, usage(16, 16, 0)))),
         (
             Messages,
             true,
@@ -120,6 +121,36 @@ fn content_events() {
         let seen = observe(api, true, stream.as_bytes().chunks(7));
         assert_eq!(seen.content_events, 2 * expected, "{event}");
         assert!(!seen.ended && !seen.error_event, "{event}");
+    }
+}
+
+/// Why an answer ended, as each API says it.
+#[test]
+fn answers_cut_short() {
+    let sse = |event: &str| format!("data: {event}\n\n");
+    let rows = [
+        (ChatCompletions, false, r#"{"choices":[{"finish_reason":"length","message":{}}]}"#.to_owned(), true),
+        (ChatCompletions, false, r#"{"choices":[{"finish_reason":"stop"}]}"#.to_owned(), false),
+        (ChatCompletions, false, r#"{"choices":[{"message":{"finish_reason":"length"}}]}"#.to_owned(), false),
+        (ChatCompletions, true, sse(r#"{"choices":[{"delta":{},"finish_reason":"length"}]}"#), true),
+        (ChatCompletions, true, sse(r#"{"choices":[{"delta":{"content":"length"},"finish_reason":null}]}"#), false),
+        (Completions, false, r#"{"choices":[{"text":"a","finish_reason":"length"}]}"#.to_owned(), true),
+        (Responses, false, r#"{"incomplete_details":{"reason":"max_output_tokens"}}"#.to_owned(), true),
+        (Responses, false, r#"{"incomplete_details":{"reason":"content_filter"}}"#.to_owned(), false),
+        (
+            Responses,
+            true,
+            sse(r#"{"type":"response.incomplete","response":{"incomplete_details":{"reason":"max_output_tokens"}}}"#),
+            true,
+        ),
+        (Messages, false, r#"{"stop_reason":"max_tokens"}"#.to_owned(), true),
+        (Messages, false, r#"{"stop_reason":"end_turn"}"#.to_owned(), false),
+        (Messages, true, sse(r#"{"type":"message_delta","delta":{"stop_reason":"max_tokens"}}"#), true),
+        (Messages, true, sse(r#"{"type":"content_block_delta","delta":{"text":"max_tokens"}}"#), false),
+    ];
+    for (api, is_sse, body, expected) in rows {
+        let seen = observe(api, is_sse, body.as_bytes().chunks(3));
+        assert_eq!(seen.cut_short, expected, "{body}");
     }
 }
 

@@ -1,0 +1,194 @@
+//! What this VM has learnt, its exchange with the other workers, and the decisions that clients may still score.
+
+use crate::config::Drill;
+use crate::filter::host;
+use crate::learning::Learned;
+use crate::learning::beliefs::Beliefs;
+use crate::learning::feedback::Feedback;
+use crate::learning::lengths::{Lengths, Lesson};
+use crate::router::{Decision, Router};
+use crate::shared::{self, Recent, RecentDecision};
+
+/// Attempts to win a compare-and-swap against the other workers.
+const SWAP_ATTEMPTS: usize = 4;
+
+/// What one VM has learnt.
+pub(super) struct Learner {
+    fingerprint: u64,
+    models: usize,
+    learns_lengths: bool,
+    takes_feedback: bool,
+    slot: Option<usize>,
+    lengths: Lengths,
+    beliefs: Beliefs,
+    /// Both, as decisions read them.
+    learned: Learned,
+    /// Whether lengths or beliefs have changed since they were written.
+    unwritten_lengths: bool,
+    unwritten_beliefs: bool,
+    /// Versions of the other workers' records that were read last; `None` if decisions do not know yet what was read.
+    lengths_read: Option<Vec<Option<u32>>>,
+    beliefs_read: Option<Vec<Option<u32>>>,
+    /// State of the generator of random draws.
+    seed: u64,
+}
+
+/// What became of a feedback.
+pub(super) enum Scored {
+    /// It counts.
+    Accepted(RecentDecision),
+    /// No such request, or it is too long ago.
+    Unknown,
+    /// The request was scored before.
+    Already,
+}
+
+impl Learner {
+    pub(super) fn new(router: &Router, seed: u64) -> Learner {
+        let config = router.config();
+        let shares = !config.drills(Drill::SharedData);
+        let learning = &config.learning;
+        Learner {
+            fingerprint: shared::learning_fingerprint(&config.fleet, router.prototypes()),
+            models: config.fleet.models.len(),
+            learns_lengths: learning.output_tokens && shares,
+            takes_feedback: learning.feedback_secret.is_some() && shares,
+            slot: None,
+            lengths: Lengths::default(),
+            beliefs: Beliefs::default(),
+            learned: Learned::default(),
+            unwritten_lengths: false,
+            unwritten_beliefs: false,
+            lengths_read: None,
+            beliefs_read: None,
+            seed,
+        }
+    }
+
+    /// What decisions are made with.
+    pub(super) fn learned(&self) -> &Learned {
+        &self.learned
+    }
+
+    /// The next random draw, uniform in 0 to 1 (SplitMix64: Steele, Lea and Flood 2014).
+    pub(super) fn draw(&mut self) -> f64 {
+        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.seed;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// The VM has got a slot: it goes on with what the slot's last owner had learnt. What this VM had learnt under another slot
+    /// belongs to that slot's new owner.
+    pub(super) fn settle(&mut self, slot: Option<usize>) {
+        self.slot = slot;
+        let Some(slot) = slot else { return };
+        let read = |key: String| host::shared(&key).0.unwrap_or_default();
+        self.lengths.adopt(shared::decode_lengths(&read(shared::lengths_key(slot)), self.fingerprint));
+        self.beliefs.adopt(shared::decode_beliefs(&read(shared::beliefs_key(slot)), self.fingerprint));
+        (self.lengths_read, self.beliefs_read) = (None, None);
+    }
+
+    /// Writes what is new here and reads what is new elsewhere.
+    pub(super) fn exchange(&mut self, slots_in_use: usize) {
+        let (own, fingerprint) = (self.slot, self.fingerprint);
+        let others = (0..slots_in_use).filter(|slot| Some(*slot) != own);
+        if self.learns_lengths {
+            let (records, versions) = read_all(others.clone().map(shared::lengths_key));
+            if self.lengths_read.as_ref() != Some(&versions) {
+                let tallies: Vec<_> = records.iter().map(|r| shared::decode_lengths(r, fingerprint)).collect();
+                self.lengths.read(&tallies);
+                self.lengths_read = Some(versions);
+                self.learned.corrections = self.lengths.factors(self.models);
+            }
+        }
+        if self.takes_feedback {
+            let (records, versions) = read_all(others.map(shared::beliefs_key));
+            if self.beliefs_read.as_ref() != Some(&versions) {
+                let tallies: Vec<_> = records.iter().map(|r| shared::decode_beliefs(r, fingerprint)).collect();
+                self.beliefs.read(&tallies);
+                self.beliefs_read = Some(versions);
+                self.learned.offsets = self.beliefs.offsets();
+            }
+        }
+        self.write();
+    }
+
+    fn write(&mut self) {
+        let Some(slot) = self.slot else { return };
+        if self.unwritten_lengths {
+            let bytes = shared::encode_lengths(&self.lengths, self.fingerprint);
+            self.unwritten_lengths = !host::set_shared(&shared::lengths_key(slot), &bytes, None);
+        }
+        if self.unwritten_beliefs {
+            let bytes = shared::encode_beliefs(&self.beliefs, self.fingerprint);
+            self.unwritten_beliefs = !host::set_shared(&shared::beliefs_key(slot), &bytes, None);
+        }
+    }
+
+    /// Learns from an answer's length.
+    pub(super) fn learn_length(&mut self, lesson: &Lesson) {
+        if self.learns_lengths {
+            self.lengths.learn(lesson);
+            self.learned.corrections = self.lengths.factors(self.models);
+            self.unwritten_lengths = true;
+        }
+    }
+
+    /// Remembers what a feedback needs to know of a decision; nothing if none is taken.
+    pub(super) fn remember(&self, id: &str, decision: &Decision) {
+        let Some(slot) = self.slot.filter(|_| self.takes_feedback && !id.is_empty()) else { return };
+        let (quality, quality_sd) = decision.unrevised_quality;
+        let recent = RecentDecision {
+            model: decision.model,
+            prototype: decision.prototype,
+            quality,
+            quality_sd,
+            propensity: decision.propensity,
+            scored: false,
+        };
+        self.change_segment(slot, id, |segment| {
+            segment.insert(id, &recent);
+            Some(())
+        });
+    }
+
+    /// Scores the answer to an earlier request, whichever worker has served it.
+    pub(super) fn score(&mut self, feedback: &Feedback, slots_in_use: usize) -> Scored {
+        let own_first = self.slot.into_iter().chain((0..slots_in_use).filter(|slot| Some(*slot) != self.slot));
+        let found = own_first
+            .into_iter()
+            .find_map(|slot| self.change_segment(slot, &feedback.id, |segment| segment.score(&feedback.id)));
+        match found {
+            None => Scored::Unknown,
+            Some(decision) if decision.scored => Scored::Already,
+            Some(decision) => {
+                self.beliefs.learn(&decision.lesson(feedback.score));
+                self.learned.offsets = self.beliefs.offsets();
+                self.unwritten_beliefs = true;
+                self.write();
+                Scored::Accepted(decision)
+            }
+        }
+    }
+
+    /// Changes the segment of a request's id in a worker's ring. If `change` has nothing to change, nothing is written.
+    fn change_segment<T>(&self, slot: usize, id: &str, change: impl Fn(&mut Recent) -> Option<T>) -> Option<T> {
+        let key = shared::recent_key(slot, Recent::segment(id));
+        for _ in 0..SWAP_ATTEMPTS {
+            let (bytes, cas) = host::shared(&key);
+            let mut segment = Recent::decode(bytes.unwrap_or_default(), self.fingerprint);
+            let changed = change(&mut segment)?;
+            if host::set_shared(&key, segment.bytes(), cas) {
+                return Some(changed);
+            }
+        }
+        None
+    }
+}
+
+/// Records under these keys, empty where there is none, and their versions.
+fn read_all(keys: impl Iterator<Item = String>) -> (Vec<Vec<u8>>, Vec<Option<u32>>) {
+    keys.map(|key| host::shared(&key)).map(|(bytes, version)| (bytes.unwrap_or_default(), version)).unzip()
+}

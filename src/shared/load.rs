@@ -1,0 +1,81 @@
+//! Counters of workers and the instances' reports.
+
+use std::time::Duration;
+
+use super::{Reader, Writer};
+use crate::reckoning::{Counters, InstanceCounters, InstanceReport, Reports};
+use crate::telemetry::Load;
+
+/// A worker's counters as bytes.
+pub fn encode_counters(counters: &Counters, fingerprint: u64) -> Vec<u8> {
+    let mut writer = Writer::new(fingerprint);
+    for c in &counters.0 {
+        // Destructured in full, so that a new counter cannot be forgotten here.
+        let InstanceCounters {
+            dispatched_requests,
+            finished_requests,
+            dispatched_prompt_tokens,
+            finished_prompt_tokens,
+            dispatched_output_tokens,
+            finished_output_tokens,
+            last_dispatch,
+        } = *c;
+        for value in [
+            dispatched_requests,
+            finished_requests,
+            dispatched_prompt_tokens,
+            finished_prompt_tokens,
+            dispatched_output_tokens,
+            finished_output_tokens,
+        ] {
+            writer.u64(value);
+        }
+        writer.time(last_dispatch);
+    }
+    writer.0
+}
+
+/// A worker's counters from bytes; `None` if they are of another fleet, another version, or broken.
+pub fn decode_counters(bytes: &[u8], fingerprint: u64) -> Option<Counters> {
+    let rows = Reader::open(bytes, fingerprint)?.rows(|r| {
+        Some(InstanceCounters {
+            dispatched_requests: r.u64()?,
+            finished_requests: r.u64()?,
+            dispatched_prompt_tokens: r.u64()?,
+            finished_prompt_tokens: r.u64()?,
+            dispatched_output_tokens: r.u64()?,
+            finished_output_tokens: r.u64()?,
+            last_dispatch: r.time()?,
+        })
+    })?;
+    Some(Counters(rows))
+}
+
+/// The last reports as bytes.
+pub fn encode_reports(reports: &Reports, fingerprint: u64) -> Vec<u8> {
+    let mut writer = Writer::new(fingerprint);
+    for report in &reports.0 {
+        let InstanceReport { at, load: Load { running, waiting, kv_use }, outstanding_requests, unreachable } = *report;
+        writer.time(at.unwrap_or(Duration::ZERO));
+        writer.f64(running);
+        writer.f64(waiting);
+        writer.f64(kv_use);
+        writer.u64(outstanding_requests);
+        writer.u64(u64::from(unreachable));
+    }
+    writer.0
+}
+
+/// The last reports from bytes; `None` if they are of another fleet, another version, or broken.
+pub fn decode_reports(bytes: &[u8], fingerprint: u64) -> Option<Reports> {
+    let rows = Reader::open(bytes, fingerprint)?.rows(|r| {
+        let at = r.time()?;
+        Some(InstanceReport {
+            at: (!at.is_zero()).then_some(at),
+            load: Load { running: r.f64()?, waiting: r.f64()?, kv_use: r.f64()? },
+            outstanding_requests: r.u64()?,
+            unreachable: u32::try_from(r.u64()?).unwrap_or(u32::MAX),
+        })
+    })?;
+    Some(Reports(rows))
+}

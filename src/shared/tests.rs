@@ -1,0 +1,186 @@
+use super::*;
+use crate::learning::beliefs::{self, Beliefs};
+use crate::learning::lengths::{self, Lengths};
+use crate::reckoning::{Counters, InstanceCounters, InstanceReport, Reports};
+use crate::telemetry::Load;
+#[cfg(all(target_family = "wasm", target_os = "unknown"))]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn records_come_back_as_they_were() {
+    let mut counters = Counters::new(2);
+    counters.0[1] = InstanceCounters {
+        dispatched_requests: 1,
+        finished_requests: 2,
+        dispatched_prompt_tokens: 3,
+        finished_prompt_tokens: 4,
+        dispatched_output_tokens: 5,
+        finished_output_tokens: 6,
+        last_dispatch: Duration::from_nanos(7),
+    };
+    assert_eq!(decode_counters(&encode_counters(&counters, 9), 9), Some(counters));
+    let load = Load { running: Some(3.0), waiting: Some(0.0), kv_use: None };
+    let known = InstanceReport { at: Some(SECOND), load, outstanding_requests: 4, unreachable: 1 };
+    let reports = Reports(vec![InstanceReport::default(), known]);
+    assert_eq!(decode_reports(&encode_reports(&reports, 9), 9), Some(reports));
+    let mut responses = Responses::default();
+    responses.insert("resp_1", 3);
+    responses.insert("resp_2", 4);
+    responses.insert("resp_1", 5);
+    let back = Responses::decode(&responses.encode(9), 9);
+    assert_eq!((back.instance("resp_1"), back.instance("resp_2"), back.instance("x")), (Some(5), Some(4), None));
+}
+
+#[test]
+fn records_of_another_fleet_or_broken_ones_are_absent() {
+    let bytes = encode_counters(&Counters::new(2), 9);
+    assert_eq!(decode_counters(&bytes, 8), None, "another fleet");
+    assert_eq!(decode_counters(&[], 9), None, "empty");
+    for cut in 1..bytes.len() {
+        let decoded = decode_counters(&bytes[..cut], 9);
+        assert!(decoded.is_none_or(|c| c.0.len() < 2), "cut at {cut}");
+    }
+    assert_eq!(Slots::decode(b"garbage"), Slots::default());
+    assert_eq!(Responses::decode(b"garbage", 9), Responses::default());
+}
+
+#[test]
+fn every_vm_gets_a_slot_of_its_own_and_a_dead_ones_is_taken_over() {
+    let mut slots = Slots::default();
+    let at = |s: u32| SECOND * s;
+    assert_eq!(slots.keep(11, at(1)), Some(0));
+    assert_eq!(slots.keep(12, at(1)), Some(1));
+    assert_eq!(slots.keep(11, at(4)), Some(0), "a heartbeat keeps the slot");
+    assert_eq!(Slots::decode(&slots.encode()), slots);
+    assert_eq!(slots.orphans(at(8)), [1]);
+    assert_eq!(slots.keep(13, at(8)), Some(1), "the dead one's slot");
+    assert_eq!(slots.keep(12, at(8)), Some(2), "it was only slow: a new slot");
+    assert_eq!(slots.in_use(), 3);
+    let mut full = Slots::default();
+    for owner in 1..=MAX_SLOTS as u64 {
+        assert!(full.keep(owner, at(1)).is_some());
+    }
+    assert_eq!(full.keep(9_999, at(1)), None);
+}
+
+#[test]
+fn one_vm_leads_and_another_takes_over_when_it_falls_silent() {
+    let mut slots = Slots::default();
+    assert!(slots.lead(11, SECOND, SECOND));
+    assert!(!slots.lead(12, SECOND, SECOND));
+    assert!(slots.lead(11, 2 * SECOND, SECOND), "renewed");
+    assert!(!slots.lead(12, 3 * SECOND, SECOND));
+    assert!(slots.lead(12, 4 * SECOND, SECOND), "silent for longer than the lease");
+    assert!(!slots.lead(11, 4 * SECOND, SECOND));
+}
+
+#[test]
+fn the_ring_of_responses_is_bounded() {
+    let mut responses = Responses::default();
+    for i in 0..RESPONSES_KEPT + 10 {
+        responses.insert(&format!("resp_{i}"), i % 7);
+    }
+    assert_eq!(responses.encode(9).len(), Responses::default().encode(9).len() + 16 * RESPONSES_KEPT);
+    assert_eq!(responses.instance("resp_0"), None);
+    assert!(responses.instance(&format!("resp_{}", RESPONSES_KEPT + 9)).is_some());
+}
+
+fn lengths() -> Lengths {
+    let mut lengths = Lengths::default();
+    for (model, residual) in [(0, 0.7), (3, -0.2), (0, 0.4)] {
+        lengths.learn(&lengths::Lesson { model, residual, censored: false });
+    }
+    lengths
+}
+
+fn beliefs() -> Beliefs {
+    let mut beliefs = Beliefs::default();
+    for (model, prototype) in [(0, None), (0, Some(0)), (4, Some(255)), (4, Some(255))] {
+        beliefs.learn(&beliefs::Lesson { model, prototype, score: 1.0, quality: 0.4, quality_sd: 0.1 });
+    }
+    beliefs
+}
+
+#[test]
+fn what_was_learnt_comes_back_and_teaches_the_same() {
+    let mut heir = Lengths::default();
+    heir.adopt(decode_lengths(&encode_lengths(&lengths(), 9), 9));
+    for (a, b) in heir.factors(5).into_iter().zip(lengths().factors(5)) {
+        assert!((a - b).abs() < 1e-6, "{a} {b}");
+    }
+    let mut heir = Beliefs::default();
+    heir.adopt(decode_beliefs(&encode_beliefs(&beliefs(), 9), 9));
+    for (model, prototype) in [(0, None), (0, Some(0)), (4, Some(255)), (4, Some(3)), (1, None)] {
+        let of = |beliefs: &Beliefs| beliefs.offsets().revised(model, prototype, 0.5, 0.1);
+        let (a, b) = (of(&heir), of(&beliefs()));
+        assert!((a.0 - b.0).abs() < 1e-6 && (a.1 - b.1).abs() < 1e-6, "{a:?} {b:?}");
+    }
+}
+
+#[test]
+fn what_others_learnt_of_other_models_or_wrongly_is_absent() {
+    let good = encode_lengths(&lengths(), 9);
+    assert!(decode_lengths(&good, 8).is_empty() && decode_lengths(&[], 9).is_empty());
+    for cut in 0..good.len() {
+        assert!(decode_lengths(&good[..cut], 9).len() < 2, "cut at {cut}");
+    }
+    let beliefs = encode_beliefs(&beliefs(), 9);
+    assert!(decode_beliefs(&beliefs, 8).is_empty());
+    // Whatever byte is broken, what is read stays possible: the factors and offsets are bounded.
+    for (at, value) in (0..good.len()).flat_map(|at| [0x00, 0x7f, 0x80, 0xff].map(|value| (at, value))) {
+        let mut broken = good.clone();
+        broken[at] = value;
+        let mut reader = Lengths::default();
+        reader.read(&[decode_lengths(&broken, 9)]);
+        let factor = reader.factor(0);
+        assert!((1.0 / lengths::FACTOR_MAX..=lengths::FACTOR_MAX).contains(&factor), "{at} {value}: {factor}");
+    }
+    for at in 9..beliefs.len() {
+        let mut broken = beliefs.clone();
+        broken[at] = 0x7f;
+        let mut reader = Beliefs::default();
+        reader.read(&[decode_beliefs(&broken, 9)]);
+        let (quality, sd) = reader.offsets().revised(4, Some(255), 0.5, 0.1);
+        assert!((0.0..=1.0).contains(&quality) && (0.0..=0.1).contains(&sd), "{at}: {quality} {sd}");
+    }
+}
+
+#[test]
+fn recent_decisions_are_found_scored_and_in_the_end_forgotten() {
+    let decision = |model| RecentDecision {
+        model,
+        prototype: model.checked_sub(2),
+        quality: 0.5,
+        quality_sd: 0.25,
+        propensity: 1.0,
+        scored: false,
+    };
+    let mut recent = Recent::decode(Vec::new(), 9);
+    recent.insert("a", &decision(1));
+    recent.insert("b", &decision(2));
+    recent.insert("b", &decision(3));
+    let mut back = Recent::decode(recent.bytes().to_vec(), 9);
+    assert_eq!(back, recent);
+    assert_eq!(back.score("a"), Some(decision(1)));
+    assert_eq!(back.score("b"), Some(decision(3)), "the latest");
+    let mut again = Recent::decode(back.bytes().to_vec(), 9);
+    assert_eq!(again.score("b"), Some(RecentDecision { scored: true, ..decision(3) }));
+    assert_eq!(again.score("c"), None);
+    let whole = recent.bytes();
+    for bytes in [&whole[..20], &whole[..whole.len() - 1], b"garbage", &[&whole[..9], &[0; 33 * 32][..]].concat()] {
+        assert_eq!(Recent::decode(bytes.to_vec(), 9), Recent::decode(Vec::new(), 9), "{bytes:?}");
+    }
+    assert_eq!(Recent::decode(whole.to_vec(), 8), Recent::decode(Vec::new(), 8), "other models");
+    let mut broken = whole.to_vec();
+    broken[9 + 20..9 + 24].copy_from_slice(&f32::NAN.to_le_bytes());
+    assert_eq!(Recent::decode(broken, 9).score("a"), None, "no number");
+    // Of 4,096 decisions spread by their ids, most are still there, and all of the last 2,000.
+    let mut ring = vec![Recent::decode(Vec::new(), 9); RECENT_SEGMENTS];
+    let id = |i: usize| format!("8f14e45f-{i:08x}-4c3b");
+    (0..10_000).for_each(|i| ring[Recent::segment(&id(i))].insert(&id(i), &decision(1)));
+    let kept: Vec<usize> = (0..10_000).filter(|i| ring[Recent::segment(&id(*i))].score(&id(*i)).is_some()).collect();
+    assert!(kept.len() == 4_096 && (8_000..10_000).all(|i| kept.contains(&i)), "{} kept", kept.len());
+    assert!(ring.iter().all(|segment| segment.bytes().len() <= 1_100));
+}
