@@ -12,14 +12,12 @@ use tract_onnx::{
     pb,
     prelude::*,
     tract_core::{
-        internal::{AxisOp, DimLike, OutletId, TDim},
+        internal::OutletId,
         ops::{
-            array::{MultiBroadcastTo, Slice, TypedConcat},
             binary::TypedBinOp,
             einsum::EinSum,
-            element_wise::ElementWiseOp,
             konst::Const,
-            nn::{Reduce, Reducer, Softmax, SoftmaxKind},
+            nn::{Softmax, SoftmaxKind},
             source::TypedSource,
         },
     },
@@ -27,7 +25,7 @@ use tract_onnx::{
 
 #[path = "src/predictor/plan.rs"]
 mod plan;
-use plan::{BinaryOp, Plan, PlanNode, PlanOp, ReduceOp, TABLE_BLOCK, UnaryOp};
+use plan::{BinaryOp, Plan, PlanNode, PlanOp, TABLE_BLOCK};
 #[path = "build/fuse.rs"]
 mod fuse;
 
@@ -108,6 +106,9 @@ fn compile(file: &Path) -> Result<()> {
     }
     let outputs = model.output_outlets()?.iter().map(|outlet| index[&outlet.node]).collect();
     let (nodes, outputs) = fuse::dense(nodes, outputs);
+    if let Some(node) = nodes.iter().find(|node| matches!(node.op, PlanOp::Binary(_) | PlanOp::EinSum(_))) {
+        return Err(unknown(&node.name, &format!("{:?} outside a layer", node.op)));
+    }
     let plan = Plan { metadata, vectors, nodes, outputs };
 
     let out = env::var("OUT_DIR")?;
@@ -254,10 +255,12 @@ fn cut(graph: &mut pb::GraphProto) -> Result<()> {
     Ok(())
 }
 
+fn unknown(node: &str, what: &str) -> Box<dyn Error> {
+    format!("node {node}: the module does not know the operation {what}; add it to src/predictor/plan.rs, src/predictor/graph.rs and build.rs").into()
+}
+
 fn operation(node: &TypedNode, constants: &mut Vec<f32>) -> Result<PlanOp> {
-    let unknown = |what: String| -> Box<dyn Error> {
-        format!("node {}: the module does not know the operation {what}; add it to src/predictor/plan.rs, build.rs and src/predictor.rs", node.name).into()
-    };
+    let unknown = |what: &str| unknown(&node.name, what);
     if node.op_is::<TypedSource>() {
         return Ok(PlanOp::Source);
     }
@@ -269,60 +272,15 @@ fn operation(node: &TypedNode, constants: &mut Vec<f32>) -> Result<PlanOp> {
     if let Some(op) = node.op_as::<TypedBinOp>() {
         return Ok(PlanOp::Binary(match op.0.name() {
             "Add" => BinaryOp::Add,
-            "Sub" => BinaryOp::Sub,
-            "SubF" => BinaryOp::SubF,
-            "Mul" => BinaryOp::Mul,
-            "Div" => BinaryOp::Div,
-            "Min" => BinaryOp::Min,
             "Max" => BinaryOp::Max,
-            other => return Err(unknown(other.to_owned())),
-        }));
-    }
-    if let Some(op) = node.op_as::<ElementWiseOp>() {
-        return Ok(PlanOp::Unary(match op.0.name().as_str() {
-            "Neg" => UnaryOp::Neg,
-            "Exp" => UnaryOp::Exp,
-            "Ln" => UnaryOp::Ln,
-            "Recip" => UnaryOp::Recip,
-            "Rsqrt" => UnaryOp::Rsqrt,
-            "Sigmoid" => UnaryOp::Sigmoid,
-            "Sqrt" => UnaryOp::Sqrt,
-            "Square" => UnaryOp::Square,
-            "Tanh" => UnaryOp::Tanh,
-            other => return Err(unknown(other.to_owned())),
+            other => return Err(unknown(other)),
         }));
     }
     if let Some(op) = node.op_as::<EinSum>() {
         if op.q_params.is_some() || op.operating_dt != f32::datum_type() {
-            return Err(unknown(format!("{op:?}")));
+            return Err(unknown(&format!("{op:?}")));
         }
         return Ok(PlanOp::EinSum(op.axes.to_string()));
-    }
-    if let Some(op) = node.op_as::<AxisOp>() {
-        return Ok(match op {
-            AxisOp::Add(axis) => PlanOp::AddAxis(*axis),
-            AxisOp::Rm(axis) => PlanOp::RemoveAxis(*axis),
-            AxisOp::Move(from, to) => PlanOp::MoveAxis { from: *from, to: *to },
-            AxisOp::Reshape(at, from, to) => PlanOp::Reshape { at: *at, from: concrete(from)?, to: concrete(to)? },
-        });
-    }
-    if node.op_is::<MultiBroadcastTo>() {
-        return Ok(PlanOp::Broadcast);
-    }
-    if let Some(op) = node.op_as::<TypedConcat>() {
-        return Ok(PlanOp::Concat { axis: op.axis });
-    }
-    if let Some(op) = node.op_as::<Slice>() {
-        return Ok(PlanOp::Slice { axis: op.axis, start: op.start.to_usize()?, end: op.end.to_usize()? });
-    }
-    if let Some(op) = node.op_as::<Reduce>() {
-        let reducer = match op.reducer {
-            Reducer::Max => ReduceOp::Max,
-            Reducer::Min => ReduceOp::Min,
-            Reducer::Sum => ReduceOp::Sum,
-            other => return Err(unknown(format!("Reduce<{other:?}>"))),
-        };
-        return Ok(PlanOp::Reduce { axes: op.axes.to_vec(), reducer });
     }
     if let Some(op) = node.op_as::<Softmax>()
         && op.quant_output_dt.is_none()
@@ -330,9 +288,5 @@ fn operation(node: &TypedNode, constants: &mut Vec<f32>) -> Result<PlanOp> {
     {
         return Ok(PlanOp::Softmax { axes: op.axes.to_vec() });
     }
-    Err(unknown(node.op.name().to_string()))
-}
-
-fn concrete(dimensions: &[TDim]) -> Result<Vec<usize>> {
-    dimensions.iter().map(|dimension| Ok(dimension.to_usize()?)).collect()
+    Err(unknown(&node.op.name()))
 }

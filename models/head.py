@@ -139,6 +139,10 @@ class Point:
             # The multi-layer head alone has to know the deviations as well.
             own = targets if kind == "blend" else np.hstack([q - q.mean(0), ln_len - ln_len.mean(0)])
             self._perceptrons(z, own, to_outputs if kind == "blend" else np.eye(models + lengths), (1 - share), weight_decay, seed)
+        if kind == "prototypes":
+            # A graph needs a hidden layer: this one adds nothing.
+            self.hidden, self.hidden_bias = np.zeros((z.shape[1], 2)), np.zeros(2)
+            self.threshold, self.output = np.zeros(2), np.zeros((2, models + lengths))
         if kind == "ridge":
             linear = np.hstack(
                 [ridge(z, mean - mean.mean(), RIDGE_MEAN) + ridge(z, deviation - deviation.mean(0), RIDGE_DEVIATION), ridge(z, ln_len - ln_len.mean(0), RIDGE_LENGTH)]

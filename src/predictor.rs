@@ -117,7 +117,7 @@ pub struct Predictor {
 }
 
 impl Predictor {
-    /// Rebuilds and optimises the embedded plan; an error says what does not fit. Costs milliseconds: do it once.
+    /// Rebuilds the embedded plan; an error says what does not fit. Costs milliseconds: do it once.
     pub fn load() -> Result<Predictor, String> {
         let plan: Plan = serde_json::from_slice(PLAN).map_err(|error| format!("predictor plan: {error}"))?;
         let facts = Facts::of(&plan)?;
@@ -128,7 +128,7 @@ impl Predictor {
             return Err(format!("predictor: its plan must begin with {WIDTH} values"));
         }
         let encoder = Encoder::new(&plan, &constants)?;
-        let runnable = graph::rebuild(&plan, &constants)?.into_optimized().and_then(IntoRunnable::into_runnable);
+        let runnable = graph::rebuild(&plan, &constants)?.into_runnable();
         let state = runnable.and_then(|plan| plan.spawn()).map_err(|error| format!("predictor: {error:#}"))?;
         let Facts { models, spreads, prototypes } = facts;
         let predictor = Predictor { models, spreads, prototypes, encoder, state: Mutex::new(state) };

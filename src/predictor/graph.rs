@@ -3,20 +3,17 @@
 use std::sync::Arc;
 
 use tract_core::{
-    internal::{AxesMapping, AxisOp, Datum, OutletId, ShapeFact, Tensor, ToDim, TypedFact, TypedModel, TypedOp},
+    internal::{Datum, OutletId, Tensor, TypedFact, TypedModel, TypedOp},
     model::SpecialOps,
     ops::{
-        array::{MultiBroadcastTo, Slice, TypedConcat},
-        einsum::EinSum,
         konst::Const,
-        math,
-        nn::{Reduce, Reducer, Softmax, SoftmaxKind, sigmoid},
+        nn::{Softmax, SoftmaxKind},
         source::TypedSource,
     },
 };
 
 use super::dense::Dense;
-use super::plan::{BinaryOp, Plan, PlanNode, PlanOp, ReduceOp, UnaryOp};
+use super::plan::{Plan, PlanNode, PlanOp};
 
 /// The plan as a graph of tract's.
 ///
@@ -59,26 +56,6 @@ fn operation(node: &PlanNode, constants: &[f32]) -> Result<Box<dyn TypedOp>, Str
             let tensor = Tensor::from_shape(shape, values).map_err(text)?;
             Box::new(Const::new(Arc::new(tensor)).map_err(text)?)
         }
-        PlanOp::Binary(op) => Box::new(match op {
-            BinaryOp::Add => math::add(),
-            BinaryOp::Sub => math::sub(),
-            BinaryOp::SubF => math::subf(),
-            BinaryOp::Mul => math::mul(),
-            BinaryOp::Div => math::div(),
-            BinaryOp::Min => math::min(),
-            BinaryOp::Max => math::max(),
-        }),
-        PlanOp::Unary(op) => Box::new(match op {
-            UnaryOp::Neg => math::neg(),
-            UnaryOp::Exp => math::exp(),
-            UnaryOp::Ln => math::ln(),
-            UnaryOp::Recip => math::recip(),
-            UnaryOp::Rsqrt => math::rsqrt(),
-            UnaryOp::Sigmoid => sigmoid(),
-            UnaryOp::Sqrt => math::sqrt(),
-            UnaryOp::Square => math::square(),
-            UnaryOp::Tanh => math::tanh(),
-        }),
         PlanOp::Dense(dense) => {
             let columns = shape.iter().product();
             let weights = part(constants, dense.weights, &[dense.rows, columns])?;
@@ -86,28 +63,8 @@ fn operation(node: &PlanNode, constants: &[f32]) -> Result<Box<dyn TypedOp>, Str
             let floor = dense.floor.map(|at| part(constants, at, &[columns])).transpose()?;
             Box::new(Dense::new(weights, shape, bias, floor))
         }
-        PlanOp::EinSum(axes) => Box::new(EinSum::new(axes.parse::<AxesMapping>().map_err(text)?, f32::datum_type())),
-        PlanOp::AddAxis(axis) => Box::new(AxisOp::Add(*axis)),
-        PlanOp::RemoveAxis(axis) => Box::new(AxisOp::Rm(*axis)),
-        PlanOp::MoveAxis { from, to } => Box::new(AxisOp::Move(*from, *to)),
-        PlanOp::Reshape { at, from, to } => {
-            let dimensions = |sizes: &[usize]| sizes.iter().map(|size| size.to_dim()).collect();
-            Box::new(AxisOp::Reshape(*at, dimensions(from), dimensions(to)))
-        }
-        PlanOp::Broadcast => {
-            Box::new(MultiBroadcastTo { shape: ShapeFact::from_dims(shape.iter().map(ToDim::to_dim)) })
-        }
-        PlanOp::Concat { axis } => Box::new(TypedConcat { axis: *axis }),
-        PlanOp::Slice { axis, start, end } => Box::new(Slice::new(*axis, *start, *end)),
-        PlanOp::Reduce { axes, reducer } => {
-            let reducer = match reducer {
-                ReduceOp::Max => Reducer::Max,
-                ReduceOp::Min => Reducer::Min,
-                ReduceOp::Sum => Reducer::Sum,
-            };
-            Box::new(Reduce { axes: axes.as_slice().into(), reducer })
-        }
         PlanOp::Softmax { axes } => Box::new(Softmax::new(axes.as_slice().into(), None, SoftmaxKind::default())),
+        other => return Err(format!("is {other:?}, which the module does not execute")),
     })
 }
 

@@ -32,45 +32,21 @@ pub(crate) struct PlanNode {
     pub(crate) shape: Vec<usize>,
 }
 
-/// The operations that small perceptrons and linear heads consist of; all of them work on `f32`.
+/// The operations that a small perceptron and a soft assignment consist of; all of them work on `f32`.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum PlanOp {
     Source,
     /// The tensor's first value in the file of constants, in values.
     Const(usize),
-    Binary(BinaryOp),
-    Unary(UnaryOp),
     /// A row times a matrix, plus a constant row or the second input, but at least a constant row.
     Dense(PlanDense),
-    /// Axes in Einstein notation, such as `k,kn->n`.
-    EinSum(String),
-    AddAxis(usize),
-    RemoveAxis(usize),
-    MoveAxis {
-        from: usize,
-        to: usize,
-    },
-    Reshape {
-        at: usize,
-        from: Vec<usize>,
-        to: Vec<usize>,
-    },
-    Broadcast,
-    Concat {
-        axis: usize,
-    },
-    Slice {
-        axis: usize,
-        start: usize,
-        end: usize,
-    },
-    Reduce {
-        axes: Vec<usize>,
-        reducer: ReduceOp,
-    },
     Softmax {
         axes: Vec<usize>,
     },
+    /// In the build script only: it makes them part of a `Dense`.
+    Binary(BinaryOp),
+    /// Axes in Einstein notation, such as `k,kn->n`; in the build script only, like `Binary`.
+    EinSum(String),
 }
 
 /// Constants by their first value in the file of constants, in values.
@@ -87,31 +63,5 @@ pub(crate) struct PlanDense {
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum BinaryOp {
     Add,
-    Sub,
-    /// The second operand less the first.
-    SubF,
-    Mul,
-    Div,
-    Min,
     Max,
-}
-
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) enum UnaryOp {
-    Neg,
-    Exp,
-    Ln,
-    Recip,
-    Rsqrt,
-    Sigmoid,
-    Sqrt,
-    Square,
-    Tanh,
-}
-
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) enum ReduceOp {
-    Max,
-    Min,
-    Sum,
 }
