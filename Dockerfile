@@ -4,9 +4,11 @@ FROM rust:1.95-slim-trixie AS build
 WORKDIR /build
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY .cargo .cargo
+COPY build build
 COPY envoy envoy
 COPY models models
 COPY src src
+COPY vendor vendor
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/build/target \
     cargo build --release --locked --bin routebalance && cp target/release/routebalance /usr/local/bin/
 

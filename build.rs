@@ -285,8 +285,10 @@ fn operation(node: &TypedNode, constants: &mut Vec<f32>) -> Result<PlanOp> {
     if let Some(op) = node.op_as::<Softmax>()
         && op.quant_output_dt.is_none()
         && op.kind == SoftmaxKind::Softmax
+        && let Some([1, _]) = node.outputs.first().and_then(|output| output.fact.shape.as_concrete())
+        && op.axes.as_slice() == [1]
     {
-        return Ok(PlanOp::Softmax { axes: op.axes.to_vec() });
+        return Ok(PlanOp::Softmax);
     }
     Err(unknown(&node.op.name()))
 }

@@ -5,15 +5,12 @@ use std::sync::Arc;
 use tract_core::{
     internal::{Datum, OutletId, Tensor, TypedFact, TypedModel, TypedOp},
     model::SpecialOps,
-    ops::{
-        konst::Const,
-        nn::{Softmax, SoftmaxKind},
-        source::TypedSource,
-    },
+    ops::{konst::Const, source::TypedSource},
 };
 
 use super::dense::Dense;
 use super::plan::{Plan, PlanNode, PlanOp};
+use super::softmax::Softmax;
 
 /// The plan as a graph of tract's.
 ///
@@ -63,7 +60,7 @@ fn operation(node: &PlanNode, constants: &[f32]) -> Result<Box<dyn TypedOp>, Str
             let floor = dense.floor.map(|at| part(constants, at, &[columns])).transpose()?;
             Box::new(Dense::new(weights, shape, bias, floor))
         }
-        PlanOp::Softmax { axes } => Box::new(Softmax::new(axes.as_slice().into(), None, SoftmaxKind::default())),
+        PlanOp::Softmax => Box::new(Softmax { shape: shape.into() }),
         other => return Err(format!("is {other:?}, which the module does not execute")),
     })
 }

@@ -40,9 +40,8 @@ pub(crate) enum PlanOp {
     Const(usize),
     /// A row times a matrix, plus a constant row or the second input, but at least a constant row.
     Dense(PlanDense),
-    Softmax {
-        axes: Vec<usize>,
-    },
+    /// Over all of a row.
+    Softmax,
     /// In the build script only: it makes them part of a `Dense`.
     Binary(BinaryOp),
     /// Axes in Einstein notation, such as `k,kn->n`; in the build script only, like `Binary`.
