@@ -249,6 +249,14 @@ async fn log_lines(gateway: &Gateway, at_least: usize) -> Vec<Value> {
     log.lines().map(parsed).collect()
 }
 
+/// The lines of the access log once the one of this request is among them.
+pub(crate) async fn log_lines_of(gateway: &Gateway, request_id: &str) -> Vec<Value> {
+    let mark = Value::from(request_id).to_string();
+    let log = eventually("the access log", async || gateway.access_log(), |log| log.contains(&mark)).await;
+    // Envoy may be in the middle of another line.
+    log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
 pub(crate) async fn access_log(gateway: &Gateway) {
     let before = eventually(
         "the log's end",
