@@ -47,7 +47,8 @@ mod tests {
     #[test]
     fn the_best_or_a_model_by_lot() {
         let choice = |position, propensity, explored| Some(Choice { position, propensity, explored });
-        let rows: &[(&str, &[usize], f64, f64, Option<Choice>)] = &[
+        type Row<'a> = (&'a str, &'a [usize], f64, f64, Option<Choice>);
+        let rows: &[Row<'_>] = &[
             ("nobody", &[], 0.5, 0.1, None),
             ("off", &[3, 1], 0.0, 0.0, choice(0, 1.0, false)),
             ("the best", &[3, 1], 0.2, 0.9, choice(0, 0.9, false)),

@@ -63,7 +63,8 @@ mod tests {
 
     #[test]
     fn bodies() {
-        let rows: &[(&str, Result<(&str, f64), &str>)] = &[
+        type Row<'a> = (&'a str, Result<(&'a str, f64), &'a str>);
+        let rows: &[Row<'_>] = &[
             (r#"{"id":"a","score":1}"#, Ok(("a", 1.0))),
             (r#"{"score":0.25,"id":"a b","comment":"good"}"#, Ok(("a b", 0.25))),
             (r#"{"id":"a","score":1.01}"#, Err("`score`")),
