@@ -22,9 +22,9 @@ TASK_COLUMNS = {
     "familiarity": "familiarity",
     "bias": "bias",
     "bias_prior": "of the priors",
-    "bias_if_believed": "if believed",
+    "bias_if_believed": "bias if believed",
     "delta_vs_blind": "delta vs blind",
-    "delta_if_believed": "if believed",
+    "delta_if_believed": "delta if believed",
     "mae_ln_len": "mae ln",
     "mae_ln_len_prior": "of the priors",
 }
