@@ -18,6 +18,7 @@ mod encoder;
 mod graph;
 mod lanes;
 mod plan;
+mod row;
 mod softmax;
 use encoder::{Encoder, WIDTH};
 use plan::{Plan, PlanOp};

@@ -240,7 +240,7 @@ impl Router {
             output_tokens_p80: chosen.output_tokens_p80 as u64,
             output_tokens_p90: answer.tokens(estimate.output_tokens_p90) as u64,
             output_tokens_correction: learned.correction(model),
-            expectation: answer.is_one.then_some(lengths::Expectation {
+            expectation: answer.is_one().then_some(lengths::Expectation {
                 model,
                 output_tokens: unlearned.output_tokens,
                 max_tokens: ask.prompt.max_tokens,
@@ -368,7 +368,7 @@ impl Router {
         let answers =
             if generates { f64::from(ask.prompt.n.max(1)) * f64::from(ask.prompt.prompts.max(1)) } else { 0.0 };
         let asked = ask.prompt.max_tokens.map_or(f64::INFINITY, f64::from).max(1.0);
-        Answer { answers, max_tokens: asked.min(f64::from(pool.limits.max_model_len)), is_one: answers == 1.0 }
+        Answer { answers, max_tokens: asked.min(f64::from(pool.limits.max_model_len)) }
     }
 
     /// The other instances of the pool: scored ones in their order, then those that were no candidates. A request that belongs
@@ -403,10 +403,14 @@ struct Answer {
     answers: f64,
     /// Most tokens of each.
     max_tokens: f64,
-    is_one: bool,
 }
 
 impl Answer {
+    /// Whether the tokens of the response are those of one answer.
+    fn is_one(&self) -> bool {
+        self.answers == 1.0
+    }
+
     /// Tokens of all answers, if each would have so many.
     fn tokens(&self, of_each: f64) -> f64 {
         of_each.clamp(1.0, self.max_tokens) * self.answers

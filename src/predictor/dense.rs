@@ -3,6 +3,7 @@
 use tract_core::internal::*;
 
 use super::lanes::{Lanes, Sums, block};
+use super::row;
 
 /// Columns that are computed at once.
 const BLOCK: usize = 16;
@@ -54,7 +55,7 @@ impl Dense {
     }
 }
 
-// The plan compares operations when it looks for common parts of the graph; two of these never are.
+// tract asks of every operation that it can be compared; weights make no two of these the same.
 impl PartialEq for Dense {
     fn eq(&self, other: &Dense) -> bool {
         std::ptr::eq(self, other)
@@ -75,13 +76,10 @@ impl EvalOp for Dense {
     op_out_of_plan!();
 
     fn eval(&self, _context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let mut output = Tensor::zero::<f32>(&self.shape)?;
-        let views = inputs.iter().map(|input| input.try_as_plain_ram()).collect::<TractResult<TVec<_>>>()?;
-        let slices = views.iter().map(|view| view.as_slice::<f32>()).collect::<TractResult<TVec<_>>>()?;
-        let mut plain = output.try_as_plain_ram_mut()?;
-        let added = slices.get(1).copied().unwrap_or_default();
-        self.apply(slices.first().copied().unwrap_or_default(), added, plain.as_slice_mut::<f32>()?);
-        Ok(tvec!(output.into_tvalue()))
+        row::eval(&self.shape, &inputs, |rows, output| {
+            let row = |at: usize| rows.get(at).copied().unwrap_or_default();
+            self.apply(row(0), row(1), output);
+        })
     }
 }
 

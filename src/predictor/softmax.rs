@@ -3,6 +3,8 @@
 
 use tract_core::internal::*;
 
+use super::row;
+
 /// `exp(x - max x) / sum exp(x - max x)` over one row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Softmax {
@@ -36,12 +38,9 @@ impl EvalOp for Softmax {
     op_out_of_plan!();
 
     fn eval(&self, _context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let mut output = Tensor::zero::<f32>(&self.shape)?;
-        let views = inputs.iter().map(|input| input.try_as_plain_ram()).collect::<TractResult<TVec<_>>>()?;
-        let slices = views.iter().map(|view| view.as_slice::<f32>()).collect::<TractResult<TVec<_>>>()?;
-        let mut plain = output.try_as_plain_ram_mut()?;
-        Softmax::apply(slices.first().copied().unwrap_or_default(), plain.as_slice_mut::<f32>()?);
-        Ok(tvec!(output.into_tvalue()))
+        let apply =
+            |rows: &[&[f32]], output: &mut [f32]| Softmax::apply(rows.first().copied().unwrap_or_default(), output);
+        row::eval(&self.shape, &inputs, apply)
     }
 }
 

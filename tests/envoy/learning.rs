@@ -155,7 +155,7 @@ pub(crate) async fn request_ids(gateway: &Gateway) {
 }
 
 pub(crate) async fn scores_move_the_choice(gateway: &Gateway) {
-    // Two kinds of prompts, as far as the predictor tells them apart.
+    // Two kinds of prompts.
     let kinds = [text(0), "Write a poem about the sea and the wind, and then explain every line of it.".to_owned()];
     let ask = async |kind: usize, id: &str| {
         let body = json!({"model": "auto", "messages": [{"role": "user", "content": kinds[kind]}], "max_tokens": 2});
@@ -164,7 +164,7 @@ pub(crate) async fn scores_move_the_choice(gateway: &Gateway) {
     };
     let first = [ask(0, "choice 0").await, ask(1, "choice 1").await];
     let before = decisions(gateway, &["choice 0".to_owned(), "choice 1".to_owned()]).await;
-    let are_told_apart = before[0]["prototype"] != before[1]["prototype"];
+    assert_ne!(before[0]["prototype"], before[1]["prototype"], "the predictor tells the kinds apart");
     let mut scored = 0;
     for i in 0..120 {
         let id = format!("bad {i}");
@@ -172,20 +172,16 @@ pub(crate) async fn scores_move_the_choice(gateway: &Gateway) {
             is_accepted(&gateway.send(&score(&id, 0.0)).await, &id, &first[0], 0.0);
             scored += 1;
         }
-        if are_told_apart {
-            let id = format!("good {i}");
-            let model = ask(1, &id).await;
-            is_accepted(&gateway.send(&score(&id, 1.0)).await, &id, &model, 1.0);
-        }
+        let id = format!("good {i}");
+        let model = ask(1, &id).await;
+        is_accepted(&gateway.send(&score(&id, 1.0)).await, &id, &model, 1.0);
     }
     assert!(scored > 0, "the first choice was scored");
     // Whichever worker decides, and a tick later both know.
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     for i in 0..CONNECTIONS {
         assert_ne!(ask(0, &format!("moved {i}")).await, first[0], "after {scored} scores of 0");
-        if are_told_apart {
-            assert_eq!(ask(1, &format!("stayed {i}")).await, first[1], "the other kind stays");
-        }
+        assert_eq!(ask(1, &format!("stayed {i}")).await, first[1], "the other kind stays");
     }
 }
 

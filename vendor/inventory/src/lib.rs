@@ -1,7 +1,7 @@
 //! Stands in for the crate `inventory`, by which tract registers its run times, graph transforms and settings at start-up.
 //!
-//! RouteBalance uses none of them, but what is registered cannot be dropped by the linker: with the real crate the module is a
-//! third larger, and Envoy compiles it that much longer. Here nothing is ever registered, and every list is empty.
+//! RouteBalance uses none of them, but what is registered cannot be dropped by the linker: with the real crate the module is more
+//! than twice as large, and Envoy compiles it that much longer. Here nothing is ever registered, and every list is empty.
 
 #![no_std]
 #![forbid(unsafe_code)]
