@@ -23,14 +23,42 @@ pub(super) struct Learner {
     beliefs: Beliefs,
     /// Both, as decisions read them.
     learned: Learned,
-    /// Whether lengths or beliefs have changed since they were written.
-    unwritten_lengths: bool,
-    unwritten_beliefs: bool,
-    /// Versions of the other workers' records that were read last; `None` if decisions do not know yet what was read.
-    lengths_read: Option<Vec<Option<u32>>>,
-    beliefs_read: Option<Vec<Option<u32>>>,
+    shared_lengths: Exchange,
+    shared_beliefs: Exchange,
     /// State of the generator of random draws.
     seed: u64,
+}
+
+/// What one kind of record has been written to and read from.
+struct Exchange {
+    /// A worker's key.
+    key: fn(usize) -> String,
+    /// Whether this worker's own record is behind.
+    unwritten: bool,
+    /// Versions of the other workers' records that were read last; `None` if decisions do not know yet what was read.
+    read: Option<Vec<Option<u32>>>,
+}
+
+impl Exchange {
+    fn new(key: fn(usize) -> String) -> Exchange {
+        Exchange { key, unwritten: false, read: None }
+    }
+
+    /// The records of these workers, empty where there is none; `None` if they are those that were read last.
+    fn news(&mut self, slots: impl Iterator<Item = usize>) -> Option<Vec<Vec<u8>>> {
+        let (records, versions): (Vec<_>, Vec<_>) = slots.map(|slot| host::shared(&(self.key)(slot))).unzip();
+        if self.read.as_ref() == Some(&versions) {
+            return None;
+        }
+        self.read = Some(versions);
+        Some(records.into_iter().map(Option::unwrap_or_default).collect())
+    }
+
+    fn write(&mut self, slot: usize, bytes: impl FnOnce() -> Vec<u8>) {
+        if self.unwritten {
+            self.unwritten = !host::set_shared(&(self.key)(slot), &bytes(), None);
+        }
+    }
 }
 
 /// What became of a feedback.
@@ -57,10 +85,8 @@ impl Learner {
             lengths: Lengths::default(),
             beliefs: Beliefs::default(),
             learned: Learned::default(),
-            unwritten_lengths: false,
-            unwritten_beliefs: false,
-            lengths_read: None,
-            beliefs_read: None,
+            shared_lengths: Exchange::new(shared::lengths_key),
+            shared_beliefs: Exchange::new(shared::beliefs_key),
             seed,
         }
     }
@@ -87,44 +113,35 @@ impl Learner {
         let read = |key: String| host::shared(&key).0.unwrap_or_default();
         self.lengths.adopt(shared::decode_lengths(&read(shared::lengths_key(slot)), self.fingerprint));
         self.beliefs.adopt(shared::decode_beliefs(&read(shared::beliefs_key(slot)), self.fingerprint));
-        (self.lengths_read, self.beliefs_read) = (None, None);
+        (self.shared_lengths.read, self.shared_beliefs.read) = (None, None);
     }
 
     /// Writes what is new here and reads what is new elsewhere.
     pub(super) fn exchange(&mut self, slots_in_use: usize) {
         let (own, fingerprint) = (self.slot, self.fingerprint);
         let others = (0..slots_in_use).filter(|slot| Some(*slot) != own);
-        if self.learns_lengths {
-            let (records, versions) = read_all(others.clone().map(shared::lengths_key));
-            if self.lengths_read.as_ref() != Some(&versions) {
-                let tallies: Vec<_> = records.iter().map(|r| shared::decode_lengths(r, fingerprint)).collect();
-                self.lengths.read(&tallies);
-                self.lengths_read = Some(versions);
-                self.learned.corrections = self.lengths.factors(self.models);
-            }
+        if self.learns_lengths
+            && let Some(records) = self.shared_lengths.news(others.clone())
+        {
+            let tallies: Vec<_> = records.iter().map(|r| shared::decode_lengths(r, fingerprint)).collect();
+            self.lengths.read(&tallies);
+            self.learned.corrections = self.lengths.factors(self.models);
         }
-        if self.takes_feedback {
-            let (records, versions) = read_all(others.map(shared::beliefs_key));
-            if self.beliefs_read.as_ref() != Some(&versions) {
-                let tallies: Vec<_> = records.iter().map(|r| shared::decode_beliefs(r, fingerprint)).collect();
-                self.beliefs.read(&tallies);
-                self.beliefs_read = Some(versions);
-                self.learned.offsets = self.beliefs.offsets();
-            }
+        if self.takes_feedback
+            && let Some(records) = self.shared_beliefs.news(others)
+        {
+            let tallies: Vec<_> = records.iter().map(|r| shared::decode_beliefs(r, fingerprint)).collect();
+            self.beliefs.read(&tallies);
+            self.learned.offsets = self.beliefs.offsets();
         }
         self.write();
     }
 
     fn write(&mut self) {
         let Some(slot) = self.slot else { return };
-        if self.unwritten_lengths {
-            let bytes = shared::encode_lengths(&self.lengths, self.fingerprint);
-            self.unwritten_lengths = !host::set_shared(&shared::lengths_key(slot), &bytes, None);
-        }
-        if self.unwritten_beliefs {
-            let bytes = shared::encode_beliefs(&self.beliefs, self.fingerprint);
-            self.unwritten_beliefs = !host::set_shared(&shared::beliefs_key(slot), &bytes, None);
-        }
+        let Learner { fingerprint, lengths, beliefs, .. } = self;
+        self.shared_lengths.write(slot, || shared::encode_lengths(lengths, *fingerprint));
+        self.shared_beliefs.write(slot, || shared::encode_beliefs(beliefs, *fingerprint));
     }
 
     /// Learns from an answer's length.
@@ -132,7 +149,7 @@ impl Learner {
         if self.learns_lengths {
             self.lengths.learn(lesson);
             self.learned.corrections = self.lengths.factors(self.models);
-            self.unwritten_lengths = true;
+            self.shared_lengths.unwritten = true;
         }
     }
 
@@ -166,7 +183,7 @@ impl Learner {
             Some(decision) => {
                 self.beliefs.learn(&decision.lesson(feedback.score));
                 self.learned.offsets = self.beliefs.offsets();
-                self.unwritten_beliefs = true;
+                self.shared_beliefs.unwritten = true;
                 self.write();
                 Scored::Accepted(decision)
             }
@@ -186,9 +203,4 @@ impl Learner {
         }
         None
     }
-}
-
-/// Records under these keys, empty where there is none, and their versions.
-fn read_all(keys: impl Iterator<Item = String>) -> (Vec<Vec<u8>>, Vec<Option<u32>>) {
-    keys.map(|key| host::shared(&key)).map(|(bytes, version)| (bytes.unwrap_or_default(), version)).unzip()
 }
