@@ -16,7 +16,6 @@ use crate::fleet::Model;
 mod dense;
 mod encoder;
 mod graph;
-mod lanes;
 mod plan;
 mod row;
 mod softmax;

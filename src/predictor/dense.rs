@@ -2,10 +2,9 @@
 
 use tract_core::internal::*;
 
-use super::lanes::{Lanes, Sums, block};
 use super::row;
 
-/// Columns that are computed at once.
+/// Columns whose sums stay in registers.
 const BLOCK: usize = 16;
 
 /// `max(input * weights + bias + second input, floor)`.
@@ -14,7 +13,7 @@ pub(super) struct Dense {
     /// Shape of the output, which is one row.
     shape: TVec<usize>,
     /// Per block of columns the bias, and the weights row by row.
-    blocks: Vec<([Lanes; 4], Vec<[Lanes; 4]>)>,
+    blocks: Vec<([f32; BLOCK], Vec<[f32; BLOCK]>)>,
     floor: Vec<f32>,
 }
 
@@ -23,8 +22,9 @@ impl Dense {
     pub(super) fn new(weights: &[f32], shape: &[usize], bias: Option<&[f32]>, floor: Option<&[f32]>) -> Dense {
         let columns = shape.iter().product::<usize>();
         let part = |row: &[f32], start: usize| {
-            let end = start.saturating_add(BLOCK).min(row.len());
-            block(row.get(start..end).unwrap_or_default())
+            let mut part = [0.0; BLOCK];
+            part.iter_mut().zip(row.iter().skip(start)).for_each(|(to, from)| *to = *from);
+            part
         };
         let starts = (0..columns).step_by(BLOCK);
         let blocks = starts
@@ -43,11 +43,11 @@ impl Dense {
     fn apply(&self, input: &[f32], added: &[f32], output: &mut [f32]) {
         let (mut added, mut floor) = (added.iter(), self.floor.iter());
         for ((bias, rows), output) in self.blocks.iter().zip(output.chunks_mut(BLOCK)) {
-            let mut sums = Sums::from(*bias);
+            let mut sums = *bias;
             for (value, row) in input.iter().zip(rows) {
-                sums.add(*value, *row);
+                sums.iter_mut().zip(row).for_each(|(sum, weight)| *sum += value * weight);
             }
-            for (output, sum) in output.iter_mut().zip(sums.values().as_flattened()) {
+            for (output, sum) in output.iter_mut().zip(sums) {
                 let floor = floor.next().copied().unwrap_or(f32::NEG_INFINITY);
                 *output = (sum + added.next().copied().unwrap_or(0.0)).max(floor);
             }

@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use super::lanes::{Lanes, Sums};
 use super::plan::{Plan, TABLE_BLOCK};
 use crate::features::{Features, SURFACE, TABLE_COLUMNS};
 
@@ -96,13 +95,12 @@ fn weighted_sum(slots: &[(u16, f32)]) -> Option<[[f32; TABLE_BLOCK]; BLOCKS]> {
     let (rows, _) = blocks.as_chunks::<BLOCKS>();
     let mut sum = [[0.0; TABLE_BLOCK]; BLOCKS];
     for (at, sum) in sum.iter_mut().enumerate() {
-        let mut sums = Sums::from([Lanes::splat(0.0); 4]);
+        let mut sums = [0.0; TABLE_BLOCK];
         for (slot, weight) in slots {
-            sums.add(*weight, Lanes::of_bytes(rows.get(usize::from(*slot))?.get(at)?));
+            let row = rows.get(usize::from(*slot))?.get(at)?;
+            sums.iter_mut().zip(row).for_each(|(sum, byte)| *sum += weight * f32::from(byte.cast_signed()));
         }
-        for (to, from) in sum.iter_mut().zip(sums.values().as_flattened()) {
-            *to = *from;
-        }
+        *sum = sums;
     }
     Some(sum)
 }
