@@ -90,7 +90,7 @@ impl Root {
     fn scraped(worker: &mut Worker, scrape: &Scrape, answered: bool, page: &[u8]) {
         let Some(report) = worker.reports.0.get_mut(scrape.instance) else { return };
         if answered {
-            let load = telemetry::parse_metrics(page);
+            let load = telemetry::parse_metrics(page).load;
             let usable = load.running.is_some();
             *report = InstanceReport {
                 at: Some(scrape.asked_at),
