@@ -74,8 +74,22 @@ pub struct Pool {
     pub profile: LatencyProfile,
     /// What its instances can hold.
     pub limits: Limits,
-    /// Its instances, indices into [`Fleet::instances`].
+    /// Its instances, indices into [`Fleet::instances`]; also those that are gone.
     pub instances: Vec<usize>,
+    /// Whether its instances are those of its cluster, and not a list of the configuration.
+    pub discovered: bool,
+}
+
+/// Whether Envoy would send requests to an instance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Presence {
+    /// As far as anybody knows.
+    #[default]
+    Present,
+    /// Envoy knows it and holds it for ill: it is the last resort.
+    Unhealthy,
+    /// Its cluster does not have it (any more): it gets no new request, and what it still serves counts until it has ended.
+    Gone,
 }
 
 /// One running vLLM-like server.
@@ -83,18 +97,29 @@ pub struct Pool {
 pub struct Instance {
     /// `ip:port`, as Envoy writes it.
     pub address: String,
+    /// Tells addresses apart in shared records: [`crate::shared::address_key`].
+    pub key: u32,
     /// Index into [`Fleet::pools`].
     pub pool: usize,
+    /// Whether Envoy would send requests there.
+    pub presence: Presence,
 }
 
-/// All pools. Indices are stable for the life of a configuration.
+impl Instance {
+    /// An instance that is present.
+    pub fn new(address: String, pool: usize) -> Instance {
+        Instance { key: crate::shared::address_key(&address), address, pool, presence: Presence::Present }
+    }
+}
+
+/// All pools. An index means the same instance for as long as anything may refer to it.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Fleet {
     /// The models, in the order of the file.
     pub models: Vec<Model>,
     /// The pools, in the order of the file.
     pub pools: Vec<Pool>,
-    /// The instances, pool after pool.
+    /// The instances: those of the configuration, pool after pool, then those that were discovered.
     pub instances: Vec<Instance>,
 }
 
@@ -115,9 +140,20 @@ impl Fleet {
         self.models.iter().position(|m| m.name == name)
     }
 
-    /// The index of an instance by its address.
+    /// The index of an instance by its address; one that is there comes before one that has gone.
     pub fn instance_at(&self, address: &str) -> Option<usize> {
-        self.instances.iter().position(|i| i.address == address)
+        let at = |gone: bool| {
+            self.instances.iter().position(|i| i.address == address && (i.presence == Presence::Gone) == gone)
+        };
+        at(false).or_else(|| at(true))
+    }
+
+    /// The index of an instance by the key of its address, likewise.
+    pub fn instance_with_key(&self, key: u32) -> Option<usize> {
+        let at = |gone: bool| {
+            self.instances.iter().position(|i| i.key == key && (i.presence == Presence::Gone) == gone)
+        };
+        at(false).or_else(|| at(true))
     }
 }
 

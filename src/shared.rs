@@ -1,28 +1,52 @@
 //! Records in Envoy's shared data: versioned bytes to types and back, one writer per key.
 //!
 //! Shared data lives as long as Envoy's process, survives VMs and configurations, and cannot be deleted: keys are few and
-//! bounded. Every record starts with a version and the fleet's fingerprint; one that does not fit is as good as absent.
+//! bounded. Every record starts with a version and, where it belongs to one configuration, that one's fingerprint; one that does
+//! not fit is as good as absent. Rows of an instance carry the key of its address.
 
 mod learnt;
 mod load;
 mod recent;
 mod responses;
+mod roster;
 mod slots;
 
 use std::time::Duration;
 
 pub use learnt::{decode_beliefs, decode_lengths, encode_beliefs, encode_lengths};
-pub use load::{decode_counters, decode_reports, encode_counters, encode_reports};
+pub use load::{decode_counters, decode_glimpses, decode_reports, encode_counters, encode_glimpses, encode_reports};
 pub use recent::{RECENT_SEGMENTS, Recent, RecentDecision};
 pub use responses::{RESPONSES_KEPT, Responses};
+pub use roster::{decode_roster, encode_roster};
 pub use slots::{MAX_SLOTS, SLOT_TTL, Slots};
 
 use crate::fleet::Fleet;
 
 /// Key of the record that says which VM owns which slot ([`Slots`]); written by compare-and-swap.
 pub const SLOTS_KEY: &str = "routebalance.slots";
-/// Key of the last reports ([`Reports`]); written by the leading VM.
-pub const REPORTS_KEY: &str = "routebalance.reports";
+/// Configurations whose records are kept apart while one replaces the other.
+pub const GROUPS: usize = 8;
+
+/// The group of a configuration's fingerprint. VMs of the old and the new configuration live side by side while connections
+/// drain: each group has a leader, reports and a roster of its own.
+pub fn group(fingerprint: u64) -> usize {
+    usize::try_from(fingerprint % GROUPS as u64).unwrap_or_default()
+}
+
+/// Key of the last reports ([`crate::reckoning::Reports`]); written by the group's leading VM.
+pub fn reports_key(group: usize) -> String {
+    format!("routebalance.reports.{group}")
+}
+
+/// Key of the roster ([`crate::discovery::Roster`]); written by the group's leading VM, by compare-and-swap.
+pub fn roster_key(group: usize) -> String {
+    format!("routebalance.roster.{group}")
+}
+
+/// Key of the loads that one worker has seen in response headers; written by the VM that owns the slot.
+pub fn glimpses_key(slot: usize) -> String {
+    format!("routebalance.glimpses.{slot}")
+}
 
 /// Key of one worker's counters; written by the VM that owns the slot.
 pub fn counters_key(slot: usize) -> String {
@@ -50,19 +74,28 @@ pub fn recent_key(slot: usize, segment: usize) -> String {
     format!("routebalance.recent.{slot}.{segment}")
 }
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// 64-bit FNV-1a (Fowler, Noll, Vo): short, stable across builds, good enough to tell names apart.
 pub fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
-/// Tells fleets apart: records are per instance, in the order of the file.
+/// Tells apart the instances that a record has rows of: a row whose key is not that of the fleet's instance with its index is
+/// of another one, and ignored. Two addresses of one index have the same key once in four billion cases.
+pub fn address_key(address: &str) -> u32 {
+    let hash = fnv1a(address.as_bytes());
+    (hash ^ (hash >> 32)) as u32
+}
+
+/// Tells configurations apart: pools, their clusters, and the instances that are listed.
 pub fn fingerprint(fleet: &Fleet) -> u64 {
     let mut text = String::new();
-    for instance in &fleet.instances {
-        text.push_str(&instance.address);
-        text.push('\n');
+    for pool in &fleet.pools {
+        text.push_str(&format!("{} {}\n", pool.cluster, pool.discovered));
+    }
+    for instance in fleet.instances.iter().filter(|i| fleet.pools.get(i.pool).is_some_and(|p| !p.discovered)) {
+        text.push_str(&format!("{} {}\n", instance.pool, instance.address));
     }
     fnv1a(text.as_bytes())
 }
@@ -99,8 +132,14 @@ impl Writer {
         self.u32((value as f32).to_bits());
     }
 
-    fn f64(&mut self, value: Option<f64>) {
-        self.u64(value.unwrap_or(f64::NAN).to_bits());
+    /// A small number that may be unknown; eight digits are enough.
+    fn gauge(&mut self, value: Option<f64>) {
+        self.f32(value.unwrap_or(f64::NAN));
+    }
+
+    fn text(&mut self, value: &str) {
+        self.u32(u32::try_from(value.len()).unwrap_or(u32::MAX));
+        self.0.extend_from_slice(value.as_bytes());
     }
 
     fn time(&mut self, value: Duration) {
@@ -133,9 +172,15 @@ impl<'a> Reader<'a> {
         Some(f64::from(f32::from_bits(self.u32()?)))
     }
 
-    fn f64(&mut self) -> Option<Option<f64>> {
-        let value = f64::from_bits(self.u64()?);
-        Some(value.is_finite().then_some(value))
+    fn gauge(&mut self) -> Option<Option<f64>> {
+        self.f32().map(|value| Some(value).filter(|value| value.is_finite()))
+    }
+
+    fn text(&mut self) -> Option<String> {
+        let length = usize::try_from(self.u32()?).ok()?;
+        let (text, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        String::from_utf8(text.to_vec()).ok()
     }
 
     fn time(&mut self) -> Option<Duration> {

@@ -436,6 +436,7 @@ mod tests {
             profile,
             limits,
             instances: Vec::new(),
+            discovered: false,
         };
         let fleet = Fleet {
             models: vec![model("small"), model("large")],

@@ -1,0 +1,152 @@
+//! The instances that Envoy's clusters have, and how the fleet follows them: hosts come and go, indices stay.
+//!
+//! The leading VM reads the admin listener's `/clusters?format=json`, keeps the roster of all instances and shares it; every VM
+//! applies it to its own fleet. An index is given to one address and kept while that may come back, so that counters, reports and
+//! stored responses go on meaning the same instance.
+
+mod clusters;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+pub use clusters::{ClusterHosts, Host, parse};
+
+use crate::fleet::{Fleet, Instance, Pool, Presence};
+
+/// Most instances of a fleet: bounds every record that has a row per instance.
+pub const INSTANCES_MAX: usize = 4_096;
+/// After so long a host that has gone is not expected back, and its index may be given away.
+pub const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
+/// Bytes of an answer that one worker parses in a second: each host takes about 900, and one megabyte some ten milliseconds.
+const BYTES_PER_SECOND_MAX: u64 = 1_000_000;
+/// An answer that is longer than this is not read: 16 times the largest fleet would not fill it.
+pub const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// Time until the next question, after an answer of this size: the configured one, or longer where answers are long.
+pub fn period(configured: Duration, answer_bytes: usize) -> Duration {
+    configured.max(Duration::from_micros((answer_bytes as u64).saturating_mul(1_000_000) / BYTES_PER_SECOND_MAX))
+}
+
+/// One row of the roster. Its position is the instance's index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// `ip:port`, as Envoy writes it.
+    pub address: String,
+    /// Index into [`Fleet::pools`].
+    pub pool: usize,
+    /// Whether Envoy would send requests there.
+    pub presence: Presence,
+    /// Since when.
+    pub since: Duration,
+}
+
+/// All instances, those of the configuration first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Roster(pub Vec<Member>);
+
+impl Roster {
+    /// The roster that a fleet has now.
+    pub fn of(fleet: &Fleet, now: Duration) -> Roster {
+        let member = |i: &Instance| Member {
+            address: i.address.clone(),
+            pool: i.pool,
+            presence: i.presence,
+            since: now,
+        };
+        Roster(fleet.instances.iter().map(member).collect())
+    }
+
+    /// Takes over what Envoy said of its clusters, and says whether anything has changed. A cluster that it did not name is as
+    /// it was. `outstanding` tells how many requests any worker has on an index.
+    pub fn update(
+        &mut self,
+        pools: &[Pool],
+        clusters: &[ClusterHosts],
+        outstanding: impl Fn(usize) -> u64,
+        now: Duration,
+    ) -> bool {
+        let mut changed = false;
+        let mut newcomers = Vec::new();
+        for (p, pool) in pools.iter().enumerate() {
+            let Some(cluster) = clusters.iter().find(|c| c.cluster == pool.cluster) else { continue };
+            let mut hosts: BTreeMap<&str, Presence> = BTreeMap::new();
+            for host in &cluster.hosts {
+                hosts.entry(&host.address).or_insert(host.presence);
+            }
+            for member in self.0.iter_mut().filter(|m| m.pool == p) {
+                let presence = hosts.remove(member.address.as_str()).unwrap_or(Presence::Gone);
+                if member.presence != presence {
+                    (member.presence, member.since) = (presence, now);
+                    changed = true;
+                }
+            }
+            if pool.discovered {
+                newcomers.extend(hosts.into_iter().map(|(address, presence)| (address, p, presence)));
+            }
+        }
+        if newcomers.is_empty() {
+            return changed;
+        }
+        // An address belongs to one pool; where two clusters have it, to the first.
+        let mut taken: BTreeSet<String> =
+            self.0.iter().filter(|m| m.presence != Presence::Gone).map(|m| m.address.clone()).collect();
+        let mut free = 0;
+        for (address, pool, presence) in newcomers {
+            if !taken.insert(address.to_owned()) {
+                continue;
+            }
+            let member = Member { address: address.to_owned(), pool, presence, since: now };
+            let forgotten = |(i, m): (usize, &Member)| {
+                let may_go = pools.get(m.pool).is_some_and(|pool| pool.discovered) && m.presence == Presence::Gone;
+                let long_ago = now.saturating_sub(m.since) >= FORGOTTEN_AFTER;
+                (may_go && long_ago && outstanding(i) == 0).then_some(i)
+            };
+            let reused = self.0.iter().enumerate().skip(free).find_map(forgotten);
+            free = reused.map_or(self.0.len(), |i| i.saturating_add(1));
+            match reused.and_then(|i| self.0.get_mut(i)) {
+                Some(place) => *place = member,
+                None if self.0.len() < INSTANCES_MAX => self.0.push(member),
+                None => continue,
+            }
+            changed = true;
+        }
+        changed
+    }
+
+    /// How many instances of a pool have this presence.
+    pub fn count(&self, pool: usize, presence: Presence) -> usize {
+        self.0.iter().filter(|m| m.pool == pool && m.presence == presence).count()
+    }
+}
+
+/// Makes a fleet have the instances of a roster, and returns the indices that mean another instance than before.
+pub fn apply(fleet: &mut Fleet, roster: &Roster) -> Vec<usize> {
+    let mut replaced = Vec::new();
+    for (i, member) in roster.0.iter().enumerate().take(INSTANCES_MAX) {
+        match fleet.instances.get_mut(i) {
+            Some(instance) if instance.address == member.address && instance.pool == member.pool => {
+                instance.presence = member.presence;
+            }
+            Some(instance) => {
+                *instance = Instance { presence: member.presence, ..Instance::new(member.address.clone(), member.pool) };
+                replaced.push(i);
+            }
+            None => {
+                let instance = Instance::new(member.address.clone(), member.pool);
+                fleet.instances.push(Instance { presence: member.presence, ..instance });
+            }
+        }
+    }
+    for pool in &mut fleet.pools {
+        pool.instances.clear();
+    }
+    for (i, instance) in fleet.instances.iter().enumerate() {
+        if let Some(pool) = fleet.pools.get_mut(instance.pool) {
+            pool.instances.push(i);
+        }
+    }
+    replaced
+}
+
+#[cfg(test)]
+mod tests;
