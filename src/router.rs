@@ -7,8 +7,8 @@ use crate::admission::{self, Constraint};
 use crate::config::{Config, Drill, UnknownModel};
 use crate::features;
 use crate::fleet::{Model, ModelKind, Pool};
-use crate::latency;
-use crate::learning::{Learned, exploration, lengths};
+use crate::latency::{self, Forecast, Speed, Work};
+use crate::learning::{Learned, exploration, lengths, speed};
 use crate::openai::{Api, Observed, Prompt};
 use crate::predictor::{Estimate, Prediction, Predictor};
 use crate::reckoning::LoadNow;
@@ -116,8 +116,10 @@ pub struct Decision {
     pub familiarity: Option<f64>,
     /// The cluster of training prompts that the prompt is nearest to; `None` without a prediction.
     pub prototype: Option<usize>,
-    /// Expected time, seconds.
+    /// Expected time, seconds: the objective's T.
     pub seconds: f64,
+    /// Expected times of the response.
+    pub forecast: Forecast,
     /// Expected cost, USD.
     pub usd: f64,
     /// The winner's score.
@@ -138,6 +140,14 @@ impl Decision {
     pub fn lesson(&self, seen: &Observed) -> Option<lengths::Lesson> {
         let usage = seen.usage.filter(|_| seen.ended && !seen.error_event)?;
         self.expectation?.lesson(usage.completion_tokens, seen.cut_short)
+    }
+
+    /// What a whole, successful response teaches about the speed of its pool, if it has one answer to one prompt.
+    pub fn speed_lesson(&self, timing: &speed::Timing) -> Option<speed::Lesson> {
+        self.expectation?;
+        let expectation =
+            speed::Expectation { pool: self.pool, forecast: self.forecast, prompt_tokens: self.prompt_tokens as f64 };
+        Some(expectation.lesson(timing))
     }
 }
 
@@ -202,7 +212,7 @@ impl Router {
             .map(|(model, (estimate, _))| learned.applied(model, prototype, estimate))
             .collect();
         let prompt_tokens = prompt_tokens(ask.prompt);
-        let candidates = self.candidates(ask, &models, &estimates, prompt_tokens, loads);
+        let candidates = self.candidates(ask, &models, &estimates, prompt_tokens, loads, learned);
         let admitted = admission::admit(candidates, &policy.slo, &policy.budget);
         let scores = score::scores(
             &admitted.candidates,
@@ -253,6 +263,13 @@ impl Router {
             familiarity: prediction.as_ref().map(|p| p.familiarity),
             prototype,
             seconds: chosen.seconds,
+            forecast: latency::forecast(
+                &pool.profile,
+                &pool.limits,
+                &loads.and_then(|l| l.get(chosen.instance)).copied().unwrap_or_default(),
+                &Work { prompt_tokens, cached_tokens: 0.0, output_tokens: answer.longest(estimate.output_tokens) },
+                learned.speed(pool_index).unwrap_or(&Speed::default()),
+            ),
             usd: chosen.usd,
             score,
             candidates: admitted.candidates.len(),
@@ -318,8 +335,10 @@ impl Router {
         estimates: &[Estimate],
         prompt_tokens: f64,
         loads: Option<&[LoadNow]>,
+        learned: &Learned,
     ) -> Vec<Candidate> {
         let fleet = &self.config.fleet;
+        let unknown = Speed::default();
         let holder = ask.holder.filter(|i| *i < fleet.instances.len());
         let (mut fitting, mut too_short, mut unreachable) = (Vec::new(), Vec::new(), Vec::new());
         for (i, instance) in fleet.instances.iter().enumerate() {
@@ -337,14 +356,19 @@ impl Router {
                 (answer.tokens(estimate.output_tokens), answer.tokens(estimate.output_tokens_p80));
             let tariff = &model.tariff;
             let usd = |output: f64| prompt_tokens * tariff.usd_per_input_token + output * tariff.usd_per_output_token;
+            let work =
+                Work { prompt_tokens, cached_tokens: 0.0, output_tokens: answer.longest(estimate.output_tokens) };
+            let speed = learned.speed(instance.pool).unwrap_or(&unknown);
+            let forecast = latency::forecast(&pool.profile, &pool.limits, &load, &work, speed);
             let candidate = Candidate {
                 instance: i,
                 quality: estimate.quality,
                 output_tokens,
                 output_tokens_p80,
                 seconds: latency::paper_seconds(&pool.profile, &pool.limits, &load, output_tokens.max(1.0)),
-                ttft_seconds: latency::ttft_seconds(&pool.profile, &pool.limits, &load, prompt_tokens),
-                tpot_seconds: latency::tpot_seconds(&pool.profile, load.running),
+                ttft_seconds: forecast.ttft,
+                tpot_seconds: forecast.tpot,
+                e2e_seconds: forecast.e2e,
                 usd: usd(output_tokens),
                 usd_p80: usd(output_tokens_p80),
                 in_flight: load.in_flight(),
@@ -414,6 +438,11 @@ impl Answer {
     /// Tokens of all answers, if each would have so many.
     fn tokens(&self, of_each: f64) -> f64 {
         of_each.clamp(1.0, self.max_tokens) * self.answers
+    }
+
+    /// Tokens of one answer, if there is any.
+    fn longest(&self, of_each: f64) -> f64 {
+        of_each.clamp(1.0, self.max_tokens) * self.answers.min(1.0)
     }
 }
 
