@@ -66,6 +66,13 @@ pub struct Lesson {
     output_tokens: f64,
 }
 
+impl Lesson {
+    /// The pool that it is about.
+    pub fn pool(&self) -> usize {
+        self.expectation.pool
+    }
+}
+
 impl Expectation {
     /// What a whole response to one question with one answer teaches. From one that came in one piece, the time per token is
     /// what is left without the expected time to the first.
@@ -195,7 +202,8 @@ impl Speeds {
         (0..pools).map(|pool| self.speed(pool, basis)).collect()
     }
 
-    fn speed(&self, pool: usize, basis: Basis) -> Speed {
+    /// What decisions read of one pool.
+    pub fn speed(&self, pool: usize, basis: Basis) -> Speed {
         let (Some(ttft_key), Some(tpot_key)) = (Time::Ttft.key(pool), Time::Tpot.key(pool)) else {
             return Speed::default();
         };
@@ -247,13 +255,18 @@ impl Speeds {
     }
 
     /// Takes what the other workers have written.
-    pub fn read(&mut self, others: &[SpeedTallies]) {
-        let each = |i: usize| others.get(i).cloned().unwrap_or_default();
-        let all: Vec<SpeedTallies> = (0..others.len()).map(each).collect();
-        self.factors.read(&all.iter().map(|t| t.factors.clone()).collect::<Vec<_>>());
-        self.lines.read(&all.iter().map(|t| t.lines.clone()).collect::<Vec<_>>());
-        self.residuals.read(&all.iter().map(|t| t.residuals.clone()).collect::<Vec<_>>());
-        self.traffic.read(&all.iter().map(|t| t.traffic.clone()).collect::<Vec<_>>());
+    pub fn read(&mut self, others: Vec<SpeedTallies>) {
+        let (mut factors, mut lines, mut residuals, mut traffic) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for other in others {
+            factors.push(other.factors);
+            lines.push(other.lines);
+            residuals.push(other.residuals);
+            traffic.push(other.traffic);
+        }
+        self.factors.read(&factors);
+        self.lines.read(&lines);
+        self.residuals.read(&residuals);
+        self.traffic.read(&traffic);
     }
 }
 
