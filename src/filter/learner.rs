@@ -86,10 +86,10 @@ impl Learner {
         let learning = &config.learning;
         Learner {
             fingerprint: shared::learning_fingerprint(&config.fleet, router.prototypes()),
-            speed_fingerprint: shared::speed_fingerprint(&config.fleet, config.latency.estimate),
+            speed_fingerprint: shared::speed_fingerprint(&config.fleet, config.latency_estimate),
             models: config.fleet.models.len(),
             pools: config.fleet.pools.len(),
-            basis: config.latency.estimate,
+            basis: config.latency_estimate,
             learns_lengths: learning.output_tokens && shares,
             learns_speed: shares,
             takes_feedback: learning.feedback_secret.is_some() && shares,

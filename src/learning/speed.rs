@@ -10,8 +10,11 @@
 //! - the residuals of the predictions as they were made, a histogram;
 //! - the mean prompt and answer.
 
+use std::time::Duration;
+
 use crate::latency::{BINS, Basis, Forecast, Pace, Residuals, Speed, Traffic};
 use crate::learning::ledger::{Ledger, Tallies, Tally};
+use crate::openai::Observed;
 
 /// Responses of a pool after which a share of 1/e is left of what came before, for factors.
 const FACTOR_MEMORY: f64 = 100.0;
@@ -53,8 +56,20 @@ pub struct Timing {
     pub ttft: Option<f64>,
     /// Seconds from dispatch to the end.
     pub e2e: f64,
-    /// Output tokens.
+    /// Output tokens; 0 if they are not known.
     pub output_tokens: u64,
+}
+
+impl Timing {
+    /// Of a response that came to its end, `ttft` and `e2e` after the request was sent; nothing if it holds an error. A response
+    /// that is no stream has no first token of its own, and without usage nobody knows how many tokens there were.
+    pub fn of(seen: &Observed, stream: bool, ttft: Option<Duration>, e2e: Duration) -> Option<Timing> {
+        (seen.ended && !seen.error_event).then(|| Timing {
+            ttft: ttft.filter(|_| stream).map(|ttft| ttft.as_secs_f64()),
+            e2e: e2e.as_secs_f64(),
+            output_tokens: seen.usage.map_or(0, |usage| usage.completion_tokens),
+        })
+    }
 }
 
 /// What a response teaches.
