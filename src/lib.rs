@@ -24,7 +24,7 @@
 //! | [`admission`] | candidates that meet SLO and budget, and what is relaxed when none does |
 //! | [`score`] | objectives and the tie-break |
 //! | [`router`] | the facade: request in, decision out; cannot fail |
-//! | [`sim`] | virtual time: the continuous-batching engine behind the emulated instances |
+//! | [`sim`] | virtual time: fleets of continuous-batching engines behind gateways, faults, outcomes; the emulated instances' engine |
 //! | `filter` | wasi only: the shell that names `proxy_wasm` |
 //! | `tools` | native only: demo, bench, emulated instances, render, check, set-up |
 //!

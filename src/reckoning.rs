@@ -154,6 +154,19 @@ pub struct InstanceReport {
     pub unreachable: u32,
 }
 
+impl InstanceReport {
+    /// A scrape was answered, by a page with or without metrics. `outstanding_requests` are those of the moment when it was asked
+    /// for: a later count would miss what is on its way.
+    pub fn answered(&mut self, asked_at: Duration, load: Load, outstanding_requests: u64) {
+        *self = InstanceReport { at: Some(asked_at), load, outstanding_requests, unreachable: 0 };
+    }
+
+    /// A scrape got no answer.
+    pub fn missed(&mut self) {
+        self.unreachable = self.unreachable.saturating_add(1);
+    }
+}
+
 /// The last report of every instance, in the order of [`Fleet::instances`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reports(pub Vec<InstanceReport>);

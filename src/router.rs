@@ -63,6 +63,17 @@ pub struct Ask<'a> {
     pub draw: f64,
 }
 
+/// What is expected of the answers to a prompt, before anything learnt while serving.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outlook {
+    /// For every model of the fleet, the estimate and whether it is a prediction for this prompt (else a prior).
+    pub estimates: Vec<(Estimate, bool)>,
+    /// How much the prompt resembles those that the predictor was trained on; `None` without a prediction.
+    pub familiarity: Option<f64>,
+    /// The cluster of training prompts that the prompt is nearest to; `None` without a prediction.
+    pub prototype: Option<usize>,
+}
+
 /// What is to be done with a request.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
@@ -195,6 +206,21 @@ impl Router {
 
     /// Decides. `loads` is in the order of the fleet's instances; `None` if there is none to read.
     pub fn route(&self, ask: &Ask<'_>, loads: Option<&[LoadNow]>, learned: &Learned) -> Verdict {
+        self.verdict(ask, loads, learned, |models| self.outlook(ask.prompt, models))
+    }
+
+    /// Decides as [`Router::route`] does, with an outlook made elsewhere: by a simulation, or once for many decisions.
+    pub fn decide(&self, ask: &Ask<'_>, outlook: &Outlook, loads: Option<&[LoadNow]>, learned: &Learned) -> Verdict {
+        self.verdict(ask, loads, learned, |_| outlook.clone())
+    }
+
+    fn verdict(
+        &self,
+        ask: &Ask<'_>,
+        loads: Option<&[LoadNow]>,
+        learned: &Learned,
+        outlook: impl FnOnce(&[usize]) -> Outlook,
+    ) -> Verdict {
         if self.config.drills(Drill::Router) {
             return Verdict::Untouched("drill");
         }
@@ -205,9 +231,7 @@ impl Router {
         let Some(policy) = self.config.policies.get(ask.policy) else {
             return Verdict::Untouched("no_policy");
         };
-        let prediction = self.prediction(ask.prompt, &models);
-        let unlearned = self.estimates(prediction.as_ref());
-        let prototype = prediction.as_ref().map(|p| p.prototype);
+        let Outlook { estimates: unlearned, familiarity, prototype } = outlook(&models);
         let estimates: Vec<Estimate> = unlearned
             .iter()
             .enumerate()
@@ -262,7 +286,7 @@ impl Router {
             unrevised_quality: (unlearned.quality, unlearned.quality_sd),
             propensity: choice.propensity,
             explored: choice.explored,
-            familiarity: prediction.as_ref().map(|p| p.familiarity),
+            familiarity,
             prototype,
             seconds: chosen.seconds,
             forecast: answer.forecast(
@@ -277,6 +301,16 @@ impl Router {
             candidates: admitted.candidates.len(),
             relaxed: admitted.relaxed,
         }))
+    }
+
+    /// What is expected of each model's answer to a prompt, if these models may answer it.
+    pub fn outlook(&self, prompt: &Prompt, allowed: &[usize]) -> Outlook {
+        let prediction = self.prediction(prompt, allowed);
+        Outlook {
+            estimates: self.estimates(prediction.as_ref()),
+            familiarity: prediction.as_ref().map(|p| p.familiarity),
+            prototype: prediction.as_ref().map(|p| p.prototype),
+        }
     }
 
     /// Models that may answer: one by name, or all of the API's kind.

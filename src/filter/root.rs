@@ -13,7 +13,6 @@ use crate::filter::stream::Stream;
 use crate::filter::worker::{Shared, Worker};
 use crate::names::ENDPOINT_HEADER;
 use crate::predictor::Predictor;
-use crate::reckoning::InstanceReport;
 use crate::router::Router;
 use crate::telemetry;
 
@@ -34,7 +33,7 @@ pub(super) struct Root {
 struct Scrape {
     instance: usize,
     asked_at: Duration,
-    /// Requests outstanding on the instance when it was asked. A later count would miss what is on its way.
+    /// Requests outstanding on the instance when it was asked.
     outstanding_requests: u64,
 }
 
@@ -92,15 +91,10 @@ impl Root {
         if answered {
             let load = telemetry::parse_metrics(page);
             let usable = load.running.is_some();
-            *report = InstanceReport {
-                at: Some(scrape.asked_at),
-                load,
-                outstanding_requests: scrape.outstanding_requests,
-                unreachable: 0,
-            };
+            report.answered(scrape.asked_at, load, scrape.outstanding_requests);
             worker.metrics.count(if usable { "routebalance.scrapes.ok" } else { "routebalance.scrapes.unusable" });
         } else {
-            report.unreachable = report.unreachable.saturating_add(1);
+            report.missed();
             worker.metrics.count("routebalance.scrapes.failed");
         }
         worker.write_reports();
