@@ -17,6 +17,7 @@ pub use secret::Secret;
 pub use telemetry::Telemetry;
 
 use crate::fleet::{Fleet, ModelKind, Policy};
+use crate::latency::Basis;
 
 /// Why a configuration is refused: the field, as a path, and what is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@ use serde::Deserialize;
 use super::fleet::{RawModel, RawPool};
 use super::policy::RawPolicy;
 use super::telemetry::RawTelemetry;
+use crate::latency::Basis;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
