@@ -74,6 +74,7 @@ mod tests {
             seconds: 1.0,
             ttft_seconds: ttft_ms / 1e3,
             tpot_seconds: tpot_ms / 1e3,
+            e2e_seconds: 1.0,
             usd,
             usd_p80: usd,
             in_flight: 0.0,

@@ -2,20 +2,22 @@
 //!
 //! Filter, demo, tests and emulated instances read the same file. Cross-references are indices afterwards, weights sum to 1.
 
+mod fleet;
+mod policy;
 mod raw;
 mod secret;
+mod telemetry;
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 pub use raw::{Drill, FailurePolicy, UnknownModel};
-use raw::{RawConfig, RawLearning, RawModel, RawModelKind, RawPolicy, RawPool, RawRoute, RawTelemetry};
+use raw::{RawConfig, RawLearning, RawRoute};
 pub use secret::Secret;
+pub use telemetry::Telemetry;
 
-use crate::fleet::{
-    Budget, Fleet, Instance, LatencyProfile, Limits, Model, ModelKind, Policy, Pool, Slo, Tariff, Weights,
-};
+use crate::fleet::{Fleet, ModelKind, Policy};
+use crate::latency::Basis;
 
 /// Why a configuration is refused: the field, as a path, and what is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,25 +47,6 @@ pub struct Route {
     pub prefix_rewrite: Option<String>,
     /// Index into [`Config::policies`].
     pub policy: usize,
-}
-
-/// How load reports are fetched and trusted.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Telemetry {
-    /// Whether instances are scraped at all.
-    pub enabled: bool,
-    /// Path of the metrics page.
-    pub metrics_path: String,
-    /// Time between two scrapes of one instance.
-    pub scrape_period: Duration,
-    /// Time after which a scrape counts as failed.
-    pub scrape_timeout: Duration,
-    /// Up to this age a report is fully trusted.
-    pub fresh: Duration,
-    /// From this age on a report is not trusted at all; in between, trust falls linearly.
-    pub max_age: Duration,
-    /// Time after which another worker takes over the scraping of a silent one.
-    pub lease: Duration,
 }
 
 /// What the gateway learns while it serves.
@@ -111,6 +94,8 @@ pub struct Config {
     pub predictor_enabled: bool,
     /// What is learnt while serving.
     pub learning: Learning,
+    /// What forecasts of a response's times rest on.
+    pub latency_estimate: Basis,
     /// Load reports.
     pub telemetry: Telemetry,
     /// Largest request body that is held back until it is whole.
@@ -163,14 +148,14 @@ fn error(field: impl Into<String>, problem: impl Into<String>) -> ConfigError {
 
 fn check(raw: RawConfig) -> Result<Config, ConfigError> {
     check_names("virtual_models", raw.virtual_models.iter().map(String::as_str))?;
-    let models = check_models(&raw.models)?;
-    let fleet = check_pools(models, &raw.pools)?;
+    let models = fleet::check_models(&raw.models)?;
+    let fleet = fleet::check_pools(models, &raw.pools)?;
     for (i, name) in raw.virtual_models.iter().enumerate() {
         if fleet.model_named(name).is_some() {
             return Err(error(format!("virtual_models[{i}]"), format!("{name:?} is also the name of a model")));
         }
     }
-    let policies = check_policies(&raw.policies)?;
+    let policies = policy::check_all(&raw.policies)?;
     let named = |field: String, name: &str| {
         policies.iter().position(|p| p.name == name).ok_or_else(|| error(field, format!("no policy is named {name:?}")))
     };
@@ -181,7 +166,7 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
         let policy = named(format!("routes[{i}].policy"), &route.policy)?;
         routes.push(check_route(i, route, policy)?);
     }
-    let telemetry = check_telemetry(&raw.telemetry)?;
+    let telemetry = telemetry::check(&raw.telemetry)?;
     if !(65_536..=1 << 30).contains(&raw.request.max_buffered_bytes) {
         return Err(error("request.max_buffered_bytes", "must be between 65536 and 1073741824 bytes"));
     }
@@ -214,6 +199,7 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
         routes,
         predictor_enabled: raw.predictor.enabled,
         learning: check_learning(raw.learning)?,
+        latency_estimate: raw.latency.estimate,
         telemetry,
         max_buffered_bytes: raw.request.max_buffered_bytes,
         expose_endpoint: raw.response.expose_endpoint,
@@ -265,149 +251,6 @@ fn check_number(field: String, value: f64, low: f64, high: f64) -> Result<f64, C
     }
 }
 
-fn check_models(raw: &[RawModel]) -> Result<Vec<Model>, ConfigError> {
-    if raw.is_empty() {
-        return Err(error("models", "at least one model is needed"));
-    }
-    check_names("models[].name", raw.iter().map(|m| m.name.as_str()))?;
-    raw.iter().enumerate().map(|(i, m)| check_model(i, m)).collect()
-}
-
-fn check_model(i: usize, raw: &RawModel) -> Result<Model, ConfigError> {
-    let at = |field: &str| format!("models[{i}].{field}");
-    let needed =
-        |value: Option<f64>, field: &str| value.ok_or_else(|| error(at(field), "a model of kind generate needs it"));
-    let input = check_number(at("usd_per_million_input_tokens"), raw.usd_per_million_input_tokens, 0.0, 1e6)?;
-    let (kind, output, quality, tokens) = match raw.kind {
-        RawModelKind::Embed => (ModelKind::Embed, 0.0, raw.quality_prior.unwrap_or(0.0), 1.0),
-        RawModelKind::Generate => (
-            ModelKind::Generate,
-            needed(raw.usd_per_million_output_tokens, "usd_per_million_output_tokens")?,
-            needed(raw.quality_prior, "quality_prior")?,
-            needed(raw.output_tokens_prior, "output_tokens_prior")?,
-        ),
-    };
-    let output = check_number(at("usd_per_million_output_tokens"), output, 0.0, 1e6)?;
-    Ok(Model {
-        name: raw.name.clone(),
-        kind,
-        tariff: Tariff { usd_per_input_token: input / 1e6, usd_per_output_token: output / 1e6 },
-        quality_prior: check_number(at("quality_prior"), quality, 0.0, 1.0)?,
-        output_tokens_prior: check_number(at("output_tokens_prior"), tokens, 1.0, 1e6)?,
-    })
-}
-
-fn check_pools(models: Vec<Model>, raw: &[RawPool]) -> Result<Fleet, ConfigError> {
-    if raw.is_empty() {
-        return Err(error("pools", "at least one pool is needed"));
-    }
-    check_names("pools[].name", raw.iter().map(|p| p.name.as_str()))?;
-    check_names("pools[].cluster", raw.iter().map(|p| p.cluster.as_str()))?;
-    let mut fleet = Fleet { models, pools: Vec::with_capacity(raw.len()), instances: Vec::new() };
-    for (i, pool) in raw.iter().enumerate() {
-        check_pool(&mut fleet, i, pool)?;
-    }
-    for (i, model) in fleet.models.iter().enumerate() {
-        if !fleet.pools.iter().any(|p| p.model == i) {
-            return Err(error(format!("models[{i}].name"), format!("no pool serves {:?}", model.name)));
-        }
-    }
-    Ok(fleet)
-}
-
-fn check_pool(fleet: &mut Fleet, i: usize, raw: &RawPool) -> Result<(), ConfigError> {
-    let at = |field: &str| format!("pools[{i}].{field}");
-    let model = fleet
-        .model_named(&raw.model)
-        .ok_or_else(|| error(at("model"), format!("no model is named {:?}", raw.model)))?;
-    let served_model = raw.served_model.clone().unwrap_or_else(|| raw.model.clone());
-    check_names(&at("served_model"), std::iter::once(served_model.as_str()))?;
-    let profile = LatencyProfile {
-        tpot_ms: check_number(at("profile.tpot_ms"), raw.profile.tpot_ms, 0.01, 60_000.0)?,
-        tpot_growth_per_running: check_number(
-            at("profile.tpot_growth_per_running"),
-            raw.profile.tpot_growth_per_running,
-            0.0,
-            10.0,
-        )?,
-        prefill_tokens_per_second: check_number(
-            at("profile.prefill_tokens_per_second"),
-            raw.profile.prefill_tokens_per_second,
-            1.0,
-            1e9,
-        )?,
-        overhead_ms: check_number(at("profile.overhead_ms"), raw.profile.overhead_ms, 0.0, 60_000.0)?,
-    };
-    let limits = Limits {
-        max_running: raw.limits.max_running,
-        kv_tokens: raw.limits.kv_tokens,
-        max_model_len: raw.limits.max_model_len,
-    };
-    for (field, value) in [
-        ("limits.max_running", u64::from(limits.max_running)),
-        ("limits.kv_tokens", limits.kv_tokens),
-        ("limits.max_model_len", u64::from(limits.max_model_len)),
-    ] {
-        if value == 0 {
-            return Err(error(at(field), "must be at least 1"));
-        }
-    }
-    if raw.instances.is_empty() {
-        return Err(error(at("instances"), "at least one ip:port is needed"));
-    }
-    let start = fleet.instances.len();
-    for (k, address) in raw.instances.iter().enumerate() {
-        let field = format!("pools[{i}].instances[{k}]");
-        let address = check_address(&field, address)?.to_string();
-        if fleet.instance_at(&address).is_some() {
-            return Err(error(field, format!("{address} appears twice in the fleet")));
-        }
-        fleet.instances.push(Instance { address, pool: i });
-    }
-    let instances = start..fleet.instances.len();
-    let cluster = raw.cluster.clone();
-    fleet.pools.push(Pool { name: raw.name.clone(), model, cluster, served_model, profile, limits, instances });
-    Ok(())
-}
-
-fn check_policies(raw: &[RawPolicy]) -> Result<Vec<Policy>, ConfigError> {
-    if raw.is_empty() {
-        return Err(error("policies", "at least one policy is needed"));
-    }
-    check_names("policies[].name", raw.iter().map(|p| p.name.as_str()))?;
-    raw.iter().enumerate().map(|(i, p)| check_policy(i, p)).collect()
-}
-
-fn check_policy(i: usize, raw: &RawPolicy) -> Result<Policy, ConfigError> {
-    let at = |field: &str| format!("policies[{i}].{field}");
-    let quality = check_number(at("weights.quality"), raw.weights.quality, 0.0, 1e9)?;
-    let latency = check_number(at("weights.latency"), raw.weights.latency, 0.0, 1e9)?;
-    let cost = check_number(at("weights.cost"), raw.weights.cost, 0.0, 1e9)?;
-    let sum = quality + latency + cost;
-    if sum <= 0.0 {
-        return Err(error(at("weights"), "at least one weight must be above 0"));
-    }
-    let milliseconds = |value: Option<f64>, field: &str| {
-        value.map(|v| Ok(Duration::from_secs_f64(check_number(at(field), v, 0.001, 1e9)? / 1e3))).transpose()
-    };
-    let usd = raw.budget.usd.map(|v| check_number(at("budget.usd"), v, 0.0, 1e9)).transpose()?;
-    if raw.budget.tokens == Some(0) {
-        return Err(error(at("budget.tokens"), "must be at least 1"));
-    }
-    Ok(Policy {
-        name: raw.name.clone(),
-        weights: Weights { quality: quality / sum, latency: latency / sum, cost: cost / sum },
-        objective: raw.objective,
-        quality_normalisation: raw.quality_normalisation,
-        slo: Slo {
-            ttft: milliseconds(raw.slo.ttft_ms, "slo.ttft_ms")?,
-            tpot: milliseconds(raw.slo.tpot_ms, "slo.tpot_ms")?,
-        },
-        budget: Budget { usd, tokens: raw.budget.tokens },
-        exploration: check_number(at("exploration"), raw.exploration, 0.0, 0.5)?,
-    })
-}
-
 fn check_learning(raw: RawLearning) -> Result<Learning, ConfigError> {
     let feedback_secret = raw
         .feedback
@@ -427,32 +270,6 @@ fn check_route(i: usize, raw: &RawRoute, policy: usize) -> Result<Route, ConfigE
         }
     }
     Ok(Route { name: raw.name.clone(), prefix: raw.prefix.clone(), prefix_rewrite: raw.prefix_rewrite.clone(), policy })
-}
-
-fn check_telemetry(raw: &RawTelemetry) -> Result<Telemetry, ConfigError> {
-    let ms = |field: &str, value: u64, low: u64, high: u64| {
-        if (low..=high).contains(&value) {
-            Ok(Duration::from_millis(value))
-        } else {
-            Err(error(format!("telemetry.{field}"), format!("{value} is not between {low} and {high} milliseconds")))
-        }
-    };
-    if !raw.metrics_path.starts_with('/') || raw.metrics_path.chars().any(|c| c.is_control() || c == ' ') {
-        return Err(error("telemetry.metrics_path", "must be a path that starts with /"));
-    }
-    let telemetry = Telemetry {
-        enabled: raw.enabled,
-        metrics_path: raw.metrics_path.clone(),
-        scrape_period: ms("scrape_period_ms", raw.scrape_period_ms, 20, 600_000)?,
-        scrape_timeout: ms("scrape_timeout_ms", raw.scrape_timeout_ms, 10, 60_000)?,
-        fresh: ms("fresh_ms", raw.fresh_ms, 1, 3_600_000)?,
-        max_age: ms("max_age_ms", raw.max_age_ms, 2, 3_600_000)?,
-        lease: ms("lease_ms", raw.lease_ms, 100, 60_000)?,
-    };
-    if telemetry.max_age <= telemetry.fresh {
-        return Err(error("telemetry.max_age_ms", "must be above telemetry.fresh_ms"));
-    }
-    Ok(telemetry)
 }
 
 #[cfg(test)]

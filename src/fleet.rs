@@ -1,6 +1,5 @@
 //! Vocabulary: what the fleet is made of. No behaviour beyond look-ups; everything here is checked by `config`.
 
-use std::ops::Range;
 use std::time::Duration;
 
 /// What a model is for; a request's API decides which kind may answer it.
@@ -76,7 +75,7 @@ pub struct Pool {
     /// What its instances can hold.
     pub limits: Limits,
     /// Its instances, indices into [`Fleet::instances`].
-    pub instances: Range<usize>,
+    pub instances: Vec<usize>,
 }
 
 /// One running vLLM-like server.

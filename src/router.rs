@@ -3,16 +3,18 @@
 //! Deciding is a value; doing is the shell's. The simulator and the filter call the same [`Router::route`], which keeps nothing:
 //! load, what was learnt and the random draw are arguments.
 
+mod candidates;
+
 use crate::admission::{self, Constraint};
 use crate::config::{Config, Drill, UnknownModel};
 use crate::features;
-use crate::fleet::{Model, ModelKind, Pool};
-use crate::latency;
-use crate::learning::{Learned, exploration, lengths};
+use crate::fleet::{Model, ModelKind};
+use crate::latency::{Forecast, Speed};
+use crate::learning::{Learned, exploration, lengths, speed};
 use crate::openai::{Api, Observed, Prompt};
 use crate::predictor::{Estimate, Prediction, Predictor};
 use crate::reckoning::LoadNow;
-use crate::score::{self, Candidate};
+use crate::score;
 
 /// The step of the ladder on which a decision was made. A lower step is a worse decision, never an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -127,8 +129,10 @@ pub struct Decision {
     pub familiarity: Option<f64>,
     /// The cluster of training prompts that the prompt is nearest to; `None` without a prediction.
     pub prototype: Option<usize>,
-    /// Expected time, seconds.
+    /// Expected time, seconds: the objective's T.
     pub seconds: f64,
+    /// Expected times of the response.
+    pub forecast: Forecast,
     /// Expected cost, USD.
     pub usd: f64,
     /// The winner's score.
@@ -149,6 +153,14 @@ impl Decision {
     pub fn lesson(&self, seen: &Observed) -> Option<lengths::Lesson> {
         let usage = seen.usage.filter(|_| seen.ended && !seen.error_event)?;
         self.expectation?.lesson(usage.completion_tokens, seen.cut_short)
+    }
+
+    /// What a whole, successful response teaches about the speed of its pool, if it has one answer to one prompt.
+    pub fn speed_lesson(&self, timing: &speed::Timing) -> Option<speed::Lesson> {
+        self.expectation?;
+        let expectation =
+            speed::Expectation { pool: self.pool, forecast: self.forecast, prompt_tokens: self.prompt_tokens as f64 };
+        Some(expectation.lesson(timing))
     }
 }
 
@@ -225,8 +237,8 @@ impl Router {
             .enumerate()
             .map(|(model, (estimate, _))| learned.applied(model, prototype, estimate))
             .collect();
-        let prompt_tokens = prompt_tokens(ask.prompt);
-        let candidates = self.candidates(ask, &models, &estimates, prompt_tokens, loads);
+        let prompt_tokens = candidates::prompt_tokens(ask.prompt);
+        let candidates = self.candidates(ask, &models, &estimates, prompt_tokens, loads, learned);
         let admitted = admission::admit(candidates, &policy.slo, &policy.budget);
         let scores = score::scores(
             &admitted.candidates,
@@ -277,6 +289,13 @@ impl Router {
             familiarity,
             prototype,
             seconds: chosen.seconds,
+            forecast: answer.forecast(
+                pool,
+                &loads.and_then(|l| l.get(chosen.instance)).copied().unwrap_or_default(),
+                prompt_tokens,
+                estimate,
+                learned.speed(pool_index).unwrap_or(&Speed::default()),
+            ),
             usd: chosen.usd,
             score,
             candidates: admitted.candidates.len(),
@@ -342,118 +361,6 @@ impl Router {
             })
             .collect()
     }
-
-    /// Every instance of the allowed models. One whose context is too short for the prompt is a candidate only if there is no
-    /// longer one, and one that nobody answers at only if there is no other at all.
-    fn candidates(
-        &self,
-        ask: &Ask<'_>,
-        models: &[usize],
-        estimates: &[Estimate],
-        prompt_tokens: f64,
-        loads: Option<&[LoadNow]>,
-    ) -> Vec<Candidate> {
-        let fleet = &self.config.fleet;
-        let holder = ask.holder.filter(|i| *i < fleet.instances.len());
-        let (mut fitting, mut too_short, mut unreachable) = (Vec::new(), Vec::new(), Vec::new());
-        for (i, instance) in fleet.instances.iter().enumerate() {
-            let Some(pool) = fleet.pools.get(instance.pool) else { continue };
-            let wanted = holder.map_or_else(|| models.contains(&pool.model), |h| h == i);
-            let (Some(model), Some(estimate)) = (fleet.model_of(pool), estimates.get(pool.model)) else {
-                continue;
-            };
-            if !wanted {
-                continue;
-            }
-            let load = loads.and_then(|l| l.get(i)).copied().unwrap_or_default();
-            let answer = self.answer(ask, pool);
-            let (output_tokens, output_tokens_p80) =
-                (answer.tokens(estimate.output_tokens), answer.tokens(estimate.output_tokens_p80));
-            let tariff = &model.tariff;
-            let usd = |output: f64| prompt_tokens * tariff.usd_per_input_token + output * tariff.usd_per_output_token;
-            let candidate = Candidate {
-                instance: i,
-                quality: estimate.quality,
-                output_tokens,
-                output_tokens_p80,
-                seconds: latency::paper_seconds(&pool.profile, &pool.limits, &load, output_tokens.max(1.0)),
-                ttft_seconds: latency::ttft_seconds(&pool.profile, &pool.limits, &load, prompt_tokens),
-                tpot_seconds: latency::tpot_seconds(&pool.profile, load.running),
-                usd: usd(output_tokens),
-                usd_p80: usd(output_tokens_p80),
-                in_flight: load.in_flight(),
-                last_dispatch: load.last_dispatch,
-            };
-            if load.unreachable {
-                unreachable.push(candidate);
-            } else if prompt_tokens < f64::from(pool.limits.max_model_len) {
-                fitting.push(candidate);
-            } else {
-                too_short.push(candidate);
-            }
-        }
-        [fitting, too_short, unreachable].into_iter().find(|c| !c.is_empty()).unwrap_or_default()
-    }
-
-    /// What a request allows its answer to be on a pool.
-    fn answer(&self, ask: &Ask<'_>, pool: &Pool) -> Answer {
-        let generates = self.config.fleet.model_of(pool).is_some_and(|m| m.kind == ModelKind::Generate)
-            && ask.api != Api::CountTokens;
-        let answers =
-            if generates { f64::from(ask.prompt.n.max(1)) * f64::from(ask.prompt.prompts.max(1)) } else { 0.0 };
-        let asked = ask.prompt.max_tokens.map_or(f64::INFINITY, f64::from).max(1.0);
-        Answer { answers, max_tokens: asked.min(f64::from(pool.limits.max_model_len)) }
-    }
-
-    /// The other instances of the pool: scored ones in their order, then those that were no candidates. A request that belongs
-    /// to one instance has none.
-    fn fallbacks(
-        &self,
-        chosen: usize,
-        pool: usize,
-        candidates: &[Candidate],
-        order: &[usize],
-        holder: Option<usize>,
-        loads: Option<&[LoadNow]>,
-    ) -> Vec<usize> {
-        let Some(pool) = self.config.fleet.pools.get(pool).filter(|_| holder.is_none()) else {
-            return Vec::new();
-        };
-        let mut fallbacks: Vec<usize> = order
-            .iter()
-            .filter_map(|i| candidates.get(*i).map(|c| c.instance))
-            .filter(|i| *i != chosen && pool.instances.contains(i))
-            .collect();
-        let mut rest: Vec<usize> = pool.instances.clone().filter(|i| *i != chosen && !fallbacks.contains(i)).collect();
-        rest.sort_by_key(|i| loads.and_then(|l| l.get(*i)).is_some_and(|l| l.unreachable));
-        fallbacks.append(&mut rest);
-        fallbacks
-    }
-}
-
-/// How long the answer to a request may be.
-struct Answer {
-    /// Answers asked for; 0 where nothing is generated.
-    answers: f64,
-    /// Most tokens of each.
-    max_tokens: f64,
-}
-
-impl Answer {
-    /// Whether the tokens of the response are those of one answer.
-    fn is_one(&self) -> bool {
-        self.answers == 1.0
-    }
-
-    /// Tokens of all answers, if each would have so many.
-    fn tokens(&self, of_each: f64) -> f64 {
-        of_each.clamp(1.0, self.max_tokens) * self.answers
-    }
-}
-
-/// Tokens of everything that is prefilled: text, token-id prompts, tool definitions at four bytes a token.
-fn prompt_tokens(prompt: &Prompt) -> f64 {
-    (prompt.text.estimated_tokens() as f64) + prompt.token_ids as f64 + prompt.tool_bytes as f64 / 4.0
 }
 
 /// The step on which a decision stands: the worst of what it had to do without.

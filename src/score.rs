@@ -22,6 +22,8 @@ pub struct Candidate {
     pub ttft_seconds: f64,
     /// Expected time per output token, seconds.
     pub tpot_seconds: f64,
+    /// Expected time to the last token, seconds.
+    pub e2e_seconds: f64,
     /// Expected cost, USD.
     pub usd: f64,
     /// Cost that 4 of 5 such requests do not exceed, USD.
@@ -117,6 +119,7 @@ mod tests {
             seconds,
             ttft_seconds: 0.1,
             tpot_seconds: 0.01,
+            e2e_seconds: 1.1,
             usd,
             usd_p80: usd,
             in_flight: 0.0,

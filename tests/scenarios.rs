@@ -235,7 +235,7 @@ pub(crate) const PASSED: &[Passed] = &[
 /// What a client may try in order to choose for itself.
 pub(crate) fn spoofed(request: Request, gateway: &Gateway) -> Request {
     let other = gateway.pool("qwen2.5-72b");
-    let address = &gateway.config().fleet.instances[other.instances.start].address;
+    let address = &gateway.config().fleet.instances[other.instances[0]].address;
     request
         .header("x-routebalance-cluster", &other.cluster)
         .header("x-gateway-destination-endpoint", address)

@@ -2,7 +2,10 @@
 
 use serde::Deserialize;
 
-use crate::fleet::{Objective, QualityNormalisation};
+use super::fleet::{RawModel, RawPool};
+use super::policy::RawPolicy;
+use super::telemetry::RawTelemetry;
+use crate::latency::Basis;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -21,6 +24,8 @@ pub(super) struct RawConfig {
     pub(super) predictor: RawPredictor,
     #[serde(default)]
     pub(super) learning: RawLearning,
+    #[serde(default)]
+    pub(super) latency: RawLatency,
     #[serde(default)]
     pub(super) telemetry: RawTelemetry,
     #[serde(default)]
@@ -66,119 +71,6 @@ pub enum Drill {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct RawModel {
-    pub(super) name: String,
-    #[serde(default)]
-    pub(super) kind: RawModelKind,
-    pub(super) usd_per_million_input_tokens: f64,
-    #[serde(default)]
-    pub(super) usd_per_million_output_tokens: Option<f64>,
-    #[serde(default)]
-    pub(super) quality_prior: Option<f64>,
-    #[serde(default)]
-    pub(super) output_tokens_prior: Option<f64>,
-}
-
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum RawModelKind {
-    #[default]
-    Generate,
-    Embed,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RawPool {
-    pub(super) name: String,
-    pub(super) model: String,
-    pub(super) cluster: String,
-    #[serde(default)]
-    pub(super) served_model: Option<String>,
-    pub(super) profile: RawProfile,
-    #[serde(default)]
-    pub(super) limits: RawLimits,
-    pub(super) instances: Vec<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RawProfile {
-    pub(super) tpot_ms: f64,
-    #[serde(default)]
-    pub(super) tpot_growth_per_running: f64,
-    pub(super) prefill_tokens_per_second: f64,
-    #[serde(default)]
-    pub(super) overhead_ms: f64,
-    /// Where the numbers come from; for people.
-    #[serde(default, rename = "source")]
-    pub(super) _source: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct RawLimits {
-    pub(super) max_running: u32,
-    pub(super) kv_tokens: u64,
-    pub(super) max_model_len: u32,
-}
-
-impl Default for RawLimits {
-    fn default() -> Self {
-        // vLLM 0.32's default --max-num-seqs; KV and context as a 7B model on a 24 GB GPU has them.
-        RawLimits { max_running: 256, kv_tokens: 76_000, max_model_len: 8_192 }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RawPolicy {
-    pub(super) name: String,
-    pub(super) weights: RawWeights,
-    #[serde(default = "paper")]
-    pub(super) objective: Objective,
-    #[serde(default = "min_max")]
-    pub(super) quality_normalisation: QualityNormalisation,
-    #[serde(default)]
-    pub(super) slo: RawSlo,
-    #[serde(default)]
-    pub(super) budget: RawBudget,
-    #[serde(default)]
-    pub(super) exploration: f64,
-}
-
-fn paper() -> Objective {
-    Objective::Paper
-}
-
-fn min_max() -> QualityNormalisation {
-    QualityNormalisation::MinMax
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RawWeights {
-    pub(super) quality: f64,
-    pub(super) latency: f64,
-    pub(super) cost: f64,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct RawSlo {
-    pub(super) ttft_ms: Option<f64>,
-    pub(super) tpot_ms: Option<f64>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct RawBudget {
-    pub(super) usd: Option<f64>,
-    pub(super) tokens: Option<u32>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct RawRoute {
     pub(super) name: String,
     pub(super) prefix: String,
@@ -199,6 +91,12 @@ impl Default for RawPredictor {
     }
 }
 
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawLatency {
+    pub(super) estimate: Basis,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawLearning {
@@ -216,32 +114,6 @@ impl Default for RawLearning {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawFeedback {
     pub(super) secret: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct RawTelemetry {
-    pub(super) enabled: bool,
-    pub(super) metrics_path: String,
-    pub(super) scrape_period_ms: u64,
-    pub(super) scrape_timeout_ms: u64,
-    pub(super) fresh_ms: u64,
-    pub(super) max_age_ms: u64,
-    pub(super) lease_ms: u64,
-}
-
-impl Default for RawTelemetry {
-    fn default() -> Self {
-        RawTelemetry {
-            enabled: true,
-            metrics_path: "/metrics".to_owned(),
-            scrape_period_ms: 250,
-            scrape_timeout_ms: 1_000,
-            fresh_ms: 1_000,
-            max_age_ms: 5_000,
-            lease_ms: 1_000,
-        }
-    }
 }
 
 #[derive(Deserialize)]

@@ -4,10 +4,13 @@
 
 mod access_log;
 mod debug;
+mod deciding;
 mod feedback;
 mod host;
 mod learner;
+mod local;
 mod root;
+mod serving;
 mod stream;
 mod worker;
 

@@ -184,7 +184,7 @@ impl Worker {
         let counters = self.all_counters();
         let Worker { router, metrics, .. } = self;
         for pool in &router.config().fleet.pools {
-            let of_pool = counters.0.get(pool.instances.clone()).unwrap_or_default();
+            let of_pool = || pool.instances.iter().filter_map(|i| counters.0.get(*i));
             let gauges: [Gauge; 4] = [
                 ("outstanding_requests", InstanceCounters::outstanding_requests),
                 ("outstanding_prompt_tokens", InstanceCounters::outstanding_prompt_tokens),
@@ -193,8 +193,15 @@ impl Worker {
                 ("dispatched_requests", |c| c.dispatched_requests),
             ];
             for (name, read) in gauges {
-                let sum = of_pool.iter().map(read).fold(0, u64::saturating_add);
+                let sum = of_pool().map(read).fold(0, u64::saturating_add);
                 metrics.set(&format!("routebalance.{name}.{}", pool.name), sum);
+            }
+        }
+        for (i, pool) in self.router.config().fleet.pools.iter().enumerate() {
+            let Some(speed) = self.learner.learned().speed(i) else { continue };
+            for (name, factor) in [("ttft", speed.ttft_factor), ("tpot", speed.tpot_factor)] {
+                let milli = (factor * 1e3).round() as u64;
+                self.metrics.set(&format!("routebalance.{name}_correction_milli.{}", pool.name), milli);
             }
         }
         if self.router.config().learning.output_tokens {

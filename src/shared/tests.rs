@@ -1,7 +1,10 @@
 use super::*;
+use crate::config::Config;
+use crate::latency::{self, Basis, Forecast, Speed, Work};
 use crate::learning::beliefs::{self, Beliefs};
 use crate::learning::lengths::{self, Lengths};
-use crate::reckoning::{Counters, InstanceCounters, InstanceReport, Reports};
+use crate::learning::speed::{self, SpeedTallies, Speeds};
+use crate::reckoning::{Counters, InstanceCounters, InstanceReport, LoadNow, Reports};
 use crate::telemetry::Load;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -144,6 +147,64 @@ fn what_others_learnt_of_other_models_or_wrongly_is_absent() {
         reader.read(&[decode_beliefs(&broken, 9)]);
         let (quality, sd) = reader.offsets().revised(4, Some(255), 0.5, 0.1);
         assert!((0.0..=1.0).contains(&quality) && (0.0..=0.1).contains(&sd), "{at}: {quality} {sd}");
+    }
+}
+
+fn speeds() -> Speeds {
+    let mut speeds = Speeds::default();
+    let forecast =
+        Forecast { ttft: 0.2, tpot: 0.02, uncorrected_ttft: 0.2, uncorrected_tpot: 0.02, ..Forecast::default() };
+    for i in 0..80_u32 {
+        let expectation = speed::Expectation {
+            pool: 1,
+            forecast: Forecast { batch: f64::from(i % 9), prefill_tokens: f64::from(i % 5) * 100.0, ..forecast },
+            prompt_tokens: 300.0,
+        };
+        speeds.learn(&expectation.lesson(&speed::Timing { ttft: Some(0.3), e2e: 1.3, output_tokens: 41 }));
+    }
+    speeds
+}
+
+#[test]
+fn what_was_learnt_of_speed_comes_back_as_it_was() {
+    let bytes = encode_speeds(&speeds(), 9);
+    assert!(bytes.len() <= 9 + 16 + 380, "{} bytes", bytes.len());
+    let mut heir = Speeds::default();
+    heir.adopt(decode_speeds(&bytes, 9));
+    for basis in [Basis::Prior, Basis::Learned, Basis::Both] {
+        let (back, was) = (heir.speed(1, basis), speeds().speed(1, basis));
+        assert!((back.ttft_factor / was.ttft_factor - 1.0).abs() < 1e-6 && back.ttft_factor >= 1.0, "{basis:?}");
+        assert!((back.tpot_factor / was.tpot_factor - 1.0).abs() < 1e-6, "{basis:?}");
+        assert!((back.traffic.unwrap().prompt_tokens - 300.0).abs() < 1e-3, "{basis:?}");
+        assert_eq!(back.pace.is_some(), basis == Basis::Learned);
+        let p = |speed: &Speed| speed.probability_ttft_within(0.2, 0.25);
+        assert!((p(&back) - p(&was)).abs() < 1e-6, "{basis:?}");
+    }
+    assert_eq!(decode_speeds(&bytes, 8), SpeedTallies::default(), "other pools");
+    for cut in 0..bytes.len() {
+        assert_eq!(decode_speeds(&bytes[..cut], 9), SpeedTallies::default(), "cut at {cut}");
+    }
+}
+
+/// Whatever bytes another worker leaves, forecasts stay numbers.
+#[test]
+fn broken_records_of_speed_break_no_forecast() {
+    let good = encode_speeds(&speeds(), 9);
+    let fleet = Config::parse(include_bytes!("../../envoy/routebalance.json")).unwrap().fleet;
+    let pool = &fleet.pools[1];
+    let work = Work { prompt_tokens: 200.0, cached_tokens: 0.0, output_tokens: 100.0 };
+    let load = LoadNow { running: 5.0, ..LoadNow::default() };
+    for (at, value) in (9..good.len()).flat_map(|at| [0x00, 0x7f, 0x80, 0xff].map(|value| (at, value))) {
+        let mut broken = good.clone();
+        broken[at] = value;
+        let mut reader = Speeds::default();
+        reader.read(vec![decode_speeds(&broken, 9)]);
+        for basis in [Basis::Learned, Basis::Both] {
+            let speed = reader.speed(1, basis);
+            let forecast = latency::forecast(&pool.profile, &pool.limits, &load, &work, &speed);
+            let times = [forecast.ttft, forecast.tpot, forecast.e2e, speed.probability_ttft_within(0.2, 0.3)];
+            assert!(times.iter().all(|time| time.is_finite() && *time >= 0.0), "{at} {value} {basis:?}: {times:?}");
+        }
     }
 }
 

@@ -102,12 +102,15 @@ mod tests {
         let all = config.fleet.instances.len();
         for (pools, expected) in [
             (vec![second.name.clone()], second.instances.clone()),
-            (vec![first.name.clone(), second.name.clone()], first.instances.start..second.instances.end),
-            (vec![], 0..all),
+            (
+                vec![first.name.clone(), second.name.clone()],
+                first.instances.iter().chain(&second.instances).copied().collect::<Vec<_>>(),
+            ),
+            (vec![], (0..all).collect()),
         ] {
             let running = start(&config, &pools, 1.0, None).await.unwrap();
             let addresses: Vec<String> = running.iter().map(|instance| instance.address().to_string()).collect();
-            let wanted: Vec<&str> = config.fleet.instances[expected].iter().map(|i| i.address.as_str()).collect();
+            let wanted: Vec<&str> = expected.iter().map(|i| config.fleet.instances[*i].address.as_str()).collect();
             assert_eq!(addresses, wanted, "{pools:?}");
             for instance in running {
                 instance.stop().await;

@@ -260,7 +260,7 @@ fn cluster(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()
       - lb_endpoints:
 "#
     )?;
-    for instance in config.fleet.instances.get(pool.instances.clone()).unwrap_or_default() {
+    for instance in pool.instances.iter().filter_map(|i| config.fleet.instances.get(*i)) {
         let address: std::net::SocketAddr = instance.address.parse()?;
         let (ip, port) = (address.ip(), address.port());
         writeln!(

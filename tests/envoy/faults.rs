@@ -16,7 +16,7 @@ const MODEL: &str = "Qwen2.5-72B-Instruct";
 
 /// With no load to read, the first instance is the first choice.
 pub(crate) async fn neighbour_serves(gateway: &Gateway) {
-    let (first, second) = (gateway.pool(POOL).instances.start, gateway.pool(POOL).instances.start + 1);
+    let (first, second) = (gateway.pool(POOL).instances[0], gateway.pool(POOL).instances[1]);
     gateway.fault(first, Fault::Refuse).await;
     for request in [Request::chat(MODEL), Request::long_stream(MODEL)] {
         let request =
@@ -30,7 +30,7 @@ pub(crate) async fn neighbour_serves(gateway: &Gateway) {
 }
 
 pub(crate) async fn neighbour_serves_after_reset(gateway: &Gateway) {
-    let (first, second) = (gateway.pool(POOL).instances.start, gateway.pool(POOL).instances.start + 1);
+    let (first, second) = (gateway.pool(POOL).instances[0], gateway.pool(POOL).instances[1]);
     gateway.fault(first, Fault::Stall).await;
     let (request, id) = gateway.mark(&Request::chat(MODEL));
     let mut tcp = gateway.connect().await;
@@ -51,7 +51,7 @@ pub(crate) async fn model_is_gone(gateway: &Gateway) {
 }
 
 pub(crate) async fn gone_is_avoided(gateway: &Gateway) {
-    let first = gateway.pool(POOL).instances.start;
+    let first = gateway.pool(POOL).instances[0];
     gateway.fault(first, Fault::Refuse).await;
     gateway.scrapes("failed", 4).await;
     let before = gateway.stat("served_by_fallback").await;

@@ -82,7 +82,7 @@ pub(crate) async fn thirty_at_once(gateway: &Gateway) {
         names_its_choice(gateway, &reply, "fused");
         instances.insert(reply.arrival().0);
     }
-    let of_7b = gateway.pool("qwen2.5-7b").instances.clone().filter(|i| instances.contains(i)).count();
+    let of_7b = gateway.pool("qwen2.5-7b").instances.iter().filter(|i| instances.contains(i)).count();
     assert_eq!(of_7b, 5, "ten requests for a model reach all of its instances: {instances:?}");
 }
 
@@ -134,7 +134,7 @@ pub(crate) async fn control_headers_choose_nothing(gateway: &Gateway) {
         names_its_choice(gateway, &reply, "fused");
         let endpoints = received.headers.iter().filter(|(name, _)| name == "x-gateway-destination-endpoint");
         let own = |address: &str| {
-            gateway.pool("qwen2.5-3b").instances.clone().any(|i| gateway.config().fleet.instances[i].address == address)
+            gateway.pool("qwen2.5-3b").instances.iter().any(|i| gateway.config().fleet.instances[*i].address == address)
         };
         assert!(endpoints.flat_map(|(_, list)| list.split(',')).all(own), "{received:?}");
     }

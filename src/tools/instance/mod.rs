@@ -435,7 +435,7 @@ mod tests {
             served_model: format!("served-{name}"),
             profile,
             limits,
-            instances: 0..0,
+            instances: Vec::new(),
         };
         let fleet = Fleet {
             models: vec![model("small"), model("large")],

@@ -1,0 +1,177 @@
+//! Models, pools and instances, as written and checked.
+
+use serde::Deserialize;
+
+use super::{ConfigError, check_address, check_names, check_number, error};
+use crate::fleet::{Fleet, Instance, LatencyProfile, Limits, Model, ModelKind, Pool, Tariff};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawModel {
+    pub(super) name: String,
+    #[serde(default)]
+    pub(super) kind: RawModelKind,
+    pub(super) usd_per_million_input_tokens: f64,
+    #[serde(default)]
+    pub(super) usd_per_million_output_tokens: Option<f64>,
+    #[serde(default)]
+    pub(super) quality_prior: Option<f64>,
+    #[serde(default)]
+    pub(super) output_tokens_prior: Option<f64>,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum RawModelKind {
+    #[default]
+    Generate,
+    Embed,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawPool {
+    pub(super) name: String,
+    pub(super) model: String,
+    pub(super) cluster: String,
+    #[serde(default)]
+    pub(super) served_model: Option<String>,
+    pub(super) profile: RawProfile,
+    #[serde(default)]
+    pub(super) limits: RawLimits,
+    pub(super) instances: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawProfile {
+    pub(super) tpot_ms: f64,
+    #[serde(default)]
+    pub(super) tpot_growth_per_running: f64,
+    pub(super) prefill_tokens_per_second: f64,
+    #[serde(default)]
+    pub(super) overhead_ms: f64,
+    /// Where the numbers come from; for people.
+    #[serde(default, rename = "source")]
+    pub(super) _source: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawLimits {
+    pub(super) max_running: u32,
+    pub(super) kv_tokens: u64,
+    pub(super) max_model_len: u32,
+}
+
+impl Default for RawLimits {
+    fn default() -> Self {
+        // vLLM 0.32's default --max-num-seqs; KV and context as a 7B model on a 24 GB GPU has them.
+        RawLimits { max_running: 256, kv_tokens: 76_000, max_model_len: 8_192 }
+    }
+}
+
+pub(super) fn check_models(raw: &[RawModel]) -> Result<Vec<Model>, ConfigError> {
+    if raw.is_empty() {
+        return Err(error("models", "at least one model is needed"));
+    }
+    check_names("models[].name", raw.iter().map(|m| m.name.as_str()))?;
+    raw.iter().enumerate().map(|(i, m)| check_model(i, m)).collect()
+}
+
+fn check_model(i: usize, raw: &RawModel) -> Result<Model, ConfigError> {
+    let at = |field: &str| format!("models[{i}].{field}");
+    let needed =
+        |value: Option<f64>, field: &str| value.ok_or_else(|| error(at(field), "a model of kind generate needs it"));
+    let input = check_number(at("usd_per_million_input_tokens"), raw.usd_per_million_input_tokens, 0.0, 1e6)?;
+    let (kind, output, quality, tokens) = match raw.kind {
+        RawModelKind::Embed => (ModelKind::Embed, 0.0, raw.quality_prior.unwrap_or(0.0), 1.0),
+        RawModelKind::Generate => (
+            ModelKind::Generate,
+            needed(raw.usd_per_million_output_tokens, "usd_per_million_output_tokens")?,
+            needed(raw.quality_prior, "quality_prior")?,
+            needed(raw.output_tokens_prior, "output_tokens_prior")?,
+        ),
+    };
+    let output = check_number(at("usd_per_million_output_tokens"), output, 0.0, 1e6)?;
+    Ok(Model {
+        name: raw.name.clone(),
+        kind,
+        tariff: Tariff { usd_per_input_token: input / 1e6, usd_per_output_token: output / 1e6 },
+        quality_prior: check_number(at("quality_prior"), quality, 0.0, 1.0)?,
+        output_tokens_prior: check_number(at("output_tokens_prior"), tokens, 1.0, 1e6)?,
+    })
+}
+
+pub(super) fn check_pools(models: Vec<Model>, raw: &[RawPool]) -> Result<Fleet, ConfigError> {
+    if raw.is_empty() {
+        return Err(error("pools", "at least one pool is needed"));
+    }
+    check_names("pools[].name", raw.iter().map(|p| p.name.as_str()))?;
+    check_names("pools[].cluster", raw.iter().map(|p| p.cluster.as_str()))?;
+    let mut fleet = Fleet { models, pools: Vec::with_capacity(raw.len()), instances: Vec::new() };
+    for (i, pool) in raw.iter().enumerate() {
+        check_pool(&mut fleet, i, pool)?;
+    }
+    for (i, model) in fleet.models.iter().enumerate() {
+        if !fleet.pools.iter().any(|p| p.model == i) {
+            return Err(error(format!("models[{i}].name"), format!("no pool serves {:?}", model.name)));
+        }
+    }
+    Ok(fleet)
+}
+
+fn check_pool(fleet: &mut Fleet, i: usize, raw: &RawPool) -> Result<(), ConfigError> {
+    let at = |field: &str| format!("pools[{i}].{field}");
+    let model = fleet
+        .model_named(&raw.model)
+        .ok_or_else(|| error(at("model"), format!("no model is named {:?}", raw.model)))?;
+    let served_model = raw.served_model.clone().unwrap_or_else(|| raw.model.clone());
+    check_names(&at("served_model"), std::iter::once(served_model.as_str()))?;
+    let profile = LatencyProfile {
+        tpot_ms: check_number(at("profile.tpot_ms"), raw.profile.tpot_ms, 0.01, 60_000.0)?,
+        tpot_growth_per_running: check_number(
+            at("profile.tpot_growth_per_running"),
+            raw.profile.tpot_growth_per_running,
+            0.0,
+            10.0,
+        )?,
+        prefill_tokens_per_second: check_number(
+            at("profile.prefill_tokens_per_second"),
+            raw.profile.prefill_tokens_per_second,
+            1.0,
+            1e9,
+        )?,
+        overhead_ms: check_number(at("profile.overhead_ms"), raw.profile.overhead_ms, 0.0, 60_000.0)?,
+    };
+    let limits = Limits {
+        max_running: raw.limits.max_running,
+        kv_tokens: raw.limits.kv_tokens,
+        max_model_len: raw.limits.max_model_len,
+    };
+    for (field, value) in [
+        ("limits.max_running", u64::from(limits.max_running)),
+        ("limits.kv_tokens", limits.kv_tokens),
+        ("limits.max_model_len", u64::from(limits.max_model_len)),
+    ] {
+        if value == 0 {
+            return Err(error(at(field), "must be at least 1"));
+        }
+    }
+    if raw.instances.is_empty() {
+        return Err(error(at("instances"), "at least one ip:port is needed"));
+    }
+    let start = fleet.instances.len();
+    for (k, address) in raw.instances.iter().enumerate() {
+        let field = format!("pools[{i}].instances[{k}]");
+        let address = check_address(&field, address)?.to_string();
+        if fleet.instance_at(&address).is_some() {
+            return Err(error(field, format!("{address} appears twice in the fleet")));
+        }
+        fleet.instances.push(Instance { address, pool: i });
+    }
+    let instances = (start..fleet.instances.len()).collect();
+    let cluster = raw.cluster.clone();
+    fleet.pools.push(Pool { name: raw.name.clone(), model, cluster, served_model, profile, limits, instances });
+    Ok(())
+}

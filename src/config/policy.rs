@@ -1,0 +1,93 @@
+//! Policies, as written and checked.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::{ConfigError, check_names, check_number, error};
+use crate::fleet::{Budget, Objective, Policy, QualityNormalisation, Slo, Weights};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawPolicy {
+    pub(super) name: String,
+    pub(super) weights: RawWeights,
+    #[serde(default = "paper")]
+    pub(super) objective: Objective,
+    #[serde(default = "min_max")]
+    pub(super) quality_normalisation: QualityNormalisation,
+    #[serde(default)]
+    pub(super) slo: RawSlo,
+    #[serde(default)]
+    pub(super) budget: RawBudget,
+    #[serde(default)]
+    pub(super) exploration: f64,
+}
+
+fn paper() -> Objective {
+    Objective::Paper
+}
+
+fn min_max() -> QualityNormalisation {
+    QualityNormalisation::MinMax
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawWeights {
+    pub(super) quality: f64,
+    pub(super) latency: f64,
+    pub(super) cost: f64,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawSlo {
+    pub(super) ttft_ms: Option<f64>,
+    pub(super) tpot_ms: Option<f64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawBudget {
+    pub(super) usd: Option<f64>,
+    pub(super) tokens: Option<u32>,
+}
+
+pub(super) fn check_all(raw: &[RawPolicy]) -> Result<Vec<Policy>, ConfigError> {
+    if raw.is_empty() {
+        return Err(error("policies", "at least one policy is needed"));
+    }
+    check_names("policies[].name", raw.iter().map(|p| p.name.as_str()))?;
+    raw.iter().enumerate().map(|(i, p)| check_policy(i, p)).collect()
+}
+
+fn check_policy(i: usize, raw: &RawPolicy) -> Result<Policy, ConfigError> {
+    let at = |field: &str| format!("policies[{i}].{field}");
+    let quality = check_number(at("weights.quality"), raw.weights.quality, 0.0, 1e9)?;
+    let latency = check_number(at("weights.latency"), raw.weights.latency, 0.0, 1e9)?;
+    let cost = check_number(at("weights.cost"), raw.weights.cost, 0.0, 1e9)?;
+    let sum = quality + latency + cost;
+    if sum <= 0.0 {
+        return Err(error(at("weights"), "at least one weight must be above 0"));
+    }
+    let milliseconds = |value: Option<f64>, field: &str| {
+        value.map(|v| Ok(Duration::from_secs_f64(check_number(at(field), v, 0.001, 1e9)? / 1e3))).transpose()
+    };
+    let usd = raw.budget.usd.map(|v| check_number(at("budget.usd"), v, 0.0, 1e9)).transpose()?;
+    if raw.budget.tokens == Some(0) {
+        return Err(error(at("budget.tokens"), "must be at least 1"));
+    }
+    Ok(Policy {
+        name: raw.name.clone(),
+        weights: Weights { quality: quality / sum, latency: latency / sum, cost: cost / sum },
+        objective: raw.objective,
+        quality_normalisation: raw.quality_normalisation,
+        slo: Slo {
+            ttft: milliseconds(raw.slo.ttft_ms, "slo.ttft_ms")?,
+            tpot: milliseconds(raw.slo.tpot_ms, "slo.tpot_ms")?,
+        },
+        budget: Budget { usd, tokens: raw.budget.tokens },
+        exploration: check_number(at("exploration"), raw.exploration, 0.0, 0.5)?,
+    })
+}

@@ -1,0 +1,78 @@
+//! Load reports: how they are fetched and trusted.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::{ConfigError, error};
+
+/// How load reports are fetched and trusted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Telemetry {
+    /// Whether instances are scraped at all.
+    pub enabled: bool,
+    /// Path of the metrics page.
+    pub metrics_path: String,
+    /// Time between two scrapes of one instance.
+    pub scrape_period: Duration,
+    /// Time after which a scrape counts as failed.
+    pub scrape_timeout: Duration,
+    /// Up to this age a report is fully trusted.
+    pub fresh: Duration,
+    /// From this age on a report is not trusted at all; in between, trust falls linearly.
+    pub max_age: Duration,
+    /// Time after which another worker takes over the scraping of a silent one.
+    pub lease: Duration,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawTelemetry {
+    pub(super) enabled: bool,
+    pub(super) metrics_path: String,
+    pub(super) scrape_period_ms: u64,
+    pub(super) scrape_timeout_ms: u64,
+    pub(super) fresh_ms: u64,
+    pub(super) max_age_ms: u64,
+    pub(super) lease_ms: u64,
+}
+
+impl Default for RawTelemetry {
+    fn default() -> Self {
+        RawTelemetry {
+            enabled: true,
+            metrics_path: "/metrics".to_owned(),
+            scrape_period_ms: 250,
+            scrape_timeout_ms: 1_000,
+            fresh_ms: 1_000,
+            max_age_ms: 5_000,
+            lease_ms: 1_000,
+        }
+    }
+}
+
+pub(super) fn check(raw: &RawTelemetry) -> Result<Telemetry, ConfigError> {
+    let ms = |field: &str, value: u64, low: u64, high: u64| {
+        if (low..=high).contains(&value) {
+            Ok(Duration::from_millis(value))
+        } else {
+            Err(error(format!("telemetry.{field}"), format!("{value} is not between {low} and {high} milliseconds")))
+        }
+    };
+    if !raw.metrics_path.starts_with('/') || raw.metrics_path.chars().any(|c| c.is_control() || c == ' ') {
+        return Err(error("telemetry.metrics_path", "must be a path that starts with /"));
+    }
+    let telemetry = Telemetry {
+        enabled: raw.enabled,
+        metrics_path: raw.metrics_path.clone(),
+        scrape_period: ms("scrape_period_ms", raw.scrape_period_ms, 20, 600_000)?,
+        scrape_timeout: ms("scrape_timeout_ms", raw.scrape_timeout_ms, 10, 60_000)?,
+        fresh: ms("fresh_ms", raw.fresh_ms, 1, 3_600_000)?,
+        max_age: ms("max_age_ms", raw.max_age_ms, 2, 3_600_000)?,
+        lease: ms("lease_ms", raw.lease_ms, 100, 60_000)?,
+    };
+    if telemetry.max_age <= telemetry.fresh {
+        return Err(error("telemetry.max_age_ms", "must be above telemetry.fresh_ms"));
+    }
+    Ok(telemetry)
+}

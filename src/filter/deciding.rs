@@ -1,0 +1,171 @@
+//! From a read body to a request on its way: the question to the router, and the carrying out of its decision.
+
+use std::time::Duration;
+
+use proxy_wasm::hostcalls;
+use proxy_wasm::types::{Action, BufferType, MapType};
+
+use crate::filter::access_log::{Entry, Timing};
+use crate::filter::host;
+use crate::filter::serving::Serving;
+use crate::filter::stream::{Phase, Stream};
+use crate::filter::worker::Worker;
+use crate::names;
+use crate::openai::{Api, Prompt, RequestScan};
+use crate::reckoning::Dispatch;
+use crate::router::{Ask, Decision, Verdict};
+
+/// A request whose body comes.
+pub(super) struct Reading {
+    pub(super) api: Api,
+    pub(super) policy: usize,
+    pub(super) scan: RequestScan,
+    pub(super) scanned: usize,
+    pub(super) started: Duration,
+    pub(super) scan_time: Duration,
+    pub(super) content_length: Option<u64>,
+}
+
+impl Stream {
+    /// The policy of the request's route: its metadata, its name, or the default.
+    fn policy(worker: &Worker) -> usize {
+        let config = worker.router.config();
+        let metadata = ["xds", "route_metadata", "filter_metadata", names::METADATA_NAMESPACE, names::METADATA_POLICY];
+        host::property(&metadata)
+            .and_then(|name| config.policy_named(&name))
+            .or_else(|| host::property(&["xds", "route_name"]).and_then(|name| config.policy_of_route(&name)))
+            .unwrap_or(config.default_policy)
+    }
+
+    pub(super) fn begin(&mut self, api: Api, end_of_stream: bool) -> Action {
+        if host::header(MapType::HttpRequestHeaders, "content-encoding").is_some_and(|e| e != "identity") {
+            return self.leave("encoded_body");
+        }
+        let policy = self.worker.with(|w| Stream::policy(w)).unwrap_or_default();
+        let content_length =
+            host::header(MapType::HttpRequestHeaders, "content-length").and_then(|v| v.trim().parse().ok());
+        let reading = Reading {
+            api,
+            policy,
+            scan: RequestScan::new(api),
+            scanned: 0,
+            started: host::now(),
+            scan_time: Duration::ZERO,
+            content_length,
+        };
+        if end_of_stream {
+            return self.decide(reading, true, 0);
+        }
+        self.phase = Phase::Reading(Box::new(reading));
+        Action::Pause
+    }
+
+    pub(super) fn decide(&mut self, mut reading: Reading, whole: bool, buffered: usize) -> Action {
+        let api = reading.api;
+        let prompt = if whole {
+            match reading.scan.finish() {
+                Ok(prompt) => prompt,
+                Err(error) => return self.refuse(Some(api), 400, &error.to_string()),
+            }
+        } else {
+            let prompt = reading.scan.so_far();
+            if prompt.model.is_none() {
+                let message = "The request body is too large to be read whole, and `model` is not near its start.";
+                return self.refuse(Some(api), 413, message);
+            }
+            prompt
+        };
+        let worker = self.worker.clone();
+        match worker.with(|w| route(w, &reading, &prompt)) {
+            None => self.leave("busy"),
+            Some((Verdict::Untouched(reason), _)) => self.leave(reason),
+            Some((Verdict::Refused { status, message }, _)) => self.refuse(Some(api), status, &message),
+            Some((Verdict::Decided(decision), timing)) => {
+                worker.with(|w| self.dispatch(w, reading, &prompt, *decision, timing, buffered));
+                Action::Continue
+            }
+        }
+    }
+
+    /// Carries a decision out.
+    fn dispatch(
+        &mut self,
+        worker: &mut Worker,
+        reading: Reading,
+        prompt: &Prompt,
+        decision: Decision,
+        mut timing: Timing,
+        buffered: usize,
+    ) {
+        let now = host::now();
+        let config = worker.router.config();
+        let address = |i: &usize| config.fleet.instances.get(*i).map(|i| i.address.as_str());
+        let Some(pool) = config.fleet.pools.get(decision.pool) else { return };
+        let endpoints: Vec<&str> =
+            std::iter::once(&decision.instance).chain(&decision.fallbacks).filter_map(address).collect();
+        patch_body(prompt, &pool.served_model, buffered, reading.content_length);
+        direct(&pool.cluster, &endpoints.join(","));
+        timing.patch = host::now().saturating_sub(now);
+        let entry = Entry::new(reading.api, config, reading.policy, prompt, &decision, timing);
+        entry.publish(&self.request_id);
+        if decision.generates() {
+            worker.remember_decision(&self.request_id, &decision);
+        }
+        let counter = format!("routebalance.decisions.{}.{}", pool.name, decision.rung.name());
+        worker.metrics.count(&counter);
+        let decision_us = u64::try_from(timing.decision.as_micros()).unwrap_or(u64::MAX);
+        worker.metrics.observe("routebalance.decision_us", decision_us);
+        let dispatch = Dispatch {
+            instance: decision.instance,
+            prompt_tokens: decision.prompt_tokens,
+            output_tokens: decision.output_tokens,
+        };
+        worker.dispatch(&dispatch, now);
+        let serving = Serving::new(reading.api, reading.started, decision, dispatch, entry, decision_us);
+        self.phase = Phase::Serving(Box::new(serving));
+    }
+}
+
+/// Asks the router, and says how long it took.
+fn route(worker: &mut Worker, reading: &Reading, prompt: &Prompt) -> (Verdict, Timing) {
+    let asked_at = host::now();
+    let (loads, sequence) = worker.loads(asked_at);
+    let holder = prompt.previous_response_id.as_deref().and_then(|id| worker.holder(id));
+    let draw = worker.learner.draw();
+    let ask = Ask { api: reading.api, prompt, policy: reading.policy, holder, sequence, draw };
+    let verdict = worker.router.route(&ask, loads.as_deref(), worker.learner.learned());
+    let timing =
+        Timing { scan: reading.scan_time, decision: host::now().saturating_sub(asked_at), patch: Duration::ZERO };
+    (verdict, timing)
+}
+
+/// Makes Envoy send the request to an endpoint of a cluster.
+pub(super) fn direct(cluster: &str, endpoints: &str) {
+    host::set_header(MapType::HttpRequestHeaders, names::POOL_HEADER, Some(cluster));
+    host::set_header(MapType::HttpRequestHeaders, names::ENDPOINT_HEADER, Some(endpoints));
+    host::set_filter_state(names::ROUTED_STATE, "yes");
+    host::clear_route_cache();
+}
+
+/// Rewrites `model`. The host replaces a buffer's beginning only, so what stands before the name is written again with it.
+fn patch_body(prompt: &Prompt, served_model: &str, buffered: usize, content_length: Option<u64>) {
+    let Some(patch) = prompt.patch_model(served_model) else { return };
+    let (Ok(start), Ok(end)) = (usize::try_from(patch.replace.start), usize::try_from(patch.replace.end)) else {
+        return;
+    };
+    if end > buffered || start > end {
+        return;
+    }
+    let mut beginning = host::buffer(BufferType::HttpRequestBody, 0, start);
+    if beginning.len() != start {
+        return;
+    }
+    beginning.extend_from_slice(patch.with.as_bytes());
+    if hostcalls::set_buffer(BufferType::HttpRequestBody, 0, end, &beginning).is_err() {
+        return;
+    }
+    if let Some(length) = content_length {
+        let length = length.saturating_add(patch.with.len() as u64).saturating_sub((end - start) as u64);
+        host::set_header(MapType::HttpRequestHeaders, "content-length", Some(&length.to_string()));
+    }
+}

@@ -1,0 +1,156 @@
+//! A request on its way: what its response shows, and the release of what it holds.
+
+use std::time::Duration;
+
+use proxy_wasm::types::{BufferType, MapType};
+
+use crate::filter::access_log::Entry;
+use crate::filter::host;
+use crate::filter::stream::PIECE;
+use crate::filter::worker::Worker;
+use crate::learning::speed::Timing;
+use crate::names;
+use crate::openai::{Api, ResponseScan};
+use crate::reckoning::Dispatch;
+use crate::router::Decision;
+
+/// A request that was sent to an instance.
+pub(super) struct Serving {
+    api: Api,
+    started: Duration,
+    sent: Duration,
+    decision: Decision,
+    /// Taken when the request ends, so that its counters are released exactly once.
+    dispatch: Option<Dispatch>,
+    entry: Entry,
+    decision_us: u64,
+    response: Option<ResponseScan>,
+    content_events: u64,
+    response_known: bool,
+    first_byte: Option<Duration>,
+    is_sse: bool,
+    /// Whether an instance has answered, and not with an error.
+    succeeded: bool,
+    /// Whether another instance than the chosen one serves.
+    moved: bool,
+}
+
+impl Serving {
+    /// A request that was sent just now and whose body came since `started`.
+    pub(super) fn new(
+        api: Api,
+        started: Duration,
+        decision: Decision,
+        dispatch: Dispatch,
+        entry: Entry,
+        decision_us: u64,
+    ) -> Serving {
+        Serving {
+            api,
+            started,
+            sent: host::now(),
+            decision,
+            dispatch: Some(dispatch),
+            entry,
+            decision_us,
+            response: None,
+            content_events: 0,
+            response_known: false,
+            first_byte: None,
+            is_sse: false,
+            succeeded: false,
+            moved: false,
+        }
+    }
+
+    /// The response's headers are here.
+    pub(super) fn begin(&mut self, worker: &mut Worker) {
+        let content_type = host::header(MapType::HttpResponseHeaders, "content-type").unwrap_or_default();
+        self.is_sse = content_type.starts_with("text/event-stream");
+        self.response = Some(ResponseScan::new(self.api, self.is_sse));
+        self.succeeded = host::header(MapType::HttpResponseHeaders, ":status").is_some_and(|status| status == "200");
+        let upstream = host::property(&["upstream", "address"]);
+        let config = worker.router.config();
+        let set = |name, value: &str| host::set_header(MapType::HttpResponseHeaders, name, Some(value));
+        if let Some(model) = config.fleet.models.get(self.decision.model) {
+            set(names::MODEL_RESPONSE_HEADER, &model.name);
+        }
+        if let Some(pool) = config.fleet.pools.get(self.decision.pool) {
+            set(names::POOL_RESPONSE_HEADER, &pool.name);
+        }
+        set(names::RUNG_RESPONSE_HEADER, self.decision.rung.name());
+        set(names::DECISION_US_RESPONSE_HEADER, &self.decision_us.to_string());
+        let Some(upstream) = upstream else { return };
+        if config.expose_endpoint {
+            set(names::ENDPOINT_RESPONSE_HEADER, &upstream);
+        }
+        let instance = config.fleet.instance_at(&upstream);
+        if let (Some(instance), Some(dispatch)) = (instance, self.dispatch.as_mut())
+            && instance != dispatch.instance
+        {
+            self.moved = true;
+            self.entry.moved(&upstream);
+            worker.metrics.count("routebalance.served_by_fallback");
+            worker.move_to(dispatch, instance, host::now());
+        }
+    }
+
+    /// `size` more bytes of the response are in the buffer.
+    pub(super) fn read(&mut self, worker: &mut Worker, size: usize) {
+        let Some(scan) = self.response.as_mut() else { return };
+        let mut read = 0;
+        while read < size {
+            let piece = host::buffer(BufferType::HttpResponseBody, read, PIECE.min(size - read));
+            if piece.is_empty() {
+                break;
+            }
+            read = read.saturating_add(piece.len());
+            scan.push(&piece);
+        }
+        let seen = scan.observed();
+        let new_events = seen.content_events.saturating_sub(self.content_events);
+        self.content_events = seen.content_events;
+        let Some(dispatch) = self.dispatch.as_mut() else { return };
+        if (new_events > 0 || seen.ended) && self.first_byte.is_none() {
+            self.first_byte = Some(host::now());
+            worker.prefilled(dispatch);
+        }
+        if new_events > 0 {
+            worker.streamed(dispatch, new_events);
+        }
+        if let (Some(id), false) = (seen.response_id.as_deref(), self.response_known) {
+            self.response_known = true;
+            worker.remember_response(id, dispatch.instance);
+        }
+    }
+
+    /// The response has ended by itself.
+    pub(super) fn end(&mut self, worker: &mut Worker, request_id: &str) {
+        let Some(scan) = self.response.as_ref() else { return };
+        let seen = scan.observed();
+        let now = host::now();
+        let ttft = self.first_byte.map(|at| at.saturating_sub(self.started));
+        let e2e = now.saturating_sub(self.started);
+        self.entry.answered(worker.router.config(), &self.decision, seen, ttft, e2e);
+        self.entry.publish(request_id);
+        if !self.succeeded {
+            return;
+        }
+        if let Some(lesson) = self.decision.lesson(seen) {
+            worker.learner.learn_length(&lesson);
+        }
+        // A request that was tried twice took the time of both.
+        let first_token = self.first_byte.map(|at| at.saturating_sub(self.sent));
+        let timing = Timing::of(seen, self.is_sse, first_token, now.saturating_sub(self.sent));
+        if let Some(lesson) = timing.filter(|_| !self.moved).and_then(|timing| self.decision.speed_lesson(&timing)) {
+            worker.learner.learn_speed(&lesson);
+        }
+    }
+
+    /// Releases what the request still holds, once.
+    pub(super) fn release(&mut self, worker: &mut Worker) {
+        if let Some(dispatch) = self.dispatch.take() {
+            worker.finish(dispatch);
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! What may serve a request: every instance of the allowed models, with what is expected of it, and where Envoy retries.
+
+use super::{Ask, Router};
+use crate::fleet::{ModelKind, Pool};
+use crate::latency::{self, Forecast, Speed, Work};
+use crate::learning::Learned;
+use crate::openai::{Api, Prompt};
+use crate::predictor::Estimate;
+use crate::reckoning::LoadNow;
+use crate::score::Candidate;
+
+impl Router {
+    /// Every instance of the allowed models. One whose context is too short for the prompt is a candidate only if there is no
+    /// longer one, and one that nobody answers at only if there is no other at all.
+    pub(super) fn candidates(
+        &self,
+        ask: &Ask<'_>,
+        models: &[usize],
+        estimates: &[Estimate],
+        prompt_tokens: f64,
+        loads: Option<&[LoadNow]>,
+        learned: &Learned,
+    ) -> Vec<Candidate> {
+        let fleet = &self.config.fleet;
+        let unknown = Speed::default();
+        let holder = ask.holder.filter(|i| *i < fleet.instances.len());
+        let (mut fitting, mut too_short, mut unreachable) = (Vec::new(), Vec::new(), Vec::new());
+        for (i, instance) in fleet.instances.iter().enumerate() {
+            let Some(pool) = fleet.pools.get(instance.pool) else { continue };
+            let wanted = holder.map_or_else(|| models.contains(&pool.model), |h| h == i);
+            let (Some(model), Some(estimate)) = (fleet.model_of(pool), estimates.get(pool.model)) else {
+                continue;
+            };
+            if !wanted {
+                continue;
+            }
+            let load = loads.and_then(|l| l.get(i)).copied().unwrap_or_default();
+            let answer = self.answer(ask, pool);
+            let (output_tokens, output_tokens_p80) =
+                (answer.tokens(estimate.output_tokens), answer.tokens(estimate.output_tokens_p80));
+            let tariff = &model.tariff;
+            let usd = |output: f64| prompt_tokens * tariff.usd_per_input_token + output * tariff.usd_per_output_token;
+            let speed = learned.speed(instance.pool).unwrap_or(&unknown);
+            let forecast = answer.forecast(pool, &load, prompt_tokens, estimate, speed);
+            let candidate = Candidate {
+                instance: i,
+                quality: estimate.quality,
+                output_tokens,
+                output_tokens_p80,
+                seconds: latency::paper_seconds(&pool.profile, &pool.limits, &load, output_tokens.max(1.0)),
+                ttft_seconds: forecast.ttft,
+                tpot_seconds: forecast.tpot,
+                e2e_seconds: forecast.e2e,
+                usd: usd(output_tokens),
+                usd_p80: usd(output_tokens_p80),
+                in_flight: load.in_flight(),
+                last_dispatch: load.last_dispatch,
+            };
+            if load.unreachable {
+                unreachable.push(candidate);
+            } else if prompt_tokens < f64::from(pool.limits.max_model_len) {
+                fitting.push(candidate);
+            } else {
+                too_short.push(candidate);
+            }
+        }
+        [fitting, too_short, unreachable].into_iter().find(|c| !c.is_empty()).unwrap_or_default()
+    }
+
+    /// What a request allows its answer to be on a pool.
+    pub(super) fn answer(&self, ask: &Ask<'_>, pool: &Pool) -> Answer {
+        let generates = self.config.fleet.model_of(pool).is_some_and(|m| m.kind == ModelKind::Generate)
+            && ask.api != Api::CountTokens;
+        let answers =
+            if generates { f64::from(ask.prompt.n.max(1)) * f64::from(ask.prompt.prompts.max(1)) } else { 0.0 };
+        let asked = ask.prompt.max_tokens.map_or(f64::INFINITY, f64::from).max(1.0);
+        Answer { answers, max_tokens: asked.min(f64::from(pool.limits.max_model_len)) }
+    }
+
+    /// The other instances of the pool: scored ones in their order, then those that were no candidates. A request that belongs
+    /// to one instance has none.
+    pub(super) fn fallbacks(
+        &self,
+        chosen: usize,
+        pool: usize,
+        candidates: &[Candidate],
+        order: &[usize],
+        holder: Option<usize>,
+        loads: Option<&[LoadNow]>,
+    ) -> Vec<usize> {
+        let Some(pool) = self.config.fleet.pools.get(pool).filter(|_| holder.is_none()) else {
+            return Vec::new();
+        };
+        let mut fallbacks: Vec<usize> = order
+            .iter()
+            .filter_map(|i| candidates.get(*i).map(|c| c.instance))
+            .filter(|i| *i != chosen && pool.instances.contains(i))
+            .collect();
+        let mut rest: Vec<usize> =
+            pool.instances.iter().copied().filter(|i| *i != chosen && !fallbacks.contains(i)).collect();
+        rest.sort_by_key(|i| loads.and_then(|l| l.get(*i)).is_some_and(|l| l.unreachable));
+        fallbacks.append(&mut rest);
+        fallbacks
+    }
+}
+
+/// How long the answer to a request may be.
+pub(super) struct Answer {
+    /// Answers asked for; 0 where nothing is generated.
+    answers: f64,
+    /// Most tokens of each.
+    max_tokens: f64,
+}
+
+impl Answer {
+    /// Whether the tokens of the response are those of one answer.
+    pub(super) fn is_one(&self) -> bool {
+        self.answers == 1.0
+    }
+
+    /// Tokens of all answers, if each would have so many.
+    pub(super) fn tokens(&self, of_each: f64) -> f64 {
+        of_each.clamp(1.0, self.max_tokens) * self.answers
+    }
+
+    /// What is expected of the request's times on an instance of a pool. Several answers are written side by side.
+    pub(super) fn forecast(
+        &self,
+        pool: &Pool,
+        load: &LoadNow,
+        prompt_tokens: f64,
+        estimate: &Estimate,
+        speed: &Speed,
+    ) -> Forecast {
+        let output_tokens = estimate.output_tokens.clamp(1.0, self.max_tokens) * self.answers.min(1.0);
+        let work = Work { prompt_tokens, cached_tokens: 0.0, output_tokens };
+        latency::forecast(&pool.profile, &pool.limits, load, &work, speed)
+    }
+}
+
+/// Tokens of everything that is prefilled: text, token-id prompts, tool definitions at four bytes a token.
+pub(super) fn prompt_tokens(prompt: &Prompt) -> f64 {
+    (prompt.text.estimated_tokens() as f64) + prompt.token_ids as f64 + prompt.tool_bytes as f64 / 4.0
+}
