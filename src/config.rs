@@ -2,6 +2,7 @@
 //!
 //! Filter, demo, tests and emulated instances read the same file. Cross-references are indices afterwards, weights sum to 1.
 
+mod discovery;
 mod fleet;
 mod policy;
 mod raw;
@@ -11,12 +12,14 @@ mod telemetry;
 use std::fmt;
 use std::net::SocketAddr;
 
+pub use discovery::Discovery;
 pub use raw::{Drill, FailurePolicy, UnknownModel};
 use raw::{RawConfig, RawLearning, RawRoute};
 pub use secret::Secret;
 pub use telemetry::Telemetry;
 
 use crate::fleet::{Fleet, ModelKind, Policy};
+use crate::latency::Basis;
 
 /// Why a configuration is refused: the field, as a path, and what is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +71,8 @@ pub struct EnvoySettings {
     pub module: String,
     /// The pool that serves when the filter does not; index into [`Fleet::pools`].
     pub default_pool: usize,
+    /// Directory of the files that tell Envoy the endpoints of discovered pools, `<cluster>.yaml` each.
+    pub endpoints_dir: String,
     /// What Envoy does when the module traps.
     pub failure_policy: FailurePolicy,
     /// Path of the access log.
@@ -93,8 +98,12 @@ pub struct Config {
     pub predictor_enabled: bool,
     /// What is learnt while serving.
     pub learning: Learning,
+    /// What forecasts of a response's times rest on.
+    pub latency_estimate: Basis,
     /// Load reports.
     pub telemetry: Telemetry,
+    /// How Envoy is asked for the hosts of its clusters; `None` if it is not.
+    pub discovery: Option<Discovery>,
     /// Largest request body that is held back until it is whole.
     pub max_buffered_bytes: u64,
     /// Whether responses name the instance's address.
@@ -152,7 +161,7 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
             return Err(error(format!("virtual_models[{i}]"), format!("{name:?} is also the name of a model")));
         }
     }
-    let policies = policy::check_all(&raw.policies)?;
+    let policies = policy::check_all(&raw.policies, &fleet)?;
     let named = |field: String, name: &str| {
         policies.iter().position(|p| p.name == name).ok_or_else(|| error(field, format!("no policy is named {name:?}")))
     };
@@ -164,6 +173,10 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
         routes.push(check_route(i, route, policy)?);
     }
     let telemetry = telemetry::check(&raw.telemetry)?;
+    // A pool that is discovered needs it, whether the file says how or not.
+    let discovers = fleet.pools.iter().any(|p| p.discovered);
+    let raw_discovery = raw.discovery.or_else(|| discovers.then(Default::default));
+    let discovery = raw_discovery.as_ref().map(discovery::check).transpose()?;
     if !(65_536..=1 << 30).contains(&raw.request.max_buffered_bytes) {
         return Err(error("request.max_buffered_bytes", "must be between 65536 and 1073741824 bytes"));
     }
@@ -184,6 +197,7 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
         admin: check_address("envoy.admin", &raw.envoy.admin)?,
         module: check_text("envoy.module", &raw.envoy.module)?,
         default_pool,
+        endpoints_dir: check_text("envoy.endpoints_dir", &raw.envoy.endpoints_dir)?,
         failure_policy: raw.envoy.failure_policy,
         access_log: check_text("envoy.access_log", &raw.envoy.access_log)?,
     };
@@ -196,7 +210,9 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
         routes,
         predictor_enabled: raw.predictor.enabled,
         learning: check_learning(raw.learning)?,
+        latency_estimate: raw.latency.estimate,
         telemetry,
+        discovery,
         max_buffered_bytes: raw.request.max_buffered_bytes,
         expose_endpoint: raw.response.expose_endpoint,
         drill: raw.drill,

@@ -47,12 +47,8 @@ pub struct Roster(pub Vec<Member>);
 impl Roster {
     /// The roster that a fleet has now.
     pub fn of(fleet: &Fleet, now: Duration) -> Roster {
-        let member = |i: &Instance| Member {
-            address: i.address.clone(),
-            pool: i.pool,
-            presence: i.presence,
-            since: now,
-        };
+        let member =
+            |i: &Instance| Member { address: i.address.clone(), pool: i.pool, presence: i.presence, since: now };
         Roster(fleet.instances.iter().map(member).collect())
     }
 
@@ -103,10 +99,12 @@ impl Roster {
             };
             let reused = self.0.iter().enumerate().skip(free).find_map(forgotten);
             free = reused.map_or(self.0.len(), |i| i.saturating_add(1));
-            match reused.and_then(|i| self.0.get_mut(i)) {
-                Some(place) => *place = member,
-                None if self.0.len() < INSTANCES_MAX => self.0.push(member),
-                None => continue,
+            if let Some(place) = reused.and_then(|i| self.0.get_mut(i)) {
+                *place = member;
+            } else if self.0.len() < INSTANCES_MAX {
+                self.0.push(member);
+            } else {
+                continue;
             }
             changed = true;
         }
@@ -128,7 +126,8 @@ pub fn apply(fleet: &mut Fleet, roster: &Roster) -> Vec<usize> {
                 instance.presence = member.presence;
             }
             Some(instance) => {
-                *instance = Instance { presence: member.presence, ..Instance::new(member.address.clone(), member.pool) };
+                *instance =
+                    Instance { presence: member.presence, ..Instance::new(member.address.clone(), member.pool) };
                 replaced.push(i);
             }
             None => {

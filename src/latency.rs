@@ -1,12 +1,19 @@
 //! How long a request takes on an instance under a load.
 //!
-//! Two estimates, both from the pool's profile: the published T of RouteBalance (decode only, section 6 of its specification),
-//! which its objective needs as it is, and the time to the first token, which SLOs need.
+//! Two estimates. The published T of RouteBalance (decode only, section 6 of its specification), which its objective needs as it
+//! is, comes from the pool's profile. The [`forecast`] of the time to the first token, per token and to the end follows what a
+//! continuous-batching server does, step by step, and takes what was learnt of the pool's [`Speed`].
+
+mod residuals;
+mod speed;
 
 use std::time::Duration;
 
 use crate::fleet::{LatencyProfile, Limits};
 use crate::reckoning::LoadNow;
+
+pub use residuals::{BINS, EDGES, Residuals};
+pub use speed::{Basis, Pace, Speed, Traffic};
 
 /// Seconds per output token when `running` sequences decode beside this one: `tpot (1 + growth running)`.
 pub fn tpot_seconds(profile: &LatencyProfile, running: f64) -> f64 {
@@ -26,20 +33,110 @@ pub fn paper_seconds(profile: &LatencyProfile, limits: &Limits, load: &LoadNow, 
     }
 }
 
-/// Seconds to the first token: fixed overhead, prefill of what was sent before and of this prompt, and for a full instance the
-/// time until its queue has drained into the batch.
-pub fn ttft_seconds(profile: &LatencyProfile, limits: &Limits, load: &LoadNow, prompt_tokens: f64) -> f64 {
-    let prefill = (load.pending_prompt_tokens + prompt_tokens) / profile.prefill_tokens_per_second;
-    let full = load.running >= f64::from(limits.max_running) || load.waiting >= 0.5;
-    let queue = if full {
-        let in_flight = load.in_flight().max(1.0);
-        let tokens_each = load.pending_output_tokens / in_flight;
-        // A running sequence is half done on average; a batch drains one sequence every `tokens_each / running` steps.
-        tpot_seconds(profile, load.running) * tokens_each * (load.waiting + 1.0) / load.running.max(1.0)
-    } else {
-        0.0
+/// Tokens of one step, prompts and decodes together (vLLM's `--max-num-batched-tokens` default for online serving).
+const STEP_TOKENS: f64 = 2048.0;
+
+/// What a request makes an instance do.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Work {
+    /// Tokens of the prompt.
+    pub prompt_tokens: f64,
+    /// Of those, the ones whose prefill the instance has kept.
+    pub cached_tokens: f64,
+    /// Expected tokens of an answer; of the longest one if there are several.
+    pub output_tokens: f64,
+}
+
+/// What is expected of a request's times, in seconds, and what it follows from.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Forecast {
+    /// To the first token.
+    pub ttft: f64,
+    /// Per output token after the first.
+    pub tpot: f64,
+    /// To the last token.
+    pub e2e: f64,
+    /// `ttft` before its correction.
+    pub uncorrected_ttft: f64,
+    /// `tpot` before its correction.
+    pub uncorrected_tpot: f64,
+    /// Prompt tokens that are prefilled before the first token comes, this request's own and those before it.
+    pub prefill_tokens: f64,
+    /// Steps that pass before the first token comes, its own included.
+    pub steps: f64,
+    /// Other sequences in those steps.
+    pub running: f64,
+    /// Other sequences while this one decodes.
+    pub batch: f64,
+}
+
+impl Forecast {
+    /// Seconds to the last of so many tokens.
+    pub fn e2e_of(&self, output_tokens: f64) -> f64 {
+        self.ttft + self.tpot * (output_tokens - 1.0).max(0.0)
+    }
+}
+
+/// What is expected of a request's times on an instance.
+///
+/// A step decodes every running sequence, `step(b) = step + step_per_running b` with `b` others, and prefills waiting prompts; the
+/// first token comes at the end of the step that ends its prompt. So
+///
+/// - `TTFT = overhead + prefill of the prompts ahead and of this one + steps step(b)`, where `steps` are half a step (what is left
+///   of the one under way, if there is one), those that the prompts need at [`STEP_TOKENS`] a step, and on a full instance those
+///   until the queue has drained: one place is free every `L / b` steps, `L` the mean answer's tokens;
+/// - `TPOT = step(b) + (b + 1) P / L prefill per token`: in a steady batch each sequence is followed by another one after `L` steps,
+///   whose prompt of `P` tokens the rest has to wait for;
+/// - `E2E = TTFT + (tokens - 1) TPOT`.
+pub fn forecast(profile: &LatencyProfile, limits: &Limits, load: &LoadNow, work: &Work, speed: &Speed) -> Forecast {
+    let pace = speed.pace.unwrap_or_else(|| Pace::of(profile));
+    let traffic = speed
+        .traffic
+        .unwrap_or(Traffic { prompt_tokens: work.prompt_tokens, output_tokens: work.output_tokens.max(1.0) });
+    let own = (work.prompt_tokens - work.cached_tokens).max(0.0);
+    let running = load.running.max(0.0);
+    let waiting = load.waiting.max(0.0);
+    let slots = f64::from(limits.max_running);
+
+    let behind = behind(limits, load, work, &traffic);
+    let drain_steps = behind * traffic.output_tokens / running.max(1.0);
+    let ahead = load.pending_prompt_tokens.max(behind * traffic.prompt_tokens);
+    let prefill_tokens = ahead + own;
+    let prefill_steps = (prefill_tokens / (STEP_TOKENS - running).max(1.0)).ceil().max(1.0);
+    let steps = 0.5 * running.min(1.0) + prefill_steps + drain_steps;
+    let step = |others: f64| pace.step + pace.step_per_running * others;
+    let uncorrected_ttft = pace.overhead + prefill_tokens * pace.prompt_token + steps * step(running);
+
+    let batch = (running + waiting).min(slots - 1.0).max(0.0);
+    let prefill_per_step = (batch + 1.0) * traffic.prompt_tokens / traffic.output_tokens;
+    let uncorrected_tpot = step(batch) + prefill_per_step * pace.prompt_token;
+
+    let (ttft, tpot) = (uncorrected_ttft * speed.ttft_factor, uncorrected_tpot * speed.tpot_factor);
+    let forecast =
+        Forecast { ttft, tpot, e2e: 0.0, uncorrected_ttft, uncorrected_tpot, prefill_tokens, steps, running, batch };
+    Forecast { e2e: forecast.e2e_of(work.output_tokens), ..forecast }
+}
+
+/// Seconds by which a request slows down the others of an instance, all together: every step with it lasts longer for each of them,
+/// and each waits for its prefill.
+pub fn delay_seconds(profile: &LatencyProfile, load: &LoadNow, work: &Work, speed: &Speed) -> f64 {
+    let pace = speed.pace.unwrap_or_else(|| Pace::of(profile));
+    let prefill = (work.prompt_tokens - work.cached_tokens).max(0.0) * pace.prompt_token;
+    load.running.max(0.0) * (pace.step_per_running * work.output_tokens + prefill)
+}
+
+/// Requests that must end before this one can start: those that wait and this one, less the places that slots and KV have.
+fn behind(limits: &Limits, load: &LoadNow, work: &Work, traffic: &Traffic) -> f64 {
+    let slots = (f64::from(limits.max_running) - load.running).max(0.0);
+    let places = match load.kv_use {
+        Some(used) => {
+            let free = limits.kv_tokens as f64 * (1.0 - used).max(0.0);
+            let others = (free - work.prompt_tokens) / traffic.prompt_tokens.max(1.0);
+            slots.min((others + 1.0).max(0.0))
+        }
+        None => slots,
     };
-    profile.overhead_ms / 1e3 + prefill + queue
+    (load.waiting.max(0.0) + 1.0 - places).max(0.0)
 }
 
 /// Seconds as a `Duration`, whatever the number.
@@ -48,77 +145,4 @@ pub fn duration(seconds: f64) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
-    use wasm_bindgen_test::wasm_bindgen_test as test;
-
-    const PROFILE: LatencyProfile = LatencyProfile {
-        tpot_ms: 10.0,
-        tpot_growth_per_running: 0.1,
-        prefill_tokens_per_second: 1_000.0,
-        overhead_ms: 20.0,
-    };
-    const LIMITS: Limits = Limits { max_running: 4, kv_tokens: 10_000, max_model_len: 8_192 };
-
-    fn load(running: f64, waiting: f64, pending_output_tokens: f64) -> LoadNow {
-        LoadNow { running, waiting, pending_output_tokens, ..LoadNow::default() }
-    }
-
-    #[test]
-    fn the_published_time() {
-        let rows = [
-            ("alone", load(0.0, 0.0, 0.0), 1.0),
-            ("two beside it", load(2.0, 0.0, 150.0), 1.2),
-            ("batch full", load(4.0, 0.0, 200.0), 1.4 * (50.0 + 100.0) / 100.0),
-            ("somebody waits", load(2.0, 1.0, 200.0), 1.2 * (100.0 + 100.0) / 100.0),
-        ];
-        for (name, load, expected) in rows {
-            let t = paper_seconds(&PROFILE, &LIMITS, &load, 100.0);
-            assert!((t - expected).abs() < 1e-12, "{name}: {t} s");
-        }
-    }
-
-    #[test]
-    fn the_time_to_the_first_token() {
-        let mut busy = load(1.0, 0.0, 50.0);
-        busy.pending_prompt_tokens = 300.0;
-        let rows = [
-            ("alone", load(0.0, 0.0, 0.0), 0.02 + 0.1),
-            ("another prompt first", busy, 0.02 + 0.4),
-            ("full, nobody waits", load(4.0, 0.0, 400.0), 0.12 + 0.014 * 100.0 / 4.0),
-            ("full, three wait", load(4.0, 3.0, 700.0), 0.12 + 0.014 * 100.0 * 4.0 / 4.0),
-        ];
-        for (name, load, expected) in rows {
-            let t = ttft_seconds(&PROFILE, &LIMITS, &load, 100.0);
-            assert!((t - expected).abs() < 1e-12, "{name}: {t} s");
-        }
-    }
-
-    /// More load never makes an instance look faster.
-    #[test]
-    fn time_grows_with_load() {
-        for running in 0..6 {
-            for waiting in 0..6 {
-                let here = load(f64::from(running), f64::from(waiting), 100.0);
-                let queued = load(f64::from(running), f64::from(waiting + 1), 200.0);
-                assert!(
-                    paper_seconds(&PROFILE, &LIMITS, &queued, 50.0) >= paper_seconds(&PROFILE, &LIMITS, &here, 50.0)
-                );
-                assert!(ttft_seconds(&PROFILE, &LIMITS, &queued, 50.0) >= ttft_seconds(&PROFILE, &LIMITS, &here, 50.0));
-            }
-        }
-    }
-
-    #[test]
-    fn any_number_is_a_duration() {
-        for (seconds, expected) in [
-            (1.5, Duration::from_millis(1_500)),
-            (-1.0, Duration::ZERO),
-            (f64::NAN, Duration::ZERO),
-            (1e300, Duration::MAX),
-        ] {
-            assert_eq!(duration(seconds), expected);
-        }
-    }
-}
+mod tests;

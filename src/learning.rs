@@ -1,7 +1,7 @@
 //! What responses and feedback teach about models, as the router reads it: a value, an argument of every decision.
 //!
 //! Workers share what they learn. Each one adds to tallies of its own ([`ledger`]); a read combines those of all workers, so that
-//! every worker decides with the same corrections ([`lengths`]) and beliefs ([`beliefs`]). [`exploration`] keeps the log of
+//! every worker decides with the same corrections ([`lengths`], [`speed`]) and beliefs ([`beliefs`]). [`exploration`] keeps the log of
 //! decisions fit for judging other policies from it, and [`feedback`] is how scores come in.
 
 pub mod beliefs;
@@ -9,7 +9,9 @@ pub mod exploration;
 pub mod feedback;
 pub mod ledger;
 pub mod lengths;
+pub mod speed;
 
+use crate::latency::Speed;
 use crate::predictor::Estimate;
 
 /// Everything learnt so far. The default has learnt nothing and changes no estimate.
@@ -19,12 +21,19 @@ pub struct Learned {
     pub corrections: Vec<f64>,
     /// What feedback says of quality.
     pub offsets: beliefs::Offsets,
+    /// The speed of each pool, in the fleet's order; a pool beyond its end is as its profile says.
+    pub speeds: Vec<Speed>,
 }
 
 impl Learned {
     /// The factor on a model's expected output tokens.
     pub fn correction(&self, model: usize) -> f64 {
         self.corrections.get(model).copied().unwrap_or(1.0)
+    }
+
+    /// What is known of a pool's speed.
+    pub fn speed(&self, pool: usize) -> Option<&Speed> {
+        self.speeds.get(pool)
     }
 
     /// An estimate with what was learnt since the predictor was trained.

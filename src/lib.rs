@@ -17,14 +17,15 @@
 //! | [`learning`] | what responses and feedback teach: corrections of lengths, beliefs about quality, exploration |
 //! | [`features`] | prompt text to hashed slots and surface features; bounded work |
 //! | [`predictor`] | features to estimates per model; the only module that names tract |
-//! | [`telemetry`] | a `/metrics` page to a load |
+//! | [`discovery`] | hosts of Envoy's clusters to instances of the fleet, with indices that stay |
+//! | [`telemetry`] | a `/metrics` page or a response header to a load; how often |
 //! | [`reckoning`] | load now = last report + what was sent since - what has finished |
 //! | [`shared`] | records in Envoy's shared data to types; versioned bytes, one writer per key |
 //! | [`latency`] | TTFT, TPOT and E2E of a request on an instance under a load |
 //! | [`admission`] | candidates that meet SLO and budget, and what is relaxed when none does |
 //! | [`score`] | objectives and the tie-break |
 //! | [`router`] | the facade: request in, decision out; cannot fail |
-//! | [`sim`] | virtual time: the continuous-batching engine behind the emulated instances |
+//! | [`sim`] | virtual time: fleets of continuous-batching engines behind gateways, faults, outcomes; the emulated instances' engine |
 //! | `filter` | wasi only: the shell that names `proxy_wasm` |
 //! | `tools` | native only: demo, bench, emulated instances, render, check, set-up |
 //!
@@ -45,6 +46,7 @@
 
 pub mod admission;
 pub mod config;
+pub mod discovery;
 pub mod features;
 pub mod fleet;
 pub mod latency;

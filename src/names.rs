@@ -28,3 +28,7 @@ pub const ENDPOINT_RESPONSE_HEADER: &str = "x-routebalance-endpoint";
 pub const FEEDBACK_PATH: &str = "/routebalance/feedback";
 /// Header with a request's id, by which feedback names it.
 pub const REQUEST_ID_HEADER: &str = "x-request-id";
+/// Request header that asks for the load of the instance that answers (ORCA).
+pub const LOAD_FORMAT_HEADER: &str = "endpoint-load-metrics-format";
+/// Response header with that load.
+pub const LOAD_RESPONSE_HEADER: &str = "endpoint-load-metrics";

@@ -4,7 +4,11 @@
 //! `dispatched - finished` is what this gateway has outstanding; the change of that sum since a report was asked for is what the
 //! report cannot know. Nothing is mutated by a read, so the load can be asked for at any time.
 
+mod glimpse;
+
 use std::time::Duration;
+
+pub use glimpse::Glimpse;
 
 use crate::config::Telemetry;
 use crate::fleet::Fleet;
@@ -154,6 +158,19 @@ pub struct InstanceReport {
     pub unreachable: u32,
 }
 
+impl InstanceReport {
+    /// A scrape was answered, by a page with or without metrics. `outstanding_requests` are those of the moment when it was asked
+    /// for: a later count would miss what is on its way.
+    pub fn answered(&mut self, asked_at: Duration, load: Load, outstanding_requests: u64) {
+        *self = InstanceReport { at: Some(asked_at), load, outstanding_requests, unreachable: 0 };
+    }
+
+    /// A scrape got no answer.
+    pub fn missed(&mut self) {
+        self.unreachable = self.unreachable.saturating_add(1);
+    }
+}
+
 /// The last report of every instance, in the order of [`Fleet::instances`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reports(pub Vec<InstanceReport>);
@@ -173,7 +190,7 @@ pub struct LoadNow {
     pub kv_use: Option<f64>,
     /// How far the report is trusted, 0 to 1; 0 is "own counters only".
     pub trust: f64,
-    /// Whether scrapes in a row have found nobody there.
+    /// Whether scrapes in a row have found nobody there, or a server that sleeps.
     pub unreachable: bool,
     /// When the last request was sent to it; zero if none was.
     pub last_dispatch: Duration,
@@ -260,7 +277,7 @@ fn reckon(
         pending_prompt_tokens: own_prompt,
         kv_use: if trust > 0.0 { report.load.kv_use } else { None },
         trust,
-        unreachable: report.unreachable >= UNREACHABLE_SCRAPES,
+        unreachable: report.unreachable >= UNREACHABLE_SCRAPES || report.load.awake == Some(false),
         last_dispatch: own.last_dispatch,
     }
 }

@@ -7,13 +7,15 @@ mod candidates;
 
 use crate::admission::{self, Constraint};
 use crate::config::{Config, Drill, UnknownModel};
+use crate::discovery::{self, Roster};
 use crate::features;
 use crate::fleet::{Model, ModelKind};
-use crate::learning::{Learned, exploration, lengths};
+use crate::latency::{self, Forecast, Speed};
+use crate::learning::{Learned, exploration, lengths, speed};
 use crate::openai::{Api, Observed, Prompt};
 use crate::predictor::{Estimate, Prediction, Predictor};
 use crate::reckoning::LoadNow;
-use crate::score;
+use crate::score::{self, References};
 
 /// The step of the ladder on which a decision was made. A lower step is a worse decision, never an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,6 +62,17 @@ pub struct Ask<'a> {
     pub sequence: u64,
     /// Uniform in 0 to 1, for exploration.
     pub draw: f64,
+}
+
+/// What is expected of the answers to a prompt, before anything learnt while serving.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outlook {
+    /// For every model of the fleet, the estimate and whether it is a prediction for this prompt (else a prior).
+    pub estimates: Vec<(Estimate, bool)>,
+    /// How much the prompt resembles those that the predictor was trained on; `None` without a prediction.
+    pub familiarity: Option<f64>,
+    /// The cluster of training prompts that the prompt is nearest to; `None` without a prediction.
+    pub prototype: Option<usize>,
 }
 
 /// What is to be done with a request.
@@ -117,8 +130,10 @@ pub struct Decision {
     pub familiarity: Option<f64>,
     /// The cluster of training prompts that the prompt is nearest to; `None` without a prediction.
     pub prototype: Option<usize>,
-    /// Expected time, seconds.
+    /// Expected time, seconds: the objective's T.
     pub seconds: f64,
+    /// Expected times of the response.
+    pub forecast: Forecast,
     /// Expected cost, USD.
     pub usd: f64,
     /// The winner's score.
@@ -140,6 +155,14 @@ impl Decision {
         let usage = seen.usage.filter(|_| seen.ended && !seen.error_event)?;
         self.expectation?.lesson(usage.completion_tokens, seen.cut_short)
     }
+
+    /// What a whole, successful response teaches about the speed of its pool, if it has one answer to one prompt.
+    pub fn speed_lesson(&self, timing: &speed::Timing) -> Option<speed::Lesson> {
+        self.expectation?;
+        let expectation =
+            speed::Expectation { pool: self.pool, forecast: self.forecast, prompt_tokens: self.prompt_tokens as f64 };
+        Some(expectation.lesson(timing))
+    }
 }
 
 /// The router of one configuration.
@@ -150,6 +173,7 @@ pub struct Router {
     predicted: Vec<Option<usize>>,
     /// For every model of the fleet, what is expected of its answer to any prompt.
     priors: Vec<Estimate>,
+    references: References,
 }
 
 impl Router {
@@ -164,12 +188,18 @@ impl Router {
         };
         let models = config.fleet.models.iter().zip(&predicted);
         let priors = models.map(|(model, position)| Estimate::prior(model, &spread(position))).collect();
-        Router { config, predictor, predicted, priors }
+        let references = References::of(&config.fleet);
+        Router { config, predictor, predicted, priors, references }
     }
 
     /// The configuration.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Makes the fleet have the instances of a roster; returns the indices that mean another instance than before.
+    pub fn follow(&mut self, roster: &Roster) -> Vec<usize> {
+        discovery::apply(&mut self.config.fleet, roster)
     }
 
     /// The predictor, if it runs.
@@ -184,6 +214,21 @@ impl Router {
 
     /// Decides. `loads` is in the order of the fleet's instances; `None` if there is none to read.
     pub fn route(&self, ask: &Ask<'_>, loads: Option<&[LoadNow]>, learned: &Learned) -> Verdict {
+        self.verdict(ask, loads, learned, |models| self.outlook(ask.prompt, models))
+    }
+
+    /// Decides as [`Router::route`] does, with an outlook made elsewhere: by a simulation, or once for many decisions.
+    pub fn decide(&self, ask: &Ask<'_>, outlook: &Outlook, loads: Option<&[LoadNow]>, learned: &Learned) -> Verdict {
+        self.verdict(ask, loads, learned, |_| outlook.clone())
+    }
+
+    fn verdict(
+        &self,
+        ask: &Ask<'_>,
+        loads: Option<&[LoadNow]>,
+        learned: &Learned,
+        outlook: impl FnOnce(&[usize]) -> Outlook,
+    ) -> Verdict {
         if self.config.drills(Drill::Router) {
             return Verdict::Untouched("drill");
         }
@@ -194,25 +239,17 @@ impl Router {
         let Some(policy) = self.config.policies.get(ask.policy) else {
             return Verdict::Untouched("no_policy");
         };
-        let prediction = self.prediction(ask.prompt, &models);
-        let unlearned = self.estimates(prediction.as_ref());
-        let prototype = prediction.as_ref().map(|p| p.prototype);
+        let Outlook { estimates: unlearned, familiarity, prototype } = outlook(&models);
         let estimates: Vec<Estimate> = unlearned
             .iter()
             .enumerate()
             .map(|(model, (estimate, _))| learned.applied(model, prototype, estimate))
             .collect();
         let prompt_tokens = candidates::prompt_tokens(ask.prompt);
-        let candidates = self.candidates(ask, &models, &estimates, prompt_tokens, loads);
+        let candidates = self.candidates(ask, &models, &estimates, prompt_tokens, loads, learned);
         let admitted = admission::admit(candidates, &policy.slo, &policy.budget);
-        let scores = score::scores(
-            &admitted.candidates,
-            &policy.weights,
-            policy.objective,
-            policy.quality_normalisation,
-            ask.sequence,
-        );
-        let order = score::rank(&admitted.candidates, &scores);
+        let scores = score::scores(&admitted.candidates, policy, &self.references, ask.sequence);
+        let order = score::rank(&admitted.candidates, &scores, policy.objective);
         let model_of = |i: &usize| Some(self.config.fleet.pool_of(admitted.candidates.get(*i)?.instance)?.1.model);
         let ranked_models: Vec<usize> = order.iter().filter_map(model_of).collect();
         let choice = exploration::choose(&ranked_models, policy.exploration, ask.draw);
@@ -251,14 +288,31 @@ impl Router {
             unrevised_quality: (unlearned.quality, unlearned.quality_sd),
             propensity: choice.propensity,
             explored: choice.explored,
-            familiarity: prediction.as_ref().map(|p| p.familiarity),
+            familiarity,
             prototype,
             seconds: chosen.seconds,
+            forecast: latency::forecast(
+                &pool.profile,
+                &pool.limits,
+                &loads.and_then(|l| l.get(chosen.instance)).copied().unwrap_or_default(),
+                &answer.work(prompt_tokens, estimate),
+                learned.speed(pool_index).unwrap_or(&Speed::default()),
+            ),
             usd: chosen.usd,
             score,
             candidates: admitted.candidates.len(),
             relaxed: admitted.relaxed,
         }))
+    }
+
+    /// What is expected of each model's answer to a prompt, if these models may answer it.
+    pub fn outlook(&self, prompt: &Prompt, allowed: &[usize]) -> Outlook {
+        let prediction = self.prediction(prompt, allowed);
+        Outlook {
+            estimates: self.estimates(prediction.as_ref()),
+            familiarity: prediction.as_ref().map(|p| p.familiarity),
+            prototype: prediction.as_ref().map(|p| p.prototype),
+        }
     }
 
     /// Models that may answer: one by name, or all of the API's kind.

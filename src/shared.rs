@@ -13,7 +13,7 @@ mod slots;
 
 use std::time::Duration;
 
-pub use learnt::{decode_beliefs, decode_lengths, encode_beliefs, encode_lengths};
+pub use learnt::{decode_beliefs, decode_lengths, decode_speeds, encode_beliefs, encode_lengths, encode_speeds};
 pub use load::{decode_counters, decode_glimpses, decode_reports, encode_counters, encode_glimpses, encode_reports};
 pub use recent::{RECENT_SEGMENTS, Recent, RecentDecision};
 pub use responses::{RESPONSES_KEPT, Responses};
@@ -21,6 +21,7 @@ pub use roster::{decode_roster, encode_roster};
 pub use slots::{MAX_SLOTS, SLOT_TTL, Slots};
 
 use crate::fleet::Fleet;
+use crate::latency::Basis;
 
 /// Key of the record that says which VM owns which slot ([`Slots`]); written by compare-and-swap.
 pub const SLOTS_KEY: &str = "routebalance.slots";
@@ -61,6 +62,11 @@ pub fn responses_key(slot: usize) -> String {
 /// Key of what one worker has learnt of lengths; written by the VM that owns the slot.
 pub fn lengths_key(slot: usize) -> String {
     format!("routebalance.lengths.{slot}")
+}
+
+/// Key of what one worker has learnt of speed; written by the VM that owns the slot.
+pub fn speeds_key(slot: usize) -> String {
+    format!("routebalance.speeds.{slot}")
 }
 
 /// Key of what one worker has learnt from feedback; written by the VM that owns the slot.
@@ -105,6 +111,15 @@ pub fn learning_fingerprint(fleet: &Fleet, prototypes: usize) -> u64 {
     let mut text = format!("{prototypes}\n");
     for model in &fleet.models {
         text.push_str(&format!("{} {} {}\n", model.name, model.quality_prior, model.output_tokens_prior));
+    }
+    fnv1a(text.as_bytes())
+}
+
+/// Tells apart what was learnt of other pools, or against other forecasts.
+pub fn speed_fingerprint(fleet: &Fleet, basis: Basis) -> u64 {
+    let mut text = format!("{basis:?}\n");
+    for pool in &fleet.pools {
+        text.push_str(&format!("{} {:?} {:?}\n", pool.name, pool.profile, pool.limits));
     }
     fnv1a(text.as_bytes())
 }

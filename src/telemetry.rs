@@ -10,7 +10,7 @@ mod schedule;
 
 pub use metrics::parse_metrics;
 pub use orca::parse_orca;
-pub use schedule::{IN_FLIGHT_MAX, Schedule, stretched};
+pub use schedule::{IN_FLIGHT_MAX, Rounds, Schedule, stretched};
 
 /// A load as an instance reported it: unknown is None, zero is a measurement.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -1,8 +1,13 @@
 //! Models, pools and instances, as written and checked.
 
-use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::de::{self, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::{ConfigError, check_address, check_names, check_number, error};
+use crate::discovery::INSTANCES_MAX;
 use crate::fleet::{Fleet, Instance, LatencyProfile, Limits, Model, ModelKind, Pool, Tariff};
 
 #[derive(Deserialize)]
@@ -39,7 +44,45 @@ pub(super) struct RawPool {
     pub(super) profile: RawProfile,
     #[serde(default)]
     pub(super) limits: RawLimits,
-    pub(super) instances: Vec<String>,
+    pub(super) instances: RawInstances,
+}
+
+/// A list of addresses, or the word that means those of the cluster.
+pub(super) enum RawInstances {
+    Listed(Vec<String>),
+    Discovered,
+}
+
+impl<'de> Deserialize<'de> for RawInstances {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Instances;
+
+        impl<'de> Visitor<'de> for Instances {
+            type Value = RawInstances;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of ip:port addresses, or \"discover\"")
+            }
+
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<RawInstances, E> {
+                if word == "discover" {
+                    Ok(RawInstances::Discovered)
+                } else {
+                    Err(E::invalid_value(de::Unexpected::Str(word), &self))
+                }
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<RawInstances, A::Error> {
+                let mut addresses = Vec::new();
+                while let Some(address) = list.next_element()? {
+                    addresses.push(address);
+                }
+                Ok(RawInstances::Listed(addresses))
+            }
+        }
+
+        deserializer.deserialize_any(Instances)
+    }
 }
 
 #[derive(Deserialize)]
@@ -158,20 +201,38 @@ fn check_pool(fleet: &mut Fleet, i: usize, raw: &RawPool) -> Result<(), ConfigEr
             return Err(error(at(field), "must be at least 1"));
         }
     }
-    if raw.instances.is_empty() {
-        return Err(error(at("instances"), "at least one ip:port is needed"));
-    }
     let start = fleet.instances.len();
-    for (k, address) in raw.instances.iter().enumerate() {
-        let field = format!("pools[{i}].instances[{k}]");
+    if let RawInstances::Listed(addresses) = &raw.instances {
+        if addresses.is_empty() {
+            return Err(error(at("instances"), "at least one ip:port is needed"));
+        }
+        list(fleet, i, addresses)?;
+    }
+    fleet.pools.push(Pool {
+        name: raw.name.clone(),
+        model,
+        cluster: raw.cluster.clone(),
+        served_model,
+        profile,
+        limits,
+        instances: (start..fleet.instances.len()).collect(),
+        discovered: matches!(raw.instances, RawInstances::Discovered),
+    });
+    Ok(())
+}
+
+fn list(fleet: &mut Fleet, pool: usize, addresses: &[String]) -> Result<(), ConfigError> {
+    let mut seen: BTreeSet<String> = fleet.instances.iter().map(|i| i.address.clone()).collect();
+    for (k, address) in addresses.iter().enumerate() {
+        let field = format!("pools[{pool}].instances[{k}]");
         let address = check_address(&field, address)?.to_string();
-        if fleet.instance_at(&address).is_some() {
+        if !seen.insert(address.clone()) {
             return Err(error(field, format!("{address} appears twice in the fleet")));
         }
-        fleet.instances.push(Instance { address, pool: i });
+        if fleet.instances.len() >= INSTANCES_MAX {
+            return Err(error(field, format!("a fleet has at most {INSTANCES_MAX} instances")));
+        }
+        fleet.instances.push(Instance::new(address, pool));
     }
-    let instances = (start..fleet.instances.len()).collect();
-    let cluster = raw.cluster.clone();
-    fleet.pools.push(Pool { name: raw.name.clone(), model, cluster, served_model, profile, limits, instances });
     Ok(())
 }

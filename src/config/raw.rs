@@ -2,9 +2,11 @@
 
 use serde::Deserialize;
 
+use super::discovery::RawDiscovery;
 use super::fleet::{RawModel, RawPool};
 use super::policy::RawPolicy;
 use super::telemetry::RawTelemetry;
+use crate::latency::Basis;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,7 +26,11 @@ pub(super) struct RawConfig {
     #[serde(default)]
     pub(super) learning: RawLearning,
     #[serde(default)]
+    pub(super) latency: RawLatency,
+    #[serde(default)]
     pub(super) telemetry: RawTelemetry,
+    #[serde(default)]
+    pub(super) discovery: Option<RawDiscovery>,
     #[serde(default)]
     pub(super) request: RawRequest,
     #[serde(default)]
@@ -88,6 +94,12 @@ impl Default for RawPredictor {
     }
 }
 
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawLatency {
+    pub(super) estimate: Basis,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawLearning {
@@ -138,6 +150,7 @@ pub(super) struct RawEnvoy {
     pub(super) admin: String,
     pub(super) module: String,
     pub(super) default_pool: Option<String>,
+    pub(super) endpoints_dir: String,
     pub(super) failure_policy: FailurePolicy,
     pub(super) access_log: String,
 }
@@ -149,6 +162,7 @@ impl Default for RawEnvoy {
             admin: "127.0.0.1:9901".to_owned(),
             module: "target/wasm32-wasip1/filter/routebalance.wasm".to_owned(),
             default_pool: None,
+            endpoints_dir: "envoy/endpoints".to_owned(),
             failure_policy: FailurePolicy::default(),
             access_log: "/dev/stdout".to_owned(),
         }

@@ -23,6 +23,20 @@ pub struct Telemetry {
     pub max_age: Duration,
     /// Time after which another worker takes over the scraping of a silent one.
     pub lease: Duration,
+    /// Whether instances are asked for load metrics in response headers.
+    pub orca: bool,
+}
+
+/// The lease is renewed so many times before it would run out, and others look for one that has run out as often.
+const HEARTBEATS_PER_LEASE: u32 = 3;
+/// Shortest lease that is derived: heartbeats come with ticks, and a tick may be late.
+const LEASE_MIN: Duration = Duration::from_millis(200);
+
+impl Telemetry {
+    /// Time between two heartbeats of a VM. A dead leader is replaced within a lease, a heartbeat and a tick of its last sign.
+    pub fn heartbeat(&self) -> Duration {
+        self.lease / HEARTBEATS_PER_LEASE
+    }
 }
 
 #[derive(Deserialize)]
@@ -34,7 +48,8 @@ pub(super) struct RawTelemetry {
     pub(super) scrape_timeout_ms: u64,
     pub(super) fresh_ms: u64,
     pub(super) max_age_ms: u64,
-    pub(super) lease_ms: u64,
+    pub(super) lease_ms: Option<u64>,
+    pub(super) orca: bool,
 }
 
 impl Default for RawTelemetry {
@@ -46,7 +61,8 @@ impl Default for RawTelemetry {
             scrape_timeout_ms: 1_000,
             fresh_ms: 1_000,
             max_age_ms: 5_000,
-            lease_ms: 1_000,
+            lease_ms: None,
+            orca: true,
         }
     }
 }
@@ -62,14 +78,21 @@ pub(super) fn check(raw: &RawTelemetry) -> Result<Telemetry, ConfigError> {
     if !raw.metrics_path.starts_with('/') || raw.metrics_path.chars().any(|c| c.is_control() || c == ' ') {
         return Err(error("telemetry.metrics_path", "must be a path that starts with /"));
     }
+    let scrape_period = ms("scrape_period_ms", raw.scrape_period_ms, 20, 600_000)?;
+    let lease = match raw.lease_ms {
+        Some(lease) => ms("lease_ms", lease, 100, 60_000)?,
+        // A dead leader is replaced within two periods: a lease and a third, and a tick of 50 ms.
+        None => (scrape_period * 5 / 4).clamp(LEASE_MIN, Duration::from_secs(60)),
+    };
     let telemetry = Telemetry {
         enabled: raw.enabled,
         metrics_path: raw.metrics_path.clone(),
-        scrape_period: ms("scrape_period_ms", raw.scrape_period_ms, 20, 600_000)?,
+        scrape_period,
         scrape_timeout: ms("scrape_timeout_ms", raw.scrape_timeout_ms, 10, 60_000)?,
         fresh: ms("fresh_ms", raw.fresh_ms, 1, 3_600_000)?,
         max_age: ms("max_age_ms", raw.max_age_ms, 2, 3_600_000)?,
-        lease: ms("lease_ms", raw.lease_ms, 100, 60_000)?,
+        lease,
+        orca: raw.orca,
     };
     if telemetry.max_age <= telemetry.fresh {
         return Err(error("telemetry.max_age_ms", "must be above telemetry.fresh_ms"));

@@ -90,6 +90,8 @@ fn every_wrong_value_is_refused_with_its_field() {
         ("/policies/0/objective", json!("best"), "policies[0].objective: unknown variant"),
         ("/policies/1/exploration", json!(0.6), "policies[1].exploration: 0.6 is not between 0 and 0.5"),
         ("/policies/1/exploration", json!(-0.1), "policies[1].exploration: -0.1 is not between"),
+        ("/latency", json!({"estimate": "guess"}), "latency.estimate: unknown variant"),
+        ("/latency", json!({"estimates": "prior"}), "latency.estimates: unknown field"),
         ("/learning", json!({"output_tokens": 1}), "learning.output_tokens: invalid type"),
         ("/learning", json!({"quality": true}), "learning.quality: unknown field"),
         ("/learning", json!({"feedback": {}}), "learning.feedback: missing field `secret`"),

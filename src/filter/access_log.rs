@@ -43,6 +43,9 @@ pub(super) struct Entry {
     predicted_output_tokens_p90: u64,
     output_tokens_correction: f64,
     predicted_seconds: f64,
+    predicted_ttft_ms: f64,
+    predicted_tpot_ms: f64,
+    predicted_e2e_ms: f64,
     predicted_usd: f64,
     estimated_prompt_tokens: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -107,6 +110,9 @@ impl Entry {
             predicted_output_tokens_p90: decision.output_tokens_p90,
             output_tokens_correction: decision.output_tokens_correction,
             predicted_seconds: decision.seconds,
+            predicted_ttft_ms: ms(decision.forecast.ttft),
+            predicted_tpot_ms: ms(decision.forecast.tpot),
+            predicted_e2e_ms: ms(decision.forecast.e2e),
             predicted_usd: decision.usd,
             estimated_prompt_tokens: decision.prompt_tokens,
             response: None,
@@ -133,10 +139,9 @@ impl Entry {
             prompt_tokens.unwrap_or(decision.prompt_tokens) as f64 * m.tariff.usd_per_input_token
                 + completion_tokens as f64 * m.tariff.usd_per_output_token
         });
-        let ms = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
         self.response = Some(Response {
-            ttft_ms: ttft.map(ms),
-            e2e_ms: ms(e2e),
+            ttft_ms: ttft.map(|ttft| ms(ttft.as_secs_f64())),
+            e2e_ms: ms(e2e.as_secs_f64()),
             prompt_tokens,
             completion_tokens,
             estimated: seen.usage.is_none(),
@@ -150,6 +155,11 @@ impl Entry {
     pub(super) fn publish(&self, request_id: &str) {
         publish(request_id, self);
     }
+}
+
+/// Milliseconds, to the microsecond.
+fn ms(seconds: f64) -> f64 {
+    (seconds * 1e6).round() / 1e3
 }
 
 /// Hands Envoy the reason why a request was not routed.

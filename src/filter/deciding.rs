@@ -105,6 +105,7 @@ impl Stream {
             std::iter::once(&decision.instance).chain(&decision.fallbacks).filter_map(address).collect();
         patch_body(prompt, &pool.served_model, buffered, reading.content_length);
         direct(&pool.cluster, &endpoints.join(","));
+        let asks_load = config.telemetry.orca && ask_for_load();
         timing.patch = host::now().saturating_sub(now);
         let entry = Entry::new(reading.api, config, reading.policy, prompt, &decision, timing);
         entry.publish(&self.request_id);
@@ -121,7 +122,7 @@ impl Stream {
             output_tokens: decision.output_tokens,
         };
         worker.dispatch(&dispatch, now);
-        let serving = Serving::new(reading.api, reading.started, decision, dispatch, entry, decision_us);
+        let serving = Serving::new(reading.api, reading.started, decision, dispatch, entry, decision_us, asks_load);
         self.phase = Phase::Serving(Box::new(serving));
     }
 }
@@ -145,6 +146,15 @@ pub(super) fn direct(cluster: &str, endpoints: &str) {
     host::set_header(MapType::HttpRequestHeaders, names::ENDPOINT_HEADER, Some(endpoints));
     host::set_filter_state(names::ROUTED_STATE, "yes");
     host::clear_route_cache();
+}
+
+/// Asks the instance for its load, unless the client does so itself: then the answer is the client's, and read on the way.
+fn ask_for_load() -> bool {
+    let asks = host::header(MapType::HttpRequestHeaders, names::LOAD_FORMAT_HEADER).is_none();
+    if asks {
+        host::set_header(MapType::HttpRequestHeaders, names::LOAD_FORMAT_HEADER, Some("JSON"));
+    }
+    asks
 }
 
 /// Rewrites `model`. The host replaces a buffer's beginning only, so what stands before the name is written again with it.

@@ -2,10 +2,12 @@
 
 use crate::config::Drill;
 use crate::filter::host;
+use crate::latency::{Basis, Speed};
 use crate::learning::Learned;
 use crate::learning::beliefs::Beliefs;
 use crate::learning::feedback::Feedback;
-use crate::learning::lengths::{Lengths, Lesson};
+use crate::learning::lengths::{self, Lengths};
+use crate::learning::speed::{self, Speeds};
 use crate::router::{Decision, Router};
 use crate::shared::{self, Recent, RecentDecision};
 
@@ -15,15 +17,21 @@ const SWAP_ATTEMPTS: usize = 4;
 /// What one VM has learnt.
 pub(super) struct Learner {
     fingerprint: u64,
+    speed_fingerprint: u64,
     models: usize,
+    pools: usize,
+    basis: Basis,
     learns_lengths: bool,
+    learns_speed: bool,
     takes_feedback: bool,
     slot: Option<usize>,
     lengths: Lengths,
     beliefs: Beliefs,
-    /// Both, as decisions read them.
+    speeds: Speeds,
+    /// All of it, as decisions read it.
     learned: Learned,
     shared_lengths: Exchange,
+    shared_speeds: Exchange,
     shared_beliefs: Exchange,
     /// State of the generator of random draws.
     seed: u64,
@@ -78,14 +86,20 @@ impl Learner {
         let learning = &config.learning;
         Learner {
             fingerprint: shared::learning_fingerprint(&config.fleet, router.prototypes()),
+            speed_fingerprint: shared::speed_fingerprint(&config.fleet, config.latency_estimate),
             models: config.fleet.models.len(),
+            pools: config.fleet.pools.len(),
+            basis: config.latency_estimate,
             learns_lengths: learning.output_tokens && shares,
+            learns_speed: shares,
             takes_feedback: learning.feedback_secret.is_some() && shares,
             slot: None,
             lengths: Lengths::default(),
             beliefs: Beliefs::default(),
+            speeds: Speeds::default(),
             learned: Learned::default(),
             shared_lengths: Exchange::new(shared::lengths_key),
+            shared_speeds: Exchange::new(shared::speeds_key),
             shared_beliefs: Exchange::new(shared::beliefs_key),
             seed,
         }
@@ -113,7 +127,10 @@ impl Learner {
         let read = |key: String| host::shared(&key).0.unwrap_or_default();
         self.lengths.adopt(shared::decode_lengths(&read(shared::lengths_key(slot)), self.fingerprint));
         self.beliefs.adopt(shared::decode_beliefs(&read(shared::beliefs_key(slot)), self.fingerprint));
-        (self.shared_lengths.read, self.shared_beliefs.read) = (None, None);
+        self.speeds.adopt(shared::decode_speeds(&read(shared::speeds_key(slot)), self.speed_fingerprint));
+        for exchange in [&mut self.shared_lengths, &mut self.shared_beliefs, &mut self.shared_speeds] {
+            exchange.read = None;
+        }
     }
 
     /// Writes what is new here and reads what is new elsewhere.
@@ -127,6 +144,13 @@ impl Learner {
             self.lengths.read(&tallies);
             self.learned.corrections = self.lengths.factors(self.models);
         }
+        if self.learns_speed
+            && let Some(records) = self.shared_speeds.news(others.clone())
+        {
+            let tallies = records.iter().map(|r| shared::decode_speeds(r, self.speed_fingerprint)).collect();
+            self.speeds.read(tallies);
+            self.learned.speeds = self.speeds.speeds(self.pools, self.basis);
+        }
         if self.takes_feedback
             && let Some(records) = self.shared_beliefs.news(others)
         {
@@ -139,17 +163,30 @@ impl Learner {
 
     fn write(&mut self) {
         let Some(slot) = self.slot else { return };
-        let Learner { fingerprint, lengths, beliefs, .. } = self;
+        let Learner { fingerprint, speed_fingerprint, lengths, beliefs, speeds, .. } = self;
         self.shared_lengths.write(slot, || shared::encode_lengths(lengths, *fingerprint));
         self.shared_beliefs.write(slot, || shared::encode_beliefs(beliefs, *fingerprint));
+        self.shared_speeds.write(slot, || shared::encode_speeds(speeds, *speed_fingerprint));
     }
 
     /// Learns from an answer's length.
-    pub(super) fn learn_length(&mut self, lesson: &Lesson) {
+    pub(super) fn learn_length(&mut self, lesson: &lengths::Lesson) {
         if self.learns_lengths {
             self.lengths.learn(lesson);
             self.learned.corrections = self.lengths.factors(self.models);
             self.shared_lengths.unwritten = true;
+        }
+    }
+
+    /// Learns from a response's times.
+    pub(super) fn learn_speed(&mut self, lesson: &speed::Lesson) {
+        if self.learns_speed {
+            self.speeds.learn(lesson);
+            self.learned.speeds.resize_with(self.pools, Speed::default);
+            if let Some(speed) = self.learned.speeds.get_mut(lesson.pool()) {
+                *speed = self.speeds.speed(lesson.pool(), self.basis);
+            }
+            self.shared_speeds.unwritten = true;
         }
     }
 

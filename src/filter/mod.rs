@@ -5,11 +5,14 @@
 mod access_log;
 mod debug;
 mod deciding;
+mod discovery;
 mod feedback;
+mod following;
 mod host;
 mod learner;
 mod local;
 mod root;
+mod scrape;
 mod serving;
 mod stream;
 mod worker;

@@ -1,21 +1,19 @@
-//! The plugin: configuration, heartbeat, and the scraping of load reports.
+//! The plugin: configuration, heartbeat, and what a VM does in every tick.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
-use proxy_wasm::types::{BufferType, ContextType, MapType};
+use proxy_wasm::types::{BufferType, ContextType};
 
 use crate::config::Config;
+use crate::filter::discovery::Asker;
 use crate::filter::host;
+use crate::filter::scrape::Scraper;
 use crate::filter::stream::Stream;
 use crate::filter::worker::{Shared, Worker};
-use crate::names::ENDPOINT_HEADER;
 use crate::predictor::Predictor;
-use crate::reckoning::InstanceReport;
 use crate::router::Router;
-use crate::telemetry;
 
 /// Time between two ticks: how late a scrape may be sent, and how old the progress of streams may be for other workers.
 const TICK: Duration = Duration::from_millis(50);
@@ -25,17 +23,8 @@ const TICK: Duration = Duration::from_millis(50);
 pub(super) struct Root {
     worker: Option<Shared>,
     heartbeat_at: Duration,
-    /// When each instance is scraped next.
-    scrape_at: Vec<Duration>,
-    /// Scrapes under way by the host's token.
-    scrapes: BTreeMap<u32, Scrape>,
-}
-
-struct Scrape {
-    instance: usize,
-    asked_at: Duration,
-    /// Requests outstanding on the instance when it was asked. A later count would miss what is on its way.
-    outstanding_requests: u64,
+    scraper: Scraper,
+    asker: Asker,
 }
 
 impl Root {
@@ -46,75 +35,33 @@ impl Root {
             true => Some(Predictor::load().map_err(|e| format!("the predictor does not load: {e}"))?),
             false => None,
         };
-        self.scrape_at = vec![Duration::ZERO; config.fleet.instances.len()];
         let mut worker = Worker::new(Router::new(config, predictor));
+        worker.follow();
         worker.heartbeat(host::now());
         self.worker = Some(Shared::new(worker));
         hostcalls::set_tick_period(TICK).map_err(|status| format!("the host refuses a timer: {status:?}"))
     }
 
-    /// Sends the scrapes that are due. They are spread over the period, so that many instances do not stall a worker.
-    fn scrape(&mut self, worker: &mut Worker, now: Duration) {
-        let config = worker.router.config();
-        let telemetry = &config.telemetry;
-        if !(worker.leads && telemetry.enabled) {
+    /// What the VM that leads does for all.
+    fn lead(&mut self, worker: &mut Worker, now: Duration) {
+        if !worker.leads {
             return;
         }
+        self.asker.tick(worker, now);
         let counters = worker.all_counters();
-        let instances = config.fleet.instances.len().max(1) as u32;
-        for (i, due) in self.scrape_at.iter_mut().enumerate() {
-            if *due > now || self.scrapes.values().any(|s| s.instance == i) {
-                continue;
-            }
-            let first = due.is_zero();
-            let spread = telemetry.scrape_period / instances * (i as u32);
-            *due =
-                now.saturating_add(telemetry.scrape_period).saturating_add(if first { spread } else { Duration::ZERO });
-            let (Some((_, pool)), Some(instance)) = (config.fleet.pool_of(i), config.fleet.instances.get(i)) else {
-                continue;
-            };
-            let headers = vec![
-                (":method", "GET"),
-                (":path", telemetry.metrics_path.as_str()),
-                (":authority", instance.address.as_str()),
-                (ENDPOINT_HEADER, instance.address.as_str()),
-            ];
-            let token = hostcalls::dispatch_http_call(&pool.cluster, headers, None, vec![], telemetry.scrape_timeout);
-            let outstanding_requests = counters.0.get(i).map_or(0, |c| c.outstanding_requests());
-            if let Ok(token) = token {
-                self.scrapes.insert(token, Scrape { instance: i, asked_at: now, outstanding_requests });
-            }
-        }
-    }
-
-    fn scraped(worker: &mut Worker, scrape: &Scrape, answered: bool, page: &[u8]) {
-        let Some(report) = worker.reports.0.get_mut(scrape.instance) else { return };
-        if answered {
-            let load = telemetry::parse_metrics(page).load;
-            let usable = load.running.is_some();
-            *report = InstanceReport {
-                at: Some(scrape.asked_at),
-                load,
-                outstanding_requests: scrape.outstanding_requests,
-                unreachable: 0,
-            };
-            worker.metrics.count(if usable { "routebalance.scrapes.ok" } else { "routebalance.scrapes.unusable" });
-        } else {
-            report.unreachable = report.unreachable.saturating_add(1);
-            worker.metrics.count("routebalance.scrapes.failed");
-        }
+        worker.write_gauges(&counters);
+        self.scraper.tick(worker, &counters, now);
         worker.write_reports();
     }
 }
 
 impl Context for Root {
     fn on_http_call_response(&mut self, token: u32, headers: usize, body_size: usize, _trailers: usize) {
-        let (Some(scrape), Some(worker)) = (self.scrapes.remove(&token), self.worker.clone()) else { return };
-        // Envoy answers for an instance that it cannot reach: with no headers at all after a time-out, else with a 503 of its own.
-        let status = if headers > 0 { host::header(MapType::HttpCallResponseHeaders, ":status") } else { None };
-        let answered = status.is_some_and(|s| !matches!(s.as_str(), "502" | "503" | "504"));
-        let page = if answered { host::buffer(BufferType::HttpCallResponseBody, 0, body_size) } else { Vec::new() };
-        worker.with(|w| Root::scraped(w, &scrape, answered, &page));
+        let Some(shared) = self.worker.clone() else { return };
+        shared.with(|worker| {
+            let _ = self.asker.answered(worker, token, headers, body_size)
+                || self.scraper.answered(worker, token, headers, body_size);
+        });
     }
 }
 
@@ -133,15 +80,15 @@ impl RootContext for Root {
         let Some(shared) = self.worker.clone() else { return };
         let now = host::now();
         shared.with(|worker| {
+            worker.follow();
             if now >= self.heartbeat_at {
                 worker.heartbeat(now);
-                // Three chances to renew the lease before it runs out.
-                self.heartbeat_at = now.saturating_add(worker.router.config().telemetry.lease / 3);
+                self.heartbeat_at = now.saturating_add(worker.router.config().telemetry.heartbeat());
             }
             worker.write_counters();
+            worker.write_glimpses(now);
             worker.exchange_learnt();
-            worker.write_gauges();
-            self.scrape(worker, now);
+            self.lead(worker, now);
         });
     }
 

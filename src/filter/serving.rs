@@ -8,15 +8,20 @@ use crate::filter::access_log::Entry;
 use crate::filter::host;
 use crate::filter::stream::PIECE;
 use crate::filter::worker::Worker;
+use crate::learning::speed::Timing;
 use crate::names;
 use crate::openai::{Api, ResponseScan};
 use crate::reckoning::Dispatch;
 use crate::router::Decision;
+use crate::telemetry;
 
 /// A request that was sent to an instance.
 pub(super) struct Serving {
     api: Api,
+    /// Whether the instance's load was asked for here, and not by the client.
+    asks_load: bool,
     started: Duration,
+    sent: Duration,
     decision: Decision,
     /// Taken when the request ends, so that its counters are released exactly once.
     dispatch: Option<Dispatch>,
@@ -26,8 +31,11 @@ pub(super) struct Serving {
     content_events: u64,
     response_known: bool,
     first_byte: Option<Duration>,
+    is_sse: bool,
     /// Whether an instance has answered, and not with an error.
     succeeded: bool,
+    /// Whether another instance than the chosen one serves.
+    moved: bool,
 }
 
 impl Serving {
@@ -39,10 +47,13 @@ impl Serving {
         dispatch: Dispatch,
         entry: Entry,
         decision_us: u64,
+        asks_load: bool,
     ) -> Serving {
         Serving {
+            asks_load,
             api,
             started,
+            sent: host::now(),
             decision,
             dispatch: Some(dispatch),
             entry,
@@ -51,15 +62,32 @@ impl Serving {
             content_events: 0,
             response_known: false,
             first_byte: None,
+            is_sse: false,
             succeeded: false,
+            moved: false,
         }
     }
 
     /// The response's headers are here.
     pub(super) fn begin(&mut self, worker: &mut Worker) {
+        self.identify(worker);
+        if !worker.router.config().telemetry.orca {
+            return;
+        }
+        let load = host::header(MapType::HttpResponseHeaders, names::LOAD_RESPONSE_HEADER);
+        if let (Some(load), Some(dispatch)) = (load, self.dispatch.as_ref()) {
+            worker.glimpse(dispatch.instance, &telemetry::parse_orca(&load), host::now());
+            if self.asks_load {
+                host::set_header(MapType::HttpResponseHeaders, names::LOAD_RESPONSE_HEADER, None);
+            }
+        }
+    }
+
+    /// Tells the client who answers, and finds out who really does.
+    fn identify(&mut self, worker: &mut Worker) {
         let content_type = host::header(MapType::HttpResponseHeaders, "content-type").unwrap_or_default();
-        let is_sse = content_type.starts_with("text/event-stream");
-        self.response = Some(ResponseScan::new(self.api, is_sse));
+        self.is_sse = content_type.starts_with("text/event-stream");
+        self.response = Some(ResponseScan::new(self.api, self.is_sse));
         self.succeeded = host::header(MapType::HttpResponseHeaders, ":status").is_some_and(|status| status == "200");
         let upstream = host::property(&["upstream", "address"]);
         let config = worker.router.config();
@@ -80,6 +108,7 @@ impl Serving {
         if let (Some(instance), Some(dispatch)) = (instance, self.dispatch.as_mut())
             && instance != dispatch.instance
         {
+            self.moved = true;
             self.entry.moved(&upstream);
             worker.metrics.count("routebalance.served_by_fallback");
             worker.move_to(dispatch, instance, host::now());
@@ -124,8 +153,17 @@ impl Serving {
         let e2e = now.saturating_sub(self.started);
         self.entry.answered(worker.router.config(), &self.decision, seen, ttft, e2e);
         self.entry.publish(request_id);
-        if let Some(lesson) = self.decision.lesson(seen).filter(|_| self.succeeded) {
+        if !self.succeeded {
+            return;
+        }
+        if let Some(lesson) = self.decision.lesson(seen) {
             worker.learner.learn_length(&lesson);
+        }
+        // A request that was tried twice took the time of both.
+        let first_token = self.first_byte.map(|at| at.saturating_sub(self.sent));
+        let timing = Timing::of(seen, self.is_sse, first_token, now.saturating_sub(self.sent));
+        if let Some(lesson) = timing.filter(|_| !self.moved).and_then(|timing| self.decision.speed_lesson(&timing)) {
+            worker.learner.learn_speed(&lesson);
         }
     }
 

@@ -1,16 +1,18 @@
 //! What all streams of one VM share: the router, this worker's counters, and its place in shared data.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::config::Drill;
+use crate::config::{Drill, Telemetry};
+use crate::discovery::Roster;
 use crate::filter::host;
 use crate::filter::learner::{Learner, Scored};
 use crate::fleet::ModelKind;
 use crate::learning::feedback::Feedback;
-use crate::reckoning::{self, Counters, Dispatch, InstanceCounters, LoadNow, Reports};
+use crate::reckoning::{self, Counters, Dispatch, Glimpse, InstanceCounters, LoadNow, Reports};
 use crate::router::{Decision, Router};
 use crate::shared::{self, Responses, Slots};
 
@@ -19,19 +21,34 @@ pub(super) struct Worker {
     pub(super) router: Router,
     pub(super) metrics: host::Metrics,
     pub(super) learner: Learner,
-    fingerprint: u64,
+    /// The configuration's, as it was written.
+    pub(super) fingerprint: u64,
+    pub(super) group: usize,
     /// Random, so that VMs can tell each other apart.
     owner: u64,
-    slot: Option<usize>,
-    slots_in_use: usize,
+    pub(super) slot: Option<usize>,
+    pub(super) slots_in_use: usize,
     /// Whether this VM holds the lease: it alone scrapes and writes the gauges.
     pub(super) leads: bool,
-    counters: Counters,
+    pub(super) counters: Counters,
     /// Whether the counters have changed since they were written.
-    unwritten: bool,
+    pub(super) unwritten: bool,
     responses: Responses,
     /// The reports as this VM last wrote them while it scraped.
     pub(super) reports: Reports,
+    /// Whether the reports have changed since they were written.
+    pub(super) unwritten_reports: bool,
+    /// How reports are trusted, at the period in which they come.
+    pub(super) telemetry: Telemetry,
+    /// Time between two reports of an instance.
+    pub(super) period: Duration,
+    /// What response headers have shown this VM, the latest of each instance, until the leader must have read it.
+    pub(super) glimpses: BTreeMap<usize, Glimpse>,
+    pub(super) unwritten_glimpses: bool,
+    /// The fleet's instances as this VM has them.
+    pub(super) roster: Roster,
+    /// Version of the shared roster that this VM has applied.
+    pub(super) roster_version: Option<u32>,
 }
 
 /// The worker as streams hold it. One thread, and no host call calls back, so it is never borrowed twice.
@@ -57,11 +74,14 @@ impl Worker {
     pub(super) fn new(router: Router) -> Worker {
         let instances = router.config().fleet.instances.len();
         let fingerprint = shared::fingerprint(&router.config().fleet);
+        let telemetry = router.config().telemetry.clone();
+        let roster = Roster::of(&router.config().fleet, Duration::ZERO);
         let owner = RandomState::new().build_hasher().finish().max(1);
         Worker {
             learner: Learner::new(&router, owner),
             router,
             metrics: host::Metrics::default(),
+            group: shared::group(fingerprint),
             fingerprint,
             owner,
             slot: None,
@@ -71,6 +91,13 @@ impl Worker {
             unwritten: false,
             responses: Responses::default(),
             reports: Reports(vec![Default::default(); instances]),
+            unwritten_reports: false,
+            period: telemetry.scrape_period,
+            telemetry,
+            glimpses: BTreeMap::new(),
+            unwritten_glimpses: false,
+            roster,
+            roster_version: None,
         }
     }
 
@@ -82,7 +109,7 @@ impl Worker {
             let mut slots = Slots::decode(&bytes.unwrap_or_default());
             let orphans = slots.orphans(now);
             let slot = slots.keep(self.owner, now);
-            let leads = slots.lead(self.owner, now, lease);
+            let leads = slots.lead(self.owner, self.group, now, lease);
             for orphan in orphans.iter().filter(|o| Some(**o) != slot) {
                 slots.release(*orphan);
             }
@@ -94,7 +121,9 @@ impl Worker {
             }
             self.slots_in_use = slots.in_use();
             if leads && !self.leads {
-                self.reports = self.read_reports().unwrap_or_else(|| self.reports.clone());
+                if let Some((reports, _)) = self.read_reports() {
+                    self.reports = reports;
+                }
             }
             self.leads = leads;
             if slot != self.slot {
@@ -112,16 +141,16 @@ impl Worker {
         let key = shared::counters_key(slot);
         if let Some(mut counters) = self.read_counters(slot) {
             counters.retire();
-            host::set_shared(&key, &shared::encode_counters(&counters, self.fingerprint), None);
+            host::set_shared(&key, &shared::encode_counters(&counters, &self.router.config().fleet), None);
         }
     }
 
     fn read_counters(&self, slot: usize) -> Option<Counters> {
-        shared::decode_counters(&host::shared(&shared::counters_key(slot)).0?, self.fingerprint)
+        shared::decode_counters(&host::shared(&shared::counters_key(slot)).0?, &self.router.config().fleet)
     }
 
-    fn read_reports(&self) -> Option<Reports> {
-        shared::decode_reports(&host::shared(shared::REPORTS_KEY).0?, self.fingerprint)
+    pub(super) fn read_reports(&self) -> Option<(Reports, Duration)> {
+        shared::decode_reports(&host::shared(&shared::reports_key(self.group)).0?, &self.router.config().fleet)
     }
 
     /// The counters of all workers together.
@@ -142,14 +171,9 @@ impl Worker {
             return (None, self.counters.dispatched_requests());
         }
         let counters = self.all_counters();
-        let reports = self.read_reports().filter(|_| !config.drills(Drill::Reports));
-        let loads = reckoning::load_now(&config.fleet, &counters, reports.as_ref(), now, &config.telemetry);
+        let reports = self.read_reports().map(|(reports, _)| reports).filter(|_| !config.drills(Drill::Reports));
+        let loads = reckoning::load_now(&config.fleet, &counters, reports.as_ref(), now, &self.telemetry);
         (Some(loads), counters.dispatched_requests())
-    }
-
-    /// Writes the reports of this VM's scrapes.
-    pub(super) fn write_reports(&self) {
-        host::set_shared(shared::REPORTS_KEY, &shared::encode_reports(&self.reports, self.fingerprint), None);
     }
 
     /// Exchanges what was learnt with the other workers.
@@ -170,18 +194,14 @@ impl Worker {
     /// Writes the counters if they have changed. Progress of streams is written here, from the tick, not per chunk.
     pub(super) fn write_counters(&mut self) {
         if let Some(slot) = self.slot.filter(|_| self.unwritten) {
-            let bytes = shared::encode_counters(&self.counters, self.fingerprint);
+            let bytes = shared::encode_counters(&self.counters, &self.router.config().fleet);
             self.unwritten = !host::set_shared(&shared::counters_key(slot), &bytes, None);
         }
     }
 
     /// Shows what all workers have outstanding on each pool, as decisions see it. One VM does it for all.
-    pub(super) fn write_gauges(&mut self) {
-        if !self.leads {
-            return;
-        }
+    pub(super) fn write_gauges(&mut self, counters: &Counters) {
         type Gauge = (&'static str, fn(&InstanceCounters) -> u64);
-        let counters = self.all_counters();
         let Worker { router, metrics, .. } = self;
         for pool in &router.config().fleet.pools {
             let of_pool = || pool.instances.iter().filter_map(|i| counters.0.get(*i));
@@ -195,6 +215,13 @@ impl Worker {
             for (name, read) in gauges {
                 let sum = of_pool().map(read).fold(0, u64::saturating_add);
                 metrics.set(&format!("routebalance.{name}.{}", pool.name), sum);
+            }
+        }
+        for (i, pool) in self.router.config().fleet.pools.iter().enumerate() {
+            let Some(speed) = self.learner.learned().speed(i) else { continue };
+            for (name, factor) in [("ttft", speed.ttft_factor), ("tpot", speed.tpot_factor)] {
+                let milli = (factor * 1e3).round() as u64;
+                self.metrics.set(&format!("routebalance.{name}_correction_milli.{}", pool.name), milli);
             }
         }
         if self.router.config().learning.output_tokens {
@@ -242,19 +269,22 @@ impl Worker {
 
     /// Remembers which instance holds a response.
     pub(super) fn remember_response(&mut self, id: &str, instance: usize) {
-        self.responses.insert(id, instance);
+        let Some(instance) = self.router.config().fleet.instances.get(instance) else { return };
+        self.responses.insert(id, instance.key);
         if let Some(slot) = self.slot {
-            host::set_shared(&shared::responses_key(slot), &self.responses.encode(self.fingerprint), None);
+            host::set_shared(&shared::responses_key(slot), &self.responses.encode(), None);
         }
     }
 
     /// The instance that holds a response, whichever worker saw it created.
     pub(super) fn holder(&self, id: &str) -> Option<usize> {
-        self.responses.instance(id).or_else(|| {
+        let elsewhere = || {
             (0..self.slots_in_use).filter(|s| Some(*s) != self.slot).find_map(|slot| {
                 let bytes = host::shared(&shared::responses_key(slot)).0?;
-                Responses::decode(&bytes, self.fingerprint).instance(id)
+                Responses::decode(&bytes).holder(id)
             })
-        })
+        };
+        let key = self.responses.holder(id).or_else(elsewhere)?;
+        self.router.config().fleet.instance_with_key(key)
     }
 }

@@ -1,16 +1,21 @@
 //! What may serve a request: every instance of the allowed models, with what is expected of it, and where Envoy retries.
 
 use super::{Ask, Router};
-use crate::fleet::{ModelKind, Pool};
-use crate::latency;
+use crate::fleet::{ModelKind, Pool, Presence};
+use crate::latency::{self, Speed, Work};
+use crate::learning::Learned;
 use crate::openai::{Api, Prompt};
 use crate::predictor::Estimate;
 use crate::reckoning::LoadNow;
 use crate::score::Candidate;
 
+/// Where Envoy may retry, most: it tries less often than that.
+const FALLBACKS_MAX: usize = 8;
+
 impl Router {
     /// Every instance of the allowed models. One whose context is too short for the prompt is a candidate only if there is no
-    /// longer one, and one that nobody answers at only if there is no other at all.
+    /// longer one, and one that nobody answers at, or that Envoy holds for ill, only if there is no other at all. One that has gone
+    /// is none.
     pub(super) fn candidates(
         &self,
         ask: &Ask<'_>,
@@ -18,9 +23,12 @@ impl Router {
         estimates: &[Estimate],
         prompt_tokens: f64,
         loads: Option<&[LoadNow]>,
+        learned: &Learned,
     ) -> Vec<Candidate> {
         let fleet = &self.config.fleet;
-        let holder = ask.holder.filter(|i| *i < fleet.instances.len());
+        let unknown = Speed::default();
+        let there = |i: &usize| fleet.instances.get(*i).is_some_and(|i| i.presence != Presence::Gone);
+        let holder = ask.holder.filter(there);
         let (mut fitting, mut too_short, mut unreachable) = (Vec::new(), Vec::new(), Vec::new());
         for (i, instance) in fleet.instances.iter().enumerate() {
             let Some(pool) = fleet.pools.get(instance.pool) else { continue };
@@ -28,7 +36,7 @@ impl Router {
             let (Some(model), Some(estimate)) = (fleet.model_of(pool), estimates.get(pool.model)) else {
                 continue;
             };
-            if !wanted {
+            if !wanted || instance.presence == Presence::Gone {
                 continue;
             }
             let load = loads.and_then(|l| l.get(i)).copied().unwrap_or_default();
@@ -37,20 +45,26 @@ impl Router {
                 (answer.tokens(estimate.output_tokens), answer.tokens(estimate.output_tokens_p80));
             let tariff = &model.tariff;
             let usd = |output: f64| prompt_tokens * tariff.usd_per_input_token + output * tariff.usd_per_output_token;
+            let speed = learned.speed(instance.pool).unwrap_or(&unknown);
+            let work = answer.work(prompt_tokens, estimate);
+            let forecast = latency::forecast(&pool.profile, &pool.limits, &load, &work, speed);
             let candidate = Candidate {
                 instance: i,
+                model: pool.model,
                 quality: estimate.quality,
                 output_tokens,
                 output_tokens_p80,
                 seconds: latency::paper_seconds(&pool.profile, &pool.limits, &load, output_tokens.max(1.0)),
-                ttft_seconds: latency::ttft_seconds(&pool.profile, &pool.limits, &load, prompt_tokens),
-                tpot_seconds: latency::tpot_seconds(&pool.profile, load.running),
+                ttft_seconds: forecast.ttft,
+                tpot_seconds: forecast.tpot,
+                e2e_seconds: forecast.e2e,
+                delay_seconds: latency::delay_seconds(&pool.profile, &load, &work, speed),
                 usd: usd(output_tokens),
                 usd_p80: usd(output_tokens_p80),
                 in_flight: load.in_flight(),
                 last_dispatch: load.last_dispatch,
             };
-            if load.unreachable {
+            if load.unreachable || instance.presence == Presence::Unhealthy {
                 unreachable.push(candidate);
             } else if prompt_tokens < f64::from(pool.limits.max_model_len) {
                 fitting.push(candidate);
@@ -82,18 +96,23 @@ impl Router {
         holder: Option<usize>,
         loads: Option<&[LoadNow]>,
     ) -> Vec<usize> {
-        let Some(pool) = self.config.fleet.pools.get(pool).filter(|_| holder.is_none()) else {
+        let fleet = &self.config.fleet;
+        let Some(instances) = fleet.pools.get(pool).filter(|_| holder.is_none()).map(|p| &p.instances) else {
             return Vec::new();
         };
-        let mut fallbacks: Vec<usize> = order
-            .iter()
-            .filter_map(|i| candidates.get(*i).map(|c| c.instance))
-            .filter(|i| *i != chosen && pool.instances.contains(i))
-            .collect();
-        let mut rest: Vec<usize> =
-            pool.instances.iter().copied().filter(|i| *i != chosen && !fallbacks.contains(i)).collect();
-        rest.sort_by_key(|i| loads.and_then(|l| l.get(*i)).is_some_and(|l| l.unreachable));
-        fallbacks.append(&mut rest);
+        let in_pool = |i: &usize| fleet.instances.get(*i).is_some_and(|instance| instance.pool == pool);
+        let scored = order.iter().filter_map(|i| candidates.get(*i).map(|c| c.instance));
+        let mut fallbacks: Vec<usize> = scored.filter(|i| *i != chosen && in_pool(i)).take(FALLBACKS_MAX).collect();
+        if fallbacks.len() < FALLBACKS_MAX {
+            let presence = |i: &usize| fleet.instances.get(*i).map_or(Presence::Gone, |i| i.presence);
+            let there = |i: &usize| *i != chosen && presence(i) != Presence::Gone && !fallbacks.contains(i);
+            let mut rest: Vec<usize> = instances.iter().copied().filter(there).collect();
+            rest.sort_by_key(|i| {
+                let unreachable = loads.and_then(|l| l.get(*i)).is_some_and(|l| l.unreachable);
+                unreachable || presence(i) == Presence::Unhealthy
+            });
+            fallbacks.extend(rest.into_iter().take(FALLBACKS_MAX.saturating_sub(fallbacks.len())));
+        }
         fallbacks
     }
 }
@@ -115,6 +134,12 @@ impl Answer {
     /// Tokens of all answers, if each would have so many.
     pub(super) fn tokens(&self, of_each: f64) -> f64 {
         of_each.clamp(1.0, self.max_tokens) * self.answers
+    }
+
+    /// What the request makes an instance do. Several answers are written side by side.
+    pub(super) fn work(&self, prompt_tokens: f64, estimate: &Estimate) -> Work {
+        let output_tokens = estimate.output_tokens.clamp(1.0, self.max_tokens) * self.answers.min(1.0);
+        Work { prompt_tokens, cached_tokens: 0.0, output_tokens }
     }
 }
 

@@ -121,7 +121,8 @@ pub fn decode_glimpses(bytes: &[u8], fleet: &Fleet) -> Vec<(usize, Glimpse)> {
             Some((i, key, glimpse))
         })
     });
-    let fits = |(i, key, _): &(usize, u32, Glimpse)| fleet.instances.get(*i).is_some_and(|instance| instance.key == *key);
+    let fits =
+        |(i, key, _): &(usize, u32, Glimpse)| fleet.instances.get(*i).is_some_and(|instance| instance.key == *key);
     rows.unwrap_or_default().into_iter().filter(fits).map(|(i, _, glimpse)| (i, glimpse)).collect()
 }
 

@@ -2,19 +2,19 @@
 
 use std::time::Duration;
 
-use super::{Reader, Writer};
+use super::{GROUPS, Reader, Writer};
 
 /// Most VMs that can own a slot: Envoy's workers, its main thread, and as many again during a reload.
 pub const MAX_SLOTS: usize = 256;
 /// A VM that has not renewed its slot for this long has died.
 pub const SLOT_TTL: Duration = Duration::from_secs(5);
 
-/// Which VM owns which slot, and which one leads: it scrapes and writes the gauges. Nothing tells a VM which worker it is, so it
+/// Which VM owns which slot, and which one of its group leads: it scrapes and writes the gauges. Nothing tells a VM which worker it is, so it
 /// claims a slot and keeps it by heartbeat; an expired slot is taken over, so that keys stay bounded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Slots {
-    /// Who leads.
-    leader: Claim,
+    /// Who leads each group ([`super::group`]).
+    leaders: [Claim; GROUPS],
     /// Owners by slot.
     owners: Vec<Claim>,
 }
@@ -37,7 +37,7 @@ impl Slots {
     /// The record as bytes. It belongs to no fleet: VMs of an old and a new configuration share it.
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::new(0);
-        for claim in std::iter::once(&self.leader).chain(&self.owners) {
+        for claim in self.leaders.iter().chain(&self.owners) {
             writer.u64(claim.owner);
             writer.time(claim.until);
         }
@@ -48,9 +48,9 @@ impl Slots {
     pub fn decode(bytes: &[u8]) -> Slots {
         let claims = Reader::open(bytes, 0)
             .and_then(|mut reader| reader.rows(|r| Some(Claim { owner: r.u64()?, until: r.time()? })));
-        match claims.as_deref().and_then(<[Claim]>::split_first) {
-            Some((leader, owners)) => {
-                Slots { leader: *leader, owners: owners.iter().copied().take(MAX_SLOTS).collect() }
+        match claims.as_deref().and_then(<[Claim]>::split_first_chunk) {
+            Some((leaders, owners)) => {
+                Slots { leaders: *leaders, owners: owners.iter().copied().take(MAX_SLOTS).collect() }
             }
             None => Slots::default(),
         }
@@ -89,12 +89,13 @@ impl Slots {
         }
     }
 
-    /// Renews or takes the leader's lease; whether the VM holds it now.
-    pub fn lead(&mut self, owner: u64, now: Duration, lease: Duration) -> bool {
-        if self.leader.owner != owner && !self.leader.free_at(now) {
+    /// Renews or takes the lease of a group's leader; whether the VM holds it now.
+    pub fn lead(&mut self, owner: u64, group: usize, now: Duration, lease: Duration) -> bool {
+        let Some(leader) = self.leaders.get_mut(group) else { return false };
+        if leader.owner != owner && !leader.free_at(now) {
             return false;
         }
-        self.leader = Claim { owner, until: now.saturating_add(lease) };
+        *leader = Claim { owner, until: now.saturating_add(lease) };
         true
     }
 }

@@ -1,49 +1,135 @@
 use super::*;
+use crate::config::Config;
+use crate::latency::{self, Basis, Forecast, Speed, Work};
 use crate::learning::beliefs::{self, Beliefs};
 use crate::learning::lengths::{self, Lengths};
-use crate::reckoning::{Counters, InstanceCounters, InstanceReport, Reports};
+use crate::learning::speed::{self, SpeedTallies, Speeds};
+use crate::discovery::{Member, Roster};
+use crate::fleet::{Instance, Presence};
+use crate::reckoning::{Counters, Glimpse, InstanceCounters, InstanceReport, LoadNow, Reports};
 use crate::telemetry::Load;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-#[test]
-fn records_come_back_as_they_were() {
-    let mut counters = Counters::new(2);
-    counters.0[1] = InstanceCounters {
-        dispatched_requests: 1,
+/// A fleet of one pool with these addresses.
+fn fleet(addresses: &[&str]) -> Fleet {
+    let instances = addresses.iter().map(|address| Instance::new((*address).to_owned(), 0)).collect();
+    Fleet { instances, ..Fleet::default() }
+}
+
+const A: &str = "10.0.0.1:8000";
+const B: &str = "10.0.0.2:8000";
+const C: &str = "[fd00::3]:8000";
+
+fn counters(first: u64) -> InstanceCounters {
+    InstanceCounters {
+        dispatched_requests: first,
         finished_requests: 2,
         dispatched_prompt_tokens: 3,
         finished_prompt_tokens: 4,
         dispatched_output_tokens: 5,
         finished_output_tokens: 6,
         last_dispatch: Duration::from_nanos(7),
-    };
-    assert_eq!(decode_counters(&encode_counters(&counters, 9), 9), Some(counters));
-    let load = Load { running: Some(3.0), waiting: Some(0.0), kv_use: None, ..Load::default() };
-    let known = InstanceReport { at: Some(SECOND), load, outstanding_requests: 4, unreachable: 1 };
-    let reports = Reports(vec![InstanceReport::default(), known]);
-    assert_eq!(decode_reports(&encode_reports(&reports, 9), 9), Some(reports));
+    }
+}
+
+fn report(outstanding_requests: u64) -> InstanceReport {
+    let load = Load { running: Some(3.0), waiting: Some(0.0), awake: Some(false), ..Load::default() };
+    InstanceReport { at: Some(SECOND), load, outstanding_requests, unreachable: 1 }
+}
+
+#[test]
+fn records_come_back_as_they_were() {
+    let fleet = fleet(&[A, B]);
+    let own = Counters(vec![InstanceCounters::default(), counters(1)]);
+    assert_eq!(decode_counters(&encode_counters(&own, &fleet), &fleet), Some(own));
+    let reports = Reports(vec![InstanceReport::default(), report(4)]);
+    let bytes = encode_reports(&reports, SECOND, &fleet);
+    assert_eq!(decode_reports(&bytes, &fleet), Some((reports, SECOND)));
+    let glimpse = Glimpse { at: SECOND, running: None, waiting: Some(2.0), kv_use: Some(0.5), outstanding_requests: 4 };
+    let bytes = encode_glimpses([(1, &glimpse)], &fleet);
+    assert_eq!(decode_glimpses(&bytes, &fleet), [(1, glimpse)]);
+    let member = |address: &str, presence| Member { address: address.to_owned(), pool: 3, presence, since: SECOND };
+    let presences = [Presence::Present, Presence::Unhealthy, Presence::Gone];
+    let roster = Roster([A, B, C].into_iter().zip(presences).map(|(a, p)| member(a, p)).collect());
+    assert_eq!(decode_roster(&encode_roster(&roster, 9), 9), Some(roster));
     let mut responses = Responses::default();
     responses.insert("resp_1", 3);
     responses.insert("resp_2", 4);
     responses.insert("resp_1", 5);
-    let back = Responses::decode(&responses.encode(9), 9);
-    assert_eq!((back.instance("resp_1"), back.instance("resp_2"), back.instance("x")), (Some(5), Some(4), None));
+    let back = Responses::decode(&responses.encode());
+    assert_eq!((back.holder("resp_1"), back.holder("resp_2"), back.holder("x")), (Some(5), Some(4), None));
 }
 
 #[test]
-fn records_of_another_fleet_or_broken_ones_are_absent() {
-    let bytes = encode_counters(&Counters::new(2), 9);
-    assert_eq!(decode_counters(&bytes, 8), None, "another fleet");
-    assert_eq!(decode_counters(&[], 9), None, "empty");
-    for cut in 1..bytes.len() {
-        let decoded = decode_counters(&bytes[..cut], 9);
-        assert!(decoded.is_none_or(|c| c.0.len() < 2), "cut at {cut}");
+fn rows_of_other_instances_are_ignored_and_the_rest_is_kept() {
+    let before = fleet(&[A, B, C]);
+    let all = Counters(vec![counters(7), counters(8), counters(9)]);
+    let reports = Reports(vec![report(7), report(8), report(9)]);
+    let glimpse = Glimpse { at: SECOND, waiting: Some(2.0), ..Glimpse::default() };
+    let (none, silent) = (InstanceCounters::default(), InstanceReport::default());
+    // Who has the indices now, and whose rows are still right.
+    for (now, right) in [
+        (&[A, B, C][..], &[true, true, true][..]),
+        (&[A], &[true]),
+        (&[A, C, B], &[true, false, false]),
+        (&[B, B, C, A], &[false, true, true, false]),
+        (&[], &[]),
+    ] {
+        let now = fleet(now);
+        let rows = |i: usize| if right[i] { (all.0[i], reports.0[i]) } else { (none, silent) };
+        let (own, reported): (Vec<_>, Vec<_>) = (0..right.len()).map(rows).unzip();
+        assert_eq!(decode_counters(&encode_counters(&all, &before), &now), Some(Counters(own)));
+        let bytes = encode_reports(&reports, SECOND, &before);
+        assert_eq!(decode_reports(&bytes, &now), Some((Reports(reported), SECOND)));
+        let seen = decode_glimpses(&encode_glimpses((0..3).map(|i| (i, &glimpse)), &before), &now);
+        let expected: Vec<usize> = (0..right.len()).filter(|i| right[*i]).collect();
+        assert_eq!(seen.into_iter().map(|(i, _)| i).collect::<Vec<_>>(), expected);
     }
+}
+
+#[test]
+fn broken_records_and_those_of_another_version_are_absent() {
+    let fleet = fleet(&[A, B]);
+    let bytes = encode_counters(&Counters(vec![counters(1), counters(1)]), &fleet);
+    let mut other_version = bytes.clone();
+    other_version[0] ^= 1;
+    assert_eq!(decode_counters(&other_version, &fleet), None, "another version");
+    assert_eq!(decode_counters(&[], &fleet), None, "empty");
+    for cut in 1..bytes.len() {
+        let decoded = decode_counters(&bytes[..cut], &fleet);
+        assert!(decoded.is_none_or(|c| c.0.len() == 2 && c.0[1] == InstanceCounters::default()), "cut at {cut}");
+    }
+    let roster = Roster::of(&fleet, SECOND);
+    let bytes = encode_roster(&roster, 9);
+    assert_eq!(decode_roster(&bytes, 8), None, "another configuration");
+    for cut in 1..bytes.len() {
+        assert!(decode_roster(&bytes[..cut], 9).is_none_or(|r| r.0.len() < 2), "cut at {cut}");
+    }
+    let many = Roster(vec![roster.0[0].clone(); crate::discovery::INSTANCES_MAX + 1]);
+    assert_eq!(decode_roster(&encode_roster(&many, 9), 9), None, "longer than any");
     assert_eq!(Slots::decode(b"garbage"), Slots::default());
-    assert_eq!(Responses::decode(b"garbage", 9), Responses::default());
+    assert_eq!(Responses::decode(b"garbage"), Responses::default());
+    assert!(decode_glimpses(b"garbage", &fleet).is_empty());
+}
+
+#[test]
+fn configurations_are_told_apart_by_pools_and_listed_instances() {
+    let config = |json: &serde_json::Value| crate::config::Config::parse(json.to_string().as_bytes()).unwrap().fleet;
+    let mut json: serde_json::Value = serde_json::from_str(include_str!("../../envoy/routebalance.json")).unwrap();
+    let mut listed = config(&json);
+    let reference = fingerprint(&listed);
+    json["pools"][1]["instances"] = "discover".into();
+    let mut discovered = config(&json);
+    assert_ne!(fingerprint(&discovered), reference);
+    let before = fingerprint(&discovered);
+    discovered.instances.push(Instance::new("10.0.0.1:8000".to_owned(), 1));
+    assert_eq!(fingerprint(&discovered), before, "hosts come and go");
+    listed.instances[3].address = "10.0.0.1:8000".to_owned();
+    assert_ne!(fingerprint(&listed), reference);
+    assert!(group(before) < GROUPS && group(u64::MAX) < GROUPS);
 }
 
 #[test]
@@ -66,25 +152,54 @@ fn every_vm_gets_a_slot_of_its_own_and_a_dead_ones_is_taken_over() {
 }
 
 #[test]
-fn one_vm_leads_and_another_takes_over_when_it_falls_silent() {
+fn one_vm_of_a_group_leads_and_another_takes_over_when_it_falls_silent() {
     let mut slots = Slots::default();
-    assert!(slots.lead(11, SECOND, SECOND));
-    assert!(!slots.lead(12, SECOND, SECOND));
-    assert!(slots.lead(11, 2 * SECOND, SECOND), "renewed");
-    assert!(!slots.lead(12, 3 * SECOND, SECOND));
-    assert!(slots.lead(12, 4 * SECOND, SECOND), "silent for longer than the lease");
-    assert!(!slots.lead(11, 4 * SECOND, SECOND));
+    assert!(slots.lead(11, 0, SECOND, SECOND));
+    assert!(!slots.lead(12, 0, SECOND, SECOND));
+    assert!(slots.lead(12, 1, SECOND, SECOND), "another configuration has its own leader");
+    assert!(slots.lead(11, 0, 2 * SECOND, SECOND), "renewed");
+    assert!(!slots.lead(12, 0, 3 * SECOND, SECOND));
+    assert_eq!(Slots::decode(&slots.encode()), slots);
+    assert!(slots.lead(12, 0, 4 * SECOND, SECOND), "silent for longer than the lease");
+    assert!(!slots.lead(11, 0, 4 * SECOND, SECOND));
+    assert!(!slots.lead(11, GROUPS, SECOND, SECOND), "no such group");
+}
+
+/// With the lease that is derived from the period, whenever the leader dies and however late the others' ticks are.
+#[test]
+fn a_dead_leader_is_replaced_within_two_periods() {
+    let tick = Duration::from_millis(50);
+    let mut json: serde_json::Value = serde_json::from_str(include_str!("../../envoy/routebalance.json")).unwrap();
+    for period_ms in [250, 500, 1_000, 5_000] {
+        json["telemetry"] = serde_json::json!({"scrape_period_ms": period_ms});
+        let telemetry = crate::config::Config::parse(json.to_string().as_bytes()).unwrap().telemetry;
+        for phase in 0..50 {
+            let mut slots = Slots::default();
+            let died_at = SECOND;
+            assert!(slots.lead(11, 0, died_at, telemetry.lease));
+            // The successor's ticks are out of phase with the leader's, and each heartbeat waits for one.
+            let (mut now, mut heartbeat_at) = (died_at + Duration::from_millis(phase), died_at);
+            while !(now >= heartbeat_at && slots.lead(12, 0, now, telemetry.lease)) {
+                if now >= heartbeat_at {
+                    heartbeat_at = now + telemetry.heartbeat();
+                }
+                now += tick;
+            }
+            let after = now - died_at;
+            assert!(after <= 2 * telemetry.scrape_period, "{period_ms} ms: taken over after {after:?}");
+        }
+    }
 }
 
 #[test]
 fn the_ring_of_responses_is_bounded() {
     let mut responses = Responses::default();
     for i in 0..RESPONSES_KEPT + 10 {
-        responses.insert(&format!("resp_{i}"), i % 7);
+        responses.insert(&format!("resp_{i}"), i as u32 % 7);
     }
-    assert_eq!(responses.encode(9).len(), Responses::default().encode(9).len() + 16 * RESPONSES_KEPT);
-    assert_eq!(responses.instance("resp_0"), None);
-    assert!(responses.instance(&format!("resp_{}", RESPONSES_KEPT + 9)).is_some());
+    assert_eq!(responses.encode().len(), Responses::default().encode().len() + 12 * RESPONSES_KEPT);
+    assert_eq!(responses.holder("resp_0"), None);
+    assert!(responses.holder(&format!("resp_{}", RESPONSES_KEPT + 9)).is_some());
 }
 
 fn lengths() -> Lengths {
@@ -144,6 +259,64 @@ fn what_others_learnt_of_other_models_or_wrongly_is_absent() {
         reader.read(&[decode_beliefs(&broken, 9)]);
         let (quality, sd) = reader.offsets().revised(4, Some(255), 0.5, 0.1);
         assert!((0.0..=1.0).contains(&quality) && (0.0..=0.1).contains(&sd), "{at}: {quality} {sd}");
+    }
+}
+
+fn speeds() -> Speeds {
+    let mut speeds = Speeds::default();
+    let forecast =
+        Forecast { ttft: 0.2, tpot: 0.02, uncorrected_ttft: 0.2, uncorrected_tpot: 0.02, ..Forecast::default() };
+    for i in 0..80_u32 {
+        let expectation = speed::Expectation {
+            pool: 1,
+            forecast: Forecast { batch: f64::from(i % 9), prefill_tokens: f64::from(i % 5) * 100.0, ..forecast },
+            prompt_tokens: 300.0,
+        };
+        speeds.learn(&expectation.lesson(&speed::Timing { ttft: Some(0.3), e2e: 1.3, output_tokens: 41 }));
+    }
+    speeds
+}
+
+#[test]
+fn what_was_learnt_of_speed_comes_back_as_it_was() {
+    let bytes = encode_speeds(&speeds(), 9);
+    assert!(bytes.len() <= 9 + 16 + 380, "{} bytes", bytes.len());
+    let mut heir = Speeds::default();
+    heir.adopt(decode_speeds(&bytes, 9));
+    for basis in [Basis::Prior, Basis::Learned, Basis::Both] {
+        let (back, was) = (heir.speed(1, basis), speeds().speed(1, basis));
+        assert!((back.ttft_factor / was.ttft_factor - 1.0).abs() < 1e-6 && back.ttft_factor >= 1.0, "{basis:?}");
+        assert!((back.tpot_factor / was.tpot_factor - 1.0).abs() < 1e-6, "{basis:?}");
+        assert!((back.traffic.unwrap().prompt_tokens - 300.0).abs() < 1e-3, "{basis:?}");
+        assert_eq!(back.pace.is_some(), basis == Basis::Learned);
+        let p = |speed: &Speed| speed.probability_ttft_within(0.2, 0.25);
+        assert!((p(&back) - p(&was)).abs() < 1e-6, "{basis:?}");
+    }
+    assert_eq!(decode_speeds(&bytes, 8), SpeedTallies::default(), "other pools");
+    for cut in 0..bytes.len() {
+        assert_eq!(decode_speeds(&bytes[..cut], 9), SpeedTallies::default(), "cut at {cut}");
+    }
+}
+
+/// Whatever bytes another worker leaves, forecasts stay numbers.
+#[test]
+fn broken_records_of_speed_break_no_forecast() {
+    let good = encode_speeds(&speeds(), 9);
+    let fleet = Config::parse(include_bytes!("../../envoy/routebalance.json")).unwrap().fleet;
+    let pool = &fleet.pools[1];
+    let work = Work { prompt_tokens: 200.0, cached_tokens: 0.0, output_tokens: 100.0 };
+    let load = LoadNow { running: 5.0, ..LoadNow::default() };
+    for (at, value) in (9..good.len()).flat_map(|at| [0x00, 0x7f, 0x80, 0xff].map(|value| (at, value))) {
+        let mut broken = good.clone();
+        broken[at] = value;
+        let mut reader = Speeds::default();
+        reader.read(vec![decode_speeds(&broken, 9)]);
+        for basis in [Basis::Learned, Basis::Both] {
+            let speed = reader.speed(1, basis);
+            let forecast = latency::forecast(&pool.profile, &pool.limits, &load, &work, &speed);
+            let times = [forecast.ttft, forecast.tpot, forecast.e2e, speed.probability_ttft_within(0.2, 0.3)];
+            assert!(times.iter().all(|time| time.is_finite() && *time >= 0.0), "{at} {value} {basis:?}: {times:?}");
+        }
     }
 }
 

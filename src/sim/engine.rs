@@ -303,6 +303,15 @@ impl Engine {
         &self.counters
     }
 
+    /// Tokens that every running sequence has been given by `now`, without advancing: exact if nothing is to happen before.
+    pub fn generated(&self, now: Duration) -> impl Iterator<Item = (u64, u32)> + '_ {
+        let ended = self.step.map_or(0, |step| {
+            let passed = duration_ns(now).saturating_sub(step.start_ns).checked_div(step.length_ns).unwrap_or(0);
+            u32::try_from(passed.min(self.equal_steps(&step))).unwrap_or(u32::MAX)
+        });
+        self.running.iter().map(move |s| (s.id, s.generated.saturating_add(if s.decodes { ended } else { 0 })))
+    }
+
     fn queue_arrivals(&mut self, by_ns: u64) {
         while self.arriving.front().is_some_and(|s| s.arrives_ns <= by_ns) {
             self.waiting.extend(self.arriving.pop_front());

@@ -1,3 +1,14 @@
-//! Virtual time: the engine behind the emulated instances. Clocks and seeds are arguments.
+//! Virtual time: a fleet of engines behind gateways that decide with the same router as the filter. Clocks and seeds are
+//! arguments.
+//!
+//! [`simulation`] is the loop over events; [`gateway`] and [`server`] are what it moves requests between; [`workload`] says what
+//! is asked for, [`fault`] what goes wrong, [`outcome`] what became of it.
 
 pub mod engine;
+pub mod fault;
+pub mod gateway;
+pub mod outcome;
+pub mod random;
+pub mod server;
+pub mod simulation;
+pub mod workload;

@@ -41,6 +41,33 @@ impl Schedule {
     }
 }
 
+/// Whose turn it is: round after round through all instances, at an even pace, so that a round takes a period and no tick
+/// is busier than another. A limit on what is under way makes rounds longer, never bursts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rounds {
+    cursor: usize,
+    /// Turns that are due, with their fraction.
+    due: f64,
+    looked_at: Option<Duration>,
+}
+
+impl Rounds {
+    /// The instances whose turn has come since the last call, at most `room` of them.
+    pub fn turns(&mut self, now: Duration, period: Duration, instances: usize, room: usize) -> Vec<usize> {
+        // Whoever begins, or has paused, begins a round.
+        let since = self.looked_at.map_or(Duration::ZERO, |at| now.saturating_sub(at)).min(period);
+        self.looked_at = Some(now);
+        let rounds = since.as_secs_f64() / period.as_secs_f64().max(1e-3);
+        // Turns missed while there was no room are not made up for beyond one round.
+        self.due = (self.due + rounds * instances as f64).min(instances as f64);
+        let turns = (self.due.floor() as usize).min(room).min(instances);
+        self.due -= turns as f64;
+        let first = self.cursor;
+        self.cursor = first.saturating_add(turns).checked_rem(instances).unwrap_or(0);
+        (0..turns).filter_map(|turn| first.saturating_add(turn).checked_rem(instances)).collect()
+    }
+}
+
 /// How reports that come this seldom are trusted: fully for at least two periods, and to the tenth at least a little.
 pub fn stretched(telemetry: &Telemetry, period: Duration) -> Telemetry {
     Telemetry {

@@ -187,6 +187,33 @@ fn many_instances_are_asked_less_often() {
 }
 
 #[test]
+fn every_instance_has_one_turn_in_a_period_and_no_tick_is_busier_than_another() {
+    let ms = Duration::from_millis;
+    for (instances, period, tick) in [(1, 250, 50), (14, 250, 50), (1_000, 5_500, 50), (3, 100, 50), (7, 20, 50)] {
+        let mut rounds = Rounds::default();
+        let mut turns = vec![Vec::new(); instances];
+        let ticks = 40 * period / tick;
+        let mut busiest = 0;
+        for i in 0..=ticks {
+            let of_tick = rounds.turns(ms(1_000 + i * tick), ms(period), instances, usize::MAX);
+            busiest = busiest.max(of_tick.len());
+            of_tick.into_iter().for_each(|instance| turns[instance].push(i * tick));
+        }
+        let even = (instances as u64 * tick).div_ceil(period) as usize;
+        assert!(busiest <= (even + 1).min(instances), "{instances} every {period} ms: {busiest} in a tick");
+        for of_one in turns {
+            let longest = of_one.windows(2).map(|w| w[1] - w[0]).max().unwrap();
+            assert!(longest <= period.max(tick) + tick, "{instances} every {period} ms: one waited {longest} ms");
+        }
+    }
+    // No room: turns wait, and there is no burst afterwards.
+    let mut rounds = Rounds::default();
+    let none: usize = (0..100).map(|i| rounds.turns(ms(i * 50), ms(250), 14, 0).len()).sum();
+    assert_eq!((none, rounds.turns(ms(5_050), ms(250), 14, 64).len()), (0, 14));
+    assert_eq!(rounds.turns(ms(5_100), ms(250), 0, 64), Vec::<usize>::new(), "nobody is there");
+}
+
+#[test]
 fn orca_headers() {
     let none = Load::default();
     let rows = [

@@ -1,0 +1,124 @@
+//! One gateway as the filter runs it: workers that count what they send, and one scraper for all of them.
+
+use std::time::Duration;
+
+use crate::config::Telemetry;
+use crate::fleet::Fleet;
+use crate::learning::Learned;
+use crate::reckoning::{self, Counters, Dispatch, LoadNow, Reports};
+use crate::sim::random::Random;
+
+/// What one VM has counted, and what of it the other VMs of its gateway can see.
+#[derive(Clone, Debug)]
+struct Slot {
+    own: Counters,
+    written: Counters,
+}
+
+/// One gateway.
+#[derive(Clone, Debug)]
+pub struct Gateway {
+    instances: usize,
+    slots: Vec<Slot>,
+    /// The slot of each worker.
+    workers: Vec<usize>,
+    /// What its scraper has heard.
+    pub reports: Reports,
+    /// What it has learnt.
+    pub learned: Learned,
+    /// Whether a scrape of an instance is under way.
+    pub(super) asking: Vec<bool>,
+    /// How often it was restarted: what was meant for an earlier process does not reach this one.
+    pub(super) epoch: u32,
+    pub(super) random: Random,
+}
+
+impl Gateway {
+    /// A gateway that has sent nothing and knows nothing.
+    pub fn new(instances: usize, workers: usize, random: Random) -> Gateway {
+        let slot = Slot { own: Counters::new(instances), written: Counters::new(instances) };
+        Gateway {
+            instances,
+            slots: vec![slot; workers],
+            workers: (0..workers).collect(),
+            reports: Reports(vec![Default::default(); instances]),
+            learned: Learned::default(),
+            asking: vec![false; instances],
+            epoch: 0,
+            random,
+        }
+    }
+
+    /// The process dies and starts again.
+    pub(super) fn restart(&mut self) {
+        let epoch = self.epoch.saturating_add(1);
+        *self = Gateway { epoch, ..Gateway::new(self.instances, self.workers.len(), self.random.clone()) };
+    }
+
+    /// A worker's VM dies and another one claims a new slot; the old slot is returned.
+    pub(super) fn replace_worker(&mut self, worker: usize) -> Option<usize> {
+        let old = *self.workers.get(worker)?;
+        let new = self.slots.len();
+        self.slots.push(Slot { own: Counters::new(self.instances), written: Counters::new(self.instances) });
+        *self.workers.get_mut(worker)? = new;
+        Some(old)
+    }
+
+    /// The slot of a worker.
+    pub(super) fn slot_of(&self, worker: usize) -> usize {
+        self.workers.get(worker).copied().unwrap_or_default()
+    }
+
+    /// The counters of all workers together, as the owner of a slot sees them.
+    pub fn counters(&self, slot: usize) -> Counters {
+        let mut sum = Counters::new(self.instances);
+        for (i, s) in self.slots.iter().enumerate() {
+            sum.add(if i == slot { &s.own } else { &s.written });
+        }
+        sum
+    }
+
+    /// The load of every instance, as the owner of a slot sees it, and how many requests were sent before.
+    pub fn loads(&self, slot: usize, fleet: &Fleet, telemetry: &Telemetry, now: Duration) -> (Vec<LoadNow>, u64) {
+        let counters = self.counters(slot);
+        let reports = telemetry.enabled.then_some(&self.reports);
+        (reckoning::load_now(fleet, &counters, reports, now, telemetry), counters.dispatched_requests())
+    }
+
+    pub(super) fn dispatch(&mut self, slot: usize, dispatch: &Dispatch, now: Duration) {
+        self.write(slot, |own| own.dispatch(dispatch, now));
+    }
+
+    pub(super) fn move_to(&mut self, slot: usize, dispatch: &mut Dispatch, instance: usize, now: Duration) {
+        self.write(slot, |own| own.move_to(dispatch, instance, now));
+    }
+
+    pub(super) fn finish(&mut self, slot: usize, dispatch: Dispatch) {
+        self.write(slot, |own| own.finish(dispatch));
+    }
+
+    /// Progress of a stream: the other workers see it after the next tick.
+    pub(super) fn progress(&mut self, slot: usize, dispatch: &mut Dispatch, tokens: u64) {
+        if let Some(slot) = self.slots.get_mut(slot) {
+            slot.own.prefilled(dispatch);
+            slot.own.streamed(dispatch, tokens);
+        }
+    }
+
+    /// Every worker writes what it has counted.
+    pub(super) fn tick(&mut self) {
+        self.slots.iter_mut().for_each(|slot| slot.written.clone_from(&slot.own));
+    }
+
+    /// A dead worker's slot is found out.
+    pub(super) fn retire(&mut self, slot: usize) {
+        self.write(slot, Counters::retire);
+    }
+
+    fn write(&mut self, slot: usize, change: impl FnOnce(&mut Counters)) {
+        if let Some(slot) = self.slots.get_mut(slot) {
+            change(&mut slot.own);
+            slot.written.clone_from(&slot.own);
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! What became of requests.
+
+use std::time::Duration;
+
+use crate::router::Decision;
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Still on its way when the simulation ended.
+    Open,
+    /// With its whole answer.
+    Answered,
+    /// The router or the instance refused it.
+    Refused,
+    /// Its client left.
+    Left,
+    /// Its gateway or its worker died with it.
+    GatewayDied,
+    /// Its instance died, or did nothing for too long, after the first byte.
+    Cut,
+    /// No instance that Envoy tried would serve it, and the answer had not begun.
+    Unserved {
+        /// Whether an instance of its pool was healthy when Envoy gave up.
+        healthy_peer: bool,
+    },
+}
+
+/// What became of one request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Index of its template.
+    pub template: usize,
+    /// Its gateway.
+    pub gateway: usize,
+    /// When it came.
+    pub at: Duration,
+    /// What was decided, with what was expected of it; `None` if nothing was.
+    pub decision: Option<Box<Decision>>,
+    /// The instance that it was sent to last.
+    pub instance: Option<usize>,
+    /// How often Envoy sent it.
+    pub attempts: usize,
+    /// From its arrival to the first token at the gateway.
+    pub ttft: Option<Duration>,
+    /// From its arrival to its end at the gateway.
+    pub e2e: Option<Duration>,
+    /// Output tokens of the whole answer.
+    pub output_tokens: u32,
+    /// How it ended.
+    pub end: End,
+}
+
+impl Outcome {
+    /// Time per output token after the first; `None` for an answer of fewer than two.
+    pub fn tpot(&self) -> Option<Duration> {
+        let tokens = self.output_tokens.checked_sub(1)?;
+        self.e2e?.checked_sub(self.ttft?)?.checked_div(tokens)
+    }
+
+    /// Whether it was answered.
+    pub fn is_answered(&self) -> bool {
+        self.end == End::Answered
+    }
+}
+
+/// Times of many requests, seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Times {
+    /// Mean.
+    pub mean: f64,
+    /// Median.
+    pub p50: f64,
+    /// 99th percentile.
+    pub p99: f64,
+}
+
+impl Times {
+    /// Of these values; zeros if there are none. Percentiles are nearest-rank.
+    pub fn of(values: impl Iterator<Item = Duration>) -> Times {
+        let mut seconds: Vec<f64> = values.map(|v| v.as_secs_f64()).collect();
+        seconds.sort_by(f64::total_cmp);
+        let n = seconds.len().max(1) as f64;
+        let rank = |share: f64| (share * seconds.len() as f64).ceil() as usize;
+        let at = |share: f64| seconds.get(rank(share).saturating_sub(1)).copied().unwrap_or_default();
+        Times { mean: seconds.iter().sum::<f64>() / n, p50: at(0.5), p99: at(0.99) }
+    }
+}
+
+/// What became of all requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Summary {
+    /// Requests.
+    pub requests: usize,
+    /// Those with their whole answer; the times are theirs.
+    pub answered: usize,
+    /// Time to the first token.
+    pub ttft: Times,
+    /// Time per output token after the first.
+    pub tpot: Times,
+    /// Time to the end.
+    pub e2e: Times,
+}
+
+impl Summary {
+    /// Of these outcomes.
+    pub fn of<'a>(outcomes: impl Iterator<Item = &'a Outcome> + Clone) -> Summary {
+        let answered = outcomes.clone().filter(|o| o.is_answered());
+        Summary {
+            requests: outcomes.count(),
+            answered: answered.clone().count(),
+            ttft: Times::of(answered.clone().filter_map(|o| o.ttft)),
+            tpot: Times::of(answered.clone().filter_map(Outcome::tpot)),
+            e2e: Times::of(answered.filter_map(|o| o.e2e)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    #[test]
+    fn times_are_summed_up() {
+        let hundred = Times::of((1..=100).map(Duration::from_secs));
+        assert_eq!(hundred, Times { mean: 50.5, p50: 50.0, p99: 99.0 });
+        assert_eq!(Times::of(std::iter::empty()), Times::default());
+    }
+}

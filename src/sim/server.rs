@@ -1,0 +1,155 @@
+//! One emulated instance: an engine that can die, hang and lie.
+
+use std::time::Duration;
+
+use crate::fleet::Pool;
+use crate::sim::engine::{Detail, Engine, Event, Job, TooLong};
+use crate::sim::fault::Reporting;
+use crate::telemetry::Load;
+
+/// How an instance is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It works.
+    Up,
+    /// It accepts and keeps everything, and does nothing.
+    Hung,
+    /// Nobody is there.
+    Down,
+}
+
+/// One emulated instance.
+#[derive(Clone, Debug)]
+pub struct Server {
+    engine: Engine,
+    fresh: Engine,
+    health: Health,
+    reporting: Reporting,
+    /// What it said last, or when its report was frozen.
+    frozen: Load,
+    /// Jobs that a hung instance was sent.
+    swallowed: Vec<u64>,
+}
+
+/// Nobody accepts the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused;
+
+impl Server {
+    /// An idle instance of a pool at time zero.
+    pub fn new(pool: &Pool) -> Server {
+        let engine = Engine::new(pool.profile, pool.limits, Detail::Milestones);
+        Server {
+            fresh: engine.clone(),
+            engine,
+            health: Health::Up,
+            reporting: Reporting::Honest,
+            frozen: Load::default(),
+            swallowed: Vec::new(),
+        }
+    }
+
+    /// How it is.
+    pub fn health(&self) -> Health {
+        self.health
+    }
+
+    /// Its engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Requests it holds, wherever they are.
+    pub fn holds(&self) -> usize {
+        self.engine.len().saturating_add(self.swallowed.len())
+    }
+
+    /// What has happened by `now`; nothing does on an instance that hangs.
+    pub fn advance_into(&mut self, now: Duration, events: &mut Vec<Event>) {
+        if self.health == Health::Up {
+            self.engine.advance_into(now, events);
+        }
+    }
+
+    /// When something happens next by itself.
+    pub fn next_event(&self) -> Option<Duration> {
+        if self.health == Health::Up { self.engine.next_event() } else { None }
+    }
+
+    /// Sends it a job.
+    ///
+    /// # Errors
+    /// Nobody accepts the connection.
+    pub fn submit(&mut self, now: Duration, job: Job) -> Result<Result<(), TooLong>, Refused> {
+        match self.health {
+            Health::Up => Ok(self.engine.submit(now, job)),
+            Health::Hung => {
+                self.swallowed.push(job.id);
+                Ok(Ok(()))
+            }
+            Health::Down => Err(Refused),
+        }
+    }
+
+    /// The client of a job is gone.
+    pub fn cancel(&mut self, id: u64) {
+        self.engine.cancel(id);
+        self.swallowed.retain(|job| *job != id);
+    }
+
+    /// Dies.
+    pub fn kill(&mut self) {
+        self.engine = self.fresh.clone();
+        self.swallowed.clear();
+        self.health = Health::Down;
+    }
+
+    /// Starts empty, if it does not run already.
+    pub fn start(&mut self, now: Duration) {
+        if self.health != Health::Up {
+            self.kill();
+            // An engine's time begins at zero.
+            self.engine.advance(now);
+            self.health = Health::Up;
+        }
+    }
+
+    /// Stops working.
+    pub fn hang(&mut self) {
+        if self.health == Health::Up {
+            self.frozen = self.load();
+            self.health = Health::Hung;
+        }
+    }
+
+    /// Reports otherwise from now on.
+    pub fn report_as(&mut self, reporting: Reporting) {
+        self.frozen = self.load();
+        self.reporting = reporting;
+    }
+
+    /// The true load, as its metrics would show it.
+    pub fn load(&self) -> Load {
+        Load {
+            running: Some(self.engine.running() as f64),
+            waiting: Some(self.engine.waiting() as f64),
+            kv_use: Some(self.engine.kv_usage()),
+            ..Load::default()
+        }
+    }
+
+    /// What it answers to a scrape: `None` if no answer comes before the time-out.
+    ///
+    /// # Errors
+    /// Nobody accepts the connection.
+    pub fn scraped(&self) -> Result<Option<Load>, Refused> {
+        match (self.health, self.reporting) {
+            (Health::Down, _) => Err(Refused),
+            (_, Reporting::Silent) => Ok(None),
+            (_, Reporting::Constant(load)) => Ok(Some(load)),
+            (_, Reporting::Empty) => Ok(Some(Load::default())),
+            (Health::Hung, Reporting::Honest) | (_, Reporting::Frozen) => Ok(Some(self.frozen)),
+            (Health::Up, Reporting::Honest) => Ok(Some(self.load())),
+        }
+    }
+}

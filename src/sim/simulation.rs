@@ -1,0 +1,712 @@
+//! The loop over events: clients, gateways, the network between them, instances, faults.
+//!
+//! A request reaches a gateway and one of its workers by lot, is decided there by [`Router::decide`] or [`Router::route`], and
+//! travels to the instance. Envoy's part is played as the reference configuration has it: a refused connection, or a stream reset
+//! before its first byte, is tried again at the next of the decision's endpoints. Scrapes and progress of streams happen as in the
+//! filter. The tokens of a stream are counted at ticks, so that a worker knows its own up to one tick late.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap};
+use std::time::Duration;
+
+use crate::learning::Learned;
+use crate::openai::Api;
+use crate::reckoning::{Dispatch, LoadNow};
+use crate::router::{Ask, Decision, Router, Verdict};
+use crate::shared::SLOT_TTL;
+use crate::sim::engine::{Event, EventKind, Job};
+use crate::sim::fault::{Fault, Scheduled};
+use crate::sim::gateway::Gateway;
+use crate::sim::outcome::{End, Outcome};
+use crate::sim::random::Random;
+use crate::sim::server::{Health, Server};
+use crate::sim::workload::{Arrival, Template, Workload};
+use crate::telemetry::Load;
+
+/// What a simulation has besides the router's configuration and the workload.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// Gateways; every one sees its share of the requests, drawn at random.
+    pub gateways: usize,
+    /// Workers of each gateway.
+    pub workers: usize,
+    /// Time that anything needs from a gateway to an instance, and back.
+    pub network: Duration,
+    /// Time between two ticks of the filter.
+    pub tick: Duration,
+    /// How often Envoy tries again (`num_retries`).
+    pub retries: usize,
+    /// Time before it does.
+    pub retry_back_off: Duration,
+    /// Time without a byte after which Envoy gives an attempt up (`per_try_idle_timeout`).
+    pub per_try_idle: Duration,
+    /// Share of scrapes that get lost, 0 to 1.
+    pub scrape_loss: f64,
+    /// Seed of what happens by chance: who serves which request, scrapes lost, draws of the router.
+    pub seed: u64,
+}
+
+/// One gateway of two workers, with the times of the filter and of the reference configuration of Envoy.
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            gateways: 1,
+            workers: 2,
+            network: Duration::from_micros(500),
+            tick: Duration::from_millis(50),
+            retries: 2,
+            retry_back_off: Duration::from_millis(10),
+            per_try_idle: Duration::from_secs(120),
+            scrape_loss: 0.0,
+            seed: 1,
+        }
+    }
+}
+
+/// A request on its way.
+#[derive(Clone, Debug)]
+struct Flight {
+    gateway: usize,
+    epoch: u32,
+    slot: usize,
+    /// Where Envoy sends it, in order.
+    targets: Vec<usize>,
+    attempt: usize,
+    /// Whether the current attempt is with its instance.
+    reached: bool,
+    /// Taken when the request ends, so that its counters are released exactly once.
+    dispatch: Option<Dispatch>,
+    /// Tokens of the current attempt that were counted.
+    seen: u32,
+    began: bool,
+    progressed_at: Duration,
+    job: Job,
+}
+
+impl Flight {
+    fn target(&self) -> Option<usize> {
+        self.targets.get(self.attempt.checked_rem(self.targets.len())?).copied()
+    }
+}
+
+/// What a gateway hears of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum News {
+    FirstToken,
+    Finished,
+    TooLong,
+    Lost,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Scrape {
+    gateway: usize,
+    epoch: u32,
+    instance: usize,
+    asked_at: Duration,
+    outstanding_requests: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Happening {
+    Arrive(usize),
+    Reach { flight: usize, attempt: usize },
+    Step { instance: usize },
+    Hear { flight: usize, attempt: usize, news: News },
+    Abort { instance: usize, job: u64 },
+    Tick,
+    ScrapeDue { gateway: usize, instance: usize },
+    Asked(Scrape),
+    Told(Scrape, Option<Load>),
+    Idle { flight: usize, attempt: usize },
+    Leave { flight: usize },
+    Fail(usize),
+    Retire { gateway: usize, epoch: u32, slot: usize },
+}
+
+/// An event in the queue; the number keeps events of one time in the order in which they were foreseen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Queued(Duration, u64, Happening);
+
+impl Eq for Queued {}
+
+impl Ord for Queued {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.0, self.1).cmp(&(other.0, other.1))
+    }
+}
+
+impl PartialOrd for Queued {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// Attempts of one request are told apart in the low bits of a job's id.
+const ATTEMPTS: u64 = 16;
+
+/// A fleet, its gateways and their clients in virtual time.
+pub struct Simulation<'a> {
+    router: &'a Router,
+    workload: &'a Workload,
+    faults: &'a [Scheduled],
+    options: Options,
+    now: Duration,
+    foreseen: u64,
+    queue: BinaryHeap<Reverse<Queued>>,
+    servers: Vec<Server>,
+    /// For every server, the time of its next event in the queue.
+    steps: Vec<Option<Duration>>,
+    gateways: Vec<Gateway>,
+    /// By arrival; `None` before and after.
+    flights: Vec<Option<Flight>>,
+    open: BTreeSet<usize>,
+    arrived: usize,
+    outcomes: Vec<Outcome>,
+    random: Random,
+    events: Vec<Event>,
+}
+
+impl<'a> Simulation<'a> {
+    /// Everything idle at time zero.
+    pub fn new(router: &'a Router, workload: &'a Workload, faults: &'a [Scheduled], options: Options) -> Self {
+        let fleet = &router.config().fleet;
+        let instances = fleet.instances.len();
+        let servers: Vec<Server> =
+            (0..instances).filter_map(|i| fleet.pool_of(i)).map(|(_, pool)| Server::new(pool)).collect();
+        let gateway =
+            |g: usize| Gateway::new(instances, options.workers, Random::for_use(options.seed, 100 + g as u64));
+        let gateways: Vec<Gateway> = (0..options.gateways).map(gateway).collect();
+        let mut simulation = Simulation {
+            router,
+            workload,
+            faults,
+            now: Duration::ZERO,
+            foreseen: 0,
+            queue: BinaryHeap::new(),
+            steps: vec![None; instances],
+            servers,
+            gateways,
+            flights: vec![None; workload.arrivals.len()],
+            open: BTreeSet::new(),
+            arrived: 0,
+            outcomes: Vec::with_capacity(workload.arrivals.len()),
+            random: Random::for_use(options.seed, 99),
+            options,
+            events: Vec::new(),
+        };
+        simulation.foresee_all();
+        simulation
+    }
+
+    /// Runs until every request has ended, or until the time limit.
+    pub fn finish(&mut self, limit: Duration) {
+        while self.arrived < self.workload.arrivals.len() || !self.open.is_empty() {
+            if self.queue.peek().is_none_or(|next| next.0.0 > limit) || !self.step() {
+                return;
+            }
+        }
+    }
+
+    /// Runs until a time, that time included.
+    pub fn run_until(&mut self, time: Duration) {
+        while self.queue.peek().is_some_and(|next| next.0.0 <= time) && self.step() {}
+        self.now = self.now.max(time);
+    }
+
+    /// The time.
+    pub fn now(&self) -> Duration {
+        self.now
+    }
+
+    /// What became of the requests that have come so far, in their order.
+    pub fn outcomes(&self) -> &[Outcome] {
+        &self.outcomes
+    }
+
+    /// What became of all requests.
+    pub fn into_outcomes(self) -> Vec<Outcome> {
+        self.outcomes
+    }
+
+    /// The instances.
+    pub fn servers(&self) -> &[Server] {
+        &self.servers
+    }
+
+    /// The gateways.
+    pub fn gateways(&self) -> &[Gateway] {
+        &self.gateways
+    }
+
+    /// The load of every instance now, as a gateway's first worker sees it.
+    pub fn loads(&self, gateway: usize) -> Vec<LoadNow> {
+        let config = self.router.config();
+        let seen =
+            self.gateways.get(gateway).map(|g| g.loads(g.slot_of(0), &config.fleet, &config.telemetry, self.now).0);
+        seen.unwrap_or_default()
+    }
+
+    fn foresee_all(&mut self) {
+        let period = self.router.config().telemetry.scrape_period;
+        if let Some(first) = self.workload.arrivals.first() {
+            self.foresee(first.at, Happening::Arrive(0));
+        }
+        for (i, fault) in self.faults.iter().enumerate() {
+            self.foresee(fault.at, Happening::Fail(i));
+        }
+        self.foresee(self.options.tick, Happening::Tick);
+        if self.router.config().telemetry.enabled {
+            for gateway in 0..self.gateways.len() {
+                let phase = period.mul_f64(self.random.uniform());
+                for instance in 0..self.servers.len() {
+                    let spread = period.mul_f64(instance as f64 / self.servers.len() as f64);
+                    self.foresee(phase + spread, Happening::ScrapeDue { gateway, instance });
+                }
+            }
+        }
+    }
+
+    fn foresee(&mut self, at: Duration, what: Happening) {
+        self.foreseen = self.foreseen.saturating_add(1);
+        self.queue.push(Reverse(Queued(at.max(self.now), self.foreseen, what)));
+    }
+
+    fn after_network(&mut self, what: Happening) {
+        self.foresee(self.now.saturating_add(self.options.network), what);
+    }
+
+    fn step(&mut self) -> bool {
+        let Some(Reverse(Queued(at, _, what))) = self.queue.pop() else { return false };
+        self.now = at;
+        match what {
+            Happening::Arrive(arrival) => self.arrive(arrival),
+            Happening::Reach { flight, attempt } => self.reach(flight, attempt),
+            Happening::Step { instance } => {
+                if self.steps.get(instance).copied().flatten() == Some(at) {
+                    if let Some(step) = self.steps.get_mut(instance) {
+                        *step = None;
+                    }
+                    self.advance(instance);
+                }
+            }
+            Happening::Hear { flight, attempt, news } => self.hear(flight, attempt, news),
+            Happening::Abort { instance, job } => self.abort(instance, job),
+            Happening::Tick => self.tick(),
+            Happening::ScrapeDue { gateway, instance } => self.scrape(gateway, instance),
+            Happening::Asked(scrape) => self.asked(scrape),
+            Happening::Told(scrape, load) => self.told(scrape, load),
+            Happening::Idle { flight, attempt } => self.idle(flight, attempt),
+            Happening::Leave { flight } => self.end(flight, End::Left),
+            Happening::Fail(fault) => self.fail(fault),
+            Happening::Retire { gateway, epoch, slot } => {
+                if let Some(gateway) = self.gateways.get_mut(gateway).filter(|g| g.epoch == epoch) {
+                    gateway.retire(slot);
+                }
+            }
+        }
+        true
+    }
+
+    // === requests at the gateway ===
+
+    fn arrive(&mut self, index: usize) {
+        self.arrived = index.saturating_add(1);
+        if let Some(next) = self.workload.arrivals.get(self.arrived) {
+            self.foresee(next.at, Happening::Arrive(self.arrived));
+        }
+        let Some(arrival) = self.workload.arrivals.get(index).copied() else { return };
+        let gateway = self.random.below(self.gateways.len());
+        let worker = self.random.below(self.options.workers);
+        let mut outcome = Outcome {
+            template: arrival.template,
+            gateway,
+            at: self.now,
+            decision: None,
+            instance: None,
+            attempts: 0,
+            ttft: None,
+            e2e: None,
+            output_tokens: 0,
+            end: End::Refused,
+        };
+        let template = self.workload.templates.get(arrival.template);
+        let decided = template.and_then(|t| Some((t, self.decide(gateway, worker, &arrival, t)?)));
+        let Some((template, decision)) = decided else {
+            self.outcomes.push(outcome);
+            return;
+        };
+        let output_tokens = template.output_tokens.get(decision.model).copied().unwrap_or_default();
+        outcome.end = End::Open;
+        outcome.output_tokens = output_tokens.min(template.prompt.max_tokens.unwrap_or(u32::MAX));
+        let dispatch = Dispatch {
+            instance: decision.instance,
+            prompt_tokens: decision.prompt_tokens,
+            output_tokens: decision.output_tokens,
+        };
+        let Some(home) = self.gateways.get_mut(gateway) else { return };
+        let slot = home.slot_of(worker);
+        home.dispatch(slot, &dispatch, self.now);
+        let flight = Flight {
+            gateway,
+            epoch: home.epoch,
+            slot,
+            targets: std::iter::once(decision.instance).chain(decision.fallbacks.iter().copied()).collect(),
+            attempt: 0,
+            reached: false,
+            dispatch: Some(dispatch),
+            seen: 0,
+            began: false,
+            progressed_at: self.now,
+            job: Job {
+                id: 0,
+                prompt_tokens: template.prompt_tokens,
+                output_tokens,
+                max_tokens: template.prompt.max_tokens.unwrap_or(u32::MAX),
+            },
+        };
+        outcome.decision = Some(decision);
+        self.outcomes.push(outcome);
+        if let Some(place) = self.flights.get_mut(index) {
+            *place = Some(flight);
+        }
+        self.open.insert(index);
+        if let Some(patience) = arrival.patience {
+            self.foresee(self.now.saturating_add(patience), Happening::Leave { flight: index });
+        }
+        self.foresee(self.now.saturating_add(self.options.per_try_idle), Happening::Idle { flight: index, attempt: 0 });
+        self.after_network(Happening::Reach { flight: index, attempt: 0 });
+    }
+
+    fn decide(&mut self, gateway: usize, worker: usize, arrival: &Arrival, t: &Template) -> Option<Box<Decision>> {
+        let config = self.router.config();
+        let gateway = self.gateways.get_mut(gateway)?;
+        let (loads, sequence) = gateway.loads(gateway.slot_of(worker), &config.fleet, &config.telemetry, self.now);
+        let draw = gateway.random.uniform();
+        let ask =
+            Ask { api: Api::ChatCompletions, prompt: &t.prompt, policy: arrival.policy, holder: None, sequence, draw };
+        let learned: &Learned = &gateway.learned;
+        let verdict = match &t.outlook {
+            Some(outlook) => self.router.decide(&ask, outlook, Some(&loads), learned),
+            None => self.router.route(&ask, Some(&loads), learned),
+        };
+        match verdict {
+            Verdict::Decided(decision) => Some(decision),
+            Verdict::Refused { .. } | Verdict::Untouched(_) => None,
+        }
+    }
+
+    fn flight(&mut self, index: usize) -> Option<&mut Flight> {
+        self.flights.get_mut(index)?.as_mut()
+    }
+
+    fn hear(&mut self, index: usize, attempt: usize, news: News) {
+        let now = self.now;
+        let Some(flight) = self.flights.get_mut(index).and_then(Option::as_mut).filter(|f| f.attempt == attempt) else {
+            return;
+        };
+        match news {
+            News::FirstToken => {
+                let target = flight.target();
+                flight.began = true;
+                flight.progressed_at = now;
+                if let (Some(gateway), Some(dispatch), Some(target)) =
+                    (self.gateways.get_mut(flight.gateway), flight.dispatch.as_mut(), target)
+                {
+                    if target != dispatch.instance {
+                        gateway.move_to(flight.slot, dispatch, target, now);
+                    }
+                    let tokens = u64::from(1u32.saturating_sub(flight.seen));
+                    gateway.progress(flight.slot, dispatch, tokens);
+                    flight.seen = flight.seen.max(1);
+                }
+                if let Some(outcome) = self.outcomes.get_mut(index) {
+                    outcome.ttft = Some(now.saturating_sub(outcome.at));
+                }
+            }
+            News::Finished => self.end(index, End::Answered),
+            News::TooLong => self.end(index, End::Refused),
+            News::Lost => self.lose(index),
+        }
+    }
+
+    /// The current attempt has failed.
+    fn lose(&mut self, index: usize) {
+        let (retries, back_off) = (self.options.retries, self.options.retry_back_off);
+        let Some(flight) = self.flight(index) else { return };
+        if flight.began {
+            return self.end(index, End::Cut);
+        }
+        if flight.attempt >= retries {
+            let healthy_peer = self.has_healthy_peer(index);
+            return self.end(index, End::Unserved { healthy_peer });
+        }
+        flight.attempt = flight.attempt.saturating_add(1);
+        flight.reached = false;
+        flight.seen = 0;
+        let attempt = flight.attempt;
+        let now = self.now;
+        if let Some(flight) = self.flight(index) {
+            flight.progressed_at = now.saturating_add(back_off);
+        }
+        self.foresee(now.saturating_add(back_off + self.options.network), Happening::Reach { flight: index, attempt });
+        let idle_at = now.saturating_add(back_off + self.options.per_try_idle);
+        self.foresee(idle_at, Happening::Idle { flight: index, attempt });
+    }
+
+    fn has_healthy_peer(&self, index: usize) -> bool {
+        let fleet = &self.router.config().fleet;
+        let pool = self.outcomes.get(index).and_then(|o| o.decision.as_ref()).map(|d| d.pool);
+        let in_pool = |i: usize| fleet.instances.get(i).map(|instance| instance.pool) == pool;
+        self.servers.iter().enumerate().any(|(i, s)| in_pool(i) && s.health() == Health::Up)
+    }
+
+    fn idle(&mut self, index: usize, attempt: usize) {
+        let (now, limit) = (self.now, self.options.per_try_idle);
+        let Some(flight) = self.flight(index).filter(|f| f.attempt == attempt) else { return };
+        let due = flight.progressed_at.saturating_add(limit);
+        if due > now {
+            return self.foresee(due, Happening::Idle { flight: index, attempt });
+        }
+        self.withdraw(index);
+        self.lose(index);
+    }
+
+    /// Tells the instance of the current attempt that nobody listens any more.
+    fn withdraw(&mut self, index: usize) {
+        let Some(flight) = self.flight(index) else { return };
+        if let Some(instance) = flight.target() {
+            let job = job_id(index, flight.attempt);
+            self.after_network(Happening::Abort { instance, job });
+        }
+    }
+
+    /// The request is over, however: releases what it still holds, once.
+    fn end(&mut self, index: usize, end: End) {
+        if !matches!(end, End::Answered | End::Refused) {
+            self.withdraw(index);
+        }
+        let Some(mut flight) = self.flights.get_mut(index).and_then(Option::take) else { return };
+        self.open.remove(&index);
+        if let Some(gateway) = self.gateways.get_mut(flight.gateway).filter(|g| g.epoch == flight.epoch)
+            && let Some(dispatch) = flight.dispatch.take()
+            // What a dead worker has counted stays until its slot is found out.
+            && end != End::GatewayDied
+        {
+            gateway.finish(flight.slot, dispatch);
+        }
+        if let Some(outcome) = self.outcomes.get_mut(index) {
+            outcome.end = end;
+            outcome.attempts = flight.attempt.saturating_add(1);
+            outcome.instance = flight.target();
+            outcome.e2e = Some(self.now.saturating_sub(outcome.at));
+        }
+    }
+
+    // === instances ===
+
+    fn reach(&mut self, index: usize, attempt: usize) {
+        let Some(flight) = self.flight(index).filter(|f| f.attempt == attempt) else { return };
+        let Some(instance) = flight.target() else { return };
+        let job = Job { id: job_id(index, attempt), ..flight.job };
+        flight.reached = true;
+        self.advance(instance);
+        let now = self.now;
+        let Some(server) = self.servers.get_mut(instance) else { return };
+        match server.submit(now, job) {
+            Ok(Ok(())) => self.plan_step(instance),
+            Ok(Err(_)) => self.after_network(Happening::Hear { flight: index, attempt, news: News::TooLong }),
+            Err(_) => self.after_network(Happening::Hear { flight: index, attempt, news: News::Lost }),
+        }
+    }
+
+    fn abort(&mut self, instance: usize, job: u64) {
+        self.advance(instance);
+        if let Some(server) = self.servers.get_mut(instance) {
+            server.cancel(job);
+        }
+        self.plan_step(instance);
+    }
+
+    /// Lets an instance do what it does by now, and tells the gateways.
+    fn advance(&mut self, instance: usize) {
+        let mut events = std::mem::take(&mut self.events);
+        events.clear();
+        if let Some(server) = self.servers.get_mut(instance) {
+            server.advance_into(self.now, &mut events);
+        }
+        for event in &events {
+            let news = match event.kind {
+                EventKind::FirstToken => News::FirstToken,
+                EventKind::Finished(_) => News::Finished,
+                EventKind::Started | EventKind::Token | EventKind::Preempted => continue,
+            };
+            let (flight, attempt) = flight_of(event.id);
+            self.foresee(event.at.saturating_add(self.options.network), Happening::Hear { flight, attempt, news });
+        }
+        self.events = events;
+        self.plan_step(instance);
+    }
+
+    fn plan_step(&mut self, instance: usize) {
+        let next = self.servers.get(instance).and_then(Server::next_event);
+        let Some(planned) = self.steps.get_mut(instance) else { return };
+        if let Some(next) = next
+            && planned.is_none_or(|at| next < at)
+        {
+            *planned = Some(next.max(self.now));
+            let at = next.max(self.now);
+            self.foresee(at, Happening::Step { instance });
+        }
+    }
+
+    // === ticks and scrapes ===
+
+    fn tick(&mut self) {
+        let Simulation { servers, flights, gateways, now, .. } = self;
+        for server in servers.iter().filter(|s| s.health() == Health::Up) {
+            for (job, generated) in server.engine().generated(*now) {
+                let (index, attempt) = flight_of(job);
+                let Some(flight) = flights.get_mut(index).and_then(Option::as_mut) else { continue };
+                let new = generated.saturating_sub(flight.seen);
+                // What comes before the gateway has heard of the first token is still on its way.
+                if flight.attempt != attempt || !flight.began || new == 0 {
+                    continue;
+                }
+                flight.seen = generated;
+                flight.progressed_at = *now;
+                if let (Some(gateway), Some(dispatch)) = (gateways.get_mut(flight.gateway), flight.dispatch.as_mut()) {
+                    gateway.progress(flight.slot, dispatch, u64::from(new));
+                }
+            }
+        }
+        gateways.iter_mut().for_each(Gateway::tick);
+        self.foresee(self.now.saturating_add(self.options.tick), Happening::Tick);
+    }
+
+    fn scrape(&mut self, gateway: usize, instance: usize) {
+        let telemetry = &self.router.config().telemetry;
+        let (period, timeout) = (telemetry.scrape_period, telemetry.scrape_timeout);
+        let now = self.now;
+        let Some(home) = self.gateways.get_mut(gateway) else { return };
+        let Some(asking) = home.asking.get_mut(instance) else { return };
+        if std::mem::replace(asking, true) {
+            return self.foresee(now.saturating_add(self.options.tick), Happening::ScrapeDue { gateway, instance });
+        }
+        let counters = home.counters(home.slot_of(0));
+        let outstanding_requests = counters.0.get(instance).map_or(0, |c| c.outstanding_requests());
+        let scrape = Scrape { gateway, epoch: home.epoch, instance, asked_at: now, outstanding_requests };
+        let lost = self.random.uniform() < self.options.scrape_loss;
+        if lost {
+            self.foresee(now.saturating_add(timeout), Happening::Told(scrape, None));
+        } else {
+            self.after_network(Happening::Asked(scrape));
+        }
+        self.foresee(now.saturating_add(period), Happening::ScrapeDue { gateway, instance });
+    }
+
+    fn asked(&mut self, scrape: Scrape) {
+        self.advance(scrape.instance);
+        let answer = self.servers.get(scrape.instance).map(Server::scraped);
+        match answer {
+            Some(Ok(Some(load))) => self.after_network(Happening::Told(scrape, Some(load))),
+            Some(Ok(None)) => {
+                let timeout = self.router.config().telemetry.scrape_timeout;
+                self.foresee(scrape.asked_at.saturating_add(timeout), Happening::Told(scrape, None));
+            }
+            Some(Err(_)) | None => self.after_network(Happening::Told(scrape, None)),
+        }
+    }
+
+    fn told(&mut self, scrape: Scrape, load: Option<Load>) {
+        let Some(gateway) = self.gateways.get_mut(scrape.gateway).filter(|g| g.epoch == scrape.epoch) else { return };
+        if let Some(asking) = gateway.asking.get_mut(scrape.instance) {
+            *asking = false;
+        }
+        if let Some(report) = gateway.reports.0.get_mut(scrape.instance) {
+            match load {
+                Some(load) => report.answered(scrape.asked_at, load, scrape.outstanding_requests),
+                None => report.missed(),
+            }
+        }
+    }
+
+    // === faults ===
+
+    fn fail(&mut self, index: usize) {
+        let Some(fault) = self.faults.get(index).map(|f| f.fault) else { return };
+        match fault {
+            Fault::Kill { instance } => {
+                self.advance(instance);
+                if let Some(server) = self.servers.get_mut(instance) {
+                    server.kill();
+                }
+                for index in self.open_where(|f| f.reached && f.target() == Some(instance)) {
+                    let attempt = self.flight(index).map_or(0, |f| f.attempt);
+                    self.after_network(Happening::Hear { flight: index, attempt, news: News::Lost });
+                }
+            }
+            Fault::Start { instance } => {
+                // A hung instance is killed by it: its streams are cut.
+                if self.servers.get(instance).is_some_and(|s| s.health() == Health::Hung) {
+                    for index in self.open_where(|f| f.reached && f.target() == Some(instance)) {
+                        let attempt = self.flight(index).map_or(0, |f| f.attempt);
+                        self.after_network(Happening::Hear { flight: index, attempt, news: News::Lost });
+                    }
+                }
+                let now = self.now;
+                if let Some(server) = self.servers.get_mut(instance) {
+                    server.start(now);
+                }
+            }
+            Fault::Hang { instance } => {
+                self.advance(instance);
+                if let Some(server) = self.servers.get_mut(instance) {
+                    server.hang();
+                }
+            }
+            Fault::Reporting { instance, as_ } => {
+                let some = |i: &usize| instance.is_none_or(|instance| instance == *i);
+                for i in (0..self.servers.len()).filter(some) {
+                    self.advance(i);
+                    if let Some(server) = self.servers.get_mut(i) {
+                        server.report_as(as_);
+                    }
+                }
+            }
+            Fault::KillWorker { gateway, worker } => {
+                let Some(home) = self.gateways.get_mut(gateway) else { return };
+                let epoch = home.epoch;
+                let Some(slot) = home.replace_worker(worker) else { return };
+                for index in self.open_where(|f| f.gateway == gateway && f.slot == slot) {
+                    self.end(index, End::GatewayDied);
+                }
+                self.foresee(self.now.saturating_add(SLOT_TTL), Happening::Retire { gateway, epoch, slot });
+            }
+            Fault::RestartGateway { gateway } => {
+                for index in self.open_where(|f| f.gateway == gateway) {
+                    self.end(index, End::GatewayDied);
+                }
+                if let Some(gateway) = self.gateways.get_mut(gateway) {
+                    gateway.restart();
+                }
+            }
+        }
+    }
+
+    fn open_where(&self, wanted: impl Fn(&Flight) -> bool) -> Vec<usize> {
+        let is_wanted = |i: &&usize| self.flights.get(**i).and_then(Option::as_ref).is_some_and(&wanted);
+        self.open.iter().filter(is_wanted).copied().collect()
+    }
+}
+
+fn job_id(flight: usize, attempt: usize) -> u64 {
+    (flight as u64).saturating_mul(ATTEMPTS).saturating_add(attempt as u64 % ATTEMPTS)
+}
+
+fn flight_of(job: u64) -> (usize, usize) {
+    ((job / ATTEMPTS) as usize, (job % ATTEMPTS) as usize)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,288 @@
+//! What clients ask for, and when.
+
+use std::time::Duration;
+
+use crate::fleet::{Fleet, LatencyProfile, Limits, ModelKind};
+use crate::openai::{Api, Prompt, RequestScan};
+use crate::predictor::{Estimate, PriorSpread};
+use crate::router::Outlook;
+use crate::sim::random::Random;
+
+/// A kind of request: what the gateway sees of it, and the truth that it cannot know.
+#[derive(Clone, Debug)]
+pub struct Template {
+    /// What the gateway reads.
+    pub prompt: Prompt,
+    /// What is expected of it; `None` lets the router's own predictor (or its priors) say.
+    pub outlook: Option<Outlook>,
+    /// Tokens to prefill.
+    pub prompt_tokens: u32,
+    /// Tokens that each model of the fleet really answers with.
+    pub output_tokens: Vec<u32>,
+    /// Quality of each model's answer, 0 to 1.
+    pub quality: Vec<f64>,
+}
+
+impl Template {
+    /// A chat request with counts and no text, of which the gateway knows the prompt's length and nothing else.
+    pub fn of_counts(prompt_tokens: u32, output_tokens: Vec<u32>, quality: Vec<f64>) -> Template {
+        let mut prompt = RequestScan::new(Api::ChatCompletions).so_far();
+        prompt.token_ids = u64::from(prompt_tokens);
+        prompt.has_input = true;
+        Template { prompt, outlook: None, prompt_tokens, output_tokens, quality }
+    }
+}
+
+/// A request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// When it reaches its gateway.
+    pub at: Duration,
+    /// Index of its template.
+    pub template: usize,
+    /// Index of the policy of its route.
+    pub policy: usize,
+    /// How long its client waits for the end of the answer; `None` for as long as it takes.
+    pub patience: Option<Duration>,
+}
+
+/// All requests of a simulation.
+#[derive(Clone, Debug, Default)]
+pub struct Workload {
+    /// Kinds of requests.
+    pub templates: Vec<Template>,
+    /// Requests in order of time.
+    pub arrivals: Vec<Arrival>,
+}
+
+impl Workload {
+    /// Requests of one policy at these times, each of a kind drawn at random.
+    pub fn drawn(templates: Vec<Template>, times: &[Duration], policy: usize, seed: u64) -> Workload {
+        let mut random = Random::for_use(seed, 1);
+        let arrival =
+            |at: &Duration| Arrival { at: *at, template: random.below(templates.len()), policy, patience: None };
+        let arrivals = times.iter().map(arrival).collect();
+        Workload { templates, arrivals }
+    }
+}
+
+/// How requests come.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Arrivals {
+    /// Independent of each other.
+    Poisson {
+        /// Requests per second.
+        rate: f64,
+    },
+    /// Gaps are gamma distributed: in bursts for a shape below 1, more even than Poisson above.
+    Gamma {
+        /// Requests per second.
+        rate: f64,
+        /// Shape of the gaps; their squared coefficient of variation is its inverse.
+        shape: f64,
+    },
+    /// Poisson at two rates in turn, beginning with the low one.
+    Square {
+        /// Requests per second in the first half of a period.
+        low: f64,
+        /// Requests per second in the second half.
+        high: f64,
+        /// Both halves.
+        period: Duration,
+    },
+    /// At these times.
+    Given(Vec<Duration>),
+}
+
+impl Arrivals {
+    /// Times of the requests until `end`, in order.
+    pub fn times(&self, end: Duration, seed: u64) -> Vec<Duration> {
+        let mut random = Random::for_use(seed, 2);
+        let mut times = Vec::new();
+        let mut at = 0.0;
+        loop {
+            at += match self {
+                Arrivals::Given(given) => return given.iter().copied().filter(|at| *at < end).collect(),
+                Arrivals::Poisson { rate } => random.exponential(1.0 / rate),
+                Arrivals::Gamma { rate, shape } => random.gamma(*shape) / rate,
+                Arrivals::Square { low, high, period } => square_gap(at, *low, *high, *period, &mut random),
+            };
+            match Duration::try_from_secs_f64(at) {
+                Ok(time) if time < end => times.push(time),
+                _ => return times,
+            }
+        }
+    }
+}
+
+/// Time to the next arrival after `at`: a unit of exponential work, done at the rate of each half that it falls into.
+fn square_gap(at: f64, low: f64, high: f64, period: Duration, random: &mut Random) -> f64 {
+    let half = (period.as_secs_f64() / 2.0).max(1e-3);
+    let mut work = random.exponential(1.0);
+    let mut now = at;
+    // A rate of zero in both halves never ends its work.
+    for _ in 0..1_000_000 {
+        let index = (now / half).floor();
+        let rate = if index % 2.0 < 0.5 { low } else { high };
+        let room = ((index + 1.0) * half - now).max(1e-9);
+        if rate * room >= work {
+            return now + work / rate - at;
+        }
+        work -= rate * room;
+        now += room;
+    }
+    f64::INFINITY
+}
+
+/// Requests that look like chat: prompts and answers of log-normal length, a task that makes all models' answers longer or
+/// shorter together, and estimates that know part of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ChatMix {
+    /// Kinds of requests.
+    pub templates: usize,
+    /// Median prompt tokens.
+    pub prompt_tokens: f64,
+    /// Standard deviation of the logarithm of prompt tokens.
+    pub prompt_spread: f64,
+    /// Standard deviation of the logarithm of output tokens that estimates know of.
+    pub known_spread: f64,
+    /// Standard deviation of the logarithm of output tokens that nobody knows before.
+    pub unknown_spread: f64,
+}
+
+/// Lengths as in `models/data`: output tokens scatter by 0.8 in the logarithm, of which the predictor leaves 0.45 unexplained.
+impl Default for ChatMix {
+    fn default() -> ChatMix {
+        ChatMix { templates: 500, prompt_tokens: 200.0, prompt_spread: 0.7, known_spread: 0.65, unknown_spread: 0.45 }
+    }
+}
+
+impl ChatMix {
+    /// The templates for a fleet: output tokens and quality about the models' priors.
+    pub fn templates(&self, fleet: &Fleet, seed: u64) -> Vec<Template> {
+        let mut random = Random::for_use(seed, 3);
+        (0..self.templates).map(|_| self.template(fleet, &mut random)).collect()
+    }
+
+    fn template(&self, fleet: &Fleet, random: &mut Random) -> Template {
+        let prompt_tokens = tokens(self.prompt_tokens * (self.prompt_spread * random.normal()).exp());
+        let task = (self.known_spread * random.normal()).exp();
+        let difficulty = random.uniform();
+        let (mut output_tokens, mut quality, mut estimates) = (Vec::new(), Vec::new(), Vec::new());
+        for model in &fleet.models {
+            let generates = model.kind == ModelKind::Generate;
+            let mut estimate = Estimate::prior(model, &PriorSpread::default());
+            estimate.output_tokens = (estimate.output_tokens * task).max(1.0);
+            estimate.output_tokens_p80 = estimate.output_tokens * (0.84 * self.unknown_spread).exp();
+            estimate.output_tokens_p90 = estimate.output_tokens * (1.28 * self.unknown_spread).exp();
+            estimate.quality = (estimate.quality + 0.2 * (1.0 - 2.0 * difficulty)).clamp(0.0, 1.0);
+            output_tokens.push(if generates {
+                tokens(estimate.output_tokens * (self.unknown_spread * random.normal()).exp())
+            } else {
+                0
+            });
+            quality.push(if random.uniform() < estimate.quality { 1.0 } else { 0.0 });
+            estimates.push((estimate, true));
+        }
+        let outlook = Outlook { estimates, familiarity: Some(1.0), prototype: None };
+        Template { outlook: Some(outlook), ..Template::of_counts(prompt_tokens, output_tokens, quality) }
+    }
+}
+
+/// Lengths are cut where the reference fleet's contexts are half full, so that every request fits everywhere.
+fn tokens(value: f64) -> u32 {
+    value.clamp(1.0, 4_096.0).round() as u32
+}
+
+/// Requests per second that one instance sustains when it gets nothing but these requests for one model.
+///
+/// The rate at which its time is fully used at the largest batch that it can hold: a request costs
+/// `E[prompt] / prefill rate + E[output] tau(b) / b`, where `tau(b) = tpot (1 + growth (b - 1))` and `b` is the smaller of
+/// `max_running` and the KV cache over the tokens that a running sequence holds on average over its steps,
+/// `E[(prompt + output / 2) output] / E[output]`.
+pub fn sustainable_rate(profile: &LatencyProfile, limits: &Limits, templates: &[Template], model: usize) -> f64 {
+    let n = templates.len().max(1) as f64;
+    let output = |t: &Template| t.output_tokens.get(model).copied().map_or(0.0, f64::from);
+    let mean = |value: &dyn Fn(&Template) -> f64| templates.iter().map(value).sum::<f64>() / n;
+    let prompt_tokens = mean(&|t| f64::from(t.prompt_tokens));
+    let output_tokens = mean(&output);
+    let held = mean(&|t| (f64::from(t.prompt_tokens) + output(t) / 2.0) * output(t)) / output_tokens.max(1.0);
+    let batch = (limits.kv_tokens as f64 / held.max(1.0)).floor().min(f64::from(limits.max_running)).max(1.0);
+    let tau = profile.tpot_ms / 1e3 * (1.0 + profile.tpot_growth_per_running * (batch - 1.0));
+    1.0 / (prompt_tokens / profile.prefill_tokens_per_second + output_tokens * tau / batch)
+}
+
+/// Requests per second that each pool sustains, all instances together, in the fleet's order. **Utilisation** of a pool is what
+/// it is offered over this; of a fleet, what is offered over the sum over the pools of generating models.
+pub fn sustainable_rates(fleet: &Fleet, templates: &[Template]) -> Vec<f64> {
+    let rate = |pool: &crate::fleet::Pool| {
+        let generates = fleet.model_of(pool).is_some_and(|m| m.kind == ModelKind::Generate);
+        let each = if generates { sustainable_rate(&pool.profile, &pool.limits, templates, pool.model) } else { 0.0 };
+        each * pool.instances.len() as f64
+    };
+    fleet.pools.iter().map(rate).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    #[test]
+    fn arrivals_come_at_their_rate() {
+        let end = Duration::from_secs(2_000);
+        let period = Duration::from_secs(20);
+        let rows = [
+            (Arrivals::Poisson { rate: 5.0 }, 5.0, 1.0),
+            (Arrivals::Gamma { rate: 5.0, shape: 0.25 }, 5.0, 4.0),
+            (Arrivals::Square { low: 2.0, high: 8.0, period }, 5.0, f64::NAN),
+            (Arrivals::Square { low: 0.0, high: 10.0, period }, 5.0, f64::NAN),
+        ];
+        for (arrivals, rate, variation) in rows {
+            let times = arrivals.times(end, 1);
+            assert!(times.is_sorted(), "{arrivals:?}");
+            let n = times.len() as f64;
+            assert!((n / end.as_secs_f64() / rate - 1.0).abs() < 0.05, "{arrivals:?}: {n}");
+            let gaps: Vec<f64> = times.windows(2).map(|w| (w[1] - w[0]).as_secs_f64()).collect();
+            let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
+            let squared = gaps.iter().map(|g| (g / mean - 1.0).powi(2)).sum::<f64>() / gaps.len() as f64;
+            assert!(variation.is_nan() || (squared / variation - 1.0).abs() < 0.15, "{arrivals:?}: {squared}");
+        }
+        let busy = Arrivals::Square { low: 0.0, high: 10.0, period }.times(end, 1);
+        assert!(busy.iter().all(|at| at.as_secs() % 20 >= 10), "nothing comes in the low half");
+        assert_eq!(Arrivals::Poisson { rate: 0.0 }.times(end, 1), []);
+    }
+
+    #[test]
+    fn an_instance_sustains_what_its_batch_and_its_cache_allow() {
+        let profile = LatencyProfile {
+            tpot_ms: 10.0,
+            tpot_growth_per_running: 0.1,
+            prefill_tokens_per_second: 1_000.0,
+            overhead_ms: 20.0,
+        };
+        let templates = [Template::of_counts(100, vec![100], vec![1.0])];
+        let rows = [
+            ("by its batch", 4, 1_000_000, 1.0 / (0.1 + 100.0 * 0.013 / 4.0)),
+            ("by its cache", 256, 300, 1.0 / (0.1 + 100.0 * 0.011 / 2.0)),
+        ];
+        for (name, max_running, kv_tokens, expected) in rows {
+            let limits = Limits { max_running, kv_tokens, max_model_len: 8_192 };
+            let rate = sustainable_rate(&profile, &limits, &templates, 0);
+            assert!((rate - expected).abs() < 1e-9, "{name}: {rate}");
+        }
+    }
+
+    /// The mean of a mix is the prior times `exp(sd^2 / 2)` of both spreads.
+    #[test]
+    fn a_chat_mix_is_about_the_priors() {
+        let config = crate::config::Config::parse(include_bytes!("../../envoy/routebalance.json")).unwrap();
+        let mix = ChatMix { templates: 20_000, ..ChatMix::default() };
+        let templates = mix.templates(&config.fleet, 5);
+        let mean = templates.iter().map(|t| f64::from(t.output_tokens[1])).sum::<f64>() / 20_000.0;
+        let expected = 290.0 * f64::exp((0.65f64.powi(2) + 0.45f64.powi(2)) / 2.0);
+        assert!((mean / expected - 1.0).abs() < 0.03, "{mean} tokens");
+        assert!(templates.iter().all(|t| t.output_tokens[4] == 0), "an embedding has no tokens");
+    }
+}
