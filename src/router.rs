@@ -87,6 +87,8 @@ pub enum Verdict {
         /// One sentence for the client.
         message: String,
     },
+    /// Send it to this pool and let Envoy choose the instance: none of them is known yet.
+    Pooled(usize),
     /// Leave it to Envoy's own route, for this reason.
     Untouched(&'static str),
 }
@@ -260,7 +262,7 @@ impl Router {
             Some((choice, candidate, *scores.get(i)?, pool_index, pool))
         });
         let Some((choice, chosen, score, pool_index, pool)) = chosen else {
-            return Verdict::Untouched("no_candidate");
+            return self.without_candidate(&models);
         };
         let model = pool.model;
         let (Some(estimate), Some((unlearned, predicted))) = (estimates.get(model), unlearned.get(model)) else {
@@ -303,6 +305,14 @@ impl Router {
             candidates: admitted.candidates.len(),
             relaxed: admitted.relaxed,
         }))
+    }
+
+    /// Where nobody is known who could serve: Envoy may know hosts of a discovered pool, and the default one comes first.
+    fn without_candidate(&self, models: &[usize]) -> Verdict {
+        let pools = &self.config.fleet.pools;
+        let may = |i: &usize| pools.get(*i).is_some_and(|pool| pool.discovered && models.contains(&pool.model));
+        let first = std::iter::once(self.config.envoy.default_pool).chain(0..pools.len()).find(may);
+        first.map_or(Verdict::Untouched("no_candidate"), Verdict::Pooled)
     }
 
     /// What is expected of each model's answer to a prompt, if these models may answer it.

@@ -12,6 +12,8 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "real time is what these tests wait in")]
 
+#[path = "envoy/discovery.rs"]
+mod discovery;
 #[path = "envoy/faults.rs"]
 mod faults;
 mod harness;
@@ -36,7 +38,7 @@ use std::sync::Arc;
 use harness::{Gateway, Setup, Stage};
 use libtest_mimic::{Arguments, Trial};
 use scenarios::{APIS, NAMES, PASSED, REFUSED, Served, is_passed, is_refused, is_served};
-use setups::{BYPASSED, LEAN, LEARNING, REFERENCE, STATIC, UNTOUCHED};
+use setups::{BLIND, BYPASSED, DISCOVERED, HEADERS, LEAN, LEARNING, REFERENCE, STATIC, UNTOUCHED};
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -112,6 +114,21 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "a request to an instance that is gone is served by its neighbour" => faults::neighbour_serves,
         "a request that is reset before its answer is served by the neighbour" => faults::neighbour_serves_after_reset,
         "all instances of a model gone: 503, and the others serve" => faults::model_is_gone,
+    ));
+    trials.extend(APIS.iter().take(2).map(|row| served(&DISCOVERED, "fused", row)));
+    trials.extend(scenarios!(&DISCOVERED,
+        "a discovered pool is scaled down and up" => discovery::scaled,
+        "an instance that goes ends its streams and gets no other" => discovery::goes_while_it_serves,
+        "an instance that Envoy holds for ill gets no request" => discovery::unhealthy,
+        "a discovered pool without instances costs others nothing" => discovery::emptied,
+        "all instances come and go under load and nothing is lost" => discovery::churn,
+    ));
+    trials.extend(scenarios!(&HEADERS,
+        "what a response header says of the load is known to all workers" => discovery::reported_in_headers,
+        "a client that asks for the load gets it, and no other does" => discovery::headers_of_the_client,
+    ));
+    trials.extend(scenarios!(&BLIND,
+        "while nobody tells the hosts of a pool Envoy chooses among them" => discovery::nobody_tells,
     ));
     trials.extend(scenarios!(&UNTOUCHED,
         "without a decision Envoy's own route serves" => state::untouched,

@@ -49,9 +49,17 @@ pub(crate) struct Setup {
     pub(crate) reports: bool,
     /// How many times as long as recorded the answers to the demo's prompts are.
     pub(crate) length: f64,
+    /// Envoy's worker threads.
+    pub(crate) workers: u32,
+    /// Pools whose instances the filter reads from Envoy.
+    pub(crate) discovered: &'static [&'static str],
 }
 
 impl Setup {
+    /// The reference configuration as it is.
+    pub(crate) const PLAIN: Setup =
+        Setup { name: "plain", change: |_| {}, edit: None, reports: true, length: 1.0, workers: 2, discovered: &[] };
+
     /// Starts it.
     pub(crate) async fn start(&self) -> anyhow::Result<gateway::Gateway> {
         let mut config: Value = serde_json::from_str(include_str!("../envoy/routebalance.json"))?;
@@ -65,7 +73,8 @@ impl Setup {
             config,
             module,
             envoy,
-            workers: 2,
+            workers: self.workers,
+            discovered: self.discovered.iter().map(|pool| (*pool).to_owned()).collect(),
             log_level: "info".to_owned(),
             time_scale: TIME_SCALE,
             answers: Some(Arc::new(answers)),
@@ -150,7 +159,7 @@ impl Stage {
     }
 }
 
-/// A fleet and an Envoy with two workers in front of it.
+/// A fleet and an Envoy in front of it.
 pub(crate) struct Gateway {
     setup: &'static Setup,
     running: gateway::Gateway,
@@ -304,6 +313,10 @@ impl Gateway {
 
     pub(crate) fn pool(&self, name: &str) -> &Pool {
         self.config().fleet.pools.iter().find(|p| p.name == name).expect("a pool of the configuration")
+    }
+
+    pub(crate) fn running(&self) -> &gateway::Gateway {
+        &self.running
     }
 
     pub(crate) fn pool_of(&self, instance: usize) -> &Pool {

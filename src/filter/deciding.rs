@@ -79,6 +79,10 @@ impl Stream {
         match worker.with(|w| route(w, &reading, &prompt)) {
             None => self.leave("busy"),
             Some((Verdict::Untouched(reason), _)) => self.leave(reason),
+            Some((Verdict::Pooled(pool), _)) => {
+                worker.with(|w| pass_to_pool(w, pool, &prompt, buffered, reading.content_length));
+                self.leave("no_instance")
+            }
             Some((Verdict::Refused { status, message }, _)) => self.refuse(Some(api), status, &message),
             Some((Verdict::Decided(decision), timing)) => {
                 worker.with(|w| self.dispatch(w, reading, &prompt, *decision, timing, buffered));
@@ -104,7 +108,7 @@ impl Stream {
         let endpoints: Vec<&str> =
             std::iter::once(&decision.instance).chain(&decision.fallbacks).filter_map(address).collect();
         patch_body(prompt, &pool.served_model, buffered, reading.content_length);
-        direct(&pool.cluster, &endpoints.join(","));
+        direct(&pool.cluster, Some(&endpoints.join(",")));
         let asks_load = config.telemetry.orca && ask_for_load();
         timing.patch = host::now().saturating_sub(now);
         let entry = Entry::new(reading.api, config, reading.policy, prompt, &decision, timing);
@@ -140,10 +144,17 @@ fn route(worker: &mut Worker, reading: &Reading, prompt: &Prompt) -> (Verdict, T
     (verdict, timing)
 }
 
-/// Makes Envoy send the request to an endpoint of a cluster.
-pub(super) fn direct(cluster: &str, endpoints: &str) {
+/// Makes Envoy send the request to a pool, wherever it likes to.
+fn pass_to_pool(worker: &Worker, pool: usize, prompt: &Prompt, buffered: usize, content_length: Option<u64>) {
+    let Some(pool) = worker.router.config().fleet.pools.get(pool) else { return };
+    patch_body(prompt, &pool.served_model, buffered, content_length);
+    direct(&pool.cluster, None);
+}
+
+/// Makes Envoy send the request to an endpoint of a cluster, or to any.
+pub(super) fn direct(cluster: &str, endpoints: Option<&str>) {
     host::set_header(MapType::HttpRequestHeaders, names::POOL_HEADER, Some(cluster));
-    host::set_header(MapType::HttpRequestHeaders, names::ENDPOINT_HEADER, Some(endpoints));
+    host::set_header(MapType::HttpRequestHeaders, names::ENDPOINT_HEADER, endpoints);
     host::set_filter_state(names::ROUTED_STATE, "yes");
     host::clear_route_cache();
 }

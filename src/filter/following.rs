@@ -7,7 +7,7 @@ use crate::discovery::{ClusterHosts, Roster};
 use crate::filter::host;
 use crate::filter::worker::Worker;
 use crate::fleet::Presence;
-use crate::reckoning::{Counters, Glimpse, InstanceCounters, InstanceReport};
+use crate::reckoning::{Glimpse, InstanceCounters, InstanceReport};
 use crate::shared;
 use crate::telemetry::{self, Load};
 

@@ -71,7 +71,7 @@ impl Stream {
         });
         match found.flatten() {
             Some((cluster, address)) => {
-                direct(&cluster, &address);
+                direct(&cluster, Some(&address));
                 access_log::publish_unrouted(&self.request_id, "returned", "response_item");
                 Action::Continue
             }

@@ -1,6 +1,9 @@
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::*;
+use crate::fleet::Presence;
 use crate::openai::RequestScan;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -75,7 +78,7 @@ fn the_models_that_a_request_may_use() {
         let got = match router.route(&ask(&prompt, &router, "cost"), Some(&idle(&router)), &Learned::default()) {
             Verdict::Decided(decision) => Ok(router.config().fleet.pools[decision.pool].name.clone()),
             Verdict::Refused { status, .. } => Err(status),
-            Verdict::Untouched(reason) => panic!("{reason}"),
+            other => panic!("{other:?}"),
         };
         assert_eq!(got, expected.map(str::to_owned), "{name}");
     }
@@ -150,6 +153,40 @@ fn an_instance_that_nobody_answers_at_is_chosen_only_if_there_is_no_other() {
         decided(router.route(&ask(&prompt, &router, "cost"), Some(&loads), &Learned::default())).instance,
         first.instance
     );
+}
+
+#[test]
+fn hosts_of_envoys_clusters_are_followed() {
+    let mut router = router(&[("/pools/3/instances", json!("discover"))]);
+    let model = chat("Qwen2.5-72B-Instruct");
+    let route = |router: &Router, prompt: &Prompt| {
+        router.route(&ask(prompt, router, "quality"), Some(&idle(router)), &Learned::default())
+    };
+    assert_eq!(route(&router, &model), Verdict::Pooled(3), "nobody is known yet: Envoy chooses the instance");
+    assert_ne!(decided(route(&router, &chat("auto"))).pool, 3, "or another model answers");
+    let mut roster = Roster::of(&router.config().fleet, Duration::ZERO);
+    let first = roster.0.len();
+    let host = |n: usize, presence| crate::discovery::Host { address: format!("10.0.0.{n}:1"), presence };
+    let mut follow = |router: &mut Router, hosts: Vec<crate::discovery::Host>| {
+        let cluster = router.config().fleet.pools[3].cluster.clone();
+        let answer = [crate::discovery::ClusterHosts { cluster, hosts }];
+        roster.update(&router.config().fleet.pools, &answer, |_| 0, Duration::ZERO);
+        router.follow(&roster);
+        let decision = decided(router.route(&ask(&model, router, "quality"), Some(&idle(router)), &Learned::default()));
+        (decision.instance - first, decision.fallbacks.iter().map(|i| i - first).collect::<Vec<_>>())
+    };
+    let (there, ill) = (Presence::Present, Presence::Unhealthy);
+    assert_eq!(follow(&mut router, vec![host(0, there), host(1, there)]), (0, vec![1]));
+    assert_eq!(follow(&mut router, vec![host(0, ill), host(1, there), host(2, there)]), (1, vec![2, 0]));
+    assert_eq!(follow(&mut router, vec![host(2, there)]), (2, vec![]));
+    assert_eq!(follow(&mut router, vec![host(0, ill), host(2, ill)]), (0, vec![2]), "all are ill: one of them");
+    let many = (0..100).map(|n| host(n, there)).collect();
+    assert_eq!(follow(&mut router, many).1.len(), 8, "Envoy does not retry more often");
+    let holder = Ask { holder: Some(first + 1), ..ask(&model, &router, "quality") };
+    let holds = |router: &Router| decided(router.route(&holder, Some(&idle(router)), &Learned::default())).instance;
+    assert_eq!(holds(&router), first + 1);
+    follow(&mut router, vec![host(2, there)]);
+    assert_eq!(holds(&router), first + 2, "who held the stored response has gone");
 }
 
 #[test]

@@ -1,11 +1,11 @@
 use super::*;
 use crate::config::Config;
+use crate::discovery::{Member, Roster};
+use crate::fleet::{Instance, Presence};
 use crate::latency::{self, Basis, Forecast, Speed, Work};
 use crate::learning::beliefs::{self, Beliefs};
 use crate::learning::lengths::{self, Lengths};
 use crate::learning::speed::{self, SpeedTallies, Speeds};
-use crate::discovery::{Member, Roster};
-use crate::fleet::{Instance, Presence};
 use crate::reckoning::{Counters, Glimpse, InstanceCounters, InstanceReport, LoadNow, Reports};
 use crate::telemetry::Load;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]

@@ -392,7 +392,7 @@ impl<'a> Simulation<'a> {
         };
         match verdict {
             Verdict::Decided(decision) => Some(decision),
-            Verdict::Refused { .. } | Verdict::Untouched(_) => None,
+            Verdict::Refused { .. } | Verdict::Pooled(_) | Verdict::Untouched(_) => None,
         }
     }
 

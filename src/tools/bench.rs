@@ -69,6 +69,7 @@ fn options() -> Result<GatewayOptions> {
         module: build_filter()?,
         envoy: envoy_binary()?,
         workers: 2,
+        discovered: Vec::new(),
         log_level: "warning".to_owned(),
         time_scale: 1.0,
         answers: None,

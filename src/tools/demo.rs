@@ -71,6 +71,7 @@ pub fn run(args: &DemoArgs) -> Result<ExitCode> {
         module: build_filter()?,
         envoy: envoy_binary()?,
         workers: 2,
+        discovered: Vec::new(),
         log_level: "warning".to_owned(),
         time_scale: 1.0,
         answers: Some(prompts.clone()),

@@ -1,6 +1,7 @@
 //! A whole gateway on loopback: the emulated fleet of a configuration and an Envoy in front of it, on ports of their own.
 
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,8 +14,9 @@ use super::fleet;
 use super::instance::RunningInstance;
 use super::ports::{HeldPort, free_ports};
 use super::prompts::PromptSet;
-use super::render::render;
+use super::render::{endpoints, endpoints_file, render};
 use crate::config::Config;
+use crate::fleet::Pool;
 
 /// Compiling the module takes Envoy seconds, and longer on a machine that is busy with a build.
 const READY_WITHIN: Duration = Duration::from_secs(120);
@@ -30,6 +32,8 @@ pub struct GatewayOptions {
     pub envoy: PathBuf,
     /// Envoy's worker threads.
     pub workers: u32,
+    /// Pools whose instances the filter reads from Envoy, which has them from a file: [`Gateway::set_endpoints`].
+    pub discovered: Vec<String>,
     /// Envoy's `--log-level`.
     pub log_level: String,
     /// How much faster than real time the instances work.
@@ -60,6 +64,7 @@ impl Gateway {
         set(&mut json, "module", options.module.display().to_string())?;
         set(&mut json, "access_log", run_dir.path().join("access.log").display().to_string())?;
         let config = Config::parse(json.to_string().as_bytes())?;
+        discover(&mut json, &config, &options.discovered, run_dir.path())?;
         let rendered = render(&json)?;
         let yaml = options.edit.map_or_else(|| rendered.clone(), |edit| edit(&rendered));
         // From here on everyone binds the port it was given.
@@ -88,7 +93,15 @@ impl Gateway {
         &self.instances
     }
 
-    /// The configuration with the addresses in use.
+    /// Tells Envoy which endpoints a discovered pool's cluster has from now on, each with Envoy's name of its health.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn set_endpoints(&self, pool: &Pool, hosts: &[(SocketAddr, &str)]) -> Result<()> {
+        write_endpoints(self.run_dir.path(), &pool.cluster, hosts)
+    }
+
+    /// The configuration with the addresses in use, also those of pools that are discovered.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -118,6 +131,29 @@ fn relocate(config: &mut Value) -> Result<Vec<HeldPort>> {
         set(config, field, port)?;
     }
     Ok(ports)
+}
+
+/// Makes the filter read the instances of some pools from Envoy, and Envoy read them from files.
+fn discover(json: &mut Value, listed: &Config, pools: &[String], directory: &Path) -> Result<()> {
+    for name in pools {
+        let index = listed.fleet.pools.iter().position(|p| p.name == *name).context("no such pool to discover")?;
+        let pool = listed.fleet.pools.get(index).context("no such pool to discover")?;
+        let instances = pool.instances.iter().filter_map(|i| listed.fleet.instances.get(*i));
+        let hosts: Vec<(SocketAddr, &str)> =
+            instances.map(|i| Ok((i.address.parse()?, "HEALTHY"))).collect::<Result<_>>()?;
+        write_endpoints(directory, &pool.cluster, &hosts)?;
+        let written = json.get_mut("pools").and_then(|pools| pools.get_mut(index)?.get_mut("instances"));
+        *written.context("the pool lists no instances")? = "discover".into();
+    }
+    set(json, "endpoints_dir", directory.display().to_string())
+}
+
+/// Envoy looks at a file when another is renamed to it.
+fn write_endpoints(directory: &Path, cluster: &str, hosts: &[(SocketAddr, &str)]) -> Result<()> {
+    let file = endpoints_file(&directory.display().to_string(), cluster);
+    let new = format!("{file}.new");
+    std::fs::write(&new, endpoints(cluster, hosts)).with_context(|| format!("{new} cannot be written"))?;
+    std::fs::rename(&new, &file).with_context(|| format!("{file} cannot be replaced"))
 }
 
 fn set(config: &mut Value, field: &str, value: String) -> Result<()> {

@@ -4,8 +4,9 @@
 //! differs. Text rather than a YAML library, because people read it: each setting that matters says why.
 
 use std::fmt::Write;
+use std::net::SocketAddr;
 
-use crate::config::{Config, EnvoySettings, FailurePolicy, Route};
+use crate::config::{Config, Discovery, EnvoySettings, FailurePolicy, Route};
 use crate::fleet::Pool;
 use crate::names;
 
@@ -27,6 +28,9 @@ pub fn render(config: &serde_json::Value) -> anyhow::Result<String> {
     yaml.push_str("  clusters:\n");
     for pool in &checked.fleet.pools {
         cluster(&mut yaml, &checked, pool)?;
+    }
+    if let Some(discovery) = &checked.discovery {
+        admin_cluster(&mut yaml, &checked, discovery)?;
     }
     Ok(yaml)
 }
@@ -215,10 +219,11 @@ fn route_pair(yaml: &mut String, config: &Config, route: &Route) -> anyhow::Resu
 fn cluster(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()> {
     let name = quoted(&pool.cluster);
     let header = names::ENDPOINT_HEADER;
+    let source = if pool.discovered { "EDS" } else { "STATIC" };
     write!(
         yaml,
         r#"  - name: {name}
-    type: STATIC
+    type: {source}
     connect_timeout: 1s
     typed_extension_protocol_options:
       envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
@@ -254,7 +259,24 @@ fn cluster(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()
                   name: envoy.load_balancing_policies.least_request
                   typed_config:
                     "@type": type.googleapis.com/envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest
-    load_assignment:
+"#
+    )?;
+    if pool.discovered {
+        let path = quoted(&endpoints_file(&config.envoy.endpoints_dir, &pool.cluster));
+        write!(
+            yaml,
+            r#"    # The filter reads the cluster's hosts from the admin listener, wherever Envoy has them from: here from a file, which is
+    # replaced by a rename.
+    eds_cluster_config:
+      eds_config:
+        path_config_source: {{ path: {path} }}
+"#
+        )?;
+        return Ok(());
+    }
+    write!(
+        yaml,
+        r#"    load_assignment:
       cluster_name: {name}
       endpoints:
       - lb_endpoints:
@@ -268,6 +290,55 @@ fn cluster(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()
             r#"        - endpoint: {{ address: {{ socket_address: {{ address: "{ip}", port_value: {port} }} }} }}"#
         )?;
     }
+    Ok(())
+}
+
+/// Where Envoy reads the endpoints of a discovered pool's cluster.
+pub fn endpoints_file(directory: &str, cluster: &str) -> String {
+    format!("{directory}/{cluster}.yaml")
+}
+
+/// The content of such a file: the endpoints of a cluster, each with Envoy's name of its health (`HEALTHY`, `DRAINING`, ...).
+pub fn endpoints(cluster: &str, hosts: &[(SocketAddr, &str)]) -> String {
+    let mut yaml = format!(
+        r#"resources:
+- "@type": type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment
+  cluster_name: {}
+  endpoints:
+  - lb_endpoints:
+"#,
+        quoted(cluster)
+    );
+    for (address, health) in hosts {
+        let (ip, port) = (address.ip(), address.port());
+        yaml.push_str(&format!(
+            r#"    - endpoint: {{ address: {{ socket_address: {{ address: "{ip}", port_value: {port} }} }} }}
+      health_status: {health}
+"#
+        ));
+    }
+    if hosts.is_empty() {
+        yaml.push_str("    []\n");
+    }
+    yaml
+}
+
+/// Envoy's own admin listener, where the filter reads which hosts the clusters have.
+fn admin_cluster(yaml: &mut String, config: &Config, discovery: &Discovery) -> anyhow::Result<()> {
+    let name = quoted(&discovery.cluster);
+    let (ip, port) = (config.envoy.admin.ip(), config.envoy.admin.port());
+    write!(
+        yaml,
+        r#"  - name: {name}
+    type: STATIC
+    connect_timeout: 1s
+    load_assignment:
+      cluster_name: {name}
+      endpoints:
+      - lb_endpoints:
+        - endpoint: {{ address: {{ socket_address: {{ address: "{ip}", port_value: {port} }} }} }}
+"#
+    )?;
     Ok(())
 }
 

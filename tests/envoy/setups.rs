@@ -12,13 +12,11 @@ pub(crate) static REFERENCE: Setup = Setup {
         config["debug"] = json!({"predict": true});
     },
     edit: Some(quick),
-    reports: true,
-    length: 1.0,
+    ..Setup::PLAIN
 };
 
 /// Little is left: bodies of 64 KiB, no predictor, routes without metadata, no judgement on unknown models.
-pub(crate) static LEAN: Setup =
-    Setup { name: "lean", change: lean, edit: Some(without_metadata), reports: true, length: 1.0 };
+pub(crate) static LEAN: Setup = Setup { name: "lean", change: lean, edit: Some(without_metadata), ..Setup::PLAIN };
 
 fn lean(config: &mut Value) {
     config["request"]["max_buffered_bytes"] = json!(65_536);
@@ -28,7 +26,7 @@ fn lean(config: &mut Value) {
 
 /// Models answer at twice the length that the predictor knows, feedback is taken, and one policy explores.
 pub(crate) static LEARNING: Setup =
-    Setup { name: "learning", change: learning, edit: Some(quick), reports: true, length: 2.0 };
+    Setup { name: "learning", change: learning, edit: Some(quick), reports: true, length: 2.0, ..Setup::PLAIN };
 
 /// What senders of feedback know.
 pub(crate) const SECRET: &str = "the-secret-of-these-tests";
@@ -49,7 +47,7 @@ pub(crate) static STATIC: Setup = Setup {
     change: |config| config["drill"] = json!(["shared_data"]),
     edit: Some(quick),
     reports: false,
-    length: 1.0,
+    ..Setup::PLAIN
 };
 
 /// No decision comes back.
@@ -58,12 +56,46 @@ pub(crate) static UNTOUCHED: Setup = Setup {
     change: |config| config["drill"] = json!(["router"]),
     edit: Some(quick),
     reports: false,
-    length: 1.0,
+    ..Setup::PLAIN
 };
 
 /// The filter is not there.
 pub(crate) static BYPASSED: Setup =
-    Setup { name: "bypassed", change: |_| {}, edit: Some(without_filter), reports: false, length: 1.0 };
+    Setup { name: "bypassed", edit: Some(without_filter), reports: false, ..Setup::PLAIN };
+
+/// Two pools are discovered, by four workers.
+pub(crate) static DISCOVERED: Setup = Setup {
+    name: "discovered",
+    change: discovered,
+    edit: Some(quick),
+    workers: 4,
+    discovered: &["qwen2.5-3b", "qwen2.5-72b"],
+    ..Setup::PLAIN
+};
+
+fn discovered(config: &mut Value) {
+    config["response"]["expose_endpoint"] = json!(true);
+    config["discovery"] = json!({"period_ms": 100});
+}
+
+/// Nobody is scraped: response headers alone say what instances do.
+pub(crate) static HEADERS: Setup = Setup {
+    name: "headers",
+    change: |config| config["telemetry"]["enabled"] = json!(false),
+    edit: Some(quick),
+    reports: false,
+    ..Setup::PLAIN
+};
+
+/// A pool is discovered, and Envoy cannot be asked.
+pub(crate) static BLIND: Setup = Setup {
+    name: "blind",
+    change: |config| config["discovery"] = json!({"period_ms": 100, "path": "/ready"}),
+    edit: Some(quick),
+    reports: false,
+    discovered: &["qwen2.5-72b"],
+    ..Setup::PLAIN
+};
 
 /// Envoy forgives an instance within a test's patience.
 fn quick(yaml: &str) -> String {
