@@ -110,6 +110,16 @@ fn every_wrong_value_is_refused_with_its_field() {
         ),
         ("/telemetry/scrape_period_ms", json!(1), "telemetry.scrape_period_ms: 1 is not between"),
         ("/telemetry/max_age_ms", json!(1000), "telemetry.max_age_ms: must be above"),
+        ("/telemetry/lease_ms", json!(50), "telemetry.lease_ms: 50 is not between 100 and 60000"),
+        ("/telemetry/orca", json!("yes"), "telemetry.orca: invalid type"),
+        ("/pools/0/instances", json!("discovered"), "expected a list of ip:port addresses, or \"discover\""),
+        ("/pools/0/instances", json!(3), "pools[0].instances: invalid type: integer `3`, expected a list of ip:port"),
+        ("/discovery", json!({"cluster": ""}), "discovery.cluster: a name must have"),
+        ("/discovery", json!({"path": "clusters"}), "discovery.path: must be a path"),
+        ("/discovery", json!({"period_ms": 1}), "discovery.period_ms: 1 is not between 50 and"),
+        ("/discovery", json!({"timeout_ms": 0}), "discovery.timeout_ms: 0 is not between"),
+        ("/discovery", json!({"pool": "x"}), "discovery.pool: unknown field"),
+        ("/envoy/endpoints_dir", json!(""), "envoy.endpoints_dir: must be a path"),
         ("/telemetry/metrics_path", json!("metrics"), "telemetry.metrics_path: must be a path"),
         ("/request/max_buffered_bytes", json!(10), "request.max_buffered_bytes: must be between"),
         ("/envoy/listen", json!("10000"), "envoy.listen: \"10000\" is not an ip:port"),
@@ -122,6 +132,21 @@ fn every_wrong_value_is_refused_with_its_field() {
         assert!(refusal.contains(expected), "{pointer} = {value}: {refusal}");
         assert!(!refusal.contains('\n'), "more than one sentence: {refusal}");
     }
+}
+
+#[test]
+fn a_discovered_pool_is_empty_at_first_and_needs_no_other_field() {
+    let config = |json: &serde_json::Value| Config::parse(json.to_string().as_bytes()).unwrap();
+    let mut json = reference();
+    assert_eq!(config(&json).discovery, None);
+    json["pools"][2]["instances"] = "discover".into();
+    let discovered = config(&json);
+    let sizes: Vec<usize> = discovered.fleet.pools.iter().map(|p| p.instances.len()).collect();
+    assert_eq!((sizes, discovered.fleet.pools[2].discovered), (vec![3, 5, 0, 2, 1], true));
+    assert_eq!(discovered.discovery.unwrap().cluster, "routebalance-admin");
+    json["discovery"] = serde_json::json!({"cluster": "prometheus_stats", "period_ms": 2_000});
+    let discovery = config(&json).discovery.unwrap();
+    assert_eq!((discovery.cluster.as_str(), discovery.period.as_secs()), ("prometheus_stats", 2));
 }
 
 #[test]

@@ -46,10 +46,13 @@ fn head(yaml: &mut String, config: &Config) {
     let (ip, port) = (envoy.listen.ip(), envoy.listen.port());
     let access_log = quoted(&envoy.access_log);
     let decision = names::DECISION_STATE;
+    // Envoy asks for it where a cluster is EDS, also from a file.
+    let discovered = config.fleet.pools.iter().any(|pool| pool.discovered);
+    let node = if discovered { "node: { id: routebalance, cluster: routebalance }\n" } else { "" };
     let (pool_header, endpoint_header) = (names::POOL_HEADER, names::ENDPOINT_HEADER);
     yaml.push_str(&format!(
         r#"# Rendered from routebalance.json by `cargo run --release -- render`. Edit that file and render again.
-admin:
+{node}admin:
   address:
     socket_address: {{ address: "{admin_ip}", port_value: {admin_port} }}
 static_resources:
@@ -354,6 +357,31 @@ mod tests {
             render(&json).unwrap() == committed,
             "envoy/envoy.yaml is not what envoy/routebalance.json renders to: run `cargo run --release -- render`"
         );
+    }
+
+    #[test]
+    fn a_discovered_pool_reads_its_endpoints_from_a_file_and_the_filter_asks_the_admin_listener() {
+        let mut json: serde_json::Value = serde_json::from_str(include_str!("../../envoy/routebalance.json")).unwrap();
+        let listed = render(&json).unwrap();
+        assert!(!listed.contains("type: EDS") && !listed.contains("routebalance-admin") && !listed.contains("node:"));
+        json["pools"][1]["instances"] = "discover".into();
+        let yaml = render(&json).unwrap();
+        for part in [
+            "node: { id:",
+            r#"path_config_source: { path: "envoy/endpoints/pool-qwen2.5-7b.yaml" }"#,
+            "- name: \"routebalance-admin\"\n    type: STATIC",
+            r#"address: "127.0.0.1", port_value: 9901"#,
+        ] {
+            assert!(yaml.contains(part), "{part}");
+        }
+        assert_eq!((yaml.matches("type: EDS").count(), yaml.matches("port_value: 18011").count()), (1, 0));
+        let hosts = [("[::1]:80".parse().unwrap(), "HEALTHY"), ("10.0.0.1:81".parse().unwrap(), "DRAINING")];
+        let file = endpoints("a", &hosts);
+        assert!(
+            file.contains(r#"address: "::1", port_value: 80"#) && file.contains("health_status: DRAINING"),
+            "{file}"
+        );
+        assert!(endpoints("a", &[]).contains("lb_endpoints:\n    []"));
     }
 
     #[test]
