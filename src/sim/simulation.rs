@@ -10,6 +10,7 @@ use std::collections::{BTreeSet, BinaryHeap};
 use std::time::Duration;
 
 use crate::learning::Learned;
+use crate::learning::speed::Timing;
 use crate::openai::Api;
 use crate::reckoning::{Dispatch, LoadNow};
 use crate::router::{Ask, Decision, Router, Verdict};
@@ -500,6 +501,18 @@ impl<'a> Simulation<'a> {
             outcome.attempts = flight.attempt.saturating_add(1);
             outcome.instance = flight.target();
             outcome.e2e = Some(self.now.saturating_sub(outcome.at));
+        }
+        self.learn(index, flight.gateway, flight.epoch);
+    }
+
+    /// A whole answer of the first attempt teaches its gateway.
+    fn learn(&mut self, index: usize, gateway: usize, epoch: u32) {
+        let Some(gateway) = self.gateways.get_mut(gateway).filter(|g| g.epoch == epoch) else { return };
+        let Some(outcome) = self.outcomes.get(index).filter(|o| o.is_answered() && o.attempts == 1) else { return };
+        if let (Some(decision), Some(ttft), Some(e2e)) = (&outcome.decision, outcome.ttft, outcome.e2e) {
+            let output_tokens = u64::from(outcome.output_tokens);
+            let timing = Timing { ttft: Some(ttft.as_secs_f64()), e2e: e2e.as_secs_f64(), output_tokens };
+            gateway.learn(self.router.config(), decision, &timing);
         }
     }
 
