@@ -68,6 +68,7 @@ mod tests {
     fn candidate(instance: usize, ttft_ms: f64, tpot_ms: f64, output_tokens: f64, usd: f64) -> Candidate {
         Candidate {
             instance,
+            model: 0,
             quality: 0.5,
             output_tokens,
             output_tokens_p80: output_tokens,
@@ -75,6 +76,7 @@ mod tests {
             ttft_seconds: ttft_ms / 1e3,
             tpot_seconds: tpot_ms / 1e3,
             e2e_seconds: 1.0,
+            delay_seconds: 0.0,
             usd,
             usd_p80: usd,
             in_flight: 0.0,
