@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::learning::Learned;
 use crate::learning::speed::Timing;
 use crate::openai::Api;
-use crate::reckoning::{Dispatch, LoadNow};
+use crate::reckoning::{Dispatch, InstanceCounters, LoadNow};
 use crate::router::{Ask, Decision, Router, Verdict};
 use crate::shared::SLOT_TTL;
 use crate::sim::engine::{Event, EventKind, Job};
@@ -105,7 +105,7 @@ struct Scrape {
     epoch: u32,
     instance: usize,
     asked_at: Duration,
-    outstanding_requests: u64,
+    own: InstanceCounters,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -607,8 +607,8 @@ impl<'a> Simulation<'a> {
             return self.foresee(now.saturating_add(self.options.tick), Happening::ScrapeDue { gateway, instance });
         }
         let counters = home.counters(home.slot_of(0));
-        let outstanding_requests = counters.0.get(instance).map_or(0, |c| c.outstanding_requests());
-        let scrape = Scrape { gateway, epoch: home.epoch, instance, asked_at: now, outstanding_requests };
+        let own = counters.0.get(instance).copied().unwrap_or_default();
+        let scrape = Scrape { gateway, epoch: home.epoch, instance, asked_at: now, own };
         let lost = self.random.uniform() < self.options.scrape_loss;
         if lost {
             self.foresee(now.saturating_add(timeout), Happening::Told(scrape, None));
@@ -638,7 +638,7 @@ impl<'a> Simulation<'a> {
         }
         if let Some(report) = gateway.reports.0.get_mut(scrape.instance) {
             match load {
-                Some(load) => report.answered(scrape.asked_at, load, scrape.outstanding_requests),
+                Some(load) => report.answered(scrape.asked_at, load, scrape.own),
                 None => report.missed(),
             }
         }
