@@ -3,6 +3,7 @@
 mod cells;
 mod gateways;
 mod objectives;
+mod latency_error;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,6 +18,8 @@ pub enum Preset {
     Gateways,
     /// Quality, latency and cost of the objectives over their weights
     Objectives,
+    /// How far the forecast of a request's times is from what happens, by utilisation
+    LatencyError,
 }
 
 /// Arguments of `evaluate`.
@@ -48,6 +51,7 @@ pub fn run(args: &EvaluateArgs) -> Result<ExitCode> {
     let (result, passed) = match args.preset {
         Preset::Gateways => gateways::run(&config, args)?,
         Preset::Objectives => objectives::run(&config, args)?,
+        Preset::LatencyError => latency_error::run(&config, args)?,
     };
     if let Some(file) = &args.json {
         let text = serde_json::to_string_pretty(&result)?;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::EvaluateArgs;
 use super::cells::{measured, spread};
 use crate::config::Config;
+use crate::fleet::{Fleet, Instance, Pool};
 use crate::router::Router;
 use crate::sim::outcome::Summary;
 use crate::sim::simulation::{Options, Simulation};
@@ -21,6 +22,9 @@ const MEAN_RATIO_MAX: f64 = 1.1;
 const P99_RATIO_MAX: f64 = 1.2;
 /// Time that a fleet needs to fill up; requests of that time do not count.
 const WARM_UP: Duration = Duration::from_secs(60);
+
+const MANY_INSTANCES: usize = 32;
+const SMALL_BATCH: u32 = 8;
 
 struct Case {
     name: String,
@@ -95,29 +99,38 @@ pub(super) fn run(config: &Config, args: &EvaluateArgs) -> Result<(Value, bool)>
     Ok((json!({ "preset": "gateways", "cells": cells }), passed))
 }
 
-/// The fleet of the configuration under its default policy, and its largest pool alone.
+/// The fleet of the configuration under its default policy; its largest pool alone; and as many instances of that pool as make
+/// reports lag behind most: short batches, so that one request more or less on an instance matters, and many arrivals between two
+/// reports.
 fn cases(config: &Config) -> Result<Vec<Case>> {
-    let mut single = config.clone();
     let largest = config.fleet.pools.iter().max_by_key(|p| p.instances.len()).context("the fleet has no pool")?;
-    let name = largest.name.clone();
-    single.fleet = alone(config, &name);
-    let case = |name: &str, config: &Config| Case {
-        name: name.to_owned(),
-        router: Router::new(config.clone(), None),
+    let case = |name: String, fleet: Fleet| Case {
+        name,
+        router: Router::new(Config { fleet, ..config.clone() }, None),
         policy: config.default_policy,
     };
-    Ok(vec![case("fleet", config), case(&name, &single)])
+    let mut small = largest.clone();
+    small.limits.max_running = SMALL_BATCH;
+    Ok(vec![
+        case("configured".to_owned(), config.fleet.clone()),
+        case(largest.name.clone(), alone(&config.fleet, largest, largest.instances.len())),
+        case(format!("{MANY_INSTANCES} of batch {SMALL_BATCH}"), alone(&config.fleet, &small, MANY_INSTANCES)),
+    ])
 }
 
-fn alone(config: &Config, name: &str) -> crate::fleet::Fleet {
-    let fleet = &config.fleet;
-    let mut pool = fleet.pools.iter().find(|p| p.name == name).cloned().unwrap_or_else(|| fleet.pools[0].clone());
-    let mut instances: Vec<_> = pool.instances.iter().filter_map(|i| fleet.instances.get(*i).cloned()).collect();
-    let model = fleet.models[pool.model].clone();
-    instances.iter_mut().for_each(|i| i.pool = 0);
-    pool.instances = (0..instances.len()).collect();
-    pool.model = 0;
-    crate::fleet::Fleet { models: vec![model], pools: vec![pool], instances }
+/// A fleet of one pool with so many instances.
+fn alone(fleet: &Fleet, pool: &Pool, instances: usize) -> Fleet {
+    Fleet {
+        models: vec![fleet.models[pool.model].clone()],
+        pools: vec![Pool { model: 0, instances: (0..instances).collect(), ..pool.clone() }],
+        instances: (0..instances)
+            .map(|i| Instance {
+                address: format!("192.0.2.{}:8000", i + 1),
+                ..fleet.instances[pool.instances[0]].clone()
+            })
+            .map(|instance| Instance { pool: 0, ..instance })
+            .collect(),
+    }
 }
 
 fn simulate(case: &Case, job: &Job, end: Duration) -> Summary {
