@@ -242,8 +242,10 @@ impl<'a> Simulation<'a> {
     /// The load of every instance now, as a gateway's first worker sees it.
     pub fn loads(&self, gateway: usize) -> Vec<LoadNow> {
         let config = self.router.config();
-        let seen =
-            self.gateways.get(gateway).map(|g| g.loads(g.slot_of(0), &config.fleet, &config.telemetry, self.now).0);
+        let seen = self
+            .gateways
+            .get(gateway)
+            .map(|g| g.loads(g.slot_of(0), &config.fleet, &config.telemetry, self.now, 0.5).0);
         seen.unwrap_or_default()
     }
 
@@ -381,8 +383,9 @@ impl<'a> Simulation<'a> {
     fn decide(&mut self, gateway: usize, worker: usize, arrival: &Arrival, t: &Template) -> Option<Box<Decision>> {
         let config = self.router.config();
         let gateway = self.gateways.get_mut(gateway)?;
-        let (loads, sequence) = gateway.loads(gateway.slot_of(worker), &config.fleet, &config.telemetry, self.now);
-        let draw = gateway.random.uniform();
+        let (load_draw, draw) = (gateway.random.uniform(), gateway.random.uniform());
+        let slot = gateway.slot_of(worker);
+        let (loads, sequence) = gateway.loads(slot, &config.fleet, &config.telemetry, self.now, load_draw);
         let ask =
             Ask { api: Api::ChatCompletions, prompt: &t.prompt, policy: arrival.policy, holder: None, sequence, draw };
         let learned: &Learned = &gateway.learned;
