@@ -3,6 +3,7 @@
 mod cells;
 mod gateways;
 mod objectives;
+mod scenarios;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,6 +18,8 @@ pub enum Preset {
     Gateways,
     /// Quality, latency and cost of the objectives over their weights
     Objectives,
+    /// Small fleets with random faults, and what must hold after them; fails if it does not
+    Scenarios,
 }
 
 /// Arguments of `evaluate`.
@@ -48,6 +51,7 @@ pub fn run(args: &EvaluateArgs) -> Result<ExitCode> {
     let (result, passed) = match args.preset {
         Preset::Gateways => gateways::run(&config, args)?,
         Preset::Objectives => objectives::run(&config, args)?,
+        Preset::Scenarios => scenarios::run(&config, args)?,
     };
     if let Some(file) = &args.json {
         let text = serde_json::to_string_pretty(&result)?;

@@ -23,6 +23,8 @@ const P99_RATIO_MAX: f64 = 1.2;
 /// Time that a fleet needs to fill up; requests of that time do not count.
 const WARM_UP: Duration = Duration::from_secs(60);
 
+/// Name of the fleet as it is.
+const CONFIGURED: &str = "configured";
 const MANY_INSTANCES: usize = 32;
 const SMALL_BATCH: u32 = 8;
 const SHORT_ANSWER_TOKENS: f64 = 20.0;
@@ -98,7 +100,8 @@ pub(super) fn run(config: &Config, args: &EvaluateArgs) -> Result<(Value, bool)>
         }
     }
     println!("{table}");
-    Ok((json!({ "preset": "gateways", "cells": cells }), passed))
+    let (cells, other_fleets): (Vec<Value>, Vec<Value>) = cells.into_iter().partition(|c| c["fleet"] == CONFIGURED);
+    Ok((json!({ "preset": "gateways", "cells": cells, "other_fleets": other_fleets }), passed))
 }
 
 /// The fleet of the configuration under its default policy; its largest pool alone; and as many instances of that pool as make
@@ -117,7 +120,7 @@ fn cases(config: &Config) -> Result<Vec<Case>> {
     let mut short = many.clone();
     short.models[0].output_tokens_prior = SHORT_ANSWER_TOKENS;
     Ok(vec![
-        case("configured".to_owned(), config.fleet.clone()),
+        case(CONFIGURED.to_owned(), config.fleet.clone()),
         case(largest.name.clone(), alone(&config.fleet, largest, largest.instances.len())),
         case(format!("{MANY_INSTANCES} of batch {SMALL_BATCH}"), many),
         case(format!("{MANY_INSTANCES} of batch {SMALL_BATCH}, short answers"), short),
