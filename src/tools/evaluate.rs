@@ -4,6 +4,7 @@ mod cells;
 mod gateways;
 mod objectives;
 mod latency_error;
+mod scenarios;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,6 +21,8 @@ pub enum Preset {
     Objectives,
     /// How far the forecast of a request's times is from what happens, by utilisation
     LatencyError,
+    /// Small fleets with random faults, and what must hold after them; fails if it does not
+    Scenarios,
 }
 
 /// Arguments of `evaluate`.
@@ -52,6 +55,7 @@ pub fn run(args: &EvaluateArgs) -> Result<ExitCode> {
         Preset::Gateways => gateways::run(&config, args)?,
         Preset::Objectives => objectives::run(&config, args)?,
         Preset::LatencyError => latency_error::run(&config, args)?,
+        Preset::Scenarios => scenarios::run(&config, args)?,
     };
     if let Some(file) = &args.json {
         let text = serde_json::to_string_pretty(&result)?;
