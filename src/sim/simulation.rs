@@ -383,8 +383,15 @@ impl<'a> Simulation<'a> {
         let gateway = self.gateways.get_mut(gateway)?;
         let (loads, sequence) = gateway.loads(gateway.slot_of(worker), &config.fleet, &config.telemetry, self.now);
         let draw = gateway.random.uniform();
-        let ask =
-            Ask { api: Api::ChatCompletions, prompt: &t.prompt, policy: arrival.policy, holder: None, sequence, draw };
+        let ask = Ask {
+            api: Api::ChatCompletions,
+            prompt: &t.prompt,
+            policy: arrival.policy,
+            holder: None,
+            sequence,
+            draw,
+            constraints: None,
+        };
         let learned: &Learned = &gateway.learned;
         let verdict = match &t.outlook {
             Some(outlook) => self.router.decide(&ask, outlook, Some(&loads), learned),
@@ -392,7 +399,7 @@ impl<'a> Simulation<'a> {
         };
         match verdict {
             Verdict::Decided(decision) => Some(decision),
-            Verdict::Refused { .. } | Verdict::Untouched(_) => None,
+            Verdict::Refused(_) | Verdict::Untouched(_) => None,
         }
     }
 
