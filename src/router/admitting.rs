@@ -165,3 +165,6 @@ fn saturated_refusal(retry_after: Duration) -> Refusal {
         retry_after: Some(retry_after),
     }
 }
+
+#[cfg(test)]
+mod tests;
