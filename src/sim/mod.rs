@@ -7,6 +7,7 @@
 
 pub mod engine;
 pub mod fault;
+pub mod filters;
 pub mod gateway;
 pub mod outcome;
 pub mod random;
