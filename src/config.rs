@@ -155,7 +155,7 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
             return Err(error(format!("virtual_models[{i}]"), format!("{name:?} is also the name of a model")));
         }
     }
-    let policies = policy::check_all(&raw.policies)?;
+    let policies = policy::check_all(&raw.policies, &fleet)?;
     let named = |field: String, name: &str| {
         policies.iter().position(|p| p.name == name).ok_or_else(|| error(field, format!("no policy is named {name:?}")))
     };

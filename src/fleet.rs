@@ -148,8 +148,13 @@ pub enum QualityNormalisation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Objective {
+    /// Quality, time and money in absolute units: `w_q Q/Q_ref - w_l T/T_ref - w_c C/C_ref`, references from the fleet. A queue
+    /// costs what it costs, so a saturated model spills over.
+    Absolute,
     /// RouteBalance as published: `w_q Q + w_c (1 - C/max C) + w_l (1 - T/max T)`.
     Paper,
+    /// `Q - price` of the model; among its instances the one that is expected to answer first.
+    Prices,
     /// Every instance in turn, whatever its model: the baseline of the demo.
     RoundRobin,
 }
@@ -163,8 +168,10 @@ pub struct Policy {
     pub weights: Weights,
     /// How candidates are scored.
     pub objective: Objective,
-    /// How quality enters the score.
+    /// How quality enters the published score.
     pub quality_normalisation: QualityNormalisation,
+    /// What a request to a model costs under the objective `prices`, in units of quality, in the order of [`Fleet::models`].
+    pub prices: Vec<f64>,
     /// What every request insists on.
     pub constraints: Constraints,
     /// Whether a request may insist on more, by its headers.

@@ -117,6 +117,14 @@ pub fn forecast(profile: &LatencyProfile, limits: &Limits, load: &LoadNow, work:
     Forecast { e2e: forecast.e2e_of(work.output_tokens), ..forecast }
 }
 
+/// Seconds by which a request slows down the others of an instance, all together: every step with it lasts longer for each of them,
+/// and each waits for its prefill.
+pub fn delay_seconds(profile: &LatencyProfile, load: &LoadNow, work: &Work, speed: &Speed) -> f64 {
+    let pace = speed.pace.unwrap_or_else(|| Pace::of(profile));
+    let prefill = (work.prompt_tokens - work.cached_tokens).max(0.0) * pace.prompt_token;
+    load.running.max(0.0) * (pace.step_per_running * work.output_tokens + prefill)
+}
+
 /// Requests that must end before this one can start: those that wait and this one, less the places that slots and KV have.
 fn behind(limits: &Limits, load: &LoadNow, work: &Work, traffic: &Traffic) -> f64 {
     let slots = (f64::from(limits.max_running) - load.running).max(0.0);

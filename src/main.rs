@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 use routebalance::tools::bench::{self, BenchArgs};
 use routebalance::tools::check::{check, summary};
 use routebalance::tools::demo::{self, DemoArgs};
+use routebalance::tools::evaluate::{self, EvaluateArgs};
 use routebalance::tools::fleet::{self, FleetArgs};
 use routebalance::tools::instance::{self, InstanceArgs, PoolProfile, profile_from_config};
 use routebalance::tools::prompts::PromptSet;
@@ -48,6 +49,8 @@ enum Command {
         /// The configuration
         file: PathBuf,
     },
+    /// Measure the router in virtual time
+    Evaluate(EvaluateArgs),
     /// Run the emulated instances of a configuration
     Fleet(FleetArgs),
     /// Run one emulated instance
@@ -78,6 +81,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Bench(args) => bench::run(&args)?,
         Command::Check { file } => println!("{}: {}", file.display(), summary(&check(&file)?)),
+        Command::Evaluate(args) => return evaluate::run(&args),
         Command::Fleet(args) => {
             let answers = args.answers.as_deref().map(read_prompts).transpose()?;
             tokio::runtime::Runtime::new()?.block_on(fleet::run(&args, &check(&args.file)?, answers.as_ref()))?;

@@ -14,12 +14,12 @@ use crate::admission::spending;
 use crate::config::{Config, Drill, UnknownModel};
 use crate::features;
 use crate::fleet::{Budget, Constraint, Constraints, Model, ModelKind};
-use crate::latency::{Forecast, Speed};
+use crate::latency::{self, Forecast, Speed};
 use crate::learning::{Learned, exploration, lengths, speed};
 use crate::openai::{Api, Observed, Prompt};
 use crate::predictor::{Estimate, Prediction, Predictor};
 use crate::reckoning::LoadNow;
-use crate::score;
+use crate::score::{self, References};
 
 /// The step of the ladder on which a decision was made. A lower step is a worse decision, never an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -207,6 +207,7 @@ pub struct Router {
     predicted: Vec<Option<usize>>,
     /// For every model of the fleet, what is expected of its answer to any prompt.
     priors: Vec<Estimate>,
+    references: References,
 }
 
 impl Router {
@@ -221,7 +222,8 @@ impl Router {
         };
         let models = config.fleet.models.iter().zip(&predicted);
         let priors = models.map(|(model, position)| Estimate::prior(model, &spread(position))).collect();
-        Router { config, predictor, predicted, priors }
+        let references = References::of(&config.fleet);
+        Router { config, predictor, predicted, priors, references }
     }
 
     /// The configuration.
@@ -279,14 +281,8 @@ impl Router {
             Ok(entrants) => entrants,
             Err(refusal) => return Verdict::Refused(refusal),
         };
-        let scores = score::scores(
-            &admitted.candidates,
-            &policy.weights,
-            policy.objective,
-            policy.quality_normalisation,
-            ask.sequence,
-        );
-        let order = score::rank(&admitted.candidates, &scores);
+        let scores = score::scores(&admitted.candidates, policy, &self.references, ask.sequence);
+        let order = score::rank(&admitted.candidates, &scores, policy.objective);
         let model_of = |i: &usize| Some(self.config.fleet.pool_of(admitted.candidates.get(*i)?.instance)?.1.model);
         let ranked_models: Vec<usize> = order.iter().filter_map(model_of).collect();
         let choice = exploration::choose(&ranked_models, policy.exploration, ask.draw);
@@ -331,11 +327,11 @@ impl Router {
             familiarity,
             prototype,
             seconds: chosen.seconds,
-            forecast: answer.forecast(
-                pool,
+            forecast: latency::forecast(
+                &pool.profile,
+                &pool.limits,
                 &loads.and_then(|l| l.get(chosen.instance)).copied().unwrap_or_default(),
-                prompt_tokens,
-                estimate,
+                &answer.work(prompt_tokens, estimate),
                 learned.speed(pool_index).unwrap_or(&Speed::default()),
             ),
             usd: chosen.usd,

@@ -6,6 +6,7 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 fn candidate(instance: usize, ttft_seconds: f64, e2e_seconds: f64) -> Candidate {
     Candidate {
         instance,
+        model: 0,
         quality: 0.5,
         output_tokens: 100.0,
         output_tokens_p80: 100.0,
@@ -13,6 +14,7 @@ fn candidate(instance: usize, ttft_seconds: f64, e2e_seconds: f64) -> Candidate 
         ttft_seconds,
         tpot_seconds: 0.01,
         e2e_seconds,
+        delay_seconds: 0.0,
         usd: 1e-5,
         usd_p80: 1e-5,
         in_flight: 0.0,

@@ -1,13 +1,14 @@
 //! Policies, as written and checked.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::{ConfigError, check_names, check_number, error};
 use crate::fleet::{
-    Budget, Constraint, Constraints, Mode, Objective, Order, Overload, OverloadAction, Policy, QualityNormalisation,
-    Slo, Weights,
+    Budget, Constraint, Constraints, Fleet, Mode, Objective, Order, Overload, OverloadAction, Policy,
+    QualityNormalisation, Slo, Weights,
 };
 
 #[derive(Deserialize)]
@@ -19,6 +20,8 @@ pub(super) struct RawPolicy {
     pub(super) objective: Objective,
     #[serde(default = "min_max")]
     pub(super) quality_normalisation: QualityNormalisation,
+    #[serde(default)]
+    pub(super) prices: BTreeMap<String, f64>,
     #[serde(default)]
     pub(super) slo: RawSlo,
     #[serde(default)]
@@ -81,15 +84,35 @@ pub(super) struct RawOverload {
     pub(super) ttft_ms: Option<f64>,
 }
 
-pub(super) fn check_all(raw: &[RawPolicy]) -> Result<Vec<Policy>, ConfigError> {
+pub(super) fn check_all(raw: &[RawPolicy], fleet: &Fleet) -> Result<Vec<Policy>, ConfigError> {
     if raw.is_empty() {
         return Err(error("policies", "at least one policy is needed"));
     }
     check_names("policies[].name", raw.iter().map(|p| p.name.as_str()))?;
-    raw.iter().enumerate().map(|(i, p)| check_policy(i, p)).collect()
+    raw.iter().enumerate().map(|(i, p)| check_policy(i, p, fleet)).collect()
 }
 
-fn check_policy(i: usize, raw: &RawPolicy) -> Result<Policy, ConfigError> {
+/// A price per model; models that the policy does not name are free.
+fn check_prices(i: usize, raw: &RawPolicy, fleet: &Fleet) -> Result<Vec<f64>, ConfigError> {
+    let field = |name: &str| format!("policies[{i}].prices.{name}");
+    if (raw.objective == Objective::Prices) == raw.prices.is_empty() {
+        return Err(error(
+            format!("policies[{i}].prices"),
+            "belongs to the objective prices, which needs at least one",
+        ));
+    }
+    let mut prices = vec![0.0; fleet.models.len()];
+    for (name, price) in &raw.prices {
+        let price = check_number(field(name), *price, 0.0, 1.0)?;
+        *fleet
+            .model_named(name)
+            .and_then(|model| prices.get_mut(model))
+            .ok_or_else(|| error(field(name), format!("no model is named {name:?}")))? = price;
+    }
+    Ok(prices)
+}
+
+fn check_policy(i: usize, raw: &RawPolicy, fleet: &Fleet) -> Result<Policy, ConfigError> {
     let at = |field: &str| format!("policies[{i}].{field}");
     let quality = check_number(at("weights.quality"), raw.weights.quality, 0.0, 1e9)?;
     let latency = check_number(at("weights.latency"), raw.weights.latency, 0.0, 1e9)?;
@@ -103,6 +126,7 @@ fn check_policy(i: usize, raw: &RawPolicy) -> Result<Policy, ConfigError> {
         weights: Weights { quality: quality / sum, latency: latency / sum, cost: cost / sum },
         objective: raw.objective,
         quality_normalisation: raw.quality_normalisation,
+        prices: check_prices(i, raw, fleet)?,
         constraints: check_constraints(&at, raw)?,
         trust_request_headers: raw.trust_request_headers,
         overload: check_overload(&at, &raw.overload)?,

@@ -13,6 +13,7 @@ use crate::filter::stream::Stream;
 use crate::filter::worker::{Shared, Worker};
 use crate::names::ENDPOINT_HEADER;
 use crate::predictor::Predictor;
+use crate::reckoning::InstanceCounters;
 use crate::router::Router;
 use crate::telemetry;
 
@@ -33,8 +34,8 @@ pub(super) struct Root {
 struct Scrape {
     instance: usize,
     asked_at: Duration,
-    /// Requests outstanding on the instance when it was asked.
-    outstanding_requests: u64,
+    /// The counters of all workers for the instance when it was asked.
+    own: InstanceCounters,
 }
 
 impl Root {
@@ -79,9 +80,9 @@ impl Root {
                 (ENDPOINT_HEADER, instance.address.as_str()),
             ];
             let token = hostcalls::dispatch_http_call(&pool.cluster, headers, None, vec![], telemetry.scrape_timeout);
-            let outstanding_requests = counters.0.get(i).map_or(0, |c| c.outstanding_requests());
+            let own = counters.0.get(i).copied().unwrap_or_default();
             if let Ok(token) = token {
-                self.scrapes.insert(token, Scrape { instance: i, asked_at: now, outstanding_requests });
+                self.scrapes.insert(token, Scrape { instance: i, asked_at: now, own });
             }
         }
     }
@@ -91,7 +92,7 @@ impl Root {
         if answered {
             let load = telemetry::parse_metrics(page);
             let usable = load.running.is_some();
-            report.answered(scrape.asked_at, load, scrape.outstanding_requests);
+            report.answered(scrape.asked_at, load, scrape.own);
             worker.metrics.count(if usable { "routebalance.scrapes.ok" } else { "routebalance.scrapes.unusable" });
         } else {
             report.missed();

@@ -3,7 +3,7 @@
 use super::{Ask, Router};
 use crate::admission::spending;
 use crate::fleet::{ModelKind, Pool};
-use crate::latency::{self, Forecast, Speed, Work};
+use crate::latency::{self, Speed, Work};
 use crate::learning::Learned;
 use crate::openai::{Api, Prompt};
 use crate::predictor::Estimate;
@@ -42,9 +42,11 @@ impl Router {
             let tariff = &model.tariff;
             let usd = |output: f64| prompt_tokens * tariff.usd_per_input_token + output * tariff.usd_per_output_token;
             let speed = learned.speed(instance.pool).unwrap_or(&unknown);
-            let forecast = answer.forecast(pool, &load, prompt_tokens, estimate, speed);
+            let work = answer.work(prompt_tokens, estimate);
+            let forecast = latency::forecast(&pool.profile, &pool.limits, &load, &work, speed);
             let candidate = Candidate {
                 instance: i,
+                model: pool.model,
                 quality: estimate.quality,
                 output_tokens,
                 output_tokens_p80,
@@ -52,6 +54,7 @@ impl Router {
                 ttft_seconds: forecast.ttft,
                 tpot_seconds: forecast.tpot,
                 e2e_seconds: forecast.e2e,
+                delay_seconds: latency::delay_seconds(&pool.profile, &load, &work, speed),
                 usd: usd(output_tokens),
                 usd_p80: usd(output_tokens_p80),
                 in_flight: load.in_flight(),
@@ -152,18 +155,10 @@ impl Answer {
         of_each.clamp(1.0, self.max_tokens()) * self.answers
     }
 
-    /// What is expected of the request's times on an instance of a pool. Several answers are written side by side.
-    pub(super) fn forecast(
-        &self,
-        pool: &Pool,
-        load: &LoadNow,
-        prompt_tokens: f64,
-        estimate: &Estimate,
-        speed: &Speed,
-    ) -> Forecast {
+    /// What the request makes an instance do. Several answers are written side by side.
+    pub(super) fn work(&self, prompt_tokens: f64, estimate: &Estimate) -> Work {
         let output_tokens = estimate.output_tokens.clamp(1.0, self.max_tokens()) * self.answers.min(1.0);
-        let work = Work { prompt_tokens, cached_tokens: 0.0, output_tokens };
-        latency::forecast(&pool.profile, &pool.limits, load, &work, speed)
+        Work { prompt_tokens, cached_tokens: 0.0, output_tokens }
     }
 }
 

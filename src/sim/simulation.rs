@@ -10,8 +10,9 @@ use std::collections::{BTreeSet, BinaryHeap};
 use std::time::Duration;
 
 use crate::learning::Learned;
+use crate::learning::speed::Timing;
 use crate::openai::Api;
-use crate::reckoning::{Dispatch, LoadNow};
+use crate::reckoning::{Dispatch, InstanceCounters, LoadNow};
 use crate::router::{Ask, Decision, Router, Verdict};
 use crate::shared::SLOT_TTL;
 use crate::sim::engine::{Event, EventKind, Job};
@@ -104,7 +105,7 @@ struct Scrape {
     epoch: u32,
     instance: usize,
     asked_at: Duration,
-    outstanding_requests: u64,
+    own: InstanceCounters,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -508,6 +509,18 @@ impl<'a> Simulation<'a> {
             outcome.instance = flight.target();
             outcome.e2e = Some(self.now.saturating_sub(outcome.at));
         }
+        self.learn(index, flight.gateway, flight.epoch);
+    }
+
+    /// A whole answer of the first attempt teaches its gateway.
+    fn learn(&mut self, index: usize, gateway: usize, epoch: u32) {
+        let Some(gateway) = self.gateways.get_mut(gateway).filter(|g| g.epoch == epoch) else { return };
+        let Some(outcome) = self.outcomes.get(index).filter(|o| o.is_answered() && o.attempts == 1) else { return };
+        if let (Some(decision), Some(ttft), Some(e2e)) = (&outcome.decision, outcome.ttft, outcome.e2e) {
+            let output_tokens = u64::from(outcome.output_tokens);
+            let timing = Timing { ttft: Some(ttft.as_secs_f64()), e2e: e2e.as_secs_f64(), output_tokens };
+            gateway.learn(self.router.config(), decision, &timing);
+        }
     }
 
     // === instances ===
@@ -601,8 +614,8 @@ impl<'a> Simulation<'a> {
             return self.foresee(now.saturating_add(self.options.tick), Happening::ScrapeDue { gateway, instance });
         }
         let counters = home.counters(home.slot_of(0));
-        let outstanding_requests = counters.0.get(instance).map_or(0, |c| c.outstanding_requests());
-        let scrape = Scrape { gateway, epoch: home.epoch, instance, asked_at: now, outstanding_requests };
+        let own = counters.0.get(instance).copied().unwrap_or_default();
+        let scrape = Scrape { gateway, epoch: home.epoch, instance, asked_at: now, own };
         let lost = self.random.uniform() < self.options.scrape_loss;
         if lost {
             self.foresee(now.saturating_add(timeout), Happening::Told(scrape, None));
@@ -632,7 +645,7 @@ impl<'a> Simulation<'a> {
         }
         if let Some(report) = gateway.reports.0.get_mut(scrape.instance) {
             match load {
-                Some(load) => report.answered(scrape.asked_at, load, scrape.outstanding_requests),
+                Some(load) => report.answered(scrape.asked_at, load, scrape.own),
                 None => report.missed(),
             }
         }

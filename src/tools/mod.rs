@@ -17,6 +17,7 @@ pub mod demo;
 pub mod demo_view;
 pub mod envoy;
 pub mod envoy_binary;
+pub mod evaluate;
 pub mod fleet;
 pub mod gateway;
 pub mod instance;

@@ -1,0 +1,57 @@
+//! What the router is worth, measured in virtual time: one preset per question.
+
+mod cells;
+mod gateways;
+mod latency_error;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Preset {
+    /// Latency behind 1, 2, 8 and 32 gateways at the same total load
+    Gateways,
+    /// How far the forecast of a request's times is from what happens, by utilisation
+    LatencyError,
+}
+
+/// Arguments of `evaluate`.
+#[derive(Args, Clone, Debug)]
+pub struct EvaluateArgs {
+    /// What to measure
+    #[arg(long)]
+    preset: Preset,
+    /// The configuration
+    #[arg(default_value = "envoy/routebalance.json")]
+    file: PathBuf,
+    /// Also write the result to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Seeds per cell; every cell sees the same requests at the same times
+    #[arg(long, value_name = "N")]
+    seeds: Option<u64>,
+    /// Fewer seeds and shorter runs
+    #[arg(long)]
+    quick: bool,
+}
+
+/// Runs a preset, prints its table and writes its result.
+///
+/// # Errors
+/// The configuration does not load, or the result cannot be written.
+pub fn run(args: &EvaluateArgs) -> Result<ExitCode> {
+    let config = super::check::check(&args.file)?;
+    let (result, passed) = match args.preset {
+        Preset::Gateways => gateways::run(&config, args)?,
+        Preset::LatencyError => latency_error::run(&config, args)?,
+    };
+    if let Some(file) = &args.json {
+        let text = serde_json::to_string_pretty(&result)?;
+        std::fs::write(file, text + "\n").with_context(|| format!("{} cannot be written", file.display()))?;
+    }
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
