@@ -2,7 +2,7 @@
 //! arguments.
 //!
 //! [`simulation`] is the loop over events; [`gateway`] and [`server`] are what it moves requests between; [`workload`] says what
-//! is asked for, [`fault`] what goes wrong, [`outcome`] what became of it.
+//! is asked for, [`fault`] what goes wrong, [`outcome`] what became of it; [`filters`] are published filters to compare with.
 
 pub mod engine;
 pub mod fault;
