@@ -7,7 +7,7 @@ use crate::discovery::{ClusterHosts, Roster};
 use crate::filter::host;
 use crate::filter::worker::Worker;
 use crate::fleet::Presence;
-use crate::reckoning::{Glimpse, InstanceCounters, InstanceReport};
+use crate::reckoning::{Dispatch, Glimpse, InstanceCounters, InstanceReport};
 use crate::shared;
 use crate::telemetry::{self, Load};
 
@@ -109,11 +109,13 @@ impl Worker {
         }
     }
 
-    /// A response header has shown an instance's load. The request that was answered is not part of it.
-    pub(super) fn glimpse(&mut self, instance: usize, load: &Load, now: Duration) {
-        let outstanding = self.all_counters().0.get(instance).map_or(0, InstanceCounters::outstanding_requests);
-        if let Some(glimpse) = Glimpse::of(load, now, outstanding.saturating_sub(1)) {
-            self.glimpses.insert(instance, glimpse);
+    /// A response header has shown an instance's load, without the request that it answers.
+    pub(super) fn glimpse(&mut self, answered: &Dispatch, load: &Load, now: Duration) {
+        let mut counters = self.all_counters();
+        counters.finish(*answered);
+        let own = counters.0.get(answered.instance).copied().unwrap_or_default();
+        if let Some(glimpse) = Glimpse::of(load, now, own) {
+            self.glimpses.insert(answered.instance, glimpse);
             self.unwritten_glimpses = true;
         }
     }

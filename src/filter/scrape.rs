@@ -29,8 +29,8 @@ struct Scrape {
     /// Tells whether the index still means the same instance when the answer comes.
     key: u32,
     asked_at: Duration,
-    /// Requests outstanding on the instance when it was asked.
-    outstanding_requests: u64,
+    /// The counters of all workers for the instance when it was asked.
+    own: InstanceCounters,
 }
 
 impl Scraper {
@@ -58,9 +58,9 @@ impl Scraper {
             ];
             let timeout = config.telemetry.scrape_timeout;
             let token = hostcalls::dispatch_http_call(&pool.cluster, headers, None, vec![], timeout);
-            let outstanding_requests = counters.0.get(i).map_or(0, InstanceCounters::outstanding_requests);
+            let own = counters.0.get(i).copied().unwrap_or_default();
             if let Ok(token) = token {
-                let scrape = Scrape { instance: i, key: instance.key, asked_at: now, outstanding_requests };
+                let scrape = Scrape { instance: i, key: instance.key, asked_at: now, own };
                 self.scrapes.insert(token, scrape);
                 self.asked.insert(i);
             }
@@ -78,19 +78,21 @@ impl Scraper {
         }
         // Envoy answers for an instance that it cannot reach: with no headers at all after a time-out, else with a 503 of its own.
         let status = if headers > 0 { host::header(MapType::HttpCallResponseHeaders, ":status") } else { None };
-        let answered = status.is_some_and(|s| !matches!(s.as_str(), "502" | "503" | "504"));
-        let Some(report) = worker.report_mut(scrape.instance) else { return true };
-        if answered {
-            let page = host::buffer(BufferType::HttpCallResponseBody, 0, body_size);
-            let load = telemetry::parse_metrics(&page).load;
-            report.answered(scrape.asked_at, load, scrape.outstanding_requests);
-            self.schedule.parsed(page.len());
-            let usable = load.running.is_some();
-            worker.metrics.count(if usable { "routebalance.scrapes.ok" } else { "routebalance.scrapes.unusable" });
-        } else {
-            report.missed();
-            worker.metrics.count("routebalance.scrapes.failed");
-        }
+        let outcome = match (status.as_deref(), worker.report_mut(scrape.instance)) {
+            (None, _) | (_, None) => "routebalance.scrapes.failed",
+            (Some("502" | "503" | "504"), Some(report)) => {
+                report.nobody_there();
+                "routebalance.scrapes.failed"
+            }
+            (Some(_), Some(report)) => {
+                let page = host::buffer(BufferType::HttpCallResponseBody, 0, body_size);
+                let load = telemetry::parse_metrics(&page).load;
+                report.answered(scrape.asked_at, load, scrape.own);
+                self.schedule.parsed(page.len());
+                if load.running.is_some() { "routebalance.scrapes.ok" } else { "routebalance.scrapes.unusable" }
+            }
+        };
+        worker.metrics.count(outcome);
         true
     }
 }

@@ -75,8 +75,8 @@ impl Serving {
             return;
         }
         let load = host::header(MapType::HttpResponseHeaders, names::LOAD_RESPONSE_HEADER);
-        if let (Some(load), Some(dispatch)) = (load, self.dispatch.as_ref()) {
-            worker.glimpse(dispatch.instance, &telemetry::parse_orca(&load), host::now());
+        if let (Some(load), Some(dispatch)) = (load, self.dispatch) {
+            worker.glimpse(&dispatch, &telemetry::parse_orca(&load), host::now());
             if self.asks_load {
                 host::set_header(MapType::HttpResponseHeaders, names::LOAD_RESPONSE_HEADER, None);
             }
@@ -100,6 +100,9 @@ impl Serving {
         }
         set(names::RUNG_RESPONSE_HEADER, self.decision.rung.name());
         set(names::DECISION_US_RESPONSE_HEADER, &self.decision_us.to_string());
+        if self.decision.prompt_exhausts_budget {
+            set(names::BUDGET_EXHAUSTED_RESPONSE_HEADER, "true");
+        }
         let Some(upstream) = upstream else { return };
         if config.expose_endpoint {
             set(names::ENDPOINT_RESPONSE_HEADER, &upstream);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::InstanceReport;
+use super::{InstanceCounters, InstanceReport};
 use crate::telemetry::Load;
 
 /// A partial report: what the header `endpoint-load-metrics` of a response said (ORCA). vLLM sends waiting and KV use, at the end
@@ -17,15 +17,15 @@ pub struct Glimpse {
     pub waiting: Option<f64>,
     /// Share of the KV cache in use, from 0 to 1.
     pub kv_use: Option<f64>,
-    /// Requests that all workers had outstanding on the instance then, without the one that was answered.
-    pub outstanding_requests: u64,
+    /// The counters of all workers for the instance then, with the request that was answered as finished.
+    pub own: InstanceCounters,
 }
 
 impl Glimpse {
     /// The glimpse that a header gave; `None` if it said nothing.
-    pub fn of(load: &Load, at: Duration, outstanding_requests: u64) -> Option<Glimpse> {
+    pub fn of(load: &Load, at: Duration, own: InstanceCounters) -> Option<Glimpse> {
         let Load { running, waiting, kv_use, .. } = *load;
-        (!load.is_empty()).then_some(Glimpse { at, running, waiting, kv_use, outstanding_requests })
+        (!load.is_empty()).then_some(Glimpse { at, running, waiting, kv_use, own })
     }
 }
 
@@ -44,13 +44,14 @@ impl InstanceReport {
         if glimpse.running.is_none() && glimpse.waiting.is_none() {
             return kv_is_news;
         }
+        let outstanding = glimpse.own.outstanding_requests() as f64;
         let believed = match self.load.running {
             Some(running) => {
-                let change = glimpse.outstanding_requests as f64 - self.outstanding_requests as f64;
+                let change = outstanding - self.own.outstanding_requests() as f64;
                 (running + self.load.waiting.unwrap_or(0.0) + change).max(0.0)
             }
             // Never reported: what this gateway has sent is there at least.
-            None => glimpse.outstanding_requests as f64,
+            None => outstanding,
         };
         let waiting = glimpse.waiting.unwrap_or_else(|| (believed - glimpse.running.unwrap_or(0.0)).max(0.0));
         let running = glimpse.running.unwrap_or_else(|| {
@@ -58,7 +59,7 @@ impl InstanceReport {
             if waiting > 0.0 { rest.max(self.load.running.unwrap_or(0.0)) } else { rest }
         });
         (self.load.running, self.load.waiting) = (Some(running), Some(waiting));
-        (self.at, self.outstanding_requests) = (Some(glimpse.at), glimpse.outstanding_requests);
+        (self.at, self.own) = (Some(glimpse.at), glimpse.own);
         true
     }
 }
@@ -72,17 +73,19 @@ mod tests {
     #[test]
     fn a_newer_glimpse_updates_what_it_says() {
         let at = Duration::from_secs;
-        let report = |running, waiting, outstanding_requests| InstanceReport {
+        let own = |dispatched_requests| InstanceCounters { dispatched_requests, ..InstanceCounters::default() };
+        let report = |running, waiting, outstanding| InstanceReport {
             at: Some(at(100)),
             load: Load { running: Some(running), waiting: Some(waiting), kv_use: Some(0.2), ..Load::default() },
-            outstanding_requests,
+            own: own(outstanding),
+            repeats: 0,
             unreachable: 3,
         };
-        let glimpse = |waiting, outstanding_requests| Glimpse {
+        let glimpse = |waiting, outstanding| Glimpse {
             at: at(101),
             waiting: Some(waiting),
             kv_use: Some(0.5),
-            outstanding_requests,
+            own: own(outstanding),
             ..Glimpse::default()
         };
         let rows = [
@@ -100,11 +103,7 @@ mod tests {
             let expected =
                 Load { running: Some(running), waiting: Some(waiting), kv_use: Some(0.5), ..Load::default() };
             assert_eq!(report.load, expected, "{name}");
-            assert_eq!(
-                (report.at, report.outstanding_requests),
-                (Some(at(101)), glimpse.outstanding_requests),
-                "{name}"
-            );
+            assert_eq!((report.at, report.own), (Some(at(101)), glimpse.own), "{name}");
             assert_eq!(report.unreachable, 0, "{name}: somebody has answered");
         }
         let mut newer = InstanceReport { at: Some(at(102)), ..report(3.0, 0.0, 3) };
@@ -117,6 +116,6 @@ mod tests {
         let mut kv_only = report(3.0, 1.0, 4);
         assert!(kv_only.glimpsed(&Glimpse { at: at(101), kv_use: Some(0.9), ..Glimpse::default() }));
         assert_eq!((kv_only.load.kv_use, kv_only.load.running, kv_only.at), (Some(0.9), Some(3.0), Some(at(100))));
-        assert_eq!(Glimpse::of(&Load { awake: Some(true), ..Load::default() }, at(1), 0), None);
+        assert_eq!(Glimpse::of(&Load { awake: Some(true), ..Load::default() }, at(1), own(0)), None);
     }
 }

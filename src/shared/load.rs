@@ -14,28 +14,8 @@ const ANY: u64 = 0;
 pub fn encode_counters(counters: &Counters, fleet: &Fleet) -> Vec<u8> {
     let mut writer = Writer::new(ANY);
     for (c, instance) in counters.0.iter().zip(&fleet.instances) {
-        // Destructured in full, so that a new counter cannot be forgotten here.
-        let InstanceCounters {
-            dispatched_requests,
-            finished_requests,
-            dispatched_prompt_tokens,
-            finished_prompt_tokens,
-            dispatched_output_tokens,
-            finished_output_tokens,
-            last_dispatch,
-        } = *c;
         writer.u32(instance.key);
-        for value in [
-            dispatched_requests,
-            finished_requests,
-            dispatched_prompt_tokens,
-            finished_prompt_tokens,
-            dispatched_output_tokens,
-            finished_output_tokens,
-        ] {
-            writer.u64(value);
-        }
-        writer.time(last_dispatch);
+        write_counters(&mut writer, c);
     }
     writer.0
 }
@@ -43,18 +23,7 @@ pub fn encode_counters(counters: &Counters, fleet: &Fleet) -> Vec<u8> {
 /// A worker's counters from bytes, zero where the row is of another instance or there is none; `None` if the record is of another
 /// version, or broken.
 pub fn decode_counters(bytes: &[u8], fleet: &Fleet) -> Option<Counters> {
-    let rows = rows(bytes, fleet, |r| {
-        Some(InstanceCounters {
-            dispatched_requests: r.u64()?,
-            finished_requests: r.u64()?,
-            dispatched_prompt_tokens: r.u64()?,
-            finished_prompt_tokens: r.u64()?,
-            dispatched_output_tokens: r.u64()?,
-            finished_output_tokens: r.u64()?,
-            last_dispatch: r.time()?,
-        })
-    })?;
-    Some(Counters(rows))
+    Some(Counters(keyed(Reader::open(bytes, ANY)?, fleet, read_counters)?))
 }
 
 /// The last reports as bytes, and the time between two of one instance. Of a load, what decisions read: the leader alone looks
@@ -63,15 +32,16 @@ pub fn encode_reports(reports: &Reports, period: Duration, fleet: &Fleet) -> Vec
     let mut writer = Writer::new(ANY);
     writer.time(period);
     for (report, instance) in reports.0.iter().zip(&fleet.instances) {
-        let InstanceReport { at, load, outstanding_requests, unreachable } = *report;
+        let InstanceReport { at, load, own, repeats, unreachable } = report;
         writer.u32(instance.key);
         writer.time(at.unwrap_or(Duration::ZERO));
         writer.gauge(load.running);
         writer.gauge(load.waiting);
         writer.gauge(load.kv_use);
         writer.gauge(load.awake.map(f64::from));
-        writer.u64(outstanding_requests);
-        writer.u32(unreachable);
+        write_counters(&mut writer, own);
+        writer.u32(*repeats);
+        writer.u32(*unreachable);
     }
     writer.0
 }
@@ -88,7 +58,8 @@ pub fn decode_reports(bytes: &[u8], fleet: &Fleet) -> Option<(Reports, Duration)
         Some(InstanceReport {
             at: (!at.is_zero()).then_some(at),
             load: Load { running, waiting, kv_use, awake, ..Load::default() },
-            outstanding_requests: r.u64()?,
+            own: read_counters(r)?,
+            repeats: r.u32()?,
             unreachable: r.u32()?,
         })
     })?;
@@ -98,7 +69,7 @@ pub fn decode_reports(bytes: &[u8], fleet: &Fleet) -> Option<(Reports, Duration)
 /// Glimpses, by index, as bytes.
 pub fn encode_glimpses<'a>(glimpses: impl IntoIterator<Item = (usize, &'a Glimpse)>, fleet: &Fleet) -> Vec<u8> {
     let mut writer = Writer::new(ANY);
-    for (i, Glimpse { at, waiting, kv_use, running, outstanding_requests }) in glimpses {
+    for (i, Glimpse { at, waiting, kv_use, running, own }) in glimpses {
         let Some(instance) = fleet.instances.get(i) else { continue };
         writer.u32(u32::try_from(i).unwrap_or(u32::MAX));
         writer.u32(instance.key);
@@ -106,7 +77,7 @@ pub fn encode_glimpses<'a>(glimpses: impl IntoIterator<Item = (usize, &'a Glimps
         writer.gauge(*running);
         writer.gauge(*waiting);
         writer.gauge(*kv_use);
-        writer.u64(*outstanding_requests);
+        write_counters(&mut writer, own);
     }
     writer.0
 }
@@ -117,17 +88,13 @@ pub fn decode_glimpses(bytes: &[u8], fleet: &Fleet) -> Vec<(usize, Glimpse)> {
         reader.rows(|r| {
             let (i, key) = (usize::try_from(r.u32()?).ok()?, r.u32()?);
             let (at, running, waiting, kv_use) = (r.time()?, r.gauge()?, r.gauge()?, r.gauge()?);
-            let glimpse = Glimpse { at, running, waiting, kv_use, outstanding_requests: r.u64()? };
+            let glimpse = Glimpse { at, running, waiting, kv_use, own: read_counters(r)? };
             Some((i, key, glimpse))
         })
     });
     let fits =
         |(i, key, _): &(usize, u32, Glimpse)| fleet.instances.get(*i).is_some_and(|instance| instance.key == *key);
     rows.unwrap_or_default().into_iter().filter(fits).map(|(i, _, glimpse)| (i, glimpse)).collect()
-}
-
-fn rows<T: Default>(bytes: &[u8], fleet: &Fleet, row: impl FnMut(&mut Reader) -> Option<T>) -> Option<Vec<T>> {
-    keyed(Reader::open(bytes, ANY)?, fleet, row)
 }
 
 /// One value per instance of the fleet.
@@ -147,4 +114,40 @@ fn keyed<T: Default>(
     }
     values.resize_with(fleet.instances.len(), T::default);
     Some(values)
+}
+
+fn write_counters(writer: &mut Writer, counters: &InstanceCounters) {
+    // Destructured in full, so that a new counter cannot be forgotten here.
+    let InstanceCounters {
+        dispatched_requests,
+        finished_requests,
+        dispatched_prompt_tokens,
+        finished_prompt_tokens,
+        dispatched_output_tokens,
+        finished_output_tokens,
+        last_dispatch,
+    } = *counters;
+    for value in [
+        dispatched_requests,
+        finished_requests,
+        dispatched_prompt_tokens,
+        finished_prompt_tokens,
+        dispatched_output_tokens,
+        finished_output_tokens,
+    ] {
+        writer.u64(value);
+    }
+    writer.time(last_dispatch);
+}
+
+fn read_counters(reader: &mut Reader<'_>) -> Option<InstanceCounters> {
+    Some(InstanceCounters {
+        dispatched_requests: reader.u64()?,
+        finished_requests: reader.u64()?,
+        dispatched_prompt_tokens: reader.u64()?,
+        finished_prompt_tokens: reader.u64()?,
+        dispatched_output_tokens: reader.u64()?,
+        finished_output_tokens: reader.u64()?,
+        last_dispatch: reader.time()?,
+    })
 }

@@ -35,9 +35,9 @@ fn counters(first: u64) -> InstanceCounters {
     }
 }
 
-fn report(outstanding_requests: u64) -> InstanceReport {
+fn report(dispatched: u64) -> InstanceReport {
     let load = Load { running: Some(3.0), waiting: Some(0.0), awake: Some(false), ..Load::default() };
-    InstanceReport { at: Some(SECOND), load, outstanding_requests, unreachable: 1 }
+    InstanceReport { at: Some(SECOND), load, own: counters(dispatched), repeats: 4, unreachable: 1 }
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn records_come_back_as_they_were() {
     let reports = Reports(vec![InstanceReport::default(), report(4)]);
     let bytes = encode_reports(&reports, SECOND, &fleet);
     assert_eq!(decode_reports(&bytes, &fleet), Some((reports, SECOND)));
-    let glimpse = Glimpse { at: SECOND, running: None, waiting: Some(2.0), kv_use: Some(0.5), outstanding_requests: 4 };
+    let glimpse = Glimpse { at: SECOND, running: None, waiting: Some(2.0), kv_use: Some(0.5), own: counters(4) };
     let bytes = encode_glimpses([(1, &glimpse)], &fleet);
     assert_eq!(decode_glimpses(&bytes, &fleet), [(1, glimpse)]);
     let member = |address: &str, presence| Member { address: address.to_owned(), pool: 3, presence, since: SECOND };
