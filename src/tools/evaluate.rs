@@ -2,8 +2,8 @@
 
 mod cells;
 mod gateways;
-mod objectives;
 mod latency_error;
+mod objectives;
 mod scenarios;
 
 use std::path::PathBuf;
