@@ -22,7 +22,9 @@ const MEDIAN_MAX: f64 = 0.15;
 /// ... up to this utilisation.
 const PROMISED_UP_TO: f64 = 0.9;
 /// Time that a fleet needs to fill up; requests of that time do not count.
-const WARM_UP: Duration = Duration::from_secs(60);
+const WARM_UP: Duration = Duration::from_secs(90);
+/// Requests go on coming for so long after the last one that counts: else that one would see a fleet that empties.
+const AFTERWARDS: Duration = Duration::from_secs(90);
 
 struct Job {
     basis: Basis,
@@ -105,12 +107,12 @@ fn simulate(router: &Router, job: &Job, end: Duration) -> Errors {
     let config = router.config();
     let templates = ChatMix::default().templates(&config.fleet, job.seed);
     let rate = job.utilisation * sustainable_rates(&config.fleet, &templates).iter().sum::<f64>();
-    let times = Arrivals::Poisson { rate }.times(end, job.seed);
+    let times = Arrivals::Poisson { rate }.times(end + AFTERWARDS, job.seed);
     let workload = Workload::drawn(templates, &times, config.default_policy, job.seed);
     let mut simulation = Simulation::new(router, &workload, &[], Options { seed: job.seed, ..Options::default() });
     simulation.finish(Duration::from_secs(3_600));
     let mut errors = Errors::default();
-    for outcome in simulation.into_outcomes().iter().filter(|o| o.at >= WARM_UP && o.is_answered()) {
+    for outcome in simulation.into_outcomes().iter().filter(|o| o.at >= WARM_UP && o.at < end && o.is_answered()) {
         let (Some(decision), Some(ttft), Some(e2e)) = (&outcome.decision, outcome.ttft, outcome.e2e) else { continue };
         let error = |predicted: f64, actual: Duration| (predicted / actual.as_secs_f64() - 1.0).abs();
         let forecast = &decision.forecast;
