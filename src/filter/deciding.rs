@@ -129,7 +129,8 @@ impl Stream {
 /// Asks the router, and says how long it took.
 fn route(worker: &mut Worker, reading: &Reading, prompt: &Prompt) -> (Verdict, Timing) {
     let asked_at = host::now();
-    let (loads, sequence) = worker.loads(asked_at);
+    let load_draw = worker.learner.draw();
+    let (loads, sequence) = worker.loads(asked_at, load_draw);
     let holder = prompt.previous_response_id.as_deref().and_then(|id| worker.holder(id));
     let draw = worker.learner.draw();
     let ask = Ask { api: reading.api, prompt, policy: reading.policy, holder, sequence, draw };

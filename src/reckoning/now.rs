@@ -14,6 +14,8 @@ use crate::config::Telemetry;
 use crate::fleet::{Fleet, Pool};
 use crate::reckoning::{Counters, InstanceCounters, InstanceReport, Reports};
 
+mod unseen;
+
 /// The load of one instance at a time.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LoadNow {
@@ -58,6 +60,7 @@ const OUTLIER_REQUESTS: f64 = 4.0;
 /// One instance, as far as it can be told alone.
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
+    /// Requests that are open here.
     own: f64,
     trust: f64,
     /// Reported requests, running and waiting; zeros without trust.
@@ -65,6 +68,9 @@ struct Seen {
     waiting: f64,
     /// Requests of others by the report.
     foreign: f64,
+    /// Age of the report, seconds.
+    age_s: f64,
+    unreachable: bool,
 }
 
 /// Sums over the instances of a pool, or of the fleet.
@@ -97,13 +103,15 @@ impl Sums {
 
 /// The load of every instance at `now`, in the order of [`Fleet::instances`].
 ///
-/// `counters` is the sum over all workers.
+/// `counters` is the sum over all workers. What other gateways have sent since the reports is taken by lot from what is likely
+/// ([`unseen`]), and `draw`, uniform in 0 to 1, is the lot.
 pub fn load_now(
     fleet: &Fleet,
     counters: &Counters,
     reports: Option<&Reports>,
     now: Duration,
     telemetry: &Telemetry,
+    draw: f64,
 ) -> Vec<LoadNow> {
     let none = InstanceReport::default();
     let idle = InstanceCounters::default();
@@ -126,17 +134,30 @@ pub fn load_now(
             seen
         })
         .collect();
-    fleet
-        .instances
+    let places: Vec<Place<'_>> = pools
         .iter()
-        .zip(&seen)
         .enumerate()
-        .map(|(i, (instance, seen))| {
-            let sums = pools.get(instance.pool).copied().unwrap_or_default();
-            let pool = fleet.pools.get(instance.pool);
+        .map(|(i, sums)| {
+            let pool = fleet.pools.get(i);
             let tokens_prior = pool.and_then(|p| fleet.model_of(p)).map_or(1.0, |m| m.output_tokens_prior);
-            let place = Place { pool, sums, foreign_per_own: all.foreign_per_own(), tokens_prior };
-            place.reckon(seen, own_of(i), report_of(i), now)
+            Place { pool, sums: *sums, foreign_per_own: all.foreign_per_own(), tokens_prior }
+        })
+        .collect();
+    let place_of = |i: usize| fleet.instances.get(i).and_then(|instance| places.get(instance.pool));
+    let mut foreign: Vec<f64> = seen
+        .iter()
+        .enumerate()
+        .map(|(i, seen)| place_of(i).map_or(0.0, |p| p.foreign(seen, own_of(i).last_dispatch, now)))
+        .collect();
+    for (place, pool) in places.iter().zip(&fleet.pools) {
+        if pool.instances.len() > 1 && place.sums.trusted_foreign > 0.0 {
+            unseen::turn_over(&pool.instances, &seen, &mut foreign, |seen| place.share_left(seen), draw);
+        }
+    }
+    let loads = seen.iter().zip(&foreign).enumerate();
+    loads
+        .map(|(i, (seen, foreign))| {
+            place_of(i).map_or(LoadNow::default(), |p| p.reckon(seen, *foreign, own_of(i), report_of(i)))
         })
         .collect()
 }
@@ -152,14 +173,16 @@ fn see(
     now: Duration,
     telemetry: &Telemetry,
 ) -> Seen {
-    let open = own.outstanding_requests() as f64;
+    let unreachable = report.unreachable >= UNREACHABLE_SCRAPES;
+    let alone = Seen { own: own.outstanding_requests() as f64, unreachable, ..Seen::default() };
     let trust = report.trust_at(now, telemetry);
     match report.requests(max_running).filter(|_| trust > 0.0) {
         Some((running, waiting)) => {
             let foreign = (running + waiting - report.own.outstanding_requests() as f64).max(0.0);
-            Seen { own: open, trust, running, waiting, foreign }
+            let age_s = report.at.map_or(0.0, |at| now.saturating_sub(at).as_secs_f64());
+            Seen { trust, running, waiting, foreign, age_s, ..alone }
         }
-        None => Seen { own: open, ..Seen::default() },
+        None => alone,
     }
 }
 
@@ -172,13 +195,27 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    fn reckon(&self, seen: &Seen, own: &InstanceCounters, report: &InstanceReport, now: Duration) -> LoadNow {
+    /// Requests of others as far as reports tell.
+    fn foreign(&self, seen: &Seen, last_dispatch: Duration, now: Duration) -> f64 {
         let sums = &self.sums;
         let own_mean = sums.own / sums.instances.max(1.0);
         let typical =
             (sums.trusted_foreign + FLEET_WEIGHT * self.foreign_per_own * own_mean) / (sums.trust + FLEET_WEIGHT);
         let foreign = seen.trust * seen.foreign + (1.0 - seen.trust) * typical;
-        let foreign = if self.is_due_for_trial(seen, foreign, own.last_dispatch, now) { 0.0 } else { foreign };
+        if self.is_due_for_trial(seen, foreign, last_dispatch, now) { 0.0 } else { foreign }
+    }
+
+    /// Share of the requests in a report that have not ended since: a running one ends after the model's usual answer.
+    fn share_left(&self, seen: &Seen) -> f64 {
+        let Some(pool) = self.pool else { return 1.0 };
+        let profile = &pool.profile;
+        let tpot = profile.tpot_ms / 1e3 * (1.0 + profile.tpot_growth_per_running * seen.running);
+        let running_share = seen.running / (seen.running + seen.waiting).max(1.0);
+        (1.0 - seen.age_s * running_share / (self.tokens_prior * tpot)).clamp(0.0, 1.0)
+    }
+
+    fn reckon(&self, seen: &Seen, foreign: f64, own: &InstanceCounters, report: &InstanceReport) -> LoadNow {
+        let sums = &self.sums;
         let requests = seen.own + foreign;
 
         // Where somebody waits, the batch is as large as the KV cache allows.
@@ -198,7 +235,7 @@ impl Place<'_> {
             kv_use: if seen.trust > 0.0 { self.kv_use(own, report, seen.running) } else { None },
             kv_wanted: if seen.trust > 0.0 { self.kv_wanted(own, report, seen) } else { None },
             trust: seen.trust,
-            unreachable: report.unreachable >= UNREACHABLE_SCRAPES,
+            unreachable: seen.unreachable,
             last_dispatch: own.last_dispatch,
         }
     }

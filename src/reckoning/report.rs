@@ -15,9 +15,10 @@ pub struct InstanceReport {
     pub load: Load,
     /// The counters of all workers for the instance when the report was asked for.
     pub own: InstanceCounters,
-    /// Reports in a row that said the same while the instance had work of this gateway.
+    /// Reports that found the instance with work of this gateway and said the same as the one before, since they last changed.
     pub repeats: u32,
-    /// Scrapes in a row that got no answer at all. An answer without metrics is an answer.
+    /// Scrapes in a row that found nobody there. An answer without metrics is an answer, and a scrape that times out shows that the
+    /// metrics are slow, not that requests are not served: the report gets older, no more.
     pub unreachable: u32,
 }
 
@@ -41,12 +42,17 @@ impl InstanceReport {
     /// later count would miss what is on its way.
     pub fn answered(&mut self, asked_at: Duration, load: Load, own: InstanceCounters) {
         let same = self.at.is_some() && self.load == load && load.kv_use.is_some();
-        let repeats = if same && own.outstanding_requests() > 0 { self.repeats.saturating_add(1) } else { 0 };
+        let repeats = match (same, own.outstanding_requests() > 0) {
+            (false, _) => 0,
+            // An idle instance has nothing new to say.
+            (true, false) => self.repeats,
+            (true, true) => self.repeats.saturating_add(1),
+        };
         *self = InstanceReport { at: Some(asked_at), load, own, repeats, unreachable: 0 };
     }
 
-    /// A scrape got no answer.
-    pub fn missed(&mut self) {
+    /// A scrape found nobody there.
+    pub fn nobody_there(&mut self) {
         self.unreachable = self.unreachable.saturating_add(1);
     }
 

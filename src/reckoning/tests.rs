@@ -50,7 +50,7 @@ fn loads(own: &[InstanceCounters], reports: &[InstanceReport], age_ms: u64) -> V
     let config = config(own.len());
     let now = ASKED_AT + Duration::from_millis(age_ms);
     let reports = Reports(reports.to_vec());
-    load_now(&config.fleet, &Counters(own.to_vec()), Some(&reports), now, &config.telemetry)
+    load_now(&config.fleet, &Counters(own.to_vec()), Some(&reports), now, &config.telemetry, 0.5)
 }
 
 fn close(a: f64, b: f64) -> bool {
@@ -218,7 +218,7 @@ fn load_returns_to_the_report_whoever_has_counted() {
             let load = |workers: &Vec<Counters>| {
                 let mut sum = Counters::new(2);
                 workers.iter().for_each(|w| sum.add(w));
-                load_now(&config.fleet, &sum, Some(&Reports(told.to_vec())), ASKED_AT, &config.telemetry)
+                load_now(&config.fleet, &sum, Some(&Reports(told.to_vec())), ASKED_AT, &config.telemetry, 0.5)
             };
             all.iter().map(load).collect()
         };

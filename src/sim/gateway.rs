@@ -87,10 +87,17 @@ impl Gateway {
     }
 
     /// The load of every instance, as the owner of a slot sees it, and how many requests were sent before.
-    pub fn loads(&self, slot: usize, fleet: &Fleet, telemetry: &Telemetry, now: Duration) -> (Vec<LoadNow>, u64) {
+    pub fn loads(
+        &self,
+        slot: usize,
+        fleet: &Fleet,
+        telemetry: &Telemetry,
+        now: Duration,
+        draw: f64,
+    ) -> (Vec<LoadNow>, u64) {
         let counters = self.counters(slot);
         let reports = telemetry.enabled.then_some(&self.reports);
-        (reckoning::load_now(fleet, &counters, reports, now, telemetry), counters.dispatched_requests())
+        (reckoning::load_now(fleet, &counters, reports, now, telemetry, draw), counters.dispatched_requests())
     }
 
     pub(super) fn dispatch(&mut self, slot: usize, dispatch: &Dispatch, now: Duration) {

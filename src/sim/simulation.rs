@@ -108,6 +108,14 @@ struct Scrape {
     own: InstanceCounters,
 }
 
+/// What came of a scrape.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Answer {
+    Page(Load),
+    NobodyThere,
+    TimedOut,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Happening {
     Arrive(usize),
@@ -118,7 +126,7 @@ enum Happening {
     Tick,
     ScrapeDue { gateway: usize, instance: usize },
     Asked(Scrape),
-    Told(Scrape, Option<Load>),
+    Told(Scrape, Answer),
     Idle { flight: usize, attempt: usize },
     Leave { flight: usize },
     Fail(usize),
@@ -243,8 +251,10 @@ impl<'a> Simulation<'a> {
     /// The load of every instance now, as a gateway's first worker sees it.
     pub fn loads(&self, gateway: usize) -> Vec<LoadNow> {
         let config = self.router.config();
-        let seen =
-            self.gateways.get(gateway).map(|g| g.loads(g.slot_of(0), &config.fleet, &config.telemetry, self.now).0);
+        let seen = self
+            .gateways
+            .get(gateway)
+            .map(|g| g.loads(g.slot_of(0), &config.fleet, &config.telemetry, self.now, 0.5).0);
         seen.unwrap_or_default()
     }
 
@@ -296,7 +306,7 @@ impl<'a> Simulation<'a> {
             Happening::Tick => self.tick(),
             Happening::ScrapeDue { gateway, instance } => self.scrape(gateway, instance),
             Happening::Asked(scrape) => self.asked(scrape),
-            Happening::Told(scrape, load) => self.told(scrape, load),
+            Happening::Told(scrape, answer) => self.told(scrape, answer),
             Happening::Idle { flight, attempt } => self.idle(flight, attempt),
             Happening::Leave { flight } => self.end(flight, End::Left),
             Happening::Fail(fault) => self.fail(fault),
@@ -382,8 +392,9 @@ impl<'a> Simulation<'a> {
     fn decide(&mut self, gateway: usize, worker: usize, arrival: &Arrival, t: &Template) -> Option<Box<Decision>> {
         let config = self.router.config();
         let gateway = self.gateways.get_mut(gateway)?;
-        let (loads, sequence) = gateway.loads(gateway.slot_of(worker), &config.fleet, &config.telemetry, self.now);
-        let draw = gateway.random.uniform();
+        let (load_draw, draw) = (gateway.random.uniform(), gateway.random.uniform());
+        let slot = gateway.slot_of(worker);
+        let (loads, sequence) = gateway.loads(slot, &config.fleet, &config.telemetry, self.now, load_draw);
         let ask =
             Ask { api: Api::ChatCompletions, prompt: &t.prompt, policy: arrival.policy, holder: None, sequence, draw };
         let learned: &Learned = &gateway.learned;
@@ -457,9 +468,10 @@ impl<'a> Simulation<'a> {
 
     fn has_healthy_peer(&self, index: usize) -> bool {
         let fleet = &self.router.config().fleet;
-        let pool = self.outcomes.get(index).and_then(|o| o.decision.as_ref()).map(|d| d.pool);
+        let Some(outcome) = self.outcomes.get(index) else { return false };
+        let pool = outcome.decision.as_ref().map(|d| d.pool);
         let in_pool = |i: usize| fleet.instances.get(i).map(|instance| instance.pool) == pool;
-        self.servers.iter().enumerate().any(|(i, s)| in_pool(i) && s.health() == Health::Up)
+        self.servers.iter().enumerate().any(|(i, s)| in_pool(i) && s.worked_since(outcome.at))
     }
 
     fn idle(&mut self, index: usize, attempt: usize) {
@@ -611,7 +623,7 @@ impl<'a> Simulation<'a> {
         let scrape = Scrape { gateway, epoch: home.epoch, instance, asked_at: now, own };
         let lost = self.random.uniform() < self.options.scrape_loss;
         if lost {
-            self.foresee(now.saturating_add(timeout), Happening::Told(scrape, None));
+            self.foresee(now.saturating_add(timeout), Happening::Told(scrape, Answer::TimedOut));
         } else {
             self.after_network(Happening::Asked(scrape));
         }
@@ -622,24 +634,25 @@ impl<'a> Simulation<'a> {
         self.advance(scrape.instance);
         let answer = self.servers.get(scrape.instance).map(Server::scraped);
         match answer {
-            Some(Ok(Some(load))) => self.after_network(Happening::Told(scrape, Some(load))),
+            Some(Ok(Some(load))) => self.after_network(Happening::Told(scrape, Answer::Page(load))),
             Some(Ok(None)) => {
                 let timeout = self.router.config().telemetry.scrape_timeout;
-                self.foresee(scrape.asked_at.saturating_add(timeout), Happening::Told(scrape, None));
+                self.foresee(scrape.asked_at.saturating_add(timeout), Happening::Told(scrape, Answer::TimedOut));
             }
-            Some(Err(_)) | None => self.after_network(Happening::Told(scrape, None)),
+            Some(Err(_)) | None => self.after_network(Happening::Told(scrape, Answer::NobodyThere)),
         }
     }
 
-    fn told(&mut self, scrape: Scrape, load: Option<Load>) {
+    fn told(&mut self, scrape: Scrape, answer: Answer) {
         let Some(gateway) = self.gateways.get_mut(scrape.gateway).filter(|g| g.epoch == scrape.epoch) else { return };
         if let Some(asking) = gateway.asking.get_mut(scrape.instance) {
             *asking = false;
         }
         if let Some(report) = gateway.reports.0.get_mut(scrape.instance) {
-            match load {
-                Some(load) => report.answered(scrape.asked_at, load, scrape.own),
-                None => report.missed(),
+            match answer {
+                Answer::Page(load) => report.answered(scrape.asked_at, load, scrape.own),
+                Answer::NobodyThere => report.nobody_there(),
+                Answer::TimedOut => {}
             }
         }
     }
@@ -648,11 +661,12 @@ impl<'a> Simulation<'a> {
 
     fn fail(&mut self, index: usize) {
         let Some(fault) = self.faults.get(index).map(|f| f.fault) else { return };
+        let now = self.now;
         match fault {
             Fault::Kill { instance } => {
                 self.advance(instance);
                 if let Some(server) = self.servers.get_mut(instance) {
-                    server.kill();
+                    server.kill(now);
                 }
                 for index in self.open_where(|f| f.reached && f.target() == Some(instance)) {
                     let attempt = self.flight(index).map_or(0, |f| f.attempt);
@@ -667,7 +681,6 @@ impl<'a> Simulation<'a> {
                         self.after_network(Happening::Hear { flight: index, attempt, news: News::Lost });
                     }
                 }
-                let now = self.now;
                 if let Some(server) = self.servers.get_mut(instance) {
                     server.start(now);
                 }
@@ -675,7 +688,7 @@ impl<'a> Simulation<'a> {
             Fault::Hang { instance } => {
                 self.advance(instance);
                 if let Some(server) = self.servers.get_mut(instance) {
-                    server.hang();
+                    server.hang(now);
                 }
             }
             Fault::Reporting { instance, as_ } => {

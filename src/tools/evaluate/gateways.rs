@@ -23,8 +23,11 @@ const P99_RATIO_MAX: f64 = 1.2;
 /// Time that a fleet needs to fill up; requests of that time do not count.
 const WARM_UP: Duration = Duration::from_secs(60);
 
+/// Name of the fleet as it is.
+const CONFIGURED: &str = "configured";
 const MANY_INSTANCES: usize = 32;
 const SMALL_BATCH: u32 = 8;
+const SHORT_ANSWER_TOKENS: f64 = 20.0;
 
 struct Case {
     name: String,
@@ -54,7 +57,7 @@ pub(super) fn run(config: &Config, args: &EvaluateArgs) -> Result<(Value, bool)>
     let summaries = measured(&jobs, |job| simulate(&cases[job.case], job, end));
     let mut cells = Vec::new();
     let mut table = Table::new();
-    table.set_header(["fleet", "utilisation", "gateways", "mean s", "p99 s", "mean ratio", "p99 ratio"]);
+    table.set_header(["fleet", "utilisation", "gateways", "mean s", "p99 s", "mean ratio", "p99 ratio", "ttft ratio"]);
     let mut passed = true;
     for (c, case) in cases.iter().enumerate() {
         for utilisation in UTILISATIONS {
@@ -84,6 +87,7 @@ pub(super) fn run(config: &Config, args: &EvaluateArgs) -> Result<(Value, bool)>
                     format!("{p99:.3} ± {p99_sd:.3}"),
                     format!("{mean_ratio:.3} ± {mean_ratio_sd:.3}"),
                     format!("{p99_ratio:.3} ± {p99_ratio_sd:.3}"),
+                    format!("{ttft_ratio:.3}"),
                 ]);
                 cells.push(json!({
                     "fleet": case.name, "gateways": gateways, "utilisation": utilisation, "seeds": seeds,
@@ -96,7 +100,8 @@ pub(super) fn run(config: &Config, args: &EvaluateArgs) -> Result<(Value, bool)>
         }
     }
     println!("{table}");
-    Ok((json!({ "preset": "gateways", "cells": cells }), passed))
+    let (cells, other_fleets): (Vec<Value>, Vec<Value>) = cells.into_iter().partition(|c| c["fleet"] == CONFIGURED);
+    Ok((json!({ "preset": "gateways", "cells": cells, "other_fleets": other_fleets }), passed))
 }
 
 /// The fleet of the configuration under its default policy; its largest pool alone; and as many instances of that pool as make
@@ -111,10 +116,14 @@ fn cases(config: &Config) -> Result<Vec<Case>> {
     };
     let mut small = largest.clone();
     small.limits.max_running = SMALL_BATCH;
+    let many = alone(&config.fleet, &small, MANY_INSTANCES);
+    let mut short = many.clone();
+    short.models[0].output_tokens_prior = SHORT_ANSWER_TOKENS;
     Ok(vec![
-        case("configured".to_owned(), config.fleet.clone()),
+        case(CONFIGURED.to_owned(), config.fleet.clone()),
         case(largest.name.clone(), alone(&config.fleet, largest, largest.instances.len())),
-        case(format!("{MANY_INSTANCES} of batch {SMALL_BATCH}"), alone(&config.fleet, &small, MANY_INSTANCES)),
+        case(format!("{MANY_INSTANCES} of batch {SMALL_BATCH}"), many),
+        case(format!("{MANY_INSTANCES} of batch {SMALL_BATCH}, short answers"), short),
     ])
 }
 
