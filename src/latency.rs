@@ -87,8 +87,9 @@ impl Forecast {
 /// first token comes at the end of the step that ends its prompt. So
 ///
 /// - `TTFT = overhead + prefill of the prompts ahead and of this one + steps step(b)`, where `steps` are half a step (what is left
-///   of the one under way, if there is one), those that the prompts need at [`STEP_TOKENS`] a step, and on a full instance those
-///   until the queue has drained: one place is free every `L / b` steps, `L` the mean answer's tokens;
+///   of the one under way, if there is one), those that the prompts need at `STEP_TOKENS` a step, and on an instance without a slot
+///   or KV those until the queue has drained: a place comes free every `L / b` steps, `L` the mean answer's tokens. Ahead are
+///   two thirds of the prompts without a first token, and those that come before the step under way ends;
 /// - `TPOT = step(b) + (b + 1) P / L prefill per token`: in a steady batch each sequence is followed by another one after `L` steps,
 ///   whose prompt of `P` tokens the rest has to wait for;
 /// - `E2E = TTFT + (tokens - 1) TPOT`.

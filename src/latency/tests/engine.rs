@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::learning::speed::{Expectation, Speeds, Timing};
 use crate::config::Config;
+use crate::learning::speed::{Expectation, Speeds, Timing};
 use crate::reckoning::{Counters, Dispatch, Reports, load_now};
-use crate::telemetry::Load;
 use crate::sim::engine::{Detail, Engine, EventKind, Job};
+use crate::telemetry::Load;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -113,7 +113,7 @@ fn run(
         let prompt = lognormal(&mut seed, 300.0, 0.8).clamp(10.0, 6_000.0) as u32;
         let output = lognormal(&mut seed, 250.0, 0.6).clamp(2.0, 2_000.0) as u32;
         let at = Duration::from_secs_f64(now);
-        let load = load_now(&fleet, &counters, Some(&reports), at, &telemetry)[instance];
+        let load = load_now(&fleet, &counters, Some(&reports), at, &telemetry, 0.5)[instance];
         let speed = &speeds.speeds(1, basis)[0];
         let forecast = forecast(told, limits, &load, &work(f64::from(prompt), 280.0), speed);
         let dispatch = Dispatch { instance, prompt_tokens: u64::from(prompt), output_tokens: 280 };
@@ -128,7 +128,7 @@ fn run(
 }
 
 /// About nine tenths of what this instance can do.
-const RATES: [f64; 5] = [0.5, 2.0, 3.0, 4.0, 4.5];
+const RATES: [f64; 3] = [0.5, 3.0, 4.5];
 
 fn median_errors(told: &LatencyProfile, rate: f64, basis: Basis) -> (f64, f64) {
     let mut errors = run(&PROFILE_7B, told, &LIMITS_7B, rate, 2_000, basis);
