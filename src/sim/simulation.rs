@@ -395,8 +395,15 @@ impl<'a> Simulation<'a> {
         let (load_draw, draw) = (gateway.random.uniform(), gateway.random.uniform());
         let slot = gateway.slot_of(worker);
         let (loads, sequence) = gateway.loads(slot, &config.fleet, &config.telemetry, self.now, load_draw);
-        let ask =
-            Ask { api: Api::ChatCompletions, prompt: &t.prompt, policy: arrival.policy, holder: None, sequence, draw };
+        let ask = Ask {
+            api: Api::ChatCompletions,
+            prompt: &t.prompt,
+            policy: arrival.policy,
+            holder: None,
+            sequence,
+            draw,
+            constraints: None,
+        };
         let learned: &Learned = &gateway.learned;
         let verdict = match &t.outlook {
             Some(outlook) => self.router.decide(&ask, outlook, Some(&loads), learned),
@@ -404,7 +411,7 @@ impl<'a> Simulation<'a> {
         };
         match verdict {
             Verdict::Decided(decision) => Some(decision),
-            Verdict::Refused { .. } | Verdict::Untouched(_) => None,
+            Verdict::Refused(_) | Verdict::Untouched(_) => None,
         }
     }
 

@@ -17,10 +17,10 @@ use clap::{Args, ValueEnum};
 pub enum Preset {
     /// Latency behind 1, 2, 8 and 32 gateways at the same total load
     Gateways,
-    /// How far the forecast of a request's times is from what happens, by utilisation
-    LatencyError,
     /// Quality, latency and cost of the objectives over their weights
     Objectives,
+    /// How far the forecast of a request's times is from what happens, by utilisation
+    LatencyError,
     /// Small fleets with random faults, and what must hold after them; fails if it does not
     Scenarios,
 }
@@ -53,8 +53,8 @@ pub fn run(args: &EvaluateArgs) -> Result<ExitCode> {
     let config = super::check::check(&args.file)?;
     let (result, passed) = match args.preset {
         Preset::Gateways => gateways::run(&config, args)?,
-        Preset::LatencyError => latency_error::run(&config, args)?,
         Preset::Objectives => objectives::run(&config, args)?,
+        Preset::LatencyError => latency_error::run(&config, args)?,
         Preset::Scenarios => scenarios::run(&config, args)?,
     };
     if let Some(file) = &args.json {
