@@ -175,6 +175,29 @@ pub struct Budget {
     pub tokens: Option<u32>,
 }
 
+/// How many requests a batch has, and how long its first one waits for the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BatchSizing {
+    /// As published: from the share of instances where requests queue.
+    Adaptive,
+    /// Always the same.
+    Fixed {
+        /// Requests of a batch, all workers of the gateway together.
+        size: usize,
+        /// How long the first one waits.
+        window: Duration,
+    },
+}
+
+/// Requests are held for a moment and assigned together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batching {
+    /// When a batch is complete.
+    pub sizing: BatchSizing,
+    /// No request waits longer, whatever else.
+    pub max_wait: Duration,
+}
+
 /// Named weights, SLOs, budget and objective that a route uses.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
@@ -194,4 +217,6 @@ pub struct Policy {
     pub budget: Budget,
     /// Probability, 0 to 0.5, that a request goes to a model drawn by lot.
     pub exploration: f64,
+    /// How requests are batched; `None` if each is decided at once.
+    pub batching: Option<Batching>,
 }

@@ -197,6 +197,19 @@ impl LoadNow {
     pub fn in_flight(&self) -> f64 {
         self.running + self.waiting
     }
+
+    /// The load once another request has been sent, to an instance that runs so many at once.
+    pub fn after(&self, dispatch: &Dispatch, max_running: f64, now: Duration) -> LoadNow {
+        let (running, waiting) = advance(self.running, self.waiting, 1.0, max_running);
+        LoadNow {
+            running,
+            waiting,
+            pending_output_tokens: self.pending_output_tokens + dispatch.output_tokens as f64,
+            pending_prompt_tokens: self.pending_prompt_tokens + dispatch.prompt_tokens as f64,
+            last_dispatch: now,
+            ..*self
+        }
+    }
 }
 
 /// Scrapes in a row without an answer after which an instance is a candidate only where there is no other.

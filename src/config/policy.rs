@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{ConfigError, check_names, check_number, error};
-use crate::fleet::{Budget, Fleet, Objective, Policy, QualityNormalisation, Slo, Weights};
+use crate::fleet::{BatchSizing, Batching, Budget, Fleet, Objective, Policy, QualityNormalisation, Slo, Weights};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -25,6 +25,8 @@ pub(super) struct RawPolicy {
     pub(super) budget: RawBudget,
     #[serde(default)]
     pub(super) exploration: f64,
+    #[serde(default)]
+    pub(super) batching: Option<RawBatching>,
 }
 
 fn paper() -> Objective {
@@ -55,6 +57,28 @@ pub(super) struct RawSlo {
 pub(super) struct RawBudget {
     pub(super) usd: Option<f64>,
     pub(super) tokens: Option<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawBatching {
+    pub(super) mode: BatchingMode,
+    pub(super) size: Option<u32>,
+    pub(super) window_ms: Option<f64>,
+    #[serde(default = "max_wait_ms")]
+    pub(super) max_wait_ms: f64,
+}
+
+#[derive(Clone, Copy, Deserialize, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum BatchingMode {
+    Adaptive,
+    Fixed,
+}
+
+/// The longest of the published windows.
+fn max_wait_ms() -> f64 {
+    200.0
 }
 
 pub(super) fn check_all(raw: &[RawPolicy], fleet: &Fleet) -> Result<Vec<Policy>, ConfigError> {
@@ -113,5 +137,29 @@ fn check_policy(i: usize, raw: &RawPolicy, fleet: &Fleet) -> Result<Policy, Conf
         },
         budget: Budget { usd, tokens: raw.budget.tokens },
         exploration: check_number(at("exploration"), raw.exploration, 0.0, 0.5)?,
+        batching: raw.batching.as_ref().map(|b| check_batching(i, b)).transpose()?,
     })
+}
+
+fn check_batching(i: usize, raw: &RawBatching) -> Result<Batching, ConfigError> {
+    let at = |field: &str| format!("policies[{i}].batching.{field}");
+    let milliseconds = |field: &str, value: f64| {
+        Ok::<_, ConfigError>(Duration::from_secs_f64(check_number(at(field), value, 1.0, 10_000.0)? / 1e3))
+    };
+    let sizing = match (raw.mode, raw.size, raw.window_ms) {
+        (BatchingMode::Adaptive, None, None) => BatchSizing::Adaptive,
+        (BatchingMode::Adaptive, size, _) => {
+            let field = if size.is_some() { "size" } else { "window_ms" };
+            return Err(error(at(field), "belongs to the mode fixed"));
+        }
+        (BatchingMode::Fixed, None, _) => return Err(error(at("size"), "is needed in the mode fixed")),
+        (BatchingMode::Fixed, _, None) => return Err(error(at("window_ms"), "is needed in the mode fixed")),
+        (BatchingMode::Fixed, Some(size), Some(window_ms)) => {
+            if !(1..=1_024).contains(&size) {
+                return Err(error(at("size"), "must be between 1 and 1024"));
+            }
+            BatchSizing::Fixed { size: size as usize, window: milliseconds("window_ms", window_ms)? }
+        }
+    };
+    Ok(Batching { sizing, max_wait: milliseconds("max_wait_ms", raw.max_wait_ms)? })
 }
