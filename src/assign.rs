@@ -10,19 +10,19 @@ use std::time::Duration;
 
 pub use batcher::{Batcher, Waiting};
 
-use crate::fleet::Batching;
 use crate::learning::Learned;
 use crate::openai::Api;
 use crate::reckoning::LoadNow;
 use crate::router::{Ask, Outlook, Router, Verdict};
 
-/// How a request is batched; `None` if it is decided at once because its policy does not batch or waiting could not help:
-/// it is refused or left alone anyway, one instance holds what it continues, or it generates nothing, so that it costs an
-/// instance next to nothing and its client expects an answer in milliseconds.
-pub fn batching(router: &Router, ask: &Ask<'_>) -> Option<Batching> {
-    let batching = router.config().policies.get(ask.policy)?.batching?;
+/// What is expected of the answers to a request that waits for a batch; `None` if it is decided at once because its policy does
+/// not batch or waiting could not help: it is refused or left alone anyway, one instance holds what it continues, or it generates
+/// nothing, so that it costs an instance next to nothing and its client expects an answer in milliseconds.
+pub fn outlook(router: &Router, ask: &Ask<'_>) -> Option<Outlook> {
+    router.config().policies.get(ask.policy)?.batching?;
     let generates = !matches!(ask.api, Api::Embeddings | Api::CountTokens);
-    (generates && ask.holder.is_none() && router.allowed_models(ask).is_ok_and(|m| !m.is_empty())).then_some(batching)
+    let models = router.allowed_models(ask).ok().filter(|models| !models.is_empty())?;
+    (generates && ask.holder.is_none()).then(|| router.outlook(ask.prompt, &models))
 }
 
 /// What became of one request of a batch.
@@ -55,8 +55,12 @@ pub fn assign(
         let verdict = router.decide(&ask, outlook, loads.as_deref(), learned);
         if let Verdict::Decided(decision) = &verdict {
             sent = sent.saturating_add(1);
-            let max_running =
-                router.config().fleet.pools.get(decision.pool).map_or(f64::INFINITY, |p| f64::from(p.limits.max_running));
+            let max_running = router
+                .config()
+                .fleet
+                .pools
+                .get(decision.pool)
+                .map_or(f64::INFINITY, |p| f64::from(p.limits.max_running));
             if let Some(load) = loads.as_mut().and_then(|l| l.get_mut(decision.instance)) {
                 *load = load.after(&decision.dispatch(), max_running, now);
             }

@@ -151,11 +151,7 @@ impl Decision {
 
     /// What the chosen instance is given to do.
     pub fn dispatch(&self) -> Dispatch {
-        Dispatch {
-            instance: self.instance,
-            prompt_tokens: self.prompt_tokens,
-            output_tokens: self.output_tokens,
-        }
+        Dispatch { instance: self.instance, prompt_tokens: self.prompt_tokens, output_tokens: self.output_tokens }
     }
 
     /// What a response teaches about the length of the model's answers: nothing, if it is not whole or reports an error.

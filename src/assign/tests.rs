@@ -2,7 +2,6 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::Config;
-use crate::fleet::BatchSizing;
 use crate::openai::{Prompt, RequestScan};
 use crate::predictor::Predictor;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
@@ -130,31 +129,27 @@ fn who_waits() {
     let router = router();
     let (auto, unknown) = (chat("auto", "Why?", 5), chat("gpt-9", "Why?", 5));
     let embedding = prompt(Api::Embeddings, &json!({"input": "a sea"}));
-    let waits = |change: &dyn Fn(Ask<'_>) -> Ask<'_>| {
-        let ask = change(ask(&router, &auto, "cost"));
-        batching(&router, &ask)
-    };
-    let expected = Batching { sizing: BatchSizing::Adaptive, max_wait: Duration::from_millis(50) };
-    assert_eq!(waits(&|ask| ask), Some(expected));
-    assert_eq!(waits(&|ask| Ask { api: Api::CountTokens, ..ask }), None);
-    assert_eq!(waits(&|ask| Ask { holder: Some(3), ..ask }), None);
-    assert_eq!(waits(&|ask| Ask { policy: 99, ..ask }), None);
-    assert_eq!(batching(&router, &ask(&router, &auto, "balanced")), None, "its policy does not batch");
-    assert_eq!(batching(&router, &ask(&router, &unknown, "cost")), None, "refused at once");
-    let embeds = Ask { api: Api::Embeddings, ..ask(&router, &embedding, "cost") };
-    assert_eq!(batching(&router, &embeds), None);
+    let plain = || ask(&router, &auto, "cost");
+    assert_eq!(outlook(&router, &plain()), Some(router.outlook(&auto, &[0, 1, 2, 3])));
+    let rows = [
+        ("it generates nothing", Ask { api: Api::CountTokens, ..plain() }),
+        ("it generates nothing", Ask { api: Api::Embeddings, ..ask(&router, &embedding, "cost") }),
+        ("one instance holds what it continues", Ask { holder: Some(3), ..plain() }),
+        ("there is no such policy", Ask { policy: 99, ..plain() }),
+        ("its policy does not batch", ask(&router, &auto, "balanced")),
+        ("it is refused", ask(&router, &unknown, "cost")),
+    ];
+    for (name, ask) in rows {
+        assert_eq!(outlook(&router, &ask), None, "{name}");
+    }
 }
 
 #[test]
 fn the_share_of_queueing_instances() {
     let load = |waiting: f64| LoadNow { running: 9.0, waiting, ..LoadNow::default() };
-    for (waiting, expected) in [
-        (&[][..], 0.0),
-        (&[0.0, 0.4], 0.0),
-        (&[0.0, 1.0, 30.0, 0.0], 0.5),
-        (&[2.0], 1.0),
-        (&[f64::NAN, 1.0], 0.5),
-    ] {
+    for (waiting, expected) in
+        [(&[][..], 0.0), (&[0.0, 0.4], 0.0), (&[0.0, 1.0, 30.0, 0.0], 0.5), (&[2.0], 1.0), (&[f64::NAN, 1.0], 0.5)]
+    {
         let loads: Vec<LoadNow> = waiting.iter().map(|w| load(*w)).collect();
         assert_eq!(queueing_share(&loads), expected, "{waiting:?}");
     }

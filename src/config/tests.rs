@@ -92,8 +92,16 @@ fn every_wrong_value_is_refused_with_its_field() {
         ("/policies/1/exploration", json!(-0.1), "policies[1].exploration: -0.1 is not between"),
         ("/policies/1/batching", json!({"mode": "clever"}), "policies[1].batching.mode: unknown variant"),
         ("/policies/1/batching", json!({"mode": "adaptive", "size": 4}), "policies[1].batching.size: belongs to"),
-        ("/policies/1/batching", json!({"mode": "adaptive", "window_ms": 4}), "policies[1].batching.window_ms: belongs"),
-        ("/policies/1/batching", json!({"mode": "adaptive", "max_wait_ms": 0}), "policies[1].batching.max_wait_ms: 0 is"),
+        (
+            "/policies/1/batching",
+            json!({"mode": "adaptive", "window_ms": 4}),
+            "policies[1].batching.window_ms: belongs",
+        ),
+        (
+            "/policies/1/batching",
+            json!({"mode": "adaptive", "max_wait_ms": 0}),
+            "policies[1].batching.max_wait_ms: 0 is",
+        ),
         ("/policies/1/batching", json!({"mode": "fixed", "window_ms": 9}), "policies[1].batching.size: is needed"),
         ("/policies/1/batching", json!({"mode": "fixed", "size": 9}), "policies[1].batching.window_ms: is needed"),
         (
