@@ -12,6 +12,8 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "real time is what these tests wait in")]
 
+#[path = "envoy/batching.rs"]
+mod batching;
 #[path = "envoy/faults.rs"]
 mod faults;
 mod harness;
@@ -36,7 +38,7 @@ use std::sync::Arc;
 use harness::{Gateway, Setup, Stage};
 use libtest_mimic::{Arguments, Trial};
 use scenarios::{APIS, NAMES, PASSED, REFUSED, Served, is_passed, is_refused, is_served};
-use setups::{BYPASSED, LEAN, LEARNING, REFERENCE, STATIC, UNTOUCHED};
+use setups::{BATCHING, BYPASSED, LEAN, LEARNING, REFERENCE, STATIC, UNTOUCHED};
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -106,6 +108,17 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "clients learn the id of a request that had none" => learning::request_ids,
         "bad scores move a kind of prompt to another model" => learning::scores_move_the_choice,
         "exploration draws models as often as their propensities say" => learning::exploration,
+    ));
+    trials.extend(APIS.iter().map(|row| served(&BATCHING, "fused", row)));
+    trials.extend(scenarios!(&BATCHING,
+        "requests at once are batched and all are served" => batching::at_once,
+        "the longest request of a batch is decided first" => batching::longest_first,
+        "a lone request leaves at the cap, or at once where nobody is expected" => batching::lone,
+        "what cannot gain by waiting does not wait" => batching::at_once_alone,
+        "a body beyond the limit does not wait" => batching::beyond_the_limit,
+        "an instance that is gone costs no request of a batch" => batching::neighbours_serve,
+        "a client may leave while its request waits" => batching::client_leaves,
+        "a request that waits is served while its listener drains" => batching::drained,
     ));
     trials.extend(APIS.iter().take(2).map(|row| served(&STATIC, "static", row)));
     trials.extend(scenarios!(&STATIC,
