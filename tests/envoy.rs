@@ -109,7 +109,7 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "bad scores move a kind of prompt to another model" => learning::scores_move_the_choice,
         "exploration draws models as often as their propensities say" => learning::exploration,
     ));
-    trials.extend(APIS.iter().map(|row| served(&BATCHING, "fused", row)));
+    trials.extend(APIS.iter().take(3).map(|row| served(&BATCHING, "fused", row)));
     trials.extend(scenarios!(&BATCHING,
         "requests at once are batched and all are served" => batching::at_once,
         "the longest request of a batch is decided first" => batching::longest_first,
