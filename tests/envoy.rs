@@ -12,6 +12,8 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "real time is what these tests wait in")]
 
+#[path = "envoy/admission.rs"]
+mod admission;
 #[path = "envoy/batching.rs"]
 mod batching;
 #[path = "envoy/faults.rs"]
@@ -38,7 +40,7 @@ use std::sync::Arc;
 use harness::{Gateway, Setup, Stage};
 use libtest_mimic::{Arguments, Trial};
 use scenarios::{APIS, NAMES, PASSED, REFUSED, Served, is_passed, is_refused, is_served};
-use setups::{BATCHING, BYPASSED, LEAN, LEARNING, REFERENCE, STATIC, UNTOUCHED};
+use setups::{ADMISSION, BATCHING, BYPASSED, LEAN, LEARNING, REFERENCE, STATIC, UNTOUCHED};
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -109,6 +111,17 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "bad scores move a kind of prompt to another model" => learning::scores_move_the_choice,
         "exploration draws models as often as their propensities say" => learning::exploration,
     ));
+    trials.extend(scenarios!(&ADMISSION,
+        "headers count where the policy trusts them" => admission::headers_count_where_trusted,
+        "headers are ignored where it does not" => admission::headers_are_ignored_where_untrusted,
+        "a header that cannot be understood is named" => admission::headers_that_are_none,
+        "the filter's own headers do not reach an instance" => admission::own_headers_end_here,
+        "strict requests are refused with a reason and a time to come again" => admission::strict_is_refused,
+        "constraints give way in the request's order" => admission::relaxed_in_order,
+        "a budget caps the answer wherever its limit stands in the body" => admission::budgets_cap_the_answer,
+        "a budget that is used up is flagged" => admission::budgets_are_used_up,
+        "saturated instances shed" => admission::saturated_instances_shed,
+    ));
     trials.extend(APIS.iter().take(3).map(|row| served(&BATCHING, "fused", row)));
     trials.extend(scenarios!(&BATCHING,
         "requests at once are batched and all are served" => batching::at_once,
@@ -118,6 +131,7 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "a body beyond the limit does not wait" => batching::beyond_the_limit,
         "an instance that is gone costs no request of a batch" => batching::neighbours_serve,
         "a client may leave while its request waits" => batching::client_leaves,
+        "a request that its batch refuses is answered" => batching::refused,
         "a request that waits is served while its listener drains" => batching::drained,
     ));
     trials.extend(APIS.iter().take(2).map(|row| served(&STATIC, "static", row)));

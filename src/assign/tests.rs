@@ -35,7 +35,7 @@ fn chat(model: &str, text: &str, max_tokens: u32) -> Prompt {
 
 fn ask<'a>(router: &Router, prompt: &'a Prompt, policy: &str) -> Ask<'a> {
     let policy = router.config().policy_named(policy).unwrap();
-    Ask { api: Api::ChatCompletions, prompt, policy, holder: None, sequence: 0, draw: 0.5 }
+    Ask { api: Api::ChatCompletions, prompt, policy, holder: None, sequence: 0, draw: 0.5, constraints: None }
 }
 
 fn idle(router: &Router) -> Vec<LoadNow> {

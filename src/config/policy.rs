@@ -5,8 +5,12 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::batching::RawBatching;
 use super::{ConfigError, check_names, check_number, error};
-use crate::fleet::{BatchSizing, Batching, Budget, Fleet, Objective, Policy, QualityNormalisation, Slo, Weights};
+use crate::fleet::{
+    Budget, Constraint, Constraints, Fleet, Mode, Objective, Order, Overload, OverloadAction, Policy,
+    QualityNormalisation, Slo, Weights,
+};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,6 +27,14 @@ pub(super) struct RawPolicy {
     pub(super) slo: RawSlo,
     #[serde(default)]
     pub(super) budget: RawBudget,
+    #[serde(default)]
+    pub(super) quality_min: Option<f64>,
+    #[serde(default)]
+    pub(super) relaxation: RawRelaxation,
+    #[serde(default)]
+    pub(super) trust_request_headers: bool,
+    #[serde(default)]
+    pub(super) overload: RawOverload,
     #[serde(default)]
     pub(super) exploration: f64,
     #[serde(default)]
@@ -50,6 +62,7 @@ pub(super) struct RawWeights {
 pub(super) struct RawSlo {
     pub(super) ttft_ms: Option<f64>,
     pub(super) tpot_ms: Option<f64>,
+    pub(super) confidence: Option<f64>,
 }
 
 #[derive(Default, Deserialize)]
@@ -59,26 +72,19 @@ pub(super) struct RawBudget {
     pub(super) tokens: Option<u32>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RawBatching {
-    pub(super) mode: BatchingMode,
-    pub(super) size: Option<u32>,
-    pub(super) window_ms: Option<f64>,
-    #[serde(default = "max_wait_ms")]
-    pub(super) max_wait_ms: f64,
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawRelaxation {
+    pub(super) mode: Mode,
+    pub(super) order: Vec<Constraint>,
 }
 
-#[derive(Clone, Copy, Deserialize, PartialEq)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum BatchingMode {
-    Adaptive,
-    Fixed,
-}
-
-/// The longest of the published windows.
-fn max_wait_ms() -> f64 {
-    200.0
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawOverload {
+    pub(super) action: OverloadAction,
+    pub(super) waiting_per_instance: Option<f64>,
+    pub(super) ttft_ms: Option<f64>,
 }
 
 pub(super) fn check_all(raw: &[RawPolicy], fleet: &Fleet) -> Result<Vec<Policy>, ConfigError> {
@@ -118,48 +124,53 @@ fn check_policy(i: usize, raw: &RawPolicy, fleet: &Fleet) -> Result<Policy, Conf
     if sum <= 0.0 {
         return Err(error(at("weights"), "at least one weight must be above 0"));
     }
-    let milliseconds = |value: Option<f64>, field: &str| {
-        value.map(|v| Ok(Duration::from_secs_f64(check_number(at(field), v, 0.001, 1e9)? / 1e3))).transpose()
-    };
-    let usd = raw.budget.usd.map(|v| check_number(at("budget.usd"), v, 0.0, 1e9)).transpose()?;
-    if raw.budget.tokens == Some(0) {
-        return Err(error(at("budget.tokens"), "must be at least 1"));
-    }
     Ok(Policy {
         name: raw.name.clone(),
         weights: Weights { quality: quality / sum, latency: latency / sum, cost: cost / sum },
         objective: raw.objective,
         quality_normalisation: raw.quality_normalisation,
         prices: check_prices(i, raw, fleet)?,
-        slo: Slo {
-            ttft: milliseconds(raw.slo.ttft_ms, "slo.ttft_ms")?,
-            tpot: milliseconds(raw.slo.tpot_ms, "slo.tpot_ms")?,
-        },
-        budget: Budget { usd, tokens: raw.budget.tokens },
+        constraints: check_constraints(&at, raw)?,
+        trust_request_headers: raw.trust_request_headers,
+        overload: check_overload(&at, &raw.overload)?,
         exploration: check_number(at("exploration"), raw.exploration, 0.0, 0.5)?,
-        batching: raw.batching.as_ref().map(|b| check_batching(i, b)).transpose()?,
+        batching: raw.batching.as_ref().map(|b| b.check(&at)).transpose()?,
     })
 }
 
-fn check_batching(i: usize, raw: &RawBatching) -> Result<Batching, ConfigError> {
-    let at = |field: &str| format!("policies[{i}].batching.{field}");
-    let milliseconds = |field: &str, value: f64| {
-        Ok::<_, ConfigError>(Duration::from_secs_f64(check_number(at(field), value, 1.0, 10_000.0)? / 1e3))
-    };
-    let sizing = match (raw.mode, raw.size, raw.window_ms) {
-        (BatchingMode::Adaptive, None, None) => BatchSizing::Adaptive,
-        (BatchingMode::Adaptive, size, _) => {
-            let field = if size.is_some() { "size" } else { "window_ms" };
-            return Err(error(at(field), "belongs to the mode fixed"));
-        }
-        (BatchingMode::Fixed, None, _) => return Err(error(at("size"), "is needed in the mode fixed")),
-        (BatchingMode::Fixed, _, None) => return Err(error(at("window_ms"), "is needed in the mode fixed")),
-        (BatchingMode::Fixed, Some(size), Some(window_ms)) => {
-            if !(1..=1_024).contains(&size) {
-                return Err(error(at("size"), "must be between 1 and 1024"));
-            }
-            BatchSizing::Fixed { size: size as usize, window: milliseconds("window_ms", window_ms)? }
-        }
-    };
-    Ok(Batching { sizing, max_wait: milliseconds("max_wait_ms", raw.max_wait_ms)? })
+fn check_constraints(at: &impl Fn(&str) -> String, raw: &RawPolicy) -> Result<Constraints, ConfigError> {
+    let usd = raw.budget.usd.map(|v| check_number(at("budget.usd"), v, 0.0, 1e9)).transpose()?;
+    if raw.budget.tokens == Some(0) {
+        return Err(error(at("budget.tokens"), "must be at least 1"));
+    }
+    let unset = Constraints::default();
+    let confidence = raw.slo.confidence.map(|v| check_number(at("slo.confidence"), v, 0.01, 0.99)).transpose()?;
+    let order = Order::starting_with(&raw.relaxation.order)
+        .ok_or_else(|| error(at("relaxation.order"), "must not name a constraint twice"))?;
+    Ok(Constraints {
+        slo: Slo {
+            ttft: check_milliseconds(at("slo.ttft_ms"), raw.slo.ttft_ms)?,
+            tpot: check_milliseconds(at("slo.tpot_ms"), raw.slo.tpot_ms)?,
+        },
+        budget: Budget { usd, tokens: raw.budget.tokens },
+        quality_min: raw.quality_min.map(|v| check_number(at("quality_min"), v, 0.0, 1.0)).transpose()?,
+        confidence: confidence.unwrap_or(unset.confidence),
+        mode: raw.relaxation.mode,
+        order,
+    })
+}
+
+fn check_overload(at: &impl Fn(&str) -> String, raw: &RawOverload) -> Result<Overload, ConfigError> {
+    let waiting = raw.waiting_per_instance;
+    let waiting_per_instance =
+        waiting.map(|v| check_number(at("overload.waiting_per_instance"), v, 1.0, 1e6)).transpose()?;
+    let ttft = check_milliseconds(at("overload.ttft_ms"), raw.ttft_ms)?;
+    if raw.action == OverloadAction::Shed && waiting_per_instance.is_none() && ttft.is_none() {
+        return Err(error(at("overload"), "shedding needs waiting_per_instance or ttft_ms"));
+    }
+    Ok(Overload { action: raw.action, waiting_per_instance, ttft })
+}
+
+fn check_milliseconds(field: String, value: Option<f64>) -> Result<Option<Duration>, ConfigError> {
+    value.map(|v| Ok(Duration::from_secs_f64(check_number(field, v, 0.001, 1e9)? / 1e3))).transpose()
 }

@@ -125,7 +125,8 @@ fn decide(worker: &mut Worker, policy: usize) -> Option<Vec<Decided>> {
         return None;
     }
     let batch = batcher.take(workers);
-    let (loads, sequence) = worker.loads(now);
+    let draw = worker.learner.draw();
+    let (loads, sequence) = worker.loads(now, draw);
     if let (Some(loads), Some(batcher)) = (&loads, worker.batchers.get_mut(policy)?) {
         batcher.adapt(assign::queueing_share(loads));
     }

@@ -155,6 +155,18 @@ pub(crate) async fn neighbours_serve(gateway: &Gateway) {
     }
 }
 
+pub(crate) async fn refused(gateway: &Gateway) {
+    let before = gateway.stat("batches").await;
+    let requests: Vec<Request> = (0..6).map(|_| on("round-robin", Request::chat("auto"))).collect();
+    for (reply, decision) in together(gateway, "refused", &requests).await {
+        has_error_shape(&reply, 429, Shape::OpenAi, "quality");
+        assert!(reply.arrivals.is_empty() && reply.header("retry-after").is_some(), "{reply:?}");
+        assert_eq!(decision["outcome"], "refused");
+    }
+    assert!(gateway.stat("batches").await > before, "they were in batches");
+    assert_eq!(gateway.stat("refused.429").await, 6);
+}
+
 /// How many requests Envoy holds.
 async fn active(gateway: &Gateway) -> u64 {
     let stats = gateway.envoy().stats("http.routebalance.downstream_rq_active").await.expect("Envoy answers");

@@ -44,7 +44,7 @@ fn learning(config: &mut Value) {
 }
 
 /// Requests wait for each other: on the route `/` for a moment, on `/latency` until there are eight, on `/quality` until the cap,
-/// on `/cost` as published.
+/// on `/cost` as published; `/round-robin` insists on what no model has.
 pub(crate) static BATCHING: Setup =
     Setup { name: "batching", change: batching, edit: Some(quick), reports: true, length: 1.0 };
 
@@ -61,9 +61,37 @@ fn batching(config: &mut Value) {
                 json!({"mode": "fixed", "size": 1_024, "window_ms": 10_000, "max_wait_ms": MAX_WAIT_MS})
             }
             Some("cost") => json!({"mode": "adaptive"}),
-            _ => continue,
+            _ => json!({"mode": "fixed", "size": 64, "window_ms": 40}),
         };
+        if policy["name"] == "round-robin" {
+            policy["quality_min"] = json!(0.999);
+            policy["relaxation"] = json!({"mode": "strict"});
+        }
     }
+}
+
+/// The route /quality trusts headers, /cost insists on what no model has, and /latency sheds where there is a queue.
+pub(crate) static ADMISSION: Setup =
+    Setup { name: "admission", change: admission, edit: Some(quick), reports: true, length: 1.0 };
+
+/// The pool whose instances are easily saturated, and its model.
+pub(crate) const SHEDDING_MODEL: (&str, &str) = ("qwen2.5-72b", "Qwen2.5-72B-Instruct");
+
+fn admission(config: &mut Value) {
+    for policy in config["policies"].as_array_mut().expect("policies") {
+        match policy["name"].as_str() {
+            Some("quality") => policy["trust_request_headers"] = json!(true),
+            Some("cost") => {
+                policy["quality_min"] = json!(0.999);
+                policy["relaxation"] = json!({"mode": "strict"});
+            }
+            Some("latency") => policy["overload"] = json!({"action": "shed", "waiting_per_instance": 1}),
+            _ => {}
+        }
+    }
+    let pools = config["pools"].as_array_mut().expect("pools");
+    let pool = pools.iter_mut().find(|pool| pool["name"] == SHEDDING_MODEL.0).expect("the pool");
+    pool["limits"]["max_running"] = json!(2);
 }
 
 /// No load can be read: the first instance of a pool is always the first choice.
