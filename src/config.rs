@@ -2,6 +2,7 @@
 //!
 //! Filter, demo, tests and emulated instances read the same file. Cross-references are indices afterwards, weights sum to 1.
 
+mod batching;
 mod fleet;
 mod policy;
 mod raw;

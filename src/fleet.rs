@@ -1,7 +1,9 @@
 //! Vocabulary: what the fleet is made of. No behaviour beyond look-ups; everything here is checked by `config`.
 
+mod batching;
 mod constraints;
 
+pub use batching::{BatchSizing, Batching};
 pub use constraints::{Budget, Constraint, Constraints, Mode, Order, Overload, OverloadAction, Slo};
 
 /// What a model is for; a request's API decides which kind may answer it.
@@ -180,4 +182,6 @@ pub struct Policy {
     pub overload: Overload,
     /// Probability, 0 to 0.5, that a request goes to a model drawn by lot.
     pub exploration: f64,
+    /// How requests are batched; `None` if each is decided at once.
+    pub batching: Option<Batching>,
 }

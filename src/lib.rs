@@ -24,6 +24,7 @@
 //! | [`admission`] | candidates that keep what a request insists on, and what is given up or refused when none does |
 //! | [`score`] | objectives and the tie-break |
 //! | [`router`] | the facade: request in, decision out; cannot fail |
+//! | [`assign`] | requests that wait for each other, and a batch of them to instances, longest first |
 //! | [`sim`] | virtual time: fleets of continuous-batching engines behind gateways, faults, outcomes; the emulated instances' engine |
 //! | `filter` | wasi only: the shell that names `proxy_wasm` |
 //! | `tools` | native only: demo, bench, emulated instances, render, check, set-up |
@@ -44,6 +45,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod admission;
+pub mod assign;
 pub mod config;
 pub mod features;
 pub mod fleet;

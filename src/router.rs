@@ -18,7 +18,7 @@ use crate::latency::{self, Forecast, Speed};
 use crate::learning::{Learned, exploration, lengths, speed};
 use crate::openai::{Api, Observed, Prompt};
 use crate::predictor::{Estimate, Prediction, Predictor};
-use crate::reckoning::LoadNow;
+use crate::reckoning::{Dispatch, LoadNow};
 use crate::score::{self, References};
 
 /// The step of the ladder on which a decision was made. A lower step is a worse decision, never an error.
@@ -177,6 +177,11 @@ impl Decision {
     /// Whether the answer is text, which can be scored.
     pub fn generates(&self) -> bool {
         self.output_tokens > 0
+    }
+
+    /// What the chosen instance is given to do.
+    pub fn dispatch(&self) -> Dispatch {
+        Dispatch { instance: self.instance, prompt_tokens: self.prompt_tokens, output_tokens: self.output_tokens }
     }
 
     /// What a response teaches about the length of the model's answers: nothing, if it is not whole or reports an error.
@@ -356,7 +361,7 @@ impl Router {
     }
 
     /// Models that may answer: one by name, or all of the API's kind.
-    fn allowed_models(&self, ask: &Ask<'_>) -> Result<Vec<usize>, Verdict> {
+    pub(crate) fn allowed_models(&self, ask: &Ask<'_>) -> Result<Vec<usize>, Verdict> {
         let kind = if ask.api == Api::Embeddings { ModelKind::Embed } else { ModelKind::Generate };
         let fleet = &self.config.fleet;
         let of_kind = || -> Vec<usize> {

@@ -14,6 +14,8 @@
 
 #[path = "envoy/admission.rs"]
 mod admission;
+#[path = "envoy/batching.rs"]
+mod batching;
 #[path = "envoy/faults.rs"]
 mod faults;
 mod harness;
@@ -38,7 +40,7 @@ use std::sync::Arc;
 use harness::{Gateway, Setup, Stage};
 use libtest_mimic::{Arguments, Trial};
 use scenarios::{APIS, NAMES, PASSED, REFUSED, Served, is_passed, is_refused, is_served};
-use setups::{ADMISSION, BYPASSED, LEAN, LEARNING, REFERENCE, STATIC, UNTOUCHED};
+use setups::{ADMISSION, BATCHING, BYPASSED, LEAN, LEARNING, REFERENCE, STATIC, UNTOUCHED};
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -119,6 +121,18 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "a budget caps the answer wherever its limit stands in the body" => admission::budgets_cap_the_answer,
         "a budget that is used up is flagged" => admission::budgets_are_used_up,
         "saturated instances shed" => admission::saturated_instances_shed,
+    ));
+    trials.extend(APIS.iter().take(3).map(|row| served(&BATCHING, "fused", row)));
+    trials.extend(scenarios!(&BATCHING,
+        "requests at once are batched and all are served" => batching::at_once,
+        "the longest request of a batch is decided first" => batching::longest_first,
+        "a lone request leaves at the cap, or at once where nobody is expected" => batching::lone,
+        "what cannot gain by waiting does not wait" => batching::at_once_alone,
+        "a body beyond the limit does not wait" => batching::beyond_the_limit,
+        "an instance that is gone costs no request of a batch" => batching::neighbours_serve,
+        "a client may leave while its request waits" => batching::client_leaves,
+        "a request that its batch refuses is answered" => batching::refused,
+        "a request that waits is served while its listener drains" => batching::drained,
     ));
     trials.extend(APIS.iter().take(2).map(|row| served(&STATIC, "static", row)));
     trials.extend(scenarios!(&STATIC,

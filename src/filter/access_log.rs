@@ -35,6 +35,8 @@ pub(super) struct Entry {
     scan_us: u64,
     decision_us: u64,
     patch_us: u64,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    batch: Option<Batched>,
     predicted_quality: f64,
     predicted_quality_sd: f64,
     familiarity: Option<f64>,
@@ -68,12 +70,23 @@ struct Response {
     usd: f64,
 }
 
-/// Microseconds that the parts of a decision took.
+/// How long the parts of a decision took.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Timing {
     pub(super) scan: Duration,
     pub(super) decision: Duration,
     pub(super) patch: Duration,
+    /// The batch that the request was in, if it waited for one.
+    pub(super) batch: Option<Batched>,
+}
+
+/// What the log says of a request that was in a batch.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Batched {
+    pub(super) batch_size: usize,
+    /// 0 is decided first.
+    pub(super) batch_position: usize,
+    pub(super) batch_wait_ms: f64,
 }
 
 impl Entry {
@@ -106,6 +119,7 @@ impl Entry {
             scan_us: us(timing.scan),
             decision_us: us(timing.decision),
             patch_us: us(timing.patch),
+            batch: timing.batch,
             predicted_quality: decision.quality,
             predicted_quality_sd: decision.quality_sd,
             familiarity: decision.familiarity,
@@ -166,7 +180,7 @@ impl Entry {
 }
 
 /// Milliseconds, to the microsecond.
-fn ms(seconds: f64) -> f64 {
+pub(super) fn ms(seconds: f64) -> f64 {
     (seconds * 1e6).round() / 1e3
 }
 

@@ -13,7 +13,6 @@ use crate::filter::worker::Worker;
 use crate::fleet::Constraints;
 use crate::names;
 use crate::openai::{Api, Patch, Prompt, RequestScan};
-use crate::reckoning::Dispatch;
 use crate::router::{Ask, Decision, Refusal, Verdict};
 
 /// A request whose body comes.
@@ -27,6 +26,31 @@ pub(super) struct Reading {
     pub(super) content_length: Option<u64>,
     /// What the request insists on by its headers.
     constraints: Option<Constraints>,
+}
+
+/// A request that has been read as far as it is going to be.
+pub(super) struct Pending {
+    pub(super) reading: Reading,
+    pub(super) prompt: Prompt,
+    /// Bytes of the body that are in the host's buffer.
+    buffered: usize,
+}
+
+impl Pending {
+    /// The question to the router. `sequence` is how many requests were sent before.
+    pub(super) fn ask(&self, worker: &mut Worker, sequence: u64) -> Ask<'_> {
+        let Pending { reading, prompt, .. } = self;
+        let holder = prompt.previous_response_id.as_deref().and_then(|id| worker.holder(id));
+        Ask {
+            api: reading.api,
+            prompt,
+            policy: reading.policy,
+            holder,
+            sequence,
+            draw: worker.learner.draw(),
+            constraints: reading.constraints,
+        }
+    }
 }
 
 impl Stream {
@@ -84,28 +108,33 @@ impl Stream {
             }
             prompt
         };
-        let worker = self.worker.clone();
-        match worker.with(|w| route(w, &reading, &prompt)) {
+        let mut pending = Some(Pending { reading, prompt, buffered });
+        if whole && let Some(action) = self.wait(&mut pending) {
+            return action;
+        }
+        let Some(pending) = pending else { return self.leave("busy") };
+        match self.worker.with(|w| route(w, &pending)) {
             None => self.leave("busy"),
-            Some((Verdict::Untouched(reason), _)) => self.leave(reason),
-            Some((Verdict::Refused(refusal), _)) => self.refuse(Some(api), &refusal),
-            Some((Verdict::Decided(decision), timing)) => {
-                worker.with(|w| self.dispatch(w, reading, &prompt, *decision, timing, buffered));
+            Some((verdict, timing)) => self.act(pending, verdict, timing),
+        }
+    }
+
+    /// Does what the verdict says.
+    pub(super) fn act(&mut self, pending: Pending, verdict: Verdict, timing: Timing) -> Action {
+        match verdict {
+            Verdict::Untouched(reason) => self.leave(reason),
+            Verdict::Refused(refusal) => self.refuse(Some(pending.reading.api), &refusal),
+            Verdict::Decided(decision) => {
+                let worker = self.worker.clone();
+                worker.with(|w| self.dispatch(w, pending, *decision, timing));
                 Action::Continue
             }
         }
     }
 
     /// Carries a decision out.
-    fn dispatch(
-        &mut self,
-        worker: &mut Worker,
-        reading: Reading,
-        prompt: &Prompt,
-        decision: Decision,
-        mut timing: Timing,
-        buffered: usize,
-    ) {
+    fn dispatch(&mut self, worker: &mut Worker, pending: Pending, decision: Decision, mut timing: Timing) {
+        let Pending { reading, prompt, buffered } = &pending;
         let now = host::now();
         let config = worker.router.config();
         let address = |i: &usize| config.fleet.instances.get(*i).map(|i| i.address.as_str());
@@ -113,7 +142,7 @@ impl Stream {
         let endpoints: Vec<&str> =
             std::iter::once(&decision.instance).chain(&decision.fallbacks).filter_map(address).collect();
         let patches = prompt.patches(reading.api, &pool.served_model, decision.max_tokens);
-        patch_body(&patches, buffered, reading.content_length);
+        patch_body(&patches, *buffered, reading.content_length);
         direct(&pool.cluster, &endpoints.join(","));
         timing.patch = host::now().saturating_sub(now);
         let entry = Entry::new(reading.api, config, reading.policy, prompt, &decision, timing);
@@ -125,11 +154,7 @@ impl Stream {
         worker.metrics.count(&counter);
         let decision_us = u64::try_from(timing.decision.as_micros()).unwrap_or(u64::MAX);
         worker.metrics.observe("routebalance.decision_us", decision_us);
-        let dispatch = Dispatch {
-            instance: decision.instance,
-            prompt_tokens: decision.prompt_tokens,
-            output_tokens: decision.output_tokens,
-        };
+        let dispatch = decision.dispatch();
         worker.dispatch(&dispatch, now);
         let serving = Serving::new(reading.api, reading.started, decision, dispatch, entry, decision_us);
         self.phase = Phase::Serving(Box::new(serving));
@@ -137,24 +162,14 @@ impl Stream {
 }
 
 /// Asks the router, and says how long it took.
-fn route(worker: &mut Worker, reading: &Reading, prompt: &Prompt) -> (Verdict, Timing) {
+fn route(worker: &mut Worker, pending: &Pending) -> (Verdict, Timing) {
     let asked_at = host::now();
     let load_draw = worker.learner.draw();
     let (loads, sequence) = worker.loads(asked_at, load_draw);
-    let holder = prompt.previous_response_id.as_deref().and_then(|id| worker.holder(id));
-    let draw = worker.learner.draw();
-    let ask = Ask {
-        api: reading.api,
-        prompt,
-        policy: reading.policy,
-        holder,
-        sequence,
-        draw,
-        constraints: reading.constraints,
-    };
+    let ask = pending.ask(worker, sequence);
     let verdict = worker.router.route(&ask, loads.as_deref(), worker.learner.learned());
-    let timing =
-        Timing { scan: reading.scan_time, decision: host::now().saturating_sub(asked_at), patch: Duration::ZERO };
+    let decision = host::now().saturating_sub(asked_at);
+    let timing = Timing { scan: pending.reading.scan_time, decision, ..Timing::default() };
     (verdict, timing)
 }
 

@@ -8,6 +8,7 @@ use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{BufferType, ContextType, MapType};
 
 use crate::config::Config;
+use crate::filter::batching;
 use crate::filter::host;
 use crate::filter::stream::Stream;
 use crate::filter::worker::{Shared, Worker};
@@ -18,12 +19,16 @@ use crate::router::Router;
 use crate::telemetry;
 
 /// Time between two ticks: how late a scrape may be sent, and how old the progress of streams may be for other workers.
-const TICK: Duration = Duration::from_millis(50);
+pub(super) const TICK: Duration = Duration::from_millis(50);
 
 /// The root context of one VM.
 #[derive(Default)]
 pub(super) struct Root {
+    /// The host's number of this context.
+    id: u32,
     worker: Option<Shared>,
+    /// Ticks until there is more to do than to look at batches.
+    ticks_left: u32,
     heartbeat_at: Duration,
     /// When each instance is scraped next.
     scrape_at: Vec<Duration>,
@@ -39,6 +44,10 @@ struct Scrape {
 }
 
 impl Root {
+    pub(super) fn new(id: u32) -> Root {
+        Root { id, ..Root::default() }
+    }
+
     fn configure(&mut self, size: usize) -> Result<(), String> {
         let json = host::buffer(BufferType::PluginConfiguration, 0, size);
         let config = Config::parse(&json).map_err(|e| e.to_string())?;
@@ -48,9 +57,10 @@ impl Root {
         };
         self.scrape_at = vec![Duration::ZERO; config.fleet.instances.len()];
         let mut worker = Worker::new(Router::new(config, predictor));
+        let tick = if worker.batches() { batching::LOOK } else { TICK };
         worker.heartbeat(host::now());
         self.worker = Some(Shared::new(worker));
-        hostcalls::set_tick_period(TICK).map_err(|status| format!("the host refuses a timer: {status:?}"))
+        hostcalls::set_tick_period(tick).map_err(|status| format!("the host refuses a timer: {status:?}"))
     }
 
     /// Sends the scrapes that are due. They are spread over the period, so that many instances do not stall a worker.
@@ -140,6 +150,14 @@ impl RootContext for Root {
 
     fn on_tick(&mut self) {
         let Some(shared) = self.worker.clone() else { return };
+        batching::flush_all(&shared, self.id);
+        if let Some(ticks) = self.ticks_left.checked_sub(1) {
+            self.ticks_left = ticks;
+            return;
+        }
+        if shared.with(|w| w.batches()) == Some(true) {
+            self.ticks_left = batching::LOOKS_PER_TICK.saturating_sub(1);
+        }
         let now = host::now();
         shared.with(|worker| {
             if now >= self.heartbeat_at {
@@ -154,8 +172,8 @@ impl RootContext for Root {
         });
     }
 
-    fn create_http_context(&self, _context_id: u32) -> Option<Box<dyn HttpContext>> {
-        Some(Box::new(Stream::new(self.worker.clone()?)))
+    fn create_http_context(&self, context_id: u32) -> Option<Box<dyn HttpContext>> {
+        Some(Box::new(Stream::new(self.worker.clone()?, context_id)))
     }
 
     fn get_type(&self) -> Option<ContextType> {

@@ -5,7 +5,9 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::assign::Batcher;
 use crate::config::Drill;
+use crate::filter::batching::Held;
 use crate::filter::host;
 use crate::filter::learner::{Learner, Scored};
 use crate::fleet::ModelKind;
@@ -32,6 +34,10 @@ pub(super) struct Worker {
     responses: Responses,
     /// The reports as this VM last wrote them while it scraped.
     pub(super) reports: Reports,
+    /// Requests that wait, by policy; `None` where a policy does not batch.
+    pub(super) batchers: Vec<Option<Batcher<Held>>>,
+    /// Workers that serve requests, this one included.
+    pub(super) serving_workers: usize,
 }
 
 /// The worker as streams hold it. One thread, and no host call calls back, so it is never borrowed twice.
@@ -50,6 +56,9 @@ impl Shared {
     }
 }
 
+/// A worker that has sent nothing for so long does not share in batches.
+const IDLE_AFTER: Duration = Duration::from_secs(10);
+
 /// Attempts to win a compare-and-swap against the other workers.
 const SWAP_ATTEMPTS: usize = 8;
 
@@ -58,6 +67,7 @@ impl Worker {
         let instances = router.config().fleet.instances.len();
         let fingerprint = shared::fingerprint(&router.config().fleet);
         let owner = RandomState::new().build_hasher().finish().max(1);
+        let batchers = router.config().policies.iter().map(|p| p.batching.map(Batcher::new)).collect();
         Worker {
             learner: Learner::new(&router, owner),
             router,
@@ -71,7 +81,22 @@ impl Worker {
             unwritten: false,
             responses: Responses::default(),
             reports: Reports(vec![Default::default(); instances]),
+            batchers,
+            serving_workers: 1,
         }
+    }
+
+    /// Whether any policy batches.
+    pub(super) fn batches(&self) -> bool {
+        self.batchers.iter().any(Option::is_some)
+    }
+
+    /// Counts the workers that have sent a request lately: the one on Envoy's main thread never does.
+    fn count_workers(&mut self, now: Duration) {
+        let others = (0..self.slots_in_use).filter(|s| Some(*s) != self.slot);
+        let last_dispatch = |slot| self.read_counters(slot)?.0.iter().map(|c| c.last_dispatch).max();
+        let serving = others.filter_map(last_dispatch).filter(|at| now.saturating_sub(*at) < IDLE_AFTER).count();
+        self.serving_workers = serving.saturating_add(1);
     }
 
     /// Keeps this VM's slot and the lease alive, and cleans up after VMs that have died.
@@ -103,6 +128,9 @@ impl Worker {
                 self.learner.settle(slot);
             }
             break;
+        }
+        if self.batches() {
+            self.count_workers(now);
         }
         self.write_counters();
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::config::Telemetry;
 use crate::fleet::{Fleet, Pool};
-use crate::reckoning::{Counters, InstanceCounters, InstanceReport, Reports};
+use crate::reckoning::{Counters, Dispatch, InstanceCounters, InstanceReport, Reports};
 
 mod unseen;
 
@@ -44,6 +44,20 @@ impl LoadNow {
     /// Requests that the instance holds.
     pub fn in_flight(&self) -> f64 {
         self.running + self.waiting
+    }
+
+    /// The load once another request has been sent, to an instance that runs so many at once: a queue grows if there is one,
+    /// else the batch while it has room.
+    pub fn after(&self, dispatch: &Dispatch, max_running: f64, now: Duration) -> LoadNow {
+        let room = if self.waiting > 0.0 { 0.0 } else { (max_running - self.running).clamp(0.0, 1.0) };
+        LoadNow {
+            running: self.running + room,
+            waiting: self.waiting + (1.0 - room),
+            pending_output_tokens: self.pending_output_tokens + dispatch.output_tokens as f64,
+            pending_prompt_tokens: self.pending_prompt_tokens + dispatch.prompt_tokens as f64,
+            last_dispatch: now,
+            ..*self
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What may serve a request: every instance of the allowed models, with what is expected of it, and where Envoy retries.
 
-use super::{Ask, Router};
+use super::{Ask, Outlook, Router};
 use crate::admission::spending;
 use crate::fleet::{ModelKind, Pool};
 use crate::latency::{self, Speed, Work};
@@ -68,6 +68,19 @@ impl Router {
             }
         }
         [fitting, too_short, unreachable].into_iter().find(|c| !c.is_empty()).unwrap_or_default()
+    }
+
+    /// Expected output tokens on the model that would write most of them.
+    pub(crate) fn longest_output_tokens(&self, ask: &Ask<'_>, outlook: &Outlook, learned: &Learned) -> f64 {
+        let models = self.allowed_models(ask).unwrap_or_default();
+        let prompt_tokens = prompt_tokens(ask.prompt);
+        let pools = self.config.fleet.pools.iter().filter(|pool| models.contains(&pool.model));
+        let tokens = pools.filter_map(|pool| {
+            let (estimate, _) = outlook.estimates.get(pool.model)?;
+            let estimate = learned.applied(pool.model, outlook.prototype, estimate);
+            Some(self.answer(ask, pool, prompt_tokens).tokens(estimate.output_tokens))
+        });
+        tokens.fold(0.0, f64::max)
     }
 
     /// What a request, and its budget, allow its answer to be on a pool.

@@ -43,6 +43,33 @@ fn learning(config: &mut Value) {
     cost["exploration"] = json!(EXPLORATION);
 }
 
+/// Requests wait for each other: on the route `/` for a moment, on `/latency` until there are eight, on `/quality` until the cap,
+/// on `/cost` as published; `/round-robin` insists on what no model has.
+pub(crate) static BATCHING: Setup =
+    Setup { name: "batching", change: batching, edit: Some(quick), reports: true, length: 1.0 };
+
+/// The longest that a request waits on the route `/quality`.
+pub(crate) const MAX_WAIT_MS: u64 = 1_000;
+
+fn batching(config: &mut Value) {
+    config["request"]["max_buffered_bytes"] = json!(65_536);
+    for policy in config["policies"].as_array_mut().expect("policies") {
+        policy["batching"] = match policy["name"].as_str() {
+            Some("balanced") => json!({"mode": "fixed", "size": 64, "window_ms": 40}),
+            Some("latency") => json!({"mode": "fixed", "size": 8, "window_ms": 2_000, "max_wait_ms": 5_000}),
+            Some("quality") => {
+                json!({"mode": "fixed", "size": 1_024, "window_ms": 10_000, "max_wait_ms": MAX_WAIT_MS})
+            }
+            Some("cost") => json!({"mode": "adaptive"}),
+            _ => json!({"mode": "fixed", "size": 64, "window_ms": 40}),
+        };
+        if policy["name"] == "round-robin" {
+            policy["quality_min"] = json!(0.999);
+            policy["relaxation"] = json!({"mode": "strict"});
+        }
+    }
+}
+
 /// The route /quality trusts headers, /cost insists on what no model has, and /latency sheds where there is a queue.
 pub(crate) static ADMISSION: Setup =
     Setup { name: "admission", change: admission, edit: Some(quick), reports: true, length: 1.0 };
