@@ -10,16 +10,16 @@ use crate::fleet::{BatchSizing, Batching};
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawBatching {
-    mode: Mode,
-    size: Option<u32>,
-    window_ms: Option<f64>,
+    pub(super) mode: Mode,
+    pub(super) size: Option<u32>,
+    pub(super) window_ms: Option<f64>,
     #[serde(default = "max_wait_ms")]
-    max_wait_ms: f64,
+    pub(super) max_wait_ms: f64,
 }
 
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Mode {
+pub(super) enum Mode {
     Adaptive,
     Fixed,
 }
