@@ -2,6 +2,7 @@
 //!
 //! Filter, demo, tests and emulated instances read the same file. Cross-references are indices afterwards, weights sum to 1.
 
+mod affinity;
 mod fleet;
 mod policy;
 mod raw;
@@ -16,6 +17,7 @@ use raw::{RawConfig, RawLearning, RawRoute};
 pub use secret::Secret;
 pub use telemetry::Telemetry;
 
+use crate::affinity::Affinity;
 use crate::fleet::{Fleet, ModelKind, Policy};
 use crate::latency::Basis;
 
@@ -96,6 +98,8 @@ pub struct Config {
     pub learning: Learning,
     /// What forecasts of a response's times rest on.
     pub latency_estimate: Basis,
+    /// What instances have kept of earlier requests.
+    pub affinity: Affinity,
     /// Load reports.
     pub telemetry: Telemetry,
     /// Largest request body that is held back until it is whole.
@@ -154,6 +158,9 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
         if fleet.model_named(name).is_some() {
             return Err(error(format!("virtual_models[{i}]"), format!("{name:?} is also the name of a model")));
         }
+        if fleet.model_with_adapter(name).is_some() {
+            return Err(error(format!("virtual_models[{i}]"), format!("{name:?} is also the name of an adapter")));
+        }
     }
     let policies = policy::check_all(&raw.policies, &fleet)?;
     let named = |field: String, name: &str| {
@@ -200,6 +207,7 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
         predictor_enabled: raw.predictor.enabled,
         learning: check_learning(raw.learning)?,
         latency_estimate: raw.latency.estimate,
+        affinity: affinity::check(raw.affinity)?,
         telemetry,
         max_buffered_bytes: raw.request.max_buffered_bytes,
         expose_endpoint: raw.response.expose_endpoint,

@@ -21,6 +21,7 @@
 //! | [`reckoning`] | load now = last report + what was sent since - what has finished |
 //! | [`shared`] | records in Envoy's shared data to types; versioned bytes, one writer per key |
 //! | [`latency`] | TTFT, TPOT and E2E of a request on an instance under a load |
+//! | [`affinity`] | which instance has kept a prompt's prefix, a session or an adapter |
 //! | [`admission`] | candidates that meet SLO and budget, and what is relaxed when none does |
 //! | [`score`] | objectives and the tie-break |
 //! | [`router`] | the facade: request in, decision out; cannot fail |
@@ -44,6 +45,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod admission;
+pub mod affinity;
 pub mod config;
 pub mod features;
 pub mod fleet;

@@ -5,11 +5,14 @@
 
 mod candidates;
 
+use std::time::Duration;
+
 use crate::admission::{self, Constraint};
+use crate::affinity::{Held, Keys, Memory, Placement, Recall};
 use crate::config::{Config, Drill, UnknownModel};
 use crate::features;
 use crate::fleet::{Model, ModelKind};
-use crate::latency::{self, Forecast, Speed};
+use crate::latency::{self, Forecast, Speed, Work};
 use crate::learning::{Learned, exploration, lengths, speed};
 use crate::openai::{Api, Observed, Prompt};
 use crate::predictor::{Estimate, Prediction, Predictor};
@@ -57,6 +60,8 @@ pub struct Ask<'a> {
     pub policy: usize,
     /// The instance that holds what the request refers to, if any.
     pub holder: Option<usize>,
+    /// What the instances have kept of what the request needs.
+    pub held: Held<'a>,
     /// How many requests were decided before, for round robin.
     pub sequence: u64,
     /// Uniform in 0 to 1, for exploration.
@@ -105,6 +110,10 @@ pub struct Decision {
     pub rung: Rung,
     /// Estimated prompt tokens.
     pub prompt_tokens: u64,
+    /// Of those, the ones that the instance is expected to have kept from an earlier request.
+    pub cached_tokens: u64,
+    /// The LoRA adapter that the client asks for by its name, which then stays as it is.
+    pub adapter: Option<String>,
     /// Expected output tokens.
     pub output_tokens: u64,
     /// Output tokens that 4 of 5 such requests do not exceed.
@@ -149,6 +158,17 @@ impl Decision {
         self.output_tokens > 0
     }
 
+    /// Prompt tokens that the instance has to prefill.
+    pub fn prefill_tokens(&self) -> u64 {
+        self.prompt_tokens.saturating_sub(self.cached_tokens)
+    }
+
+    /// What its instance holds once it has served the request; `None` where nothing is generated.
+    pub fn placement(&self, keys: &Keys, now: Duration) -> Option<Placement> {
+        let Decision { instance, prompt_tokens, cached_tokens, output_tokens, .. } = *self;
+        self.generates().then(|| keys.placement(instance, prompt_tokens, cached_tokens, output_tokens, now))
+    }
+
     /// What a response teaches about the length of the model's answers: nothing, if it is not whole or reports an error.
     pub fn lesson(&self, seen: &Observed) -> Option<lengths::Lesson> {
         let usage = seen.usage.filter(|_| seen.ended && !seen.error_event)?;
@@ -158,8 +178,8 @@ impl Decision {
     /// What a whole, successful response teaches about the speed of its pool, if it has one answer to one prompt.
     pub fn speed_lesson(&self, timing: &speed::Timing) -> Option<speed::Lesson> {
         self.expectation?;
-        let expectation =
-            speed::Expectation { pool: self.pool, forecast: self.forecast, prompt_tokens: self.prompt_tokens as f64 };
+        let prompt_tokens = self.prefill_tokens() as f64;
+        let expectation = speed::Expectation { pool: self.pool, forecast: self.forecast, prompt_tokens };
         Some(expectation.lesson(timing))
     }
 }
@@ -261,6 +281,16 @@ impl Router {
             return Verdict::Untouched("no_candidate");
         };
         let answer = self.answer(ask, pool);
+        let cached_tokens = ask.held.cached_tokens(chosen.instance, prompt_tokens);
+        let work = Work { cached_tokens, ..answer.work(prompt_tokens, estimate) };
+        let adapter = self.adapter(ask.prompt);
+        let forecast = latency::forecast(
+            &pool.profile,
+            &pool.limits,
+            &loads.and_then(|l| l.get(chosen.instance)).copied().unwrap_or_default(),
+            &work,
+            learned.speed(pool_index).unwrap_or(&Speed::default()),
+        );
         Verdict::Decided(Box::new(Decision {
             model,
             pool: pool_index,
@@ -268,6 +298,8 @@ impl Router {
             fallbacks: self.fallbacks(chosen.instance, pool_index, &admitted.candidates, &order, ask.holder, loads),
             rung: rung(*predicted, loads.map(|l| l.get(chosen.instance).copied().unwrap_or_default())),
             prompt_tokens: prompt_tokens as u64,
+            cached_tokens: cached_tokens as u64,
+            adapter: adapter.map(str::to_owned),
             output_tokens: chosen.output_tokens as u64,
             output_tokens_p80: chosen.output_tokens_p80 as u64,
             output_tokens_p90: answer.tokens(estimate.output_tokens_p90) as u64,
@@ -285,13 +317,7 @@ impl Router {
             familiarity,
             prototype,
             seconds: chosen.seconds,
-            forecast: latency::forecast(
-                &pool.profile,
-                &pool.limits,
-                &loads.and_then(|l| l.get(chosen.instance)).copied().unwrap_or_default(),
-                &answer.work(prompt_tokens, estimate),
-                learned.speed(pool_index).unwrap_or(&Speed::default()),
-            ),
+            forecast: self.after_loading(ask, adapter, chosen.instance, forecast),
             usd: chosen.usd,
             score,
             candidates: admitted.candidates.len(),
@@ -309,6 +335,22 @@ impl Router {
         }
     }
 
+    /// The names under which what a request leaves on its instance is remembered; `session` is what its session header says.
+    pub fn keys(&self, api: Api, prompt: &Prompt, session: Option<&str>) -> Keys {
+        let prefix = Some(&prompt.prefix).filter(|_| self.config.affinity.prefix);
+        Keys::new(prefix, api as u64, session, self.adapter(prompt))
+    }
+
+    /// What the instances hold of what a request needs.
+    pub fn recall(&self, memory: &Memory, keys: &Keys, prompt: &Prompt, now: Duration) -> Recall {
+        memory.recall(keys, candidates::prompt_tokens(prompt), now)
+    }
+
+    /// The adapter that a request asks for.
+    fn adapter<'a>(&self, prompt: &'a Prompt) -> Option<&'a str> {
+        prompt.model.as_deref().filter(|name| self.config.fleet.model_with_adapter(name).is_some())
+    }
+
     /// Models that may answer: one by name, or all of the API's kind.
     fn allowed_models(&self, ask: &Ask<'_>) -> Result<Vec<usize>, Verdict> {
         let kind = if ask.api == Api::Embeddings { ModelKind::Embed } else { ModelKind::Generate };
@@ -323,7 +365,7 @@ impl Router {
             return Ok(of_kind());
         }
         let served = || fleet.pools.iter().find(|p| p.served_model == name).map(|p| p.model);
-        match fleet.model_named(name).or_else(served) {
+        match fleet.model_named(name).or_else(|| fleet.model_with_adapter(name)).or_else(served) {
             Some(model) if fleet.models.get(model).is_some_and(|m| m.kind == kind) => Ok(vec![model]),
             Some(_) => {
                 let use_ = if kind == ModelKind::Embed { "embeddings" } else { "text generation" };

@@ -5,6 +5,7 @@ use std::time::Duration;
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{Action, BufferType, MapType};
 
+use crate::affinity::Keys;
 use crate::filter::access_log::{Entry, Timing};
 use crate::filter::host;
 use crate::filter::serving::Serving;
@@ -24,6 +25,8 @@ pub(super) struct Reading {
     pub(super) started: Duration,
     pub(super) scan_time: Duration,
     pub(super) content_length: Option<u64>,
+    /// What the session header says.
+    pub(super) session: Option<String>,
 }
 
 impl Stream {
@@ -44,6 +47,10 @@ impl Stream {
         let policy = self.worker.with(|w| Stream::policy(w)).unwrap_or_default();
         let content_length =
             host::header(MapType::HttpRequestHeaders, "content-length").and_then(|v| v.trim().parse().ok());
+        let session = self.worker.with(|w| {
+            let header = w.router.config().affinity.session_header.as_deref()?;
+            host::header(MapType::HttpRequestHeaders, header)
+        });
         let reading = Reading {
             api,
             policy,
@@ -52,6 +59,7 @@ impl Stream {
             started: host::now(),
             scan_time: Duration::ZERO,
             content_length,
+            session: session.flatten(),
         };
         if end_of_stream {
             return self.decide(reading, true, 0);
@@ -78,10 +86,10 @@ impl Stream {
         let worker = self.worker.clone();
         match worker.with(|w| route(w, &reading, &prompt)) {
             None => self.leave("busy"),
-            Some((Verdict::Untouched(reason), _)) => self.leave(reason),
-            Some((Verdict::Refused { status, message }, _)) => self.refuse(Some(api), status, &message),
-            Some((Verdict::Decided(decision), timing)) => {
-                worker.with(|w| self.dispatch(w, reading, &prompt, *decision, timing, buffered));
+            Some((Verdict::Untouched(reason), ..)) => self.leave(reason),
+            Some((Verdict::Refused { status, message }, ..)) => self.refuse(Some(api), status, &message),
+            Some((Verdict::Decided(decision), keys, timing)) => {
+                worker.with(|w| self.dispatch(w, reading, &prompt, *decision, keys, timing, buffered));
                 Action::Continue
             }
         }
@@ -94,6 +102,7 @@ impl Stream {
         reading: Reading,
         prompt: &Prompt,
         decision: Decision,
+        keys: Keys,
         mut timing: Timing,
         buffered: usize,
     ) {
@@ -103,7 +112,8 @@ impl Stream {
         let Some(pool) = config.fleet.pools.get(decision.pool) else { return };
         let endpoints: Vec<&str> =
             std::iter::once(&decision.instance).chain(&decision.fallbacks).filter_map(address).collect();
-        patch_body(prompt, &pool.served_model, buffered, reading.content_length);
+        let served_model = decision.adapter.as_ref().unwrap_or(&pool.served_model);
+        patch_body(prompt, served_model, buffered, reading.content_length);
         direct(&pool.cluster, &endpoints.join(","));
         timing.patch = host::now().saturating_sub(now);
         let entry = Entry::new(reading.api, config, reading.policy, prompt, &decision, timing);
@@ -117,26 +127,32 @@ impl Stream {
         worker.metrics.observe("routebalance.decision_us", decision_us);
         let dispatch = Dispatch {
             instance: decision.instance,
-            prompt_tokens: decision.prompt_tokens,
+            prompt_tokens: decision.prefill_tokens(),
             output_tokens: decision.output_tokens,
         };
         worker.dispatch(&dispatch, now);
-        let serving = Serving::new(reading.api, reading.started, decision, dispatch, entry, decision_us);
+        if let Some(placement) = decision.placement(&keys, now) {
+            worker.placements.place(placement);
+        }
+        let serving = Serving::new(reading.api, reading.started, decision, dispatch, keys, entry, decision_us);
         self.phase = Phase::Serving(Box::new(serving));
     }
 }
 
 /// Asks the router, and says how long it took.
-fn route(worker: &mut Worker, reading: &Reading, prompt: &Prompt) -> (Verdict, Timing) {
+fn route(worker: &mut Worker, reading: &Reading, prompt: &Prompt) -> (Verdict, Keys, Timing) {
     let asked_at = host::now();
     let (loads, sequence) = worker.loads(asked_at);
     let holder = prompt.previous_response_id.as_deref().and_then(|id| worker.holder(id));
     let draw = worker.learner.draw();
-    let ask = Ask { api: reading.api, prompt, policy: reading.policy, holder, sequence, draw };
+    let keys = worker.router.keys(reading.api, prompt, reading.session.as_deref());
+    let recall = worker.router.recall(&worker.placements.memory, &keys, prompt, asked_at);
+    let held = recall.held();
+    let ask = Ask { api: reading.api, prompt, policy: reading.policy, holder, held, sequence, draw };
     let verdict = worker.router.route(&ask, loads.as_deref(), worker.learner.learned());
     let timing =
         Timing { scan: reading.scan_time, decision: host::now().saturating_sub(asked_at), patch: Duration::ZERO };
-    (verdict, timing)
+    (verdict, keys, timing)
 }
 
 /// Makes Envoy send the request to an endpoint of a cluster.

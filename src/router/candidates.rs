@@ -2,7 +2,7 @@
 
 use super::{Ask, Router};
 use crate::fleet::{ModelKind, Pool};
-use crate::latency::{self, Speed, Work};
+use crate::latency::{self, Forecast, Speed, Work};
 use crate::learning::Learned;
 use crate::openai::{Api, Prompt};
 use crate::predictor::Estimate;
@@ -23,6 +23,7 @@ impl Router {
     ) -> Vec<Candidate> {
         let fleet = &self.config.fleet;
         let unknown = Speed::default();
+        let adapter = self.adapter(ask.prompt);
         let holder = ask.holder.filter(|i| *i < fleet.instances.len());
         let (mut fitting, mut too_short, mut unreachable) = (Vec::new(), Vec::new(), Vec::new());
         for (i, instance) in fleet.instances.iter().enumerate() {
@@ -41,8 +42,12 @@ impl Router {
             let tariff = &model.tariff;
             let usd = |output: f64| prompt_tokens * tariff.usd_per_input_token + output * tariff.usd_per_output_token;
             let speed = learned.speed(instance.pool).unwrap_or(&unknown);
-            let work = answer.work(prompt_tokens, estimate);
+            let work = Work {
+                cached_tokens: ask.held.cached_tokens(i, prompt_tokens),
+                ..answer.work(prompt_tokens, estimate)
+            };
             let forecast = latency::forecast(&pool.profile, &pool.limits, &load, &work, speed);
+            let forecast = self.after_loading(ask, adapter, i, forecast);
             let candidate = Candidate {
                 instance: i,
                 model: pool.model,
@@ -68,6 +73,18 @@ impl Router {
             }
         }
         [fitting, too_short, unreachable].into_iter().find(|c| !c.is_empty()).unwrap_or_default()
+    }
+
+    /// What is expected of a request on an instance that may have to load the adapter first.
+    pub(super) fn after_loading(
+        &self,
+        ask: &Ask<'_>,
+        adapter: Option<&str>,
+        instance: usize,
+        forecast: Forecast,
+    ) -> Forecast {
+        let loads = adapter.is_some() && !ask.held.has_adapter(instance);
+        forecast.after(if loads { self.config.affinity.adapter_load.as_secs_f64() } else { 0.0 })
     }
 
     /// What a request allows its answer to be on a pool.

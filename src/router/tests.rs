@@ -37,7 +37,7 @@ fn idle(router: &Router) -> Vec<LoadNow> {
 
 fn ask<'a>(prompt: &'a Prompt, router: &Router, policy: &str) -> Ask<'a> {
     let policy = router.config().policy_named(policy).unwrap();
-    Ask { api: Api::ChatCompletions, prompt, policy, holder: None, sequence: 0, draw: 0.5 }
+    Ask { api: Api::ChatCompletions, prompt, policy, holder: None, held: Held::default(), sequence: 0, draw: 0.5 }
 }
 
 fn decided(verdict: Verdict) -> Decision {

@@ -9,6 +9,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
 use std::time::Duration;
 
+use crate::affinity::Held;
 use crate::learning::Learned;
 use crate::openai::Api;
 use crate::reckoning::{Dispatch, LoadNow};
@@ -341,7 +342,7 @@ impl<'a> Simulation<'a> {
         outcome.output_tokens = output_tokens.min(template.prompt.max_tokens.unwrap_or(u32::MAX));
         let dispatch = Dispatch {
             instance: decision.instance,
-            prompt_tokens: decision.prompt_tokens,
+            prompt_tokens: decision.prefill_tokens(),
             output_tokens: decision.output_tokens,
         };
         let Some(home) = self.gateways.get_mut(gateway) else { return };
@@ -383,8 +384,15 @@ impl<'a> Simulation<'a> {
         let gateway = self.gateways.get_mut(gateway)?;
         let (loads, sequence) = gateway.loads(gateway.slot_of(worker), &config.fleet, &config.telemetry, self.now);
         let draw = gateway.random.uniform();
-        let ask =
-            Ask { api: Api::ChatCompletions, prompt: &t.prompt, policy: arrival.policy, holder: None, sequence, draw };
+        let ask = Ask {
+            api: Api::ChatCompletions,
+            prompt: &t.prompt,
+            policy: arrival.policy,
+            holder: None,
+            held: Held::default(),
+            sequence,
+            draw,
+        };
         let learned: &Learned = &gateway.learned;
         let verdict = match &t.outlook {
             Some(outlook) => self.router.decide(&ask, outlook, Some(&loads), learned),

@@ -427,6 +427,7 @@ mod tests {
             tariff: crate::fleet::Tariff { usd_per_input_token: 0.0, usd_per_output_token: 0.0 },
             quality_prior: 0.0,
             output_tokens_prior: 1.0,
+            adapters: Vec::new(),
         };
         let pool = |name: &str, model: usize| crate::fleet::Pool {
             name: name.into(),
