@@ -12,6 +12,8 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "real time is what these tests wait in")]
 
+#[path = "envoy/affinity.rs"]
+mod affinity;
 #[path = "envoy/faults.rs"]
 mod faults;
 mod harness;
@@ -36,7 +38,7 @@ use std::sync::Arc;
 use harness::{Gateway, Setup, Stage};
 use libtest_mimic::{Arguments, Trial};
 use scenarios::{APIS, NAMES, PASSED, REFUSED, Served, is_passed, is_refused, is_served};
-use setups::{BYPASSED, LEAN, LEARNING, REFERENCE, STATIC, UNTOUCHED};
+use setups::{AFFINITY, BYPASSED, LEAN, LEARNING, REFERENCE, STATIC, UNTOUCHED};
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -106,6 +108,13 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "clients learn the id of a request that had none" => learning::request_ids,
         "bad scores move a kind of prompt to another model" => learning::scores_move_the_choice,
         "exploration draws models as often as their propensities say" => learning::exploration,
+    ));
+    trials.extend(scenarios!(&AFFINITY,
+        "a long prefix goes to the instance that has it, whichever worker decides" => affinity::prefix,
+        "the log says how much of a prompt was cached" => affinity::cached_tokens,
+        "an instance that has the prefix and a load is left alone" => affinity::loaded_holder,
+        "a session stays where it is" => affinity::session,
+        "an adapter is asked for by its name and found where it is loaded" => affinity::adapter,
     ));
     trials.extend(APIS.iter().take(2).map(|row| served(&STATIC, "static", row)));
     trials.extend(scenarios!(&STATIC,

@@ -90,6 +90,16 @@ impl Memory {
         }
     }
 
+    /// How many keys are remembered.
+    pub fn len(&self) -> usize {
+        self.young.len().saturating_add(self.old.len())
+    }
+
+    /// Whether nothing is remembered.
+    pub fn is_empty(&self) -> bool {
+        self.young.is_empty() && self.old.is_empty()
+    }
+
     /// What instances hold of what a request needs.
     pub fn recall(&self, keys: &Keys, prompt_tokens: f64, now: Duration) -> Recall {
         let mut recall = Recall::default();

@@ -547,7 +547,7 @@ impl<'a> Simulation<'a> {
             let news = match event.kind {
                 EventKind::FirstToken => News::FirstToken,
                 EventKind::Finished(_) => News::Finished,
-                EventKind::Started | EventKind::Token | EventKind::Preempted => continue,
+                EventKind::Started | EventKind::CacheHit(_) | EventKind::Token | EventKind::Preempted => continue,
             };
             let (flight, attempt) = flight_of(event.id);
             self.foresee(event.at.saturating_add(self.options.network), Happening::Hear { flight, attempt, news });

@@ -170,6 +170,8 @@ pub struct InstanceOptions {
     pub pool: PoolProfile,
     /// Further names that are served; answers carry `pool.served_model`.
     pub aliases: Vec<String>,
+    /// LoRA adapters that are served; answers of one carry its name.
+    pub adapters: Vec<String>,
     /// 2.0 is twice as fast.
     pub time_scale: f64,
     /// Recorded answer lengths.
@@ -189,6 +191,7 @@ impl InstanceOptions {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             pool,
             aliases: Vec::new(),
+            adapters: Vec::new(),
             time_scale: 1.0,
             answers: None,
             max_queued: None,
