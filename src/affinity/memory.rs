@@ -73,9 +73,23 @@ impl Recall {
 impl Memory {
     /// Remembers nothing of a fleet yet.
     pub fn new(fleet: &Fleet) -> Memory {
+        let mut memory = Memory::default();
+        memory.follow(fleet, &[]);
+        memory
+    }
+
+    /// The fleet has other instances; these indices mean another instance than before, of which nothing is known.
+    pub fn follow(&mut self, fleet: &Fleet, changed: &[usize]) {
+        let known = self.instances.len();
         let kv_tokens = |i| fleet.pool_of(i).map_or(0, |(_, pool)| pool.limits.kv_tokens);
-        let instances = (0..fleet.instances.len()).map(|i| Instance { kv_tokens: kv_tokens(i), placed_tokens: 0 });
-        Memory { instances: instances.collect(), ..Memory::default() }
+        let new = (known..fleet.instances.len()).map(|i| Instance { kv_tokens: kv_tokens(i), placed_tokens: 0 });
+        self.instances.extend(new);
+        for i in changed.iter().filter(|i| **i < known) {
+            let Some(instance) = self.instances.get_mut(*i) else { continue };
+            // As if all that it held had been dropped.
+            let placed_tokens = instance.placed_tokens.saturating_add(instance.kv_tokens);
+            *instance = Instance { kv_tokens: kv_tokens(*i), placed_tokens };
+        }
     }
 
     /// Remembers what an instance was sent.

@@ -62,8 +62,8 @@ impl JournalReader {
     /// none, or where it is as it was.
     pub fn news(&mut self, fingerprint: u64, mut read: impl FnMut(usize) -> Option<Vec<u8>>) -> Vec<Placement> {
         let mut news = Vec::new();
-        // Once around, and once more for having been lapped.
-        for _ in 0..=PLACEMENT_SEGMENTS {
+        // Once around to find where the oldest is, if the writer has lapped this reader, and once to read.
+        for _ in 0..=2 * PLACEMENT_SEGMENTS {
             let segment = read(segment_of(self.next)).and_then(|bytes| Segment::decode(&bytes, fingerprint));
             let Some(segment) = segment else { break };
             let end = segment.first.saturating_add(segment.placements.len() as u64);

@@ -347,6 +347,9 @@ pub struct InstanceArgs {
     /// Further names that are served
     #[arg(long)]
     pub alias: Vec<String>,
+    /// LoRA adapters that are served; answers of one carry its name
+    #[arg(long)]
+    pub adapter: Vec<String>,
     /// A pool of the configuration, whose speed and limits the instance has
     #[arg(long)]
     pub profile: String,
@@ -382,6 +385,7 @@ pub async fn run(
     let options = InstanceOptions {
         listen: SocketAddr::new(args.host, args.port),
         aliases: args.alias,
+        adapters: args.adapter,
         time_scale: args.time_scale,
         answers,
         max_queued: args.max_queued,
