@@ -22,7 +22,7 @@
 //! | [`shared`] | records in Envoy's shared data to types; versioned bytes, one writer per key |
 //! | [`latency`] | TTFT, TPOT and E2E of a request on an instance under a load |
 //! | [`affinity`] | which instance has kept a prompt's prefix, a session or an adapter |
-//! | [`admission`] | candidates that meet SLO and budget, and what is relaxed when none does |
+//! | [`admission`] | candidates that keep what a request insists on, and what is given up or refused when none does |
 //! | [`score`] | objectives and the tie-break |
 //! | [`router`] | the facade: request in, decision out; cannot fail |
 //! | [`sim`] | virtual time: fleets of continuous-batching engines behind gateways, faults, outcomes; the emulated instances' engine |

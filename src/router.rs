@@ -3,15 +3,19 @@
 //! Deciding is a value; doing is the shell's. The simulator and the filter call the same [`Router::route`], which keeps nothing:
 //! load, what was learnt and the random draw are arguments.
 
+mod admitting;
 mod candidates;
+mod holding;
 
 use std::time::Duration;
 
-use crate::admission::{self, Constraint};
-use crate::affinity::{Held, Keys, Memory, Placement, Recall};
+use admitting::Entrants;
+
+use crate::admission::spending;
+use crate::affinity::Held;
 use crate::config::{Config, Drill, UnknownModel};
 use crate::features;
-use crate::fleet::{Model, ModelKind};
+use crate::fleet::{Budget, Constraint, Constraints, Model, ModelKind};
 use crate::latency::{self, Forecast, Speed, Work};
 use crate::learning::{Learned, exploration, lengths, speed};
 use crate::openai::{Api, Observed, Prompt};
@@ -66,6 +70,8 @@ pub struct Ask<'a> {
     pub sequence: u64,
     /// Uniform in 0 to 1, for exploration.
     pub draw: f64,
+    /// What the request insists on; `None` for what its policy says.
+    pub constraints: Option<Constraints>,
 }
 
 /// What is expected of the answers to a prompt, before anything learnt while serving.
@@ -85,14 +91,29 @@ pub enum Verdict {
     /// Send it there.
     Decided(Box<Decision>),
     /// Answer it with an error.
-    Refused {
-        /// HTTP status.
-        status: u16,
-        /// One sentence for the client.
-        message: String,
-    },
+    Refused(Refusal),
     /// Leave it to Envoy's own route, for this reason.
     Untouched(&'static str),
+}
+
+/// An error that a request is answered with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// HTTP status.
+    pub status: u16,
+    /// Why, in one word for machines.
+    pub reason: &'static str,
+    /// One sentence for the client.
+    pub message: String,
+    /// When another attempt may succeed.
+    pub retry_after: Option<Duration>,
+}
+
+impl Refusal {
+    /// A request that is wrong, whenever it comes.
+    pub fn new(status: u16, reason: &'static str, message: impl Into<String>) -> Refusal {
+        Refusal { status, reason, message: message.into(), retry_after: None }
+    }
 }
 
 /// Where a request goes, what is expected of it there, and why.
@@ -148,8 +169,16 @@ pub struct Decision {
     pub score: f64,
     /// How many candidates were scored.
     pub candidates: usize,
-    /// SLOs and budgets that had to be given up.
+    /// Constraints that had to be given up.
     pub relaxed: Vec<Constraint>,
+    /// Whether every candidate is saturated.
+    pub saturated: bool,
+    /// What the request may spend.
+    pub budget: Budget,
+    /// The limit of each answer's tokens that the budget demands, where the client's own is not as low.
+    pub max_tokens: Option<u32>,
+    /// Whether the prompt alone uses the budget up.
+    pub prompt_exhausts_budget: bool,
 }
 
 impl Decision {
@@ -163,16 +192,15 @@ impl Decision {
         self.prompt_tokens.saturating_sub(self.cached_tokens)
     }
 
-    /// What its instance holds once it has served the request; `None` where nothing is generated.
-    pub fn placement(&self, keys: &Keys, now: Duration) -> Option<Placement> {
-        let Decision { instance, prompt_tokens, cached_tokens, output_tokens, .. } = *self;
-        self.generates().then(|| keys.placement(instance, prompt_tokens, cached_tokens, output_tokens, now))
-    }
-
     /// What a response teaches about the length of the model's answers: nothing, if it is not whole or reports an error.
     pub fn lesson(&self, seen: &Observed) -> Option<lengths::Lesson> {
         let usage = seen.usage.filter(|_| seen.ended && !seen.error_event)?;
         self.expectation?.lesson(usage.completion_tokens, seen.cut_short)
+    }
+
+    /// Whether the request has used its budget up with this cost, or was cut where the budget ends.
+    pub fn exhausts_budget(&self, usd: f64, seen: &Observed) -> bool {
+        spending::is_exhausted(&self.budget, usd) || (self.max_tokens.is_some() && seen.cut_short)
     }
 
     /// What a whole, successful response teaches about the speed of its pool, if it has one answer to one prompt.
@@ -261,7 +289,11 @@ impl Router {
             .collect();
         let prompt_tokens = candidates::prompt_tokens(ask.prompt);
         let candidates = self.candidates(ask, &models, &estimates, prompt_tokens, loads, learned);
-        let admitted = admission::admit(candidates, &policy.slo, &policy.budget);
+        let entrants = self.admit((ask, policy), candidates, &estimates, prompt_tokens, loads, learned);
+        let Entrants { admitted, saturated } = match entrants {
+            Ok(entrants) => entrants,
+            Err(refusal) => return Verdict::Refused(refusal),
+        };
         let scores = score::scores(&admitted.candidates, policy, &self.references, ask.sequence);
         let order = score::rank(&admitted.candidates, &scores, policy.objective);
         let model_of = |i: &usize| Some(self.config.fleet.pool_of(admitted.candidates.get(*i)?.instance)?.1.model);
@@ -280,7 +312,10 @@ impl Router {
         let (Some(estimate), Some((unlearned, predicted))) = (estimates.get(model), unlearned.get(model)) else {
             return Verdict::Untouched("no_candidate");
         };
-        let answer = self.answer(ask, pool);
+        let answer = self.answer(ask, pool, prompt_tokens);
+        let max_tokens = admitting::cap(ask.prompt, answer.left(), prompt_tokens, pool.limits.max_model_len);
+        let budget = self.constraints(ask).budget;
+        let prompt_usd = self.config.fleet.model_of(pool).map_or(0.0, |m| prompt_tokens * m.tariff.usd_per_input_token);
         let cached_tokens = ask.held.cached_tokens(chosen.instance, prompt_tokens);
         let work = Work { cached_tokens, ..answer.work(prompt_tokens, estimate) };
         let adapter = self.adapter(ask.prompt);
@@ -307,7 +342,7 @@ impl Router {
             expectation: answer.is_one().then_some(lengths::Expectation {
                 model,
                 output_tokens: unlearned.output_tokens,
-                max_tokens: ask.prompt.max_tokens,
+                max_tokens: max_tokens.or(ask.prompt.max_tokens),
             }),
             quality: chosen.quality,
             quality_sd: estimate.quality_sd,
@@ -322,6 +357,10 @@ impl Router {
             score,
             candidates: admitted.candidates.len(),
             relaxed: admitted.relaxed,
+            saturated,
+            budget,
+            max_tokens,
+            prompt_exhausts_budget: spending::is_exhausted(&budget, prompt_usd),
         }))
     }
 
@@ -333,22 +372,6 @@ impl Router {
             familiarity: prediction.as_ref().map(|p| p.familiarity),
             prototype: prediction.as_ref().map(|p| p.prototype),
         }
-    }
-
-    /// The names under which what a request leaves on its instance is remembered; `session` is what its session header says.
-    pub fn keys(&self, api: Api, prompt: &Prompt, session: Option<&str>) -> Keys {
-        let prefix = Some(&prompt.prefix).filter(|_| self.config.affinity.prefix);
-        Keys::new(prefix, api as u64, session, self.adapter(prompt))
-    }
-
-    /// What the instances hold of what a request needs.
-    pub fn recall(&self, memory: &Memory, keys: &Keys, prompt: &Prompt, now: Duration) -> Recall {
-        memory.recall(keys, candidates::prompt_tokens(prompt), now)
-    }
-
-    /// The adapter that a request asks for.
-    fn adapter<'a>(&self, prompt: &'a Prompt) -> Option<&'a str> {
-        prompt.model.as_deref().filter(|name| self.config.fleet.model_with_adapter(name).is_some())
     }
 
     /// Models that may answer: one by name, or all of the API's kind.
@@ -369,10 +392,17 @@ impl Router {
             Some(model) if fleet.models.get(model).is_some_and(|m| m.kind == kind) => Ok(vec![model]),
             Some(_) => {
                 let use_ = if kind == ModelKind::Embed { "embeddings" } else { "text generation" };
-                Err(Verdict::Refused { status: 404, message: format!("The model `{name}` does not serve {use_}.") })
+                Err(Verdict::Refused(Refusal::new(
+                    404,
+                    "wrong_kind",
+                    format!("The model `{name}` does not serve {use_}."),
+                )))
             }
             None if self.config.unknown_model == UnknownModel::PassThrough => Err(Verdict::Untouched("unknown_model")),
-            None => Err(Verdict::Refused { status: 404, message: format!("The model `{name}` does not exist.") }),
+            None => {
+                let message = format!("The model `{name}` does not exist.");
+                Err(Verdict::Refused(Refusal::new(404, "unknown_model", message)))
+            }
         }
     }
 

@@ -11,10 +11,11 @@ use crate::filter::host;
 use crate::filter::serving::Serving;
 use crate::filter::stream::{Phase, Stream};
 use crate::filter::worker::Worker;
+use crate::fleet::Constraints;
 use crate::names;
-use crate::openai::{Api, Prompt, RequestScan};
+use crate::openai::{Api, Patch, Prompt, RequestScan};
 use crate::reckoning::Dispatch;
-use crate::router::{Ask, Decision, Verdict};
+use crate::router::{Ask, Decision, Refusal, Verdict};
 
 /// A request whose body comes.
 pub(super) struct Reading {
@@ -27,6 +28,10 @@ pub(super) struct Reading {
     pub(super) content_length: Option<u64>,
     /// What the session header says.
     pub(super) session: Option<String>,
+    /// Under which names what it leaves behind is remembered.
+    pub(super) keys: Keys,
+    /// What the request insists on by its headers.
+    constraints: Option<Constraints>,
 }
 
 impl Stream {
@@ -45,6 +50,11 @@ impl Stream {
             return self.leave("encoded_body");
         }
         let policy = self.worker.with(|w| Stream::policy(w)).unwrap_or_default();
+        let constraints = match self.worker.with(|w| w.router.header_constraints(policy, take_header)) {
+            Some(Err(refusal)) => return self.refuse(Some(api), &refusal),
+            Some(Ok(constraints)) => constraints,
+            None => None,
+        };
         let content_length =
             host::header(MapType::HttpRequestHeaders, "content-length").and_then(|v| v.trim().parse().ok());
         let session = self.worker.with(|w| {
@@ -60,6 +70,8 @@ impl Stream {
             scan_time: Duration::ZERO,
             content_length,
             session: session.flatten(),
+            keys: Keys::default(),
+            constraints,
         };
         if end_of_stream {
             return self.decide(reading, true, 0);
@@ -73,13 +85,13 @@ impl Stream {
         let prompt = if whole {
             match reading.scan.finish() {
                 Ok(prompt) => prompt,
-                Err(error) => return self.refuse(Some(api), 400, &error.to_string()),
+                Err(error) => return self.refuse(Some(api), &Refusal::new(400, "body", error.to_string())),
             }
         } else {
             let prompt = reading.scan.so_far();
             if prompt.model.is_none() {
                 let message = "The request body is too large to be read whole, and `model` is not near its start.";
-                return self.refuse(Some(api), 413, message);
+                return self.refuse(Some(api), &Refusal::new(413, "too_large", message));
             }
             prompt
         };
@@ -87,9 +99,10 @@ impl Stream {
         match worker.with(|w| route(w, &reading, &prompt)) {
             None => self.leave("busy"),
             Some((Verdict::Untouched(reason), ..)) => self.leave(reason),
-            Some((Verdict::Refused { status, message }, ..)) => self.refuse(Some(api), status, &message),
+            Some((Verdict::Refused(refusal), ..)) => self.refuse(Some(api), &refusal),
             Some((Verdict::Decided(decision), keys, timing)) => {
-                worker.with(|w| self.dispatch(w, reading, &prompt, *decision, keys, timing, buffered));
+                reading.keys = keys;
+                worker.with(|w| self.dispatch(w, reading, &prompt, *decision, timing, buffered));
                 Action::Continue
             }
         }
@@ -102,7 +115,6 @@ impl Stream {
         reading: Reading,
         prompt: &Prompt,
         decision: Decision,
-        keys: Keys,
         mut timing: Timing,
         buffered: usize,
     ) {
@@ -113,7 +125,8 @@ impl Stream {
         let endpoints: Vec<&str> =
             std::iter::once(&decision.instance).chain(&decision.fallbacks).filter_map(address).collect();
         let served_model = decision.adapter.as_ref().unwrap_or(&pool.served_model);
-        patch_body(prompt, served_model, buffered, reading.content_length);
+        let patches = prompt.patches(reading.api, served_model, decision.max_tokens);
+        patch_body(&patches, buffered, reading.content_length);
         direct(&pool.cluster, &endpoints.join(","));
         timing.patch = host::now().saturating_sub(now);
         let entry = Entry::new(reading.api, config, reading.policy, prompt, &decision, timing);
@@ -131,10 +144,10 @@ impl Stream {
             output_tokens: decision.output_tokens,
         };
         worker.dispatch(&dispatch, now);
-        if let Some(placement) = decision.placement(&keys, now) {
+        if let Some(placement) = decision.placement(&reading.keys, now) {
             worker.placements.place(placement);
         }
-        let serving = Serving::new(reading.api, reading.started, decision, dispatch, keys, entry, decision_us);
+        let serving = Serving::new(reading.api, reading.started, decision, dispatch, reading.keys, entry, decision_us);
         self.phase = Phase::Serving(Box::new(serving));
     }
 }
@@ -142,13 +155,22 @@ impl Stream {
 /// Asks the router, and says how long it took.
 fn route(worker: &mut Worker, reading: &Reading, prompt: &Prompt) -> (Verdict, Keys, Timing) {
     let asked_at = host::now();
-    let (loads, sequence) = worker.loads(asked_at);
+    let load_draw = worker.learner.draw();
+    let (loads, sequence) = worker.loads(asked_at, load_draw);
     let holder = prompt.previous_response_id.as_deref().and_then(|id| worker.holder(id));
     let draw = worker.learner.draw();
     let keys = worker.router.keys(reading.api, prompt, reading.session.as_deref());
     let recall = worker.router.recall(&worker.placements.memory, &keys, prompt, asked_at);
-    let held = recall.held();
-    let ask = Ask { api: reading.api, prompt, policy: reading.policy, holder, held, sequence, draw };
+    let ask = Ask {
+        api: reading.api,
+        prompt,
+        policy: reading.policy,
+        holder,
+        held: recall.held(),
+        sequence,
+        draw,
+        constraints: reading.constraints,
+    };
     let verdict = worker.router.route(&ask, loads.as_deref(), worker.learner.learned());
     let timing =
         Timing { scan: reading.scan_time, decision: host::now().saturating_sub(asked_at), patch: Duration::ZERO };
@@ -163,25 +185,40 @@ pub(super) fn direct(cluster: &str, endpoints: &str) {
     host::clear_route_cache();
 }
 
-/// Rewrites `model`. The host replaces a buffer's beginning only, so what stands before the name is written again with it.
-fn patch_body(prompt: &Prompt, served_model: &str, buffered: usize, content_length: Option<u64>) {
-    let Some(patch) = prompt.patch_model(served_model) else { return };
-    let (Ok(start), Ok(end)) = (usize::try_from(patch.replace.start), usize::try_from(patch.replace.end)) else {
-        return;
-    };
-    if end > buffered || start > end {
-        return;
+/// A request header's value. One that only this filter reads is removed.
+fn take_header(name: &str) -> Option<String> {
+    let value = host::header(MapType::HttpRequestHeaders, name)?;
+    if name.starts_with(names::OWN_HEADERS) {
+        host::set_header(MapType::HttpRequestHeaders, name, None);
     }
-    let mut beginning = host::buffer(BufferType::HttpRequestBody, 0, start);
-    if beginning.len() != start {
-        return;
+    Some(value)
+}
+
+/// Applies patches, which come in the body's order. The host replaces a buffer's beginning only, so what stands before the last
+/// one is written again with it.
+fn patch_body(patches: &[Patch], buffered: usize, content_length: Option<u64>) {
+    let mut beginning = Vec::new();
+    let mut done = 0;
+    for patch in patches {
+        let (Ok(start), Ok(end)) = (usize::try_from(patch.replace.start), usize::try_from(patch.replace.end)) else {
+            return;
+        };
+        if start < done || end < start || end > buffered {
+            return;
+        }
+        let kept = host::buffer(BufferType::HttpRequestBody, done, start - done);
+        if kept.len() != start - done {
+            return;
+        }
+        beginning.extend_from_slice(&kept);
+        beginning.extend_from_slice(patch.with.as_bytes());
+        done = end;
     }
-    beginning.extend_from_slice(patch.with.as_bytes());
-    if hostcalls::set_buffer(BufferType::HttpRequestBody, 0, end, &beginning).is_err() {
+    if patches.is_empty() || hostcalls::set_buffer(BufferType::HttpRequestBody, 0, done, &beginning).is_err() {
         return;
     }
     if let Some(length) = content_length {
-        let length = length.saturating_add(patch.with.len() as u64).saturating_sub((end - start) as u64);
+        let length = length.saturating_add(beginning.len() as u64).saturating_sub(done as u64);
         host::set_header(MapType::HttpRequestHeaders, "content-length", Some(&length.to_string()));
     }
 }

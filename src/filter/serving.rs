@@ -85,6 +85,9 @@ impl Serving {
         }
         set(names::RUNG_RESPONSE_HEADER, self.decision.rung.name());
         set(names::DECISION_US_RESPONSE_HEADER, &self.decision_us.to_string());
+        if self.decision.prompt_exhausts_budget {
+            set(names::BUDGET_EXHAUSTED_RESPONSE_HEADER, "true");
+        }
         let Some(upstream) = upstream else { return };
         if config.expose_endpoint {
             set(names::ENDPOINT_RESPONSE_HEADER, &upstream);

@@ -1,6 +1,10 @@
 //! What a request's body fixes, and a bounded window of its text, in one linear pass.
 
-use std::{fmt, ops::Range};
+mod body_error;
+
+use std::ops::Range;
+
+pub use body_error::BodyError;
 
 use super::{
     Api,
@@ -27,6 +31,9 @@ pub struct Prompt {
     pub include_usage: bool,
     /// The limit of generated tokens that this API reads: `max_completion_tokens` or `max_tokens`, or `max_output_tokens`.
     pub max_tokens: Option<u32>,
+    /// Where the values of the fields that limit generated tokens stand, the last of each: `max_completion_tokens`, and
+    /// `max_tokens` or `max_output_tokens`. None where the value is neither a limit nor null.
+    pub limit_spans: [Option<Range<u64>>; 2],
     /// Answers per prompt, at least 1.
     pub n: u32,
     /// The earlier response that this one continues; only the instance that made it knows it.
@@ -47,26 +54,6 @@ pub struct Prompt {
     pub has_input: bool,
     /// Bytes of the body that were scanned.
     pub bytes: u64,
-}
-
-/// Why a body cannot be routed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BodyError {
-    /// No body, or white space only.
-    Empty,
-    /// Not JSON.
-    InvalidJson {
-        /// The first byte that cannot be part of any JSON, or the body's length if it ends too early.
-        offset: u64,
-    },
-    /// JSON, but no object.
-    NotAnObject,
-    /// Objects and arrays nested deeper than 512.
-    TooDeep,
-    /// This field has a type that the API does not know.
-    WrongType(&'static str),
-    /// This field holds the prompt, and is missing or empty.
-    MissingInput(&'static str),
 }
 
 /// Replaces a range of the body's bytes.
@@ -215,20 +202,39 @@ fn input_field(api: Api) -> &'static str {
 // === impl Prompt ===
 
 impl Prompt {
-    /// The patch that makes the body name the model `served`; None if it does so already, or if no object has begun.
-    pub fn patch_model(&self, served: &str) -> Option<Patch> {
-        if self.model.as_deref() == Some(served) {
-            return None;
+    /// The patches, in the body's order, that make it name the model `served` and limit its answer to so many tokens. None
+    /// where it does so already, or where no object has begun.
+    pub fn patches(&self, api: Api, served: &str, max_tokens: Option<u32>) -> Vec<Patch> {
+        let mut patches = Vec::new();
+        let mut fields = Vec::new();
+        let model = (self.model.as_deref() != Some(served)).then(|| serde_json::Value::from(served).to_string());
+        match (model, &self.model_span) {
+            (Some(with), Some(span)) => patches.push(Patch { replace: span.clone(), with }),
+            (Some(with), None) => fields.push(format!("\"model\":{with}")),
+            (None, _) => {}
         }
-        let value = serde_json::Value::from(served);
-        match (&self.model_span, self.insert_at) {
-            (Some(span), _) => Some(Patch { replace: span.clone(), with: value.to_string() }),
-            (None, Some(at)) => {
-                let comma = if self.empty_object { "" } else { "," };
-                Some(Patch { replace: at..at, with: format!("\"model\":{value}{comma}") })
+        let limits = max_tokens.map(|limit| (limit, self.limit_spans.iter().flatten()));
+        if let Some((limit, spans)) = limits {
+            let before = patches.len();
+            patches.extend(spans.map(|span| Patch { replace: span.clone(), with: limit.to_string() }));
+            if patches.len() == before {
+                fields.push(format!("\"{}\":{limit}", limit_field(api)));
             }
-            (None, None) => None,
         }
+        if let Some(at) = self.insert_at.filter(|_| !fields.is_empty()) {
+            let comma = if self.empty_object { "" } else { "," };
+            patches.push(Patch { replace: at..at, with: fields.join(",") + comma });
+        }
+        patches.sort_by_key(|patch| patch.replace.start);
+        patches
+    }
+}
+
+/// The field that limits generated tokens in every server of this API.
+fn limit_field(api: Api) -> &'static str {
+    match api {
+        Api::Responses => "max_output_tokens",
+        Api::ChatCompletions | Api::Completions | Api::Messages | Api::CountTokens | Api::Embeddings => "max_tokens",
     }
 }
 
@@ -244,6 +250,7 @@ impl Reading {
             stream: false,
             include_usage: false,
             max_tokens: None,
+            limit_spans: [None, None],
             n: 1,
             previous_response_id: None,
             text: TextWindow::default(),
@@ -322,13 +329,16 @@ impl Reading {
     }
 
     /// A field that fixes something; `value` is how its type was written.
-    fn fix(&mut self, value: Scalar<'_>) {
+    fn fix(&mut self, value: Scalar<'_>, span: Range<u64>) {
+        let limit = integer(value);
+        let span = (limit.is_some() || value == Scalar::Null).then_some(span);
+        let [completion_span, tokens_span] = &mut self.prompt.limit_spans;
         match self.key {
             Key::Stream => self.prompt.stream = boolean(value),
             Key::IncludeUsage => self.prompt.include_usage = boolean(value),
             Key::StreamOptions => self.prompt.include_usage = false,
-            Key::MaxTokens => self.max_tokens = integer(value),
-            Key::MaxCompletionTokens => self.max_completion_tokens = integer(value),
+            Key::MaxTokens => (self.max_tokens, *tokens_span) = (limit, span),
+            Key::MaxCompletionTokens => (self.max_completion_tokens, *completion_span) = (limit, span),
             Key::N => self.prompt.n = integer(value).unwrap_or(1).max(1),
             _ => {}
         }
@@ -507,7 +517,7 @@ impl Sink for Reading {
                 let is_id = !kept.text.is_empty() && !kept.cut;
                 self.prompt.previous_response_id = is_id.then(|| kept.text.to_owned());
             }
-            (Some(Place::Body | Place::StreamOptions), _) => self.fix(lenient(kept.text)),
+            (Some(Place::Body | Place::StreamOptions), _) => self.fix(lenient(kept.text), span),
             (Some(Place::Message), Key::Role) => {
                 self.prompt.prefix.mark(Mark::Role);
                 self.prompt.prefix.push(kept.text.as_bytes());
@@ -534,7 +544,7 @@ impl Sink for Reading {
             }
             (Some(Place::Body), Key::PreviousResponseId) => self.prompt.previous_response_id = None,
             (Some(Place::Body), Key::Messages | Key::Prompts) => self.begin_input(scalar != Scalar::Null),
-            (Some(Place::Body | Place::StreamOptions), _) => self.fix(scalar),
+            (Some(Place::Body | Place::StreamOptions), _) => self.fix(scalar, span),
             (Some(Place::Messages), _) => self.prompt.has_input = true,
             (Some(Place::Prompts | Place::TokenIds), _) => {
                 self.prompt.has_input = true;
@@ -566,25 +576,6 @@ fn integer(value: Scalar<'_>) -> Option<u32> {
     let number: f64 = text.trim().parse().ok()?;
     (number >= 0.0 && number.fract() == 0.0).then_some(number as u32)
 }
-
-// === impl BodyError ===
-
-impl fmt::Display for BodyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            BodyError::Empty => write!(f, "The request has no body."),
-            BodyError::InvalidJson { offset } => {
-                write!(f, "The body is not valid JSON: unexpected byte or end at {offset}.")
-            }
-            BodyError::NotAnObject => write!(f, "The body must be a JSON object."),
-            BodyError::TooDeep => write!(f, "The body is nested too deeply."),
-            BodyError::WrongType(field) => write!(f, "The field '{field}' has the wrong type."),
-            BodyError::MissingInput(field) => write!(f, "The field '{field}' is missing or empty."),
-        }
-    }
-}
-
-impl std::error::Error for BodyError {}
 
 #[cfg(test)]
 mod tests;
