@@ -16,7 +16,6 @@ fn candidate(instance: usize, ttft_seconds: f64, e2e_seconds: f64) -> Candidate 
         e2e_seconds,
         delay_seconds: 0.0,
         usd: 1e-5,
-        usd_p80: 1e-5,
         in_flight: 0.0,
         last_dispatch: Duration::ZERO,
     }

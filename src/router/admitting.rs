@@ -140,7 +140,8 @@ pub(super) fn cap(prompt: &Prompt, left: Option<u32>, prompt_tokens: f64, max_mo
 }
 
 fn missed_refusal(missed: &Missed, constraints: &Constraints) -> Refusal {
-    let milliseconds = |limit: Option<Duration>| limit.unwrap_or_default().as_secs_f64() * 1e3;
+    // To the microsecond.
+    let milliseconds = |limit: Option<Duration>| (limit.unwrap_or_default().as_secs_f64() * 1e6).round() / 1e3;
     let message = match missed.constraint {
         Constraint::Ttft => {
             format!("No instance is expected to send the first token within {} ms.", milliseconds(constraints.slo.ttft))

@@ -41,7 +41,7 @@ impl Router {
             let (output_tokens, output_tokens_p80) =
                 (answer.tokens(estimate.output_tokens), answer.tokens(estimate.output_tokens_p80));
             let tariff = &model.tariff;
-            let usd = |output: f64| prompt_tokens * tariff.usd_per_input_token + output * tariff.usd_per_output_token;
+            let usd = prompt_tokens * tariff.usd_per_input_token + output_tokens * tariff.usd_per_output_token;
             let speed = learned.speed(instance.pool).unwrap_or(&unknown);
             let work = Work {
                 cached_tokens: ask.held.cached_tokens(i, prompt_tokens),
@@ -60,8 +60,7 @@ impl Router {
                 tpot_seconds: forecast.tpot,
                 e2e_seconds: forecast.e2e,
                 delay_seconds: latency::delay_seconds(&pool.profile, &load, &work, speed),
-                usd: usd(output_tokens),
-                usd_p80: usd(output_tokens_p80),
+                usd,
                 in_flight: load.in_flight(),
                 last_dispatch: load.last_dispatch,
             };

@@ -261,8 +261,8 @@ mod tests {
             ("qlm", Qlm, demand(0.365, 0.0283, None), vec![0, 1]),
             ("qlm, ttft just missed", Qlm, demand(0.364, 0.0283, None), vec![0]),
             ("qlm, tpot just missed", Qlm, demand(0.365, 0.0282, None), vec![0]),
-            // (.2 + 200 * .02) * .001 = .0042.
-            ("timebill", TimeBill, demand(0.0, 0.0, Some(0.0042)), vec![0, 1]),
+            // (.2 + 200 * .02) * .001 = .0042; the third takes .0124.
+            ("timebill", TimeBill, demand(0.0, 0.0, Some(0.00421)), vec![0, 1]),
             ("timebill without a budget", TimeBill, demand(0.0, 0.0, None), vec![0, 1, 2]),
             ("nobody, no budget: all", SlosServe, demand(0.0, 0.0, None), vec![0, 1, 2]),
             ("nobody, a budget: smallest worst case", SlosServe, demand(0.0, 0.0, Some(1e-9)), vec![0]),

@@ -2,8 +2,8 @@
 //! arguments.
 //!
 //! [`simulation`] is the loop over events; [`gateway`] and [`server`] are what it moves requests between; [`workload`] says what
-//! is asked for, [`fault`] what goes wrong, [`outcome`] what became of it. [`scenarios`] draws small fleets with faults and says what must hold
-//! after them.
+//! is asked for, [`fault`] what goes wrong, [`outcome`] what became of it. [`scenarios`] draws small fleets with faults and says what must
+//! hold after them; [`filters`] are published filters to compare with.
 
 pub mod engine;
 pub mod fault;
