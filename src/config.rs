@@ -2,6 +2,7 @@
 //!
 //! Filter, demo, tests and emulated instances read the same file. Cross-references are indices afterwards, weights sum to 1.
 
+mod affinity;
 mod batching;
 mod fleet;
 mod policy;
@@ -17,6 +18,7 @@ use raw::{RawConfig, RawLearning, RawRoute};
 pub use secret::Secret;
 pub use telemetry::Telemetry;
 
+use crate::affinity::Affinity;
 use crate::fleet::{Fleet, ModelKind, Policy};
 use crate::latency::Basis;
 
@@ -97,6 +99,8 @@ pub struct Config {
     pub learning: Learning,
     /// What forecasts of a response's times rest on.
     pub latency_estimate: Basis,
+    /// What instances have kept of earlier requests.
+    pub affinity: Affinity,
     /// Load reports.
     pub telemetry: Telemetry,
     /// Largest request body that is held back until it is whole.
@@ -155,6 +159,9 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
         if fleet.model_named(name).is_some() {
             return Err(error(format!("virtual_models[{i}]"), format!("{name:?} is also the name of a model")));
         }
+        if fleet.model_with_adapter(name).is_some() {
+            return Err(error(format!("virtual_models[{i}]"), format!("{name:?} is also the name of an adapter")));
+        }
     }
     let policies = policy::check_all(&raw.policies, &fleet)?;
     let named = |field: String, name: &str| {
@@ -201,6 +208,7 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
         predictor_enabled: raw.predictor.enabled,
         learning: check_learning(raw.learning)?,
         latency_estimate: raw.latency.estimate,
+        affinity: affinity::check(raw.affinity)?,
         telemetry,
         max_buffered_bytes: raw.request.max_buffered_bytes,
         expose_endpoint: raw.response.expose_endpoint,

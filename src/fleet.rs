@@ -37,6 +37,8 @@ pub struct Model {
     pub quality_prior: f64,
     /// Median output tokens, used when there is no prediction.
     pub output_tokens_prior: f64,
+    /// LoRA adapters that its instances serve, as clients call them.
+    pub adapters: Vec<String>,
 }
 
 /// How fast one instance of a pool works, measured without queueing.
@@ -117,6 +119,11 @@ impl Fleet {
     /// The index of a model by the name that clients use.
     pub fn model_named(&self, name: &str) -> Option<usize> {
         self.models.iter().position(|m| m.name == name)
+    }
+
+    /// The index of the model that an adapter belongs to, by the adapter's name.
+    pub fn model_with_adapter(&self, name: &str) -> Option<usize> {
+        self.models.iter().position(|m| m.adapters.iter().any(|a| a == name))
     }
 
     /// The index of an instance by its address.

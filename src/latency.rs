@@ -75,6 +75,16 @@ pub struct Forecast {
 }
 
 impl Forecast {
+    /// The same, if the instance has something else to do first.
+    pub fn after(self, seconds: f64) -> Forecast {
+        Forecast {
+            ttft: self.ttft + seconds,
+            e2e: self.e2e + seconds,
+            uncorrected_ttft: self.uncorrected_ttft + seconds,
+            ..self
+        }
+    }
+
     /// Seconds to the last of so many tokens.
     pub fn e2e_of(&self, output_tokens: f64) -> f64 {
         self.ttft + self.tpot * (output_tokens - 1.0).max(0.0)

@@ -14,6 +14,8 @@
 
 #[path = "envoy/admission.rs"]
 mod admission;
+#[path = "envoy/affinity.rs"]
+mod affinity;
 #[path = "envoy/batching.rs"]
 mod batching;
 #[path = "envoy/faults.rs"]
@@ -40,7 +42,7 @@ use std::sync::Arc;
 use harness::{Gateway, Setup, Stage};
 use libtest_mimic::{Arguments, Trial};
 use scenarios::{APIS, NAMES, PASSED, REFUSED, Served, is_passed, is_refused, is_served};
-use setups::{ADMISSION, BATCHING, BYPASSED, LEAN, LEARNING, REFERENCE, STATIC, UNTOUCHED};
+use setups::{ADMISSION, AFFINITY, BATCHING, BYPASSED, LEAN, LEARNING, REFERENCE, STATIC, UNTOUCHED};
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -133,6 +135,13 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "a client may leave while its request waits" => batching::client_leaves,
         "a request that its batch refuses is answered" => batching::refused,
         "a request that waits is served while its listener drains" => batching::drained,
+    ));
+    trials.extend(scenarios!(&AFFINITY,
+        "a long prefix goes to the instance that has it, whichever worker decides" => affinity::prefix,
+        "the log says how much of a prompt was cached" => affinity::cached_tokens,
+        "an instance that has the prefix and a load is left alone" => affinity::loaded_holder,
+        "a session stays where it is" => affinity::session,
+        "an adapter is asked for by its name and found where it is loaded" => affinity::adapter,
     ));
     trials.extend(APIS.iter().take(2).map(|row| served(&STATIC, "static", row)));
     trials.extend(scenarios!(&STATIC,

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::affinity::RawAffinity;
 use super::fleet::{RawModel, RawPool};
 use super::policy::RawPolicy;
 use super::telemetry::RawTelemetry;
@@ -26,6 +27,8 @@ pub(super) struct RawConfig {
     pub(super) learning: RawLearning,
     #[serde(default)]
     pub(super) latency: RawLatency,
+    #[serde(default)]
+    pub(super) affinity: RawAffinity,
     #[serde(default)]
     pub(super) telemetry: RawTelemetry,
     #[serde(default)]

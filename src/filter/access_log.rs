@@ -53,6 +53,7 @@ pub(super) struct Entry {
     predicted_e2e_ms: f64,
     predicted_usd: f64,
     estimated_prompt_tokens: u64,
+    estimated_cached_tokens: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     response: Option<Response>,
 }
@@ -62,6 +63,9 @@ struct Response {
     ttft_ms: Option<f64>,
     e2e_ms: f64,
     prompt_tokens: Option<u64>,
+    /// Absent where the server does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cached_tokens: Option<u64>,
     completion_tokens: u64,
     /// True when the response had no usage and its events were counted instead.
     estimated: bool,
@@ -136,6 +140,7 @@ impl Entry {
             predicted_e2e_ms: ms(decision.forecast.e2e),
             predicted_usd: decision.usd,
             estimated_prompt_tokens: decision.prompt_tokens,
+            estimated_cached_tokens: decision.cached_tokens,
             response: None,
         }
     }
@@ -165,6 +170,7 @@ impl Entry {
             ttft_ms: ttft.map(|ttft| ms(ttft.as_secs_f64())),
             e2e_ms: ms(e2e.as_secs_f64()),
             prompt_tokens,
+            cached_tokens: seen.usage.as_ref().and_then(|u| u.cached_tokens),
             completion_tokens,
             estimated: seen.usage.is_none(),
             error_event: seen.error_event,

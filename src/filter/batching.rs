@@ -124,12 +124,13 @@ fn decide(worker: &mut Worker, policy: usize) -> Option<Vec<Decided>> {
     if !batcher.due(now, now.saturating_add(LOOK), workers) {
         return None;
     }
-    let batch = batcher.take(workers);
+    let mut batch = batcher.take(workers);
     let draw = worker.learner.draw();
     let (loads, sequence) = worker.loads(now, draw);
     if let (Some(loads), Some(batcher)) = (&loads, worker.batchers.get_mut(policy)?) {
         batcher.adapt(assign::queueing_share(loads));
     }
+    batch.iter_mut().for_each(|w| w.request.pending.recall(worker, now));
     let asked = batch.iter().map(|w| (w.request.pending.ask(worker, sequence), &w.request.outlook)).collect();
     let assigned = assign::assign(&worker.router, asked, loads, worker.learner.learned(), now);
     let decision = host::now().saturating_sub(now);

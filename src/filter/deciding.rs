@@ -5,6 +5,7 @@ use std::time::Duration;
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{Action, BufferType, MapType};
 
+use crate::affinity::{Keys, Recall};
 use crate::filter::access_log::{Entry, Timing};
 use crate::filter::host;
 use crate::filter::serving::Serving;
@@ -24,6 +25,10 @@ pub(super) struct Reading {
     pub(super) started: Duration,
     pub(super) scan_time: Duration,
     pub(super) content_length: Option<u64>,
+    /// What the session header says.
+    pub(super) session: Option<String>,
+    /// Under which names what it leaves behind is remembered.
+    pub(super) keys: Keys,
     /// What the request insists on by its headers.
     constraints: Option<Constraints>,
 }
@@ -34,9 +39,18 @@ pub(super) struct Pending {
     pub(super) prompt: Prompt,
     /// Bytes of the body that are in the host's buffer.
     buffered: usize,
+    /// What instances have kept of what it needs.
+    recall: Recall,
 }
 
 impl Pending {
+    /// Looks up what instances have kept of what the request needs.
+    pub(super) fn recall(&mut self, worker: &Worker, now: Duration) {
+        let Pending { reading, prompt, .. } = self;
+        reading.keys = worker.router.keys(reading.api, prompt, reading.session.as_deref());
+        self.recall = worker.router.recall(&worker.placements.memory, &reading.keys, prompt, now);
+    }
+
     /// The question to the router. `sequence` is how many requests were sent before.
     pub(super) fn ask(&self, worker: &mut Worker, sequence: u64) -> Ask<'_> {
         let Pending { reading, prompt, .. } = self;
@@ -46,6 +60,7 @@ impl Pending {
             prompt,
             policy: reading.policy,
             holder,
+            held: self.recall.held(),
             sequence,
             draw: worker.learner.draw(),
             constraints: reading.constraints,
@@ -76,6 +91,10 @@ impl Stream {
         };
         let content_length =
             host::header(MapType::HttpRequestHeaders, "content-length").and_then(|v| v.trim().parse().ok());
+        let session = self.worker.with(|w| {
+            let header = w.router.config().affinity.session_header.as_deref()?;
+            host::header(MapType::HttpRequestHeaders, header)
+        });
         let reading = Reading {
             api,
             policy,
@@ -84,6 +103,8 @@ impl Stream {
             started: host::now(),
             scan_time: Duration::ZERO,
             content_length,
+            session: session.flatten(),
+            keys: Keys::default(),
             constraints,
         };
         if end_of_stream {
@@ -108,12 +129,12 @@ impl Stream {
             }
             prompt
         };
-        let mut pending = Some(Pending { reading, prompt, buffered });
+        let mut pending = Some(Pending { reading, prompt, buffered, recall: Recall::default() });
         if whole && let Some(action) = self.wait(&mut pending) {
             return action;
         }
-        let Some(pending) = pending else { return self.leave("busy") };
-        match self.worker.with(|w| route(w, &pending)) {
+        let Some(mut pending) = pending else { return self.leave("busy") };
+        match self.worker.with(|w| route(w, &mut pending)) {
             None => self.leave("busy"),
             Some((verdict, timing)) => self.act(pending, verdict, timing),
         }
@@ -134,18 +155,19 @@ impl Stream {
 
     /// Carries a decision out.
     fn dispatch(&mut self, worker: &mut Worker, pending: Pending, decision: Decision, mut timing: Timing) {
-        let Pending { reading, prompt, buffered } = &pending;
+        let Pending { reading, prompt, buffered, .. } = pending;
         let now = host::now();
         let config = worker.router.config();
         let address = |i: &usize| config.fleet.instances.get(*i).map(|i| i.address.as_str());
         let Some(pool) = config.fleet.pools.get(decision.pool) else { return };
         let endpoints: Vec<&str> =
             std::iter::once(&decision.instance).chain(&decision.fallbacks).filter_map(address).collect();
-        let patches = prompt.patches(reading.api, &pool.served_model, decision.max_tokens);
-        patch_body(&patches, *buffered, reading.content_length);
+        let served_model = decision.adapter.as_ref().unwrap_or(&pool.served_model);
+        let patches = prompt.patches(reading.api, served_model, decision.max_tokens);
+        patch_body(&patches, buffered, reading.content_length);
         direct(&pool.cluster, &endpoints.join(","));
         timing.patch = host::now().saturating_sub(now);
-        let entry = Entry::new(reading.api, config, reading.policy, prompt, &decision, timing);
+        let entry = Entry::new(reading.api, config, reading.policy, &prompt, &decision, timing);
         entry.publish(&self.request_id);
         if decision.generates() {
             worker.remember_decision(&self.request_id, &decision);
@@ -156,16 +178,20 @@ impl Stream {
         worker.metrics.observe("routebalance.decision_us", decision_us);
         let dispatch = decision.dispatch();
         worker.dispatch(&dispatch, now);
-        let serving = Serving::new(reading.api, reading.started, decision, dispatch, entry, decision_us);
+        if let Some(placement) = decision.placement(&reading.keys, now) {
+            worker.placements.place(placement);
+        }
+        let serving = Serving::new(reading.api, reading.started, decision, dispatch, reading.keys, entry, decision_us);
         self.phase = Phase::Serving(Box::new(serving));
     }
 }
 
 /// Asks the router, and says how long it took.
-fn route(worker: &mut Worker, pending: &Pending) -> (Verdict, Timing) {
+fn route(worker: &mut Worker, pending: &mut Pending) -> (Verdict, Timing) {
     let asked_at = host::now();
     let load_draw = worker.learner.draw();
     let (loads, sequence) = worker.loads(asked_at, load_draw);
+    pending.recall(worker, asked_at);
     let ask = pending.ask(worker, sequence);
     let verdict = worker.router.route(&ask, loads.as_deref(), worker.learner.learned());
     let decision = host::now().saturating_sub(asked_at);

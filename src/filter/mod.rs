@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_types, reason = "the host's random numbers come from a hasher's state")]
 
 mod access_log;
+mod affinity;
 mod batching;
 mod debug;
 mod deciding;

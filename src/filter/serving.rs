@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use proxy_wasm::types::{BufferType, MapType};
 
+use crate::affinity::{Keys, Placement};
 use crate::filter::access_log::Entry;
 use crate::filter::host;
 use crate::filter::stream::PIECE;
@@ -22,6 +23,8 @@ pub(super) struct Serving {
     decision: Decision,
     /// Taken when the request ends, so that its counters are released exactly once.
     dispatch: Option<Dispatch>,
+    /// Under which names what it leaves behind is remembered.
+    keys: Keys,
     entry: Entry,
     decision_us: u64,
     response: Option<ResponseScan>,
@@ -42,6 +45,7 @@ impl Serving {
         started: Duration,
         decision: Decision,
         dispatch: Dispatch,
+        keys: Keys,
         entry: Entry,
         decision_us: u64,
     ) -> Serving {
@@ -51,6 +55,7 @@ impl Serving {
             sent: host::now(),
             decision,
             dispatch: Some(dispatch),
+            keys,
             entry,
             decision_us,
             response: None,
@@ -94,7 +99,11 @@ impl Serving {
             self.moved = true;
             self.entry.moved(&upstream);
             worker.metrics.count("routebalance.served_by_fallback");
-            worker.move_to(dispatch, instance, host::now());
+            let now = host::now();
+            worker.move_to(dispatch, instance, now);
+            if let Some(placement) = self.decision.placement(&self.keys, now) {
+                worker.placements.place(Placement { instance, ..placement });
+            }
         }
     }
 
@@ -138,6 +147,10 @@ impl Serving {
         self.entry.publish(request_id);
         if !self.succeeded {
             return;
+        }
+        if let (Some(usage), Some(dispatch)) = (seen.usage, self.dispatch.as_ref()) {
+            let held_tokens = usage.prompt_tokens.saturating_add(usage.completion_tokens);
+            worker.placements.answered(&self.keys, dispatch.instance, held_tokens, now);
         }
         if let Some(lesson) = self.decision.lesson(seen) {
             worker.learner.learn_length(&lesson);

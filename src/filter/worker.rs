@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::assign::Batcher;
 use crate::config::Drill;
+use crate::filter::affinity::Placements;
 use crate::filter::batching::Held;
 use crate::filter::host;
 use crate::filter::learner::{Learner, Scored};
@@ -21,6 +22,7 @@ pub(super) struct Worker {
     pub(super) router: Router,
     pub(super) metrics: host::Metrics,
     pub(super) learner: Learner,
+    pub(super) placements: Placements,
     fingerprint: u64,
     /// Random, so that VMs can tell each other apart.
     owner: u64,
@@ -70,6 +72,7 @@ impl Worker {
         let batchers = router.config().policies.iter().map(|p| p.batching.map(Batcher::new)).collect();
         Worker {
             learner: Learner::new(&router, owner),
+            placements: Placements::new(&router),
             router,
             metrics: host::Metrics::default(),
             fingerprint,
@@ -126,6 +129,7 @@ impl Worker {
                 self.slot = slot;
                 self.unwritten = true;
                 self.learner.settle(slot);
+                self.placements.settle(slot);
             }
             break;
         }
@@ -180,9 +184,10 @@ impl Worker {
         host::set_shared(shared::REPORTS_KEY, &shared::encode_reports(&self.reports, self.fingerprint), None);
     }
 
-    /// Exchanges what was learnt with the other workers.
+    /// Exchanges what was learnt, and what was placed where, with the other workers.
     pub(super) fn exchange_learnt(&mut self) {
         self.learner.exchange(self.slots_in_use);
+        self.placements.exchange(self.slots_in_use);
     }
 
     /// A request that its client may score: remembers what a feedback needs to know of the decision.

@@ -24,6 +24,7 @@ impl Router {
     ) -> Vec<Candidate> {
         let fleet = &self.config.fleet;
         let unknown = Speed::default();
+        let adapter = self.adapter(ask.prompt);
         let holder = ask.holder.filter(|i| *i < fleet.instances.len());
         let (mut fitting, mut too_short, mut unreachable) = (Vec::new(), Vec::new(), Vec::new());
         for (i, instance) in fleet.instances.iter().enumerate() {
@@ -42,8 +43,12 @@ impl Router {
             let tariff = &model.tariff;
             let usd = prompt_tokens * tariff.usd_per_input_token + output_tokens * tariff.usd_per_output_token;
             let speed = learned.speed(instance.pool).unwrap_or(&unknown);
-            let work = answer.work(prompt_tokens, estimate);
+            let work = Work {
+                cached_tokens: ask.held.cached_tokens(i, prompt_tokens),
+                ..answer.work(prompt_tokens, estimate)
+            };
             let forecast = latency::forecast(&pool.profile, &pool.limits, &load, &work, speed);
+            let forecast = self.after_loading(ask, adapter, i, forecast);
             let candidate = Candidate {
                 instance: i,
                 model: pool.model,
