@@ -2,6 +2,8 @@
 //!
 //! Filter, demo, tests and emulated instances read the same file. Cross-references are indices afterwards, weights sum to 1.
 
+mod affinity;
+mod batching;
 mod discovery;
 mod fleet;
 mod policy;
@@ -18,6 +20,7 @@ use raw::{RawConfig, RawLearning, RawRoute};
 pub use secret::Secret;
 pub use telemetry::Telemetry;
 
+use crate::affinity::Affinity;
 use crate::fleet::{Fleet, ModelKind, Policy};
 use crate::latency::Basis;
 
@@ -100,6 +103,8 @@ pub struct Config {
     pub learning: Learning,
     /// What forecasts of a response's times rest on.
     pub latency_estimate: Basis,
+    /// What instances have kept of earlier requests.
+    pub affinity: Affinity,
     /// Load reports.
     pub telemetry: Telemetry,
     /// How Envoy is asked for the hosts of its clusters; `None` if it is not.
@@ -160,6 +165,9 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
         if fleet.model_named(name).is_some() {
             return Err(error(format!("virtual_models[{i}]"), format!("{name:?} is also the name of a model")));
         }
+        if fleet.model_with_adapter(name).is_some() {
+            return Err(error(format!("virtual_models[{i}]"), format!("{name:?} is also the name of an adapter")));
+        }
     }
     let policies = policy::check_all(&raw.policies, &fleet)?;
     let named = |field: String, name: &str| {
@@ -211,6 +219,7 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
         predictor_enabled: raw.predictor.enabled,
         learning: check_learning(raw.learning)?,
         latency_estimate: raw.latency.estimate,
+        affinity: affinity::check(raw.affinity)?,
         telemetry,
         discovery,
         max_buffered_bytes: raw.request.max_buffered_bytes,

@@ -1,7 +1,9 @@
 //! Vocabulary: what the fleet is made of. No behaviour beyond look-ups; everything here is checked by `config`.
 
+mod batching;
 mod constraints;
 
+pub use batching::{BatchSizing, Batching};
 pub use constraints::{Budget, Constraint, Constraints, Mode, Order, Overload, OverloadAction, Slo};
 
 /// What a model is for; a request's API decides which kind may answer it.
@@ -35,6 +37,8 @@ pub struct Model {
     pub quality_prior: f64,
     /// Median output tokens, used when there is no prediction.
     pub output_tokens_prior: f64,
+    /// LoRA adapters that its instances serve, as clients call them.
+    pub adapters: Vec<String>,
 }
 
 /// How fast one instance of a pool works, measured without queueing.
@@ -142,6 +146,11 @@ impl Fleet {
         self.models.iter().position(|m| m.name == name)
     }
 
+    /// The index of the model that an adapter belongs to, by the adapter's name.
+    pub fn model_with_adapter(&self, name: &str) -> Option<usize> {
+        self.models.iter().position(|m| m.adapters.iter().any(|a| a == name))
+    }
+
     /// The index of an instance by its address; one that is there comes before one that has gone.
     pub fn instance_at(&self, address: &str) -> Option<usize> {
         let at = |gone: bool| {
@@ -215,4 +224,6 @@ pub struct Policy {
     pub overload: Overload,
     /// Probability, 0 to 0.5, that a request goes to a model drawn by lot.
     pub exploration: f64,
+    /// How requests are batched; `None` if each is decided at once.
+    pub batching: Option<Batching>,
 }

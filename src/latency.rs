@@ -36,6 +36,10 @@ pub fn paper_seconds(profile: &LatencyProfile, limits: &Limits, load: &LoadNow, 
 /// Tokens of one step, prompts and decodes together (vLLM's `--max-num-batched-tokens` default for online serving).
 const STEP_TOKENS: f64 = 2048.0;
 
+/// Part of the prompts without a first token that is still ahead of a request: most of the time such a prompt is in the step under
+/// way, of which half is left.
+const AHEAD: f64 = 2.0 / 3.0;
+
 /// What a request makes an instance do.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Work {
@@ -71,6 +75,16 @@ pub struct Forecast {
 }
 
 impl Forecast {
+    /// The same, if the instance has something else to do first.
+    pub fn after(self, seconds: f64) -> Forecast {
+        Forecast {
+            ttft: self.ttft + seconds,
+            e2e: self.e2e + seconds,
+            uncorrected_ttft: self.uncorrected_ttft + seconds,
+            ..self
+        }
+    }
+
     /// Seconds to the last of so many tokens.
     pub fn e2e_of(&self, output_tokens: f64) -> f64 {
         self.ttft + self.tpot * (output_tokens - 1.0).max(0.0)
@@ -83,8 +97,9 @@ impl Forecast {
 /// first token comes at the end of the step that ends its prompt. So
 ///
 /// - `TTFT = overhead + prefill of the prompts ahead and of this one + steps step(b)`, where `steps` are half a step (what is left
-///   of the one under way, if there is one), those that the prompts need at [`STEP_TOKENS`] a step, and on a full instance those
-///   until the queue has drained: one place is free every `L / b` steps, `L` the mean answer's tokens;
+///   of the one under way, if there is one), those that the prompts need at `STEP_TOKENS` a step, and on an instance without a slot
+///   or KV those until the queue has drained: a place comes free every `L / b` steps, `L` the mean answer's tokens. Ahead are
+///   two thirds of the prompts without a first token, and those that come before the step under way ends;
 /// - `TPOT = step(b) + (b + 1) P / L prefill per token`: in a steady batch each sequence is followed by another one after `L` steps,
 ///   whose prompt of `P` tokens the rest has to wait for;
 /// - `E2E = TTFT + (tokens - 1) TPOT`.
@@ -95,19 +110,22 @@ pub fn forecast(profile: &LatencyProfile, limits: &Limits, load: &LoadNow, work:
         .unwrap_or(Traffic { prompt_tokens: work.prompt_tokens, output_tokens: work.output_tokens.max(1.0) });
     let own = (work.prompt_tokens - work.cached_tokens).max(0.0);
     let running = load.running.max(0.0);
-    let waiting = load.waiting.max(0.0);
-    let slots = f64::from(limits.max_running);
 
+    let waiting = load.waiting.max(0.0);
     let behind = behind(limits, load, work, &traffic);
     let drain_steps = behind * traffic.output_tokens / running.max(1.0);
-    let ahead = load.pending_prompt_tokens.max(behind * traffic.prompt_tokens);
+    let rest = 0.5 * running.min(1.0);
+    let arriving = rest * running * traffic.prompt_tokens / traffic.output_tokens;
+    let ahead = (AHEAD * load.pending_prompt_tokens).max(behind.min(waiting) * traffic.prompt_tokens) + arriving;
     let prefill_tokens = ahead + own;
     let prefill_steps = (prefill_tokens / (STEP_TOKENS - running).max(1.0)).ceil().max(1.0);
-    let steps = 0.5 * running.min(1.0) + prefill_steps + drain_steps;
+    let steps = rest + prefill_steps + drain_steps;
     let step = |others: f64| pace.step + pace.step_per_running * others;
     let uncorrected_ttft = pace.overhead + prefill_tokens * pace.prompt_token + steps * step(running);
 
-    let batch = (running + waiting).min(slots - 1.0).max(0.0);
+    // Behind a queue, the batch stays as large as it is.
+    let joining = (waiting - behind).max(0.0);
+    let batch = (running + joining).min(f64::from(limits.max_running) - 1.0).max(0.0);
     let prefill_per_step = (batch + 1.0) * traffic.prompt_tokens / traffic.output_tokens;
     let uncorrected_tpot = step(batch) + prefill_per_step * pace.prompt_token;
 
@@ -125,18 +143,15 @@ pub fn delay_seconds(profile: &LatencyProfile, load: &LoadNow, work: &Work, spee
     load.running.max(0.0) * (pace.step_per_running * work.output_tokens + prefill)
 }
 
-/// Requests that must end before this one can start: those that wait and this one, less the places that slots and KV have.
+/// Requests that must end before this one has a slot and KV, as many as would end in a steady batch meanwhile.
 fn behind(limits: &Limits, load: &LoadNow, work: &Work, traffic: &Traffic) -> f64 {
-    let slots = (f64::from(limits.max_running) - load.running).max(0.0);
-    let places = match load.kv_use {
-        Some(used) => {
-            let free = limits.kv_tokens as f64 * (1.0 - used).max(0.0);
-            let others = (free - work.prompt_tokens) / traffic.prompt_tokens.max(1.0);
-            slots.min((others + 1.0).max(0.0))
-        }
-        None => slots,
-    };
-    (load.waiting.max(0.0) + 1.0 - places).max(0.0)
+    let without_slot = load.waiting.max(0.0) + 1.0 - (f64::from(limits.max_running) - load.running).max(0.0);
+    let without_kv = load.kv_use.map_or(0.0, |used| {
+        // The others' next tokens come first.
+        let wanted = (used + load.kv_wanted.unwrap_or(0.0)) * limits.kv_tokens as f64 + load.running;
+        (wanted + work.prompt_tokens - limits.kv_tokens as f64) / traffic.prompt_tokens.max(1.0)
+    });
+    without_slot.max(without_kv).max(0.0)
 }
 
 /// Seconds as a `Duration`, whatever the number.

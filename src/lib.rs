@@ -22,9 +22,11 @@
 //! | [`reckoning`] | load now = last report + what was sent since - what has finished |
 //! | [`shared`] | records in Envoy's shared data to types; versioned bytes, one writer per key |
 //! | [`latency`] | TTFT, TPOT and E2E of a request on an instance under a load |
+//! | [`affinity`] | which instance has kept a prompt's prefix, a session or an adapter |
 //! | [`admission`] | candidates that keep what a request insists on, and what is given up or refused when none does |
 //! | [`score`] | objectives and the tie-break |
 //! | [`router`] | the facade: request in, decision out; cannot fail |
+//! | [`assign`] | requests that wait for each other, and a batch of them to instances, longest first |
 //! | [`sim`] | virtual time: fleets of continuous-batching engines behind gateways, faults, outcomes; the emulated instances' engine |
 //! | `filter` | wasi only: the shell that names `proxy_wasm` |
 //! | `tools` | native only: demo, bench, emulated instances, render, check, set-up |
@@ -45,6 +47,8 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod admission;
+pub mod affinity;
+pub mod assign;
 pub mod config;
 pub mod discovery;
 pub mod features;

@@ -5,21 +5,23 @@
 
 mod admitting;
 mod candidates;
+mod holding;
 
 use std::time::Duration;
 
 use admitting::Entrants;
 
 use crate::admission::spending;
+use crate::affinity::Held;
 use crate::config::{Config, Drill, UnknownModel};
 use crate::discovery::{self, Roster};
 use crate::features;
 use crate::fleet::{Budget, Constraint, Constraints, Model, ModelKind};
-use crate::latency::{self, Forecast, Speed};
+use crate::latency::{self, Forecast, Speed, Work};
 use crate::learning::{Learned, exploration, lengths, speed};
 use crate::openai::{Api, Observed, Prompt};
 use crate::predictor::{Estimate, Prediction, Predictor};
-use crate::reckoning::LoadNow;
+use crate::reckoning::{Dispatch, LoadNow};
 use crate::score::{self, References};
 
 /// The step of the ladder on which a decision was made. A lower step is a worse decision, never an error.
@@ -63,6 +65,8 @@ pub struct Ask<'a> {
     pub policy: usize,
     /// The instance that holds what the request refers to, if any.
     pub holder: Option<usize>,
+    /// What the instances have kept of what the request needs.
+    pub held: Held<'a>,
     /// How many requests were decided before, for round robin.
     pub sequence: u64,
     /// Uniform in 0 to 1, for exploration.
@@ -130,6 +134,10 @@ pub struct Decision {
     pub rung: Rung,
     /// Estimated prompt tokens.
     pub prompt_tokens: u64,
+    /// Of those, the ones that the instance is expected to have kept from an earlier request.
+    pub cached_tokens: u64,
+    /// The LoRA adapter that the client asks for by its name, which then stays as it is.
+    pub adapter: Option<String>,
     /// Expected output tokens.
     pub output_tokens: u64,
     /// Output tokens that 4 of 5 such requests do not exceed.
@@ -182,6 +190,16 @@ impl Decision {
         self.output_tokens > 0
     }
 
+    /// What the chosen instance is given to do.
+    pub fn dispatch(&self) -> Dispatch {
+        Dispatch { instance: self.instance, prompt_tokens: self.prefill_tokens(), output_tokens: self.output_tokens }
+    }
+
+    /// Prompt tokens that the instance has to prefill.
+    pub fn prefill_tokens(&self) -> u64 {
+        self.prompt_tokens.saturating_sub(self.cached_tokens)
+    }
+
     /// What a response teaches about the length of the model's answers: nothing, if it is not whole or reports an error.
     pub fn lesson(&self, seen: &Observed) -> Option<lengths::Lesson> {
         let usage = seen.usage.filter(|_| seen.ended && !seen.error_event)?;
@@ -196,8 +214,8 @@ impl Decision {
     /// What a whole, successful response teaches about the speed of its pool, if it has one answer to one prompt.
     pub fn speed_lesson(&self, timing: &speed::Timing) -> Option<speed::Lesson> {
         self.expectation?;
-        let expectation =
-            speed::Expectation { pool: self.pool, forecast: self.forecast, prompt_tokens: self.prompt_tokens as f64 };
+        let prompt_tokens = self.prefill_tokens() as f64;
+        let expectation = speed::Expectation { pool: self.pool, forecast: self.forecast, prompt_tokens };
         Some(expectation.lesson(timing))
     }
 }
@@ -311,6 +329,16 @@ impl Router {
         let max_tokens = admitting::cap(ask.prompt, answer.left(), prompt_tokens, pool.limits.max_model_len);
         let budget = self.constraints(ask).budget;
         let prompt_usd = self.config.fleet.model_of(pool).map_or(0.0, |m| prompt_tokens * m.tariff.usd_per_input_token);
+        let cached_tokens = ask.held.cached_tokens(chosen.instance, prompt_tokens);
+        let work = Work { cached_tokens, ..answer.work(prompt_tokens, estimate) };
+        let adapter = self.adapter(ask.prompt);
+        let forecast = latency::forecast(
+            &pool.profile,
+            &pool.limits,
+            &loads.and_then(|l| l.get(chosen.instance)).copied().unwrap_or_default(),
+            &work,
+            learned.speed(pool_index).unwrap_or(&Speed::default()),
+        );
         Verdict::Decided(Box::new(Decision {
             model,
             pool: pool_index,
@@ -318,6 +346,8 @@ impl Router {
             fallbacks: self.fallbacks(chosen.instance, pool_index, &admitted.candidates, &order, ask.holder, loads),
             rung: rung(*predicted, loads.map(|l| l.get(chosen.instance).copied().unwrap_or_default())),
             prompt_tokens: prompt_tokens as u64,
+            cached_tokens: cached_tokens as u64,
+            adapter: adapter.map(str::to_owned),
             output_tokens: chosen.output_tokens as u64,
             output_tokens_p80: chosen.output_tokens_p80 as u64,
             output_tokens_p90: answer.tokens(estimate.output_tokens_p90) as u64,
@@ -335,13 +365,7 @@ impl Router {
             familiarity,
             prototype,
             seconds: chosen.seconds,
-            forecast: latency::forecast(
-                &pool.profile,
-                &pool.limits,
-                &loads.and_then(|l| l.get(chosen.instance)).copied().unwrap_or_default(),
-                &answer.work(prompt_tokens, estimate),
-                learned.speed(pool_index).unwrap_or(&Speed::default()),
-            ),
+            forecast: self.after_loading(ask, adapter, chosen.instance, forecast),
             usd: chosen.usd,
             score,
             candidates: admitted.candidates.len(),
@@ -372,7 +396,7 @@ impl Router {
     }
 
     /// Models that may answer: one by name, or all of the API's kind.
-    fn allowed_models(&self, ask: &Ask<'_>) -> Result<Vec<usize>, Verdict> {
+    pub(crate) fn allowed_models(&self, ask: &Ask<'_>) -> Result<Vec<usize>, Verdict> {
         let kind = if ask.api == Api::Embeddings { ModelKind::Embed } else { ModelKind::Generate };
         let fleet = &self.config.fleet;
         let of_kind = || -> Vec<usize> {
@@ -385,7 +409,7 @@ impl Router {
             return Ok(of_kind());
         }
         let served = || fleet.pools.iter().find(|p| p.served_model == name).map(|p| p.model);
-        match fleet.model_named(name).or_else(served) {
+        match fleet.model_named(name).or_else(|| fleet.model_with_adapter(name)).or_else(served) {
             Some(model) if fleet.models.get(model).is_some_and(|m| m.kind == kind) => Ok(vec![model]),
             Some(_) => {
                 let use_ = if kind == ModelKind::Embed { "embeddings" } else { "text generation" };

@@ -4,6 +4,7 @@
 //! bounded. Every record starts with a version and, where it belongs to one configuration, that one's fingerprint; one that does
 //! not fit is as good as absent. Rows of an instance carry the key of its address.
 
+mod affinity;
 mod learnt;
 mod load;
 mod recent;
@@ -13,6 +14,7 @@ mod slots;
 
 use std::time::Duration;
 
+pub use affinity::{Journal, JournalReader, PLACEMENT_SEGMENTS};
 pub use learnt::{decode_beliefs, decode_lengths, decode_speeds, encode_beliefs, encode_lengths, encode_speeds};
 pub use load::{decode_counters, decode_glimpses, decode_reports, encode_counters, encode_glimpses, encode_reports};
 pub use recent::{RECENT_SEGMENTS, Recent, RecentDecision};
@@ -57,6 +59,11 @@ pub fn counters_key(slot: usize) -> String {
 /// Key of the responses that one worker has seen created; written by the VM that owns the slot.
 pub fn responses_key(slot: usize) -> String {
     format!("routebalance.responses.{slot}")
+}
+
+/// Key of one segment of what a worker has placed where; written by the VM that owns the slot.
+pub fn placements_key(slot: usize, segment: usize) -> String {
+    format!("routebalance.placements.{slot}.{segment}")
 }
 
 /// Key of what one worker has learnt of lengths; written by the VM that owns the slot.

@@ -14,6 +14,10 @@
 
 #[path = "envoy/admission.rs"]
 mod admission;
+#[path = "envoy/affinity.rs"]
+mod affinity;
+#[path = "envoy/batching.rs"]
+mod batching;
 #[path = "envoy/discovery.rs"]
 mod discovery;
 #[path = "envoy/faults.rs"]
@@ -40,7 +44,9 @@ use std::sync::Arc;
 use harness::{Gateway, Setup, Stage};
 use libtest_mimic::{Arguments, Trial};
 use scenarios::{APIS, NAMES, PASSED, REFUSED, Served, is_passed, is_refused, is_served};
-use setups::{ADMISSION, BLIND, BYPASSED, DISCOVERED, HEADERS, LEAN, LEARNING, REFERENCE, STATIC, UNTOUCHED};
+use setups::{
+    ADMISSION, AFFINITY, BATCHING, BLIND, BYPASSED, DISCOVERED, HEADERS, LEAN, LEARNING, REFERENCE, STATIC, UNTOUCHED,
+};
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -121,6 +127,25 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "a budget caps the answer wherever its limit stands in the body" => admission::budgets_cap_the_answer,
         "a budget that is used up is flagged" => admission::budgets_are_used_up,
         "saturated instances shed" => admission::saturated_instances_shed,
+    ));
+    trials.extend(APIS.iter().take(3).map(|row| served(&BATCHING, "fused", row)));
+    trials.extend(scenarios!(&BATCHING,
+        "requests at once are batched and all are served" => batching::at_once,
+        "the longest request of a batch is decided first" => batching::longest_first,
+        "a lone request leaves at the cap, or at once where nobody is expected" => batching::lone,
+        "what cannot gain by waiting does not wait" => batching::at_once_alone,
+        "a body beyond the limit does not wait" => batching::beyond_the_limit,
+        "an instance that is gone costs no request of a batch" => batching::neighbours_serve,
+        "a client may leave while its request waits" => batching::client_leaves,
+        "a request that its batch refuses is answered" => batching::refused,
+        "a request that waits is served while its listener drains" => batching::drained,
+    ));
+    trials.extend(scenarios!(&AFFINITY,
+        "a long prefix goes to the instance that has it, whichever worker decides" => affinity::prefix,
+        "the log says how much of a prompt was cached" => affinity::cached_tokens,
+        "an instance that has the prefix and a load is left alone" => affinity::loaded_holder,
+        "a session stays where it is" => affinity::session,
+        "an adapter is asked for by its name and found where it is loaded" => affinity::adapter,
     ));
     trials.extend(APIS.iter().take(2).map(|row| served(&STATIC, "static", row)));
     trials.extend(scenarios!(&STATIC,

@@ -247,7 +247,7 @@ pub(crate) fn spoofed(request: Request, gateway: &Gateway) -> Request {
 }
 
 /// The body that is sent, and the one that an instance of this served name must receive.
-fn bodies(template: &str, served_model: &str) -> (String, String) {
+pub(crate) fn bodies(template: &str, served_model: &str) -> (String, String) {
     let (before, rest) = template.split_once('«').expect("where the model stands");
     let (model, after) = rest.split_once('»').expect("where the model ends");
     let quoted = Value::from(served_model).to_string();

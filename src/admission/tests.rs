@@ -184,3 +184,43 @@ fn saturated_where_every_candidate_is() {
         assert_eq!(saturation(&overload, candidates, |i| queues[i]), expected, "{name}");
     }
 }
+
+/// Whatever the prospects: somebody is left, who keeps all that was not given up; what was given up is the beginning of the order;
+/// and no less would have done.
+#[test]
+fn whoever_is_left_keeps_the_rest() {
+    let mut seed = 5u64;
+    let mut random = move || {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 11) as f64 / (1u64 << 53) as f64
+    };
+    let orders = [&[][..], &[Constraint::Budget][..], &[Constraint::Quality, Constraint::Ttft][..]];
+    for round in 0..2_000 {
+        let n = 1 + round % 7;
+        let prospects: Vec<Prospect> = (0..n)
+            .map(|_| Prospect {
+                ttft: random(),
+                tpot: random(),
+                quality: random(),
+                budget: random(),
+                worst_usd: random(),
+            })
+            .collect();
+        let fleet: Vec<Candidate> = (0..n).map(|i| candidate(i, random(), random())).collect();
+        let order = Order::starting_with(orders[round % orders.len()]).unwrap();
+        let constraints = Constraints { order, confidence: 0.3 + 0.5 * random(), ..all() };
+        let Admitted { candidates, relaxed } = admit(fleet.clone(), &prospects, &constraints).unwrap();
+        assert!(!candidates.is_empty());
+        assert_eq!(relaxed, order.constraints()[..relaxed.len()]);
+        let keeps = |i: usize, given_up: usize| {
+            order.constraints()[given_up..].iter().all(|c| prospects[i].of(*c) >= constraints.confidence)
+        };
+        assert!(candidates.iter().all(|c| keeps(c.instance, relaxed.len())));
+        assert!((0..relaxed.len()).all(|fewer| (0..n).all(|i| !keeps(i, fewer))));
+        let strict = admit(fleet, &prospects, &Constraints { mode: Mode::Strict, ..constraints });
+        match strict {
+            Ok(admitted) => assert!(relaxed.is_empty() && admitted.candidates == candidates),
+            Err(missed) => assert_eq!(Some(&missed.constraint), relaxed.last()),
+        }
+    }
+}

@@ -23,6 +23,8 @@ pub(super) struct RawModel {
     pub(super) quality_prior: Option<f64>,
     #[serde(default)]
     pub(super) output_tokens_prior: Option<f64>,
+    #[serde(default)]
+    pub(super) adapters: Vec<String>,
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
@@ -119,6 +121,11 @@ pub(super) fn check_models(raw: &[RawModel]) -> Result<Vec<Model>, ConfigError> 
         return Err(error("models", "at least one model is needed"));
     }
     check_names("models[].name", raw.iter().map(|m| m.name.as_str()))?;
+    // An adapter is asked for by its name alone, so it is a name among those of the models.
+    check_names(
+        "models[].adapters",
+        raw.iter().flat_map(|m| std::iter::once(&m.name).chain(&m.adapters)).map(String::as_str),
+    )?;
     raw.iter().enumerate().map(|(i, m)| check_model(i, m)).collect()
 }
 
@@ -143,6 +150,7 @@ fn check_model(i: usize, raw: &RawModel) -> Result<Model, ConfigError> {
         tariff: Tariff { usd_per_input_token: input / 1e6, usd_per_output_token: output / 1e6 },
         quality_prior: check_number(at("quality_prior"), quality, 0.0, 1.0)?,
         output_tokens_prior: check_number(at("output_tokens_prior"), tokens, 1.0, 1e6)?,
+        adapters: raw.adapters.clone(),
     })
 }
 
@@ -171,6 +179,9 @@ fn check_pool(fleet: &mut Fleet, i: usize, raw: &RawPool) -> Result<(), ConfigEr
         .ok_or_else(|| error(at("model"), format!("no model is named {:?}", raw.model)))?;
     let served_model = raw.served_model.clone().unwrap_or_else(|| raw.model.clone());
     check_names(&at("served_model"), std::iter::once(served_model.as_str()))?;
+    if fleet.model_with_adapter(&served_model).is_some() {
+        return Err(error(at("served_model"), format!("{served_model:?} is also the name of an adapter")));
+    }
     let profile = LatencyProfile {
         tpot_ms: check_number(at("profile.tpot_ms"), raw.profile.tpot_ms, 0.01, 60_000.0)?,
         tpot_growth_per_running: check_number(

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::batching::RawBatching;
 use super::{ConfigError, check_names, check_number, error};
 use crate::fleet::{
     Budget, Constraint, Constraints, Fleet, Mode, Objective, Order, Overload, OverloadAction, Policy,
@@ -36,6 +37,8 @@ pub(super) struct RawPolicy {
     pub(super) overload: RawOverload,
     #[serde(default)]
     pub(super) exploration: f64,
+    #[serde(default)]
+    pub(super) batching: Option<RawBatching>,
 }
 
 fn paper() -> Objective {
@@ -131,6 +134,7 @@ fn check_policy(i: usize, raw: &RawPolicy, fleet: &Fleet) -> Result<Policy, Conf
         trust_request_headers: raw.trust_request_headers,
         overload: check_overload(&at, &raw.overload)?,
         exploration: check_number(at("exploration"), raw.exploration, 0.0, 0.5)?,
+        batching: raw.batching.as_ref().map(|b| b.check(&at)).transpose()?,
     })
 }
 

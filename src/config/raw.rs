@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::affinity::RawAffinity;
 use super::discovery::RawDiscovery;
 use super::fleet::{RawModel, RawPool};
 use super::policy::RawPolicy;
@@ -27,6 +28,8 @@ pub(super) struct RawConfig {
     pub(super) learning: RawLearning,
     #[serde(default)]
     pub(super) latency: RawLatency,
+    #[serde(default)]
+    pub(super) affinity: RawAffinity,
     #[serde(default)]
     pub(super) telemetry: RawTelemetry,
     #[serde(default)]

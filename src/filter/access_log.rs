@@ -35,6 +35,8 @@ pub(super) struct Entry {
     scan_us: u64,
     decision_us: u64,
     patch_us: u64,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    batch: Option<Batched>,
     predicted_quality: f64,
     predicted_quality_sd: f64,
     familiarity: Option<f64>,
@@ -51,6 +53,7 @@ pub(super) struct Entry {
     predicted_e2e_ms: f64,
     predicted_usd: f64,
     estimated_prompt_tokens: u64,
+    estimated_cached_tokens: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     response: Option<Response>,
 }
@@ -60,6 +63,9 @@ struct Response {
     ttft_ms: Option<f64>,
     e2e_ms: f64,
     prompt_tokens: Option<u64>,
+    /// Absent where the server does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cached_tokens: Option<u64>,
     completion_tokens: u64,
     /// True when the response had no usage and its events were counted instead.
     estimated: bool,
@@ -68,12 +74,23 @@ struct Response {
     usd: f64,
 }
 
-/// Microseconds that the parts of a decision took.
+/// How long the parts of a decision took.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Timing {
     pub(super) scan: Duration,
     pub(super) decision: Duration,
     pub(super) patch: Duration,
+    /// The batch that the request was in, if it waited for one.
+    pub(super) batch: Option<Batched>,
+}
+
+/// What the log says of a request that was in a batch.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Batched {
+    pub(super) batch_size: usize,
+    /// 0 is decided first.
+    pub(super) batch_position: usize,
+    pub(super) batch_wait_ms: f64,
 }
 
 impl Entry {
@@ -106,6 +123,7 @@ impl Entry {
             scan_us: us(timing.scan),
             decision_us: us(timing.decision),
             patch_us: us(timing.patch),
+            batch: timing.batch,
             predicted_quality: decision.quality,
             predicted_quality_sd: decision.quality_sd,
             familiarity: decision.familiarity,
@@ -122,6 +140,7 @@ impl Entry {
             predicted_e2e_ms: ms(decision.forecast.e2e),
             predicted_usd: decision.usd,
             estimated_prompt_tokens: decision.prompt_tokens,
+            estimated_cached_tokens: decision.cached_tokens,
             response: None,
         }
     }
@@ -151,6 +170,7 @@ impl Entry {
             ttft_ms: ttft.map(|ttft| ms(ttft.as_secs_f64())),
             e2e_ms: ms(e2e.as_secs_f64()),
             prompt_tokens,
+            cached_tokens: seen.usage.as_ref().and_then(|u| u.cached_tokens),
             completion_tokens,
             estimated: seen.usage.is_none(),
             error_event: seen.error_event,
@@ -166,7 +186,7 @@ impl Entry {
 }
 
 /// Milliseconds, to the microsecond.
-fn ms(seconds: f64) -> f64 {
+pub(super) fn ms(seconds: f64) -> f64 {
     (seconds * 1e6).round() / 1e3
 }
 

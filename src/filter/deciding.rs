@@ -5,6 +5,7 @@ use std::time::Duration;
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{Action, BufferType, MapType};
 
+use crate::affinity::{Keys, Recall};
 use crate::filter::access_log::{Entry, Timing};
 use crate::filter::host;
 use crate::filter::serving::Serving;
@@ -13,7 +14,6 @@ use crate::filter::worker::Worker;
 use crate::fleet::Constraints;
 use crate::names;
 use crate::openai::{Api, Patch, Prompt, RequestScan};
-use crate::reckoning::Dispatch;
 use crate::router::{Ask, Decision, Refusal, Verdict};
 
 /// A request whose body comes.
@@ -25,8 +25,47 @@ pub(super) struct Reading {
     pub(super) started: Duration,
     pub(super) scan_time: Duration,
     pub(super) content_length: Option<u64>,
+    /// What the session header says.
+    pub(super) session: Option<String>,
+    /// Under which names what it leaves behind is remembered.
+    pub(super) keys: Keys,
     /// What the request insists on by its headers.
     constraints: Option<Constraints>,
+}
+
+/// A request that has been read as far as it is going to be.
+pub(super) struct Pending {
+    pub(super) reading: Reading,
+    pub(super) prompt: Prompt,
+    /// Bytes of the body that are in the host's buffer.
+    buffered: usize,
+    /// What instances have kept of what it needs.
+    recall: Recall,
+}
+
+impl Pending {
+    /// Looks up what instances have kept of what the request needs.
+    pub(super) fn recall(&mut self, worker: &Worker, now: Duration) {
+        let Pending { reading, prompt, .. } = self;
+        reading.keys = worker.router.keys(reading.api, prompt, reading.session.as_deref());
+        self.recall = worker.router.recall(&worker.placements.memory, &reading.keys, prompt, now);
+    }
+
+    /// The question to the router. `sequence` is how many requests were sent before.
+    pub(super) fn ask(&self, worker: &mut Worker, sequence: u64) -> Ask<'_> {
+        let Pending { reading, prompt, .. } = self;
+        let holder = prompt.previous_response_id.as_deref().and_then(|id| worker.holder(id));
+        Ask {
+            api: reading.api,
+            prompt,
+            policy: reading.policy,
+            holder,
+            held: self.recall.held(),
+            sequence,
+            draw: worker.learner.draw(),
+            constraints: reading.constraints,
+        }
+    }
 }
 
 impl Stream {
@@ -52,6 +91,10 @@ impl Stream {
         };
         let content_length =
             host::header(MapType::HttpRequestHeaders, "content-length").and_then(|v| v.trim().parse().ok());
+        let session = self.worker.with(|w| {
+            let header = w.router.config().affinity.session_header.as_deref()?;
+            host::header(MapType::HttpRequestHeaders, header)
+        });
         let reading = Reading {
             api,
             policy,
@@ -60,6 +103,8 @@ impl Stream {
             started: host::now(),
             scan_time: Duration::ZERO,
             content_length,
+            session: session.flatten(),
+            keys: Keys::default(),
             constraints,
         };
         if end_of_stream {
@@ -84,44 +129,50 @@ impl Stream {
             }
             prompt
         };
-        let worker = self.worker.clone();
-        match worker.with(|w| route(w, &reading, &prompt)) {
+        let mut pending = Some(Pending { reading, prompt, buffered, recall: Recall::default() });
+        if whole && let Some(action) = self.wait(&mut pending) {
+            return action;
+        }
+        let Some(mut pending) = pending else { return self.leave("busy") };
+        match self.worker.with(|w| route(w, &mut pending)) {
             None => self.leave("busy"),
-            Some((Verdict::Untouched(reason), _)) => self.leave(reason),
-            Some((Verdict::Pooled(pool), _)) => {
-                worker.with(|w| pass_to_pool(w, pool, &reading, &prompt, buffered));
+            Some((verdict, timing)) => self.act(pending, verdict, timing),
+        }
+    }
+
+    /// Does what the verdict says.
+    pub(super) fn act(&mut self, pending: Pending, verdict: Verdict, timing: Timing) -> Action {
+        match verdict {
+            Verdict::Untouched(reason) => self.leave(reason),
+            Verdict::Pooled(pool) => {
+                self.worker.with(|w| pass_to_pool(w, pool, &pending));
                 self.leave("no_instance")
             }
-            Some((Verdict::Refused(refusal), _)) => self.refuse(Some(api), &refusal),
-            Some((Verdict::Decided(decision), timing)) => {
-                worker.with(|w| self.dispatch(w, reading, &prompt, *decision, timing, buffered));
+            Verdict::Refused(refusal) => self.refuse(Some(pending.reading.api), &refusal),
+            Verdict::Decided(decision) => {
+                let worker = self.worker.clone();
+                worker.with(|w| self.dispatch(w, pending, *decision, timing));
                 Action::Continue
             }
         }
     }
 
     /// Carries a decision out.
-    fn dispatch(
-        &mut self,
-        worker: &mut Worker,
-        reading: Reading,
-        prompt: &Prompt,
-        decision: Decision,
-        mut timing: Timing,
-        buffered: usize,
-    ) {
+    fn dispatch(&mut self, worker: &mut Worker, pending: Pending, decision: Decision, mut timing: Timing) {
+        let Pending { reading, prompt, buffered, .. } = pending;
         let now = host::now();
         let config = worker.router.config();
         let address = |i: &usize| config.fleet.instances.get(*i).map(|i| i.address.as_str());
         let Some(pool) = config.fleet.pools.get(decision.pool) else { return };
         let endpoints: Vec<&str> =
             std::iter::once(&decision.instance).chain(&decision.fallbacks).filter_map(address).collect();
-        let patches = prompt.patches(reading.api, &pool.served_model, decision.max_tokens);
+        let served_model = decision.adapter.as_ref().unwrap_or(&pool.served_model);
+        let patches = prompt.patches(reading.api, served_model, decision.max_tokens);
         patch_body(&patches, buffered, reading.content_length);
         direct(&pool.cluster, Some(&endpoints.join(",")));
         let asks_load = config.telemetry.orca && ask_for_load();
         timing.patch = host::now().saturating_sub(now);
-        let entry = Entry::new(reading.api, config, reading.policy, prompt, &decision, timing);
+        let entry = Entry::new(reading.api, config, reading.policy, &prompt, &decision, timing);
         entry.publish(&self.request_id);
         if decision.generates() {
             worker.remember_decision(&self.request_id, &decision);
@@ -130,43 +181,35 @@ impl Stream {
         worker.metrics.count(&counter);
         let decision_us = u64::try_from(timing.decision.as_micros()).unwrap_or(u64::MAX);
         worker.metrics.observe("routebalance.decision_us", decision_us);
-        let dispatch = Dispatch {
-            instance: decision.instance,
-            prompt_tokens: decision.prompt_tokens,
-            output_tokens: decision.output_tokens,
-        };
+        let dispatch = decision.dispatch();
         worker.dispatch(&dispatch, now);
-        let serving = Serving::new(reading.api, reading.started, decision, dispatch, entry, decision_us, asks_load);
+        if let Some(placement) = decision.placement(&reading.keys, now) {
+            worker.placements.place(placement);
+        }
+        let Reading { api, started, keys, .. } = reading;
+        let serving = Serving::new(api, started, decision, dispatch, keys, entry, decision_us).asking_load(asks_load);
         self.phase = Phase::Serving(Box::new(serving));
     }
 }
 
 /// Asks the router, and says how long it took.
-fn route(worker: &mut Worker, reading: &Reading, prompt: &Prompt) -> (Verdict, Timing) {
+fn route(worker: &mut Worker, pending: &mut Pending) -> (Verdict, Timing) {
     let asked_at = host::now();
     let load_draw = worker.learner.draw();
     let (loads, sequence) = worker.loads(asked_at, load_draw);
-    let holder = prompt.previous_response_id.as_deref().and_then(|id| worker.holder(id));
-    let draw = worker.learner.draw();
-    let ask = Ask {
-        api: reading.api,
-        prompt,
-        policy: reading.policy,
-        holder,
-        sequence,
-        draw,
-        constraints: reading.constraints,
-    };
+    pending.recall(worker, asked_at);
+    let ask = pending.ask(worker, sequence);
     let verdict = worker.router.route(&ask, loads.as_deref(), worker.learner.learned());
-    let timing =
-        Timing { scan: reading.scan_time, decision: host::now().saturating_sub(asked_at), patch: Duration::ZERO };
+    let decision = host::now().saturating_sub(asked_at);
+    let timing = Timing { scan: pending.reading.scan_time, decision, ..Timing::default() };
     (verdict, timing)
 }
 
 /// Makes Envoy send the request to a pool, wherever it likes to.
-fn pass_to_pool(worker: &Worker, pool: usize, reading: &Reading, prompt: &Prompt, buffered: usize) {
+fn pass_to_pool(worker: &Worker, pool: usize, pending: &Pending) {
     let Some(pool) = worker.router.config().fleet.pools.get(pool) else { return };
-    patch_body(&prompt.patches(reading.api, &pool.served_model, None), buffered, reading.content_length);
+    let Pending { reading, prompt, buffered, .. } = pending;
+    patch_body(&prompt.patches(reading.api, &pool.served_model, None), *buffered, reading.content_length);
     direct(&pool.cluster, None);
 }
 

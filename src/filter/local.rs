@@ -17,8 +17,11 @@ impl Stream {
         let created = host::now().as_secs();
         let body = self.worker.with(|w| {
             let config = w.router.config();
-            let mut names =
-                config.virtual_models.iter().chain(config.fleet.models.iter().map(|m| &m.name)).map(String::as_str);
+            let mut names = config
+                .virtual_models
+                .iter()
+                .chain(config.fleet.models.iter().flat_map(|m| std::iter::once(&m.name).chain(&m.adapters)))
+                .map(String::as_str);
             match wanted {
                 None => Some(openai::models_body(names, created)),
                 Some(name) => names.find(|n| *n == name).map(|n| openai::model_body(n, created)),

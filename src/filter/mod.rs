@@ -3,6 +3,8 @@
 #![allow(clippy::disallowed_types, reason = "the host's random numbers come from a hasher's state")]
 
 mod access_log;
+mod affinity;
+mod batching;
 mod debug;
 mod deciding;
 mod discovery;
@@ -22,5 +24,5 @@ use proxy_wasm::types::LogLevel;
 proxy_wasm::main! {{
     proxy_wasm::set_log_level(LogLevel::Info);
     std::panic::set_hook(Box::new(|info| log::error!("routebalance: {info}")));
-    proxy_wasm::set_root_context(|_| Box::new(root::Root::default()));
+    proxy_wasm::set_root_context(|id| Box::new(root::Root::new(id)));
 }}

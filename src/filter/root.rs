@@ -7,6 +7,7 @@ use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{BufferType, ContextType};
 
 use crate::config::Config;
+use crate::filter::batching;
 use crate::filter::discovery::Asker;
 use crate::filter::host;
 use crate::filter::scrape::Scraper;
@@ -16,18 +17,26 @@ use crate::predictor::Predictor;
 use crate::router::Router;
 
 /// Time between two ticks: how late a scrape may be sent, and how old the progress of streams may be for other workers.
-const TICK: Duration = Duration::from_millis(50);
+pub(super) const TICK: Duration = Duration::from_millis(50);
 
 /// The root context of one VM.
 #[derive(Default)]
 pub(super) struct Root {
+    /// The host's number of this context.
+    id: u32,
     worker: Option<Shared>,
+    /// Ticks until there is more to do than to look at batches.
+    ticks_left: u32,
     heartbeat_at: Duration,
     scraper: Scraper,
     asker: Asker,
 }
 
 impl Root {
+    pub(super) fn new(id: u32) -> Root {
+        Root { id, ..Root::default() }
+    }
+
     fn configure(&mut self, size: usize) -> Result<(), String> {
         let json = host::buffer(BufferType::PluginConfiguration, 0, size);
         let config = Config::parse(&json).map_err(|e| e.to_string())?;
@@ -37,9 +46,10 @@ impl Root {
         };
         let mut worker = Worker::new(Router::new(config, predictor));
         worker.follow();
+        let tick = if worker.batches() { batching::LOOK } else { TICK };
         worker.heartbeat(host::now());
         self.worker = Some(Shared::new(worker));
-        hostcalls::set_tick_period(TICK).map_err(|status| format!("the host refuses a timer: {status:?}"))
+        hostcalls::set_tick_period(tick).map_err(|status| format!("the host refuses a timer: {status:?}"))
     }
 
     /// What the VM that leads does for all.
@@ -78,6 +88,14 @@ impl RootContext for Root {
 
     fn on_tick(&mut self) {
         let Some(shared) = self.worker.clone() else { return };
+        batching::flush_all(&shared, self.id);
+        if let Some(ticks) = self.ticks_left.checked_sub(1) {
+            self.ticks_left = ticks;
+            return;
+        }
+        if shared.with(|w| w.batches()) == Some(true) {
+            self.ticks_left = batching::LOOKS_PER_TICK.saturating_sub(1);
+        }
         let now = host::now();
         shared.with(|worker| {
             worker.follow();
@@ -92,8 +110,8 @@ impl RootContext for Root {
         });
     }
 
-    fn create_http_context(&self, _context_id: u32) -> Option<Box<dyn HttpContext>> {
-        Some(Box::new(Stream::new(self.worker.clone()?)))
+    fn create_http_context(&self, context_id: u32) -> Option<Box<dyn HttpContext>> {
+        Some(Box::new(Stream::new(self.worker.clone()?, context_id)))
     }
 
     fn get_type(&self) -> Option<ContextType> {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use proxy_wasm::types::{BufferType, MapType};
 
+use crate::affinity::{Keys, Placement};
 use crate::filter::access_log::Entry;
 use crate::filter::host;
 use crate::filter::stream::PIECE;
@@ -25,6 +26,8 @@ pub(super) struct Serving {
     decision: Decision,
     /// Taken when the request ends, so that its counters are released exactly once.
     dispatch: Option<Dispatch>,
+    /// Under which names what it leaves behind is remembered.
+    keys: Keys,
     entry: Entry,
     decision_us: u64,
     response: Option<ResponseScan>,
@@ -45,17 +48,18 @@ impl Serving {
         started: Duration,
         decision: Decision,
         dispatch: Dispatch,
+        keys: Keys,
         entry: Entry,
         decision_us: u64,
-        asks_load: bool,
     ) -> Serving {
         Serving {
-            asks_load,
+            asks_load: false,
             api,
             started,
             sent: host::now(),
             decision,
             dispatch: Some(dispatch),
+            keys,
             entry,
             decision_us,
             response: None,
@@ -66,6 +70,11 @@ impl Serving {
             succeeded: false,
             moved: false,
         }
+    }
+
+    /// Whether the instance's load was asked for here, and not by the client.
+    pub(super) fn asking_load(self, asks_load: bool) -> Serving {
+        Serving { asks_load, ..self }
     }
 
     /// The response's headers are here.
@@ -114,7 +123,11 @@ impl Serving {
             self.moved = true;
             self.entry.moved(&upstream);
             worker.metrics.count("routebalance.served_by_fallback");
-            worker.move_to(dispatch, instance, host::now());
+            let now = host::now();
+            worker.move_to(dispatch, instance, now);
+            if let Some(placement) = self.decision.placement(&self.keys, now) {
+                worker.placements.place(Placement { instance, ..placement });
+            }
         }
     }
 
@@ -158,6 +171,10 @@ impl Serving {
         self.entry.publish(request_id);
         if !self.succeeded {
             return;
+        }
+        if let (Some(usage), Some(dispatch)) = (seen.usage, self.dispatch.as_ref()) {
+            let held_tokens = usage.prompt_tokens.saturating_add(usage.completion_tokens);
+            worker.placements.answered(&self.keys, dispatch.instance, held_tokens, now);
         }
         if let Some(lesson) = self.decision.lesson(seen) {
             worker.learner.learn_length(&lesson);

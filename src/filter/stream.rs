@@ -5,6 +5,7 @@ use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::{Action, BufferType, MapType};
 
 use crate::filter::access_log;
+use crate::filter::batching::Ticket;
 use crate::filter::debug::Probing;
 use crate::filter::deciding::Reading;
 use crate::filter::feedback;
@@ -21,6 +22,8 @@ pub(super) const PIECE: usize = 64 << 10;
 /// The HTTP context of one request.
 pub(super) struct Stream {
     pub(super) worker: Shared,
+    /// The host's number of this context.
+    pub(super) id: u32,
     /// For the access log.
     pub(super) request_id: String,
     pub(super) phase: Phase,
@@ -33,6 +36,8 @@ pub(super) enum Phase {
     Untouched,
     /// Headers are held while the body comes.
     Reading(Box<Reading>),
+    /// The whole request is held until its batch is decided.
+    Waiting(Ticket),
     /// A question to the predictor: headers are held while the body comes.
     Probing(Box<Probing>),
     /// Sent to an instance.
@@ -42,8 +47,8 @@ pub(super) enum Phase {
 }
 
 impl Stream {
-    pub(super) fn new(worker: Shared) -> Stream {
-        Stream { worker, request_id: String::new(), phase: Phase::Passing }
+    pub(super) fn new(worker: Shared, id: u32) -> Stream {
+        Stream { worker, id, request_id: String::new(), phase: Phase::Passing }
     }
 
     /// Answers the client and ends the request here.
@@ -89,6 +94,7 @@ impl Stream {
 
     /// The stream is over, however: releases what the request still holds, once.
     fn release(&mut self) {
+        self.settle();
         if let Phase::Serving(serving) = &mut self.phase {
             self.worker.with(|w| serving.release(w));
         }
@@ -171,6 +177,7 @@ impl HttpContext for Stream {
     }
 
     fn on_http_response_headers(&mut self, _headers: usize, end_of_stream: bool) -> Action {
+        self.settle();
         if let Phase::Untouched = self.phase {
             host::set_header(MapType::HttpResponseHeaders, names::RUNG_RESPONSE_HEADER, Some(Rung::Untouched.name()));
         }

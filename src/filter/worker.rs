@@ -6,8 +6,11 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::assign::Batcher;
 use crate::config::{Drill, Telemetry};
 use crate::discovery::Roster;
+use crate::filter::affinity::Placements;
+use crate::filter::batching::Held;
 use crate::filter::host;
 use crate::filter::learner::{Learner, Scored};
 use crate::fleet::ModelKind;
@@ -24,6 +27,7 @@ pub(super) struct Worker {
     /// The configuration's, as it was written.
     pub(super) fingerprint: u64,
     pub(super) group: usize,
+    pub(super) placements: Placements,
     /// Random, so that VMs can tell each other apart.
     owner: u64,
     pub(super) slot: Option<usize>,
@@ -49,6 +53,10 @@ pub(super) struct Worker {
     pub(super) roster: Roster,
     /// Version of the shared roster that this VM has applied.
     pub(super) roster_version: Option<u32>,
+    /// Requests that wait, by policy; `None` where a policy does not batch.
+    pub(super) batchers: Vec<Option<Batcher<Held>>>,
+    /// Workers that serve requests, this one included.
+    pub(super) serving_workers: usize,
 }
 
 /// The worker as streams hold it. One thread, and no host call calls back, so it is never borrowed twice.
@@ -67,6 +75,9 @@ impl Shared {
     }
 }
 
+/// A worker that has sent nothing for so long does not share in batches.
+const IDLE_AFTER: Duration = Duration::from_secs(10);
+
 /// Attempts to win a compare-and-swap against the other workers.
 const SWAP_ATTEMPTS: usize = 8;
 
@@ -77,8 +88,10 @@ impl Worker {
         let telemetry = router.config().telemetry.clone();
         let roster = Roster::of(&router.config().fleet, Duration::ZERO);
         let owner = RandomState::new().build_hasher().finish().max(1);
+        let batchers = router.config().policies.iter().map(|p| p.batching.map(Batcher::new)).collect();
         Worker {
             learner: Learner::new(&router, owner),
+            placements: Placements::new(&router),
             router,
             metrics: host::Metrics::default(),
             group: shared::group(fingerprint),
@@ -98,7 +111,22 @@ impl Worker {
             unwritten_glimpses: false,
             roster,
             roster_version: None,
+            batchers,
+            serving_workers: 1,
         }
+    }
+
+    /// Whether any policy batches.
+    pub(super) fn batches(&self) -> bool {
+        self.batchers.iter().any(Option::is_some)
+    }
+
+    /// Counts the workers that have sent a request lately: the one on Envoy's main thread never does.
+    fn count_workers(&mut self, now: Duration) {
+        let others = (0..self.slots_in_use).filter(|s| Some(*s) != self.slot);
+        let last_dispatch = |slot| self.read_counters(slot)?.0.iter().map(|c| c.last_dispatch).max();
+        let serving = others.filter_map(last_dispatch).filter(|at| now.saturating_sub(*at) < IDLE_AFTER).count();
+        self.serving_workers = serving.saturating_add(1);
     }
 
     /// Keeps this VM's slot and the lease alive, and cleans up after VMs that have died.
@@ -130,8 +158,12 @@ impl Worker {
                 self.slot = slot;
                 self.unwritten = true;
                 self.learner.settle(slot);
+                self.placements.settle(slot);
             }
             break;
+        }
+        if self.batches() {
+            self.count_workers(now);
         }
         self.write_counters();
     }
@@ -176,9 +208,10 @@ impl Worker {
         (Some(loads), counters.dispatched_requests())
     }
 
-    /// Exchanges what was learnt with the other workers.
+    /// Exchanges what was learnt, and what was placed where, with the other workers.
     pub(super) fn exchange_learnt(&mut self) {
         self.learner.exchange(self.slots_in_use);
+        self.placements.exchange(self.slots_in_use);
     }
 
     /// A request that its client may score: remembers what a feedback needs to know of the decision.

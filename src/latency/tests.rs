@@ -43,17 +43,25 @@ fn the_forecast_counts_steps() {
     };
     let cached = Work { cached_tokens: 60.0, ..work(100.0, 11.0) };
     // The step with two others is 12 ms; in a steady batch each sequence brings half a prompt token per step.
+    let two = 1.5 * 0.012 + 0.0005;
     let rows = [
         ("alone", LoadNow::default(), work(100.0, 11.0), 0.02 + 0.1 + 0.01, 0.01 + 0.0005),
-        ("two beside it", with(|_| ()), work(100.0, 11.0), 0.12 + 1.5 * 0.012, 0.012 + 0.0015),
-        ("a cached prefix", with(|_| ()), cached, 0.06 + 1.5 * 0.012, 0.012 + 0.0015),
-        ("prompts ahead", with(|l| l.pending_prompt_tokens = 300.0), work(100.0, 11.0), 0.42 + 0.018, 0.0135),
-        ("more than a step prefills", with(|_| ()), work(3_000.0, 11.0), 3.02 + 2.5 * 0.012, 0.0135),
-        ("waiting, but a slot is free", with(|l| l.waiting = 1.0), work(100.0, 11.0), 0.12 + 0.018, 0.013 + 0.002),
-        // Places come free every 25 steps of 14 ms; three are behind and their prompts ahead.
-        ("full", load(4.0, 2.0, 0.0), work(100.0, 11.0), 0.27 + (1.5 + 75.0) * 0.014, 0.013 + 0.002),
-        ("no room for KV", with(|l| l.kv_use = Some(1.0)), work(100.0, 11.0), 0.17 + (1.5 + 50.0) * 0.012, 0.0135),
-        ("some room for KV", with(|l| l.kv_use = Some(0.9)), work(100.0, 11.0), 0.12 + 1.5 * 0.012, 0.0135),
+        ("two beside it", with(|_| ()), work(100.0, 11.0), 0.12 + two, 0.012 + 0.0015),
+        ("a cached prefix", with(|_| ()), cached, 0.06 + two, 0.012 + 0.0015),
+        ("prompts ahead", with(|l| l.pending_prompt_tokens = 300.0), work(100.0, 11.0), 0.32 + two, 0.0135),
+        ("more than a step prefills", with(|_| ()), work(3_000.0, 11.0), 3.02 + two + 0.012, 0.0135),
+        ("waiting, but a slot is free", with(|l| l.waiting = 1.0), work(100.0, 11.0), 0.12 + two, 0.013 + 0.002),
+        // Places come free every 25 steps of 14 ms; three are behind, two of them with prompts ahead.
+        ("full", load(4.0, 2.0, 0.0), work(100.0, 11.0), 0.221 + (1.5 + 75.0) * 0.014, 0.013 + 0.002),
+        ("no room for KV", with(|l| l.kv_use = Some(1.0)), work(98.0, 11.0), 0.118 + two + 100.0 * 0.012, 0.0135),
+        ("some room for KV", with(|l| l.kv_use = Some(0.9)), work(100.0, 11.0), 0.12 + two, 0.0135),
+        (
+            "room for KV that others want",
+            with(|l| (l.kv_use, l.kv_wanted) = (Some(0.9), Some(0.1))),
+            work(98.0, 11.0),
+            0.118 + two + 100.0 * 0.012,
+            0.0135,
+        ),
     ];
     for (name, load, work, ttft, tpot) in rows {
         let f = forecast(&PROFILE, &LIMITS, &load, &work, &speed);

@@ -172,7 +172,7 @@ impl Speeds {
         if let Some(ttft) = lesson.ttft {
             self.learn_factor(ttft_key, ttft / forecast.uncorrected_ttft);
             self.learn_residual(ttft_key, ttft / forecast.ttft);
-            if let Some(step) = self.line(tpot_key) {
+            if let Some(step) = self.step(*pool) {
                 let rest = ttft - forecast.steps * step.at(forecast.running);
                 self.learn_line(ttft_key, forecast.prefill_tokens, rest, forecast.ttft);
             }
@@ -227,18 +227,14 @@ impl Speeds {
             let tally = self.residuals.combined(key);
             Residuals::from_shares(tally.weight, &std::array::from_fn(|bin| tally.mean(bin)))
         };
-        let traffic = u32::try_from(pool).map(|key| self.traffic.combined(key)).unwrap_or_default();
-        let traffic = (traffic.weight >= TRAFFIC_RESPONSES)
-            .then(|| Traffic { prompt_tokens: traffic.mean(0), output_tokens: traffic.mean(1).max(1.0) });
+        let traffic = self.traffic(pool);
         let pace = || {
-            let (ttft, tpot) = (self.line(ttft_key)?, self.line(tpot_key)?);
-            // The time per token of a response holds the prefills of others; a step by itself does not.
-            let prefills = traffic.map_or(0.0, |t| t.prompt_tokens / t.output_tokens * ttft.slope);
+            let (first, step) = (self.line(ttft_key)?, self.step(pool)?);
             Some(Pace {
-                overhead: ttft.at_zero,
-                prompt_token: ttft.slope,
-                step: tpot.at_zero,
-                step_per_running: (tpot.slope - prefills).max(0.0),
+                overhead: first.at_zero,
+                prompt_token: first.slope,
+                step: step.at_zero,
+                step_per_running: step.slope,
             })
         };
         Speed {
@@ -249,6 +245,21 @@ impl Speeds {
             ttft_residuals: residuals(ttft_key),
             tpot_residuals: residuals(tpot_key),
         }
+    }
+
+    fn traffic(&self, pool: usize) -> Option<Traffic> {
+        let mean = self.traffic.combined(u32::try_from(pool).ok()?);
+        (mean.weight >= TRAFFIC_RESPONSES)
+            .then(|| Traffic { prompt_tokens: mean.mean(0), output_tokens: mean.mean(1).max(1.0) })
+    }
+
+    /// A step's time over the other sequences in it. The time per token of a response holds the prefills of others, too; they
+    /// are taken out as the forecast puts them in.
+    fn step(&self, pool: usize) -> Option<Line> {
+        let tpot = self.line(Time::Tpot.key(pool)?)?;
+        let first = self.line(Time::Ttft.key(pool)?);
+        let prefills = first.zip(self.traffic(pool)).map_or(0.0, |(f, t)| t.prompt_tokens / t.output_tokens * f.slope);
+        Some(Line { at_zero: (tpot.at_zero - prefills).max(0.0), slope: (tpot.slope - prefills).max(0.0) })
     }
 
     /// What this worker writes for the others.

@@ -1,11 +1,16 @@
 //! What a request's body fixes, and a bounded window of its text, in one linear pass.
 
-use std::{fmt, ops::Range};
+mod body_error;
+
+use std::ops::Range;
+
+pub use body_error::BodyError;
 
 use super::{
     Api,
     scan::{Container, Failure, Kept, Levels, Scalar, Scanner, Sink, Want},
 };
+use crate::affinity::{Mark, Prefix};
 use crate::features::TextWindow;
 
 /// What routing reads of a request's body. Offsets count bytes from the body's start.
@@ -35,6 +40,8 @@ pub struct Prompt {
     pub previous_response_id: Option<String>,
     /// The text of all messages, instructions and prompts in the body's order, pieces separated by a line feed.
     pub text: TextWindow,
+    /// The beginning of the same text, and of what stands between, as instances may have kept it.
+    pub prefix: Prefix,
     /// Images, which are counted and not read.
     pub images: u32,
     /// Tokens of prompts that are given as token ids.
@@ -47,26 +54,6 @@ pub struct Prompt {
     pub has_input: bool,
     /// Bytes of the body that were scanned.
     pub bytes: u64,
-}
-
-/// Why a body cannot be routed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BodyError {
-    /// No body, or white space only.
-    Empty,
-    /// Not JSON.
-    InvalidJson {
-        /// The first byte that cannot be part of any JSON, or the body's length if it ends too early.
-        offset: u64,
-    },
-    /// JSON, but no object.
-    NotAnObject,
-    /// Objects and arrays nested deeper than 512.
-    TooDeep,
-    /// This field has a type that the API does not know.
-    WrongType(&'static str),
-    /// This field holds the prompt, and is missing or empty.
-    MissingInput(&'static str),
 }
 
 /// Replaces a range of the body's bytes.
@@ -97,6 +84,7 @@ struct Reading {
     /// Whether a separator is due before the next text.
     separate: bool,
     is_image: bool,
+    part_at: u64,
     tool_data_at: u64,
     max_completion_tokens: Option<u32>,
     max_tokens: Option<u32>,
@@ -145,6 +133,7 @@ enum Key {
     /// Text beside the conversation: a system prompt or instructions.
     System,
     Tools,
+    Role,
     Content,
     Text,
     Type,
@@ -265,6 +254,7 @@ impl Reading {
             n: 1,
             previous_response_id: None,
             text: TextWindow::default(),
+            prefix: Prefix::default(),
             images: 0,
             token_ids: 0,
             tool_bytes: 0,
@@ -281,6 +271,7 @@ impl Reading {
             has_text: false,
             separate: false,
             is_image: false,
+            part_at: 0,
             tool_data_at: 0,
             max_completion_tokens: None,
             max_tokens: None,
@@ -320,7 +311,7 @@ impl Reading {
         self.input_has_wrong_type = has_wrong_type;
         if std::mem::replace(&mut self.input_seen, true) {
             let prompt = &mut self.prompt;
-            prompt.text = TextWindow::default();
+            (prompt.text, prompt.prefix) = (TextWindow::default(), Prefix::default());
             (prompt.images, prompt.token_ids, prompt.prompts, prompt.has_input) = (0, 0, 0, false);
             self.has_text = false;
         }
@@ -328,6 +319,7 @@ impl Reading {
 
     fn begin_text(&mut self) -> Want {
         self.separate = self.has_text;
+        self.prompt.prefix.mark(Mark::Text);
         Want::Pieces
     }
 
@@ -391,12 +383,14 @@ impl Sink for Reading {
             }
             (Some(Place::Messages), _, Object) => {
                 self.prompt.has_input = true;
+                self.prompt.prefix.mark(Mark::Message);
                 Place::Message
             }
             (Some(Place::Body), Key::System, Array) => Place::Parts,
             (Some(Place::Message | Place::Part), Key::Content, Array) => Place::Parts,
             (Some(Place::Parts), _, Object) => {
                 self.is_image = false;
+                self.part_at = at;
                 Place::Part
             }
             (Some(Place::Part), Key::Image, _) => {
@@ -421,8 +415,16 @@ impl Sink for Reading {
             Some(Place::Body) => self.prompt.empty_object = !self.has_key,
             Some(Place::Part) if std::mem::take(&mut self.is_image) => {
                 self.prompt.images = self.prompt.images.saturating_add(1);
+                self.prompt.prefix.unread(Mark::Image, end.saturating_sub(self.part_at));
             }
-            Some(Place::ToolData) => self.prompt.tool_bytes += end.saturating_sub(self.tool_data_at),
+            Some(Place::ToolData) => {
+                let bytes = end.saturating_sub(self.tool_data_at);
+                self.prompt.tool_bytes += bytes;
+                match self.levels.innermost() {
+                    Some(Place::Body) => self.prompt.prefix.before_all(bytes),
+                    _ => self.prompt.prefix.unread(Mark::ToolCall, bytes),
+                }
+            }
             _ => {}
         }
     }
@@ -433,6 +435,7 @@ impl Sink for Reading {
             (Some(Place::Body), _) => self.body_key(name),
             // `output` is what a tool returned, in an item of Responses.
             (Some(Place::Message), "content" | "output") => Key::Content,
+            (Some(Place::Message), "role") => Key::Role,
             (Some(Place::Message), "tool_calls" | "function_call" | "arguments") => Key::Tools,
             (Some(Place::Part), "text") => Key::Text,
             (Some(Place::Part), "type") => Key::Type,
@@ -472,6 +475,7 @@ impl Sink for Reading {
                 Want::Nothing
             }
             (Some(Place::Message), Key::Content) => self.begin_text(),
+            (Some(Place::Message), Key::Role) => Want::Whole,
             (Some(Place::Parts), _) | (Some(Place::Part), Key::Text | Key::Content) => self.begin_text(),
             (Some(Place::Part), Key::Type) => Want::Whole,
             (Some(Place::Part), Key::Image) => {
@@ -495,6 +499,7 @@ impl Sink for Reading {
         }
         self.has_text = true;
         self.prompt.text.push_str(piece);
+        self.prompt.prefix.push(piece.as_bytes());
         if let (Some(Place::Body), Key::Messages | Key::Prompts) = (self.levels.innermost(), self.key) {
             self.prompt.has_input = true;
         }
@@ -513,8 +518,14 @@ impl Sink for Reading {
                 self.prompt.previous_response_id = is_id.then(|| kept.text.to_owned());
             }
             (Some(Place::Body | Place::StreamOptions), _) => self.fix(lenient(kept.text), span),
+            (Some(Place::Message), Key::Role) => {
+                self.prompt.prefix.mark(Mark::Role);
+                self.prompt.prefix.push(kept.text.as_bytes());
+            }
             (Some(Place::Message | Place::Part), Key::Tools) => {
-                self.prompt.tool_bytes += span.end.saturating_sub(span.start);
+                let bytes = span.end.saturating_sub(span.start);
+                self.prompt.tool_bytes += bytes;
+                self.prompt.prefix.unread(Mark::ToolCall, bytes);
             }
             (Some(Place::Part), Key::Type) => {
                 self.is_image |= matches!(kept.text, "image_url" | "input_image" | "image")
@@ -538,6 +549,10 @@ impl Sink for Reading {
             (Some(Place::Prompts | Place::TokenIds), _) => {
                 self.prompt.has_input = true;
                 self.prompt.token_ids = self.prompt.token_ids.saturating_add(1);
+                if let Scalar::Number(id) = scalar {
+                    self.prompt.prefix.mark(Mark::TokenId);
+                    self.prompt.prefix.push(id.as_bytes());
+                }
             }
             _ => {}
         }
@@ -561,25 +576,6 @@ fn integer(value: Scalar<'_>) -> Option<u32> {
     let number: f64 = text.trim().parse().ok()?;
     (number >= 0.0 && number.fract() == 0.0).then_some(number as u32)
 }
-
-// === impl BodyError ===
-
-impl fmt::Display for BodyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            BodyError::Empty => write!(f, "The request has no body."),
-            BodyError::InvalidJson { offset } => {
-                write!(f, "The body is not valid JSON: unexpected byte or end at {offset}.")
-            }
-            BodyError::NotAnObject => write!(f, "The body must be a JSON object."),
-            BodyError::TooDeep => write!(f, "The body is nested too deeply."),
-            BodyError::WrongType(field) => write!(f, "The field '{field}' has the wrong type."),
-            BodyError::MissingInput(field) => write!(f, "The field '{field}' is missing or empty."),
-        }
-    }
-}
-
-impl std::error::Error for BodyError {}
 
 #[cfg(test)]
 mod tests;

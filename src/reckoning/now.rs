@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::config::Telemetry;
 use crate::fleet::{Fleet, Pool, Presence};
-use crate::reckoning::{Counters, InstanceCounters, InstanceReport, Reports};
+use crate::reckoning::{Counters, Dispatch, InstanceCounters, InstanceReport, Reports};
 
 mod unseen;
 
@@ -29,6 +29,9 @@ pub struct LoadNow {
     pub pending_prompt_tokens: f64,
     /// KV cache in use, 0 to 1, if reported.
     pub kv_use: Option<f64>,
+    /// KV that the prompts in the queue want besides what is in use, as a share of the cache: together above 1 where they have to
+    /// wait for it. If reported.
+    pub kv_wanted: Option<f64>,
     /// How far the report is trusted, 0 to 1; 0 is "own counters and what peers report".
     pub trust: f64,
     /// Whether scrapes in a row have found nobody there, or a server that sleeps.
@@ -41,6 +44,20 @@ impl LoadNow {
     /// Requests that the instance holds.
     pub fn in_flight(&self) -> f64 {
         self.running + self.waiting
+    }
+
+    /// The load once another request has been sent, to an instance that runs so many at once: a queue grows if there is one,
+    /// else the batch while it has room.
+    pub fn after(&self, dispatch: &Dispatch, max_running: f64, now: Duration) -> LoadNow {
+        let room = if self.waiting > 0.0 { 0.0 } else { (max_running - self.running).clamp(0.0, 1.0) };
+        LoadNow {
+            running: self.running + room,
+            waiting: self.waiting + (1.0 - room),
+            pending_output_tokens: self.pending_output_tokens + dispatch.output_tokens as f64,
+            pending_prompt_tokens: self.pending_prompt_tokens + dispatch.prompt_tokens as f64,
+            last_dispatch: now,
+            ..*self
+        }
     }
 }
 
@@ -234,6 +251,7 @@ impl Place<'_> {
             pending_output_tokens: own.outstanding_output_tokens() as f64 + foreign * left_each,
             pending_prompt_tokens: own.outstanding_prompt_tokens() as f64,
             kv_use: if seen.trust > 0.0 { self.kv_use(own, report, seen.running) } else { None },
+            kv_wanted: if seen.trust > 0.0 { self.kv_wanted(own, report, seen) } else { None },
             trust: seen.trust,
             unreachable: seen.unreachable,
             last_dispatch: own.last_dispatch,
@@ -243,11 +261,25 @@ impl Place<'_> {
     /// The reported KV use, with the prompts sent since and without what has ended since. Tokens decoded since are left out: less
     /// than a percent in the time between two reports.
     fn kv_use(&self, own: &InstanceCounters, report: &InstanceReport, reported_running: f64) -> Option<f64> {
+        Some(self.kv_of_all(own, report, reported_running)?.clamp(0.0, 1.0))
+    }
+
+    /// The same without its bound, less the bounded one, and the prompts that waited when the report was made.
+    fn kv_wanted(&self, own: &InstanceCounters, report: &InstanceReport, seen: &Seen) -> Option<f64> {
+        let beyond = (self.kv_of_all(own, report, seen.running)? - 1.0).max(0.0);
+        let prompt = own.dispatched_prompt_tokens as f64 / (own.dispatched_requests as f64).max(1.0);
+        Some(beyond + seen.waiting * prompt / self.kv_tokens())
+    }
+
+    fn kv_of_all(&self, own: &InstanceCounters, report: &InstanceReport, reported_running: f64) -> Option<f64> {
         let reported = report.load.kv_use.filter(|kv| kv.is_finite())?;
-        let kv_tokens = self.pool.map_or(f64::INFINITY, |p| p.limits.kv_tokens as f64).max(1.0);
         let sent = own.dispatched_prompt_tokens.saturating_sub(report.own.dispatched_prompt_tokens) as f64;
         let ended = own.finished_requests.saturating_sub(report.own.finished_requests) as f64;
-        Some((reported + sent / kv_tokens - ended * reported / reported_running.max(ended).max(1.0)).clamp(0.0, 1.0))
+        Some(reported + sent / self.kv_tokens() - ended * reported / reported_running.max(ended).max(1.0))
+    }
+
+    fn kv_tokens(&self) -> f64 {
+        self.pool.map_or(f64::INFINITY, |p| p.limits.kv_tokens as f64).max(1.0)
     }
 
     /// Whether nobody but its report says that the instance is far busier than its peers, for so long that it is worth a request

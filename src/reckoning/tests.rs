@@ -168,6 +168,23 @@ fn an_instance_kept_empty_by_its_report_is_tried_now_and_then() {
     assert_eq!(load.in_flight(), 9.0, "a little busier than its peers is nothing to doubt");
 }
 
+/// What a batch expects of its own dispatches is what the next read says.
+#[test]
+fn one_more_request_is_what_the_next_read_says() {
+    for open in 0..20u64 {
+        let running = open.min(8);
+        let report = report(running as f64, (open - running) as f64, open);
+        let [before, after] = [open, open + 1].map(|open| loads(&[counters(open, 0)], &[report], 0)[0]);
+        let dispatch = Dispatch { instance: 0, prompt_tokens: 0, output_tokens: 100 };
+        let got = LoadNow { kv_use: after.kv_use, ..before.after(&dispatch, 8.0, ASKED_AT) };
+        assert_eq!(got, after, "{open} open");
+    }
+    let dispatch = Dispatch { instance: 0, prompt_tokens: 7, output_tokens: 100 };
+    let later = ASKED_AT + Duration::from_secs(1);
+    let load = LoadNow { running: 7.5, ..LoadNow::default() }.after(&dispatch, 8.0, later);
+    assert_eq!((load.running, load.waiting, load.pending_prompt_tokens, load.last_dispatch), (8.0, 0.5, 7.0, later));
+}
+
 struct Dice(u64);
 
 impl Dice {

@@ -1,6 +1,6 @@
 //! What may serve a request: every instance of the allowed models, with what is expected of it, and where Envoy retries.
 
-use super::{Ask, Router};
+use super::{Ask, Outlook, Router};
 use crate::admission::spending;
 use crate::fleet::{ModelKind, Pool, Presence};
 use crate::latency::{self, Speed, Work};
@@ -28,6 +28,7 @@ impl Router {
     ) -> Vec<Candidate> {
         let fleet = &self.config.fleet;
         let unknown = Speed::default();
+        let adapter = self.adapter(ask.prompt);
         let there = |i: &usize| fleet.instances.get(*i).is_some_and(|i| i.presence != Presence::Gone);
         let holder = ask.holder.filter(there);
         let (mut fitting, mut too_short, mut unreachable) = (Vec::new(), Vec::new(), Vec::new());
@@ -47,8 +48,12 @@ impl Router {
             let tariff = &model.tariff;
             let usd = prompt_tokens * tariff.usd_per_input_token + output_tokens * tariff.usd_per_output_token;
             let speed = learned.speed(instance.pool).unwrap_or(&unknown);
-            let work = answer.work(prompt_tokens, estimate);
+            let work = Work {
+                cached_tokens: ask.held.cached_tokens(i, prompt_tokens),
+                ..answer.work(prompt_tokens, estimate)
+            };
             let forecast = latency::forecast(&pool.profile, &pool.limits, &load, &work, speed);
+            let forecast = self.after_loading(ask, adapter, i, forecast);
             let candidate = Candidate {
                 instance: i,
                 model: pool.model,
@@ -73,6 +78,19 @@ impl Router {
             }
         }
         [fitting, too_short, unreachable].into_iter().find(|c| !c.is_empty()).unwrap_or_default()
+    }
+
+    /// Expected output tokens on the model that would write most of them.
+    pub(crate) fn longest_output_tokens(&self, ask: &Ask<'_>, outlook: &Outlook, learned: &Learned) -> f64 {
+        let models = self.allowed_models(ask).unwrap_or_default();
+        let prompt_tokens = prompt_tokens(ask.prompt);
+        let pools = self.config.fleet.pools.iter().filter(|pool| models.contains(&pool.model));
+        let tokens = pools.filter_map(|pool| {
+            let (estimate, _) = outlook.estimates.get(pool.model)?;
+            let estimate = learned.applied(pool.model, outlook.prototype, estimate);
+            Some(self.answer(ask, pool, prompt_tokens).tokens(estimate.output_tokens))
+        });
+        tokens.fold(0.0, f64::max)
     }
 
     /// What a request, and its budget, allow its answer to be on a pool.

@@ -40,7 +40,16 @@ fn idle(router: &Router) -> Vec<LoadNow> {
 
 fn ask<'a>(prompt: &'a Prompt, router: &Router, policy: &str) -> Ask<'a> {
     let policy = router.config().policy_named(policy).unwrap();
-    Ask { api: Api::ChatCompletions, prompt, policy, holder: None, sequence: 0, draw: 0.5, constraints: None }
+    Ask {
+        api: Api::ChatCompletions,
+        prompt,
+        policy,
+        holder: None,
+        held: Held::default(),
+        sequence: 0,
+        draw: 0.5,
+        constraints: None,
+    }
 }
 
 fn decided(verdict: Verdict) -> Decision {
@@ -402,4 +411,40 @@ fn the_log_of_one_policy_values_another() {
     // A normal estimate is within its standard error in 68 % of cases: 27 of 40, give or take 3.
     assert!(within >= LOGS / 2, "{within} of {LOGS} within one standard error");
     assert!(errors.abs() < 3.0 / (LOGS as f64).sqrt(), "biased by {errors} standard errors");
+}
+
+#[test]
+fn what_an_instance_has_kept_is_worth_the_time_that_it_saves() {
+    let router = router(&[("/policies/0/objective", json!("absolute")), ("/models/1/adapters", json!(["sql"]))]);
+    let policy = router.config().policies[0].name.clone();
+    let messages = json!([{"role": "user", "content": "word ".repeat(3_000)}]);
+    let prompt = |model| prompt(Api::ChatCompletions, &json!({"model": model, "messages": messages}));
+    let pool = router.config().fleet.pools.iter().find(|p| p.name == "qwen2.5-7b").unwrap();
+    let holder = pool.instances.clone()[3];
+    let mut cached_tokens = vec![0.0; holder + 1];
+    cached_tokens[holder] = 2_900.0;
+    let mut adapter = vec![false; holder + 1];
+    adapter[holder] = true;
+    let rows = [
+        ("a prefix", "Qwen2.5-7B-Instruct", Held { cached_tokens: &cached_tokens, adapter: &[] }, 2_900, None),
+        ("an adapter", "sql", Held { cached_tokens: &[], adapter: &adapter }, 0, Some("sql")),
+    ];
+    for (name, model, held, cached, adapter) in rows {
+        let prompt = prompt(model);
+        let decide = |held, loads: &[LoadNow]| {
+            let ask = Ask { held, ..ask(&prompt, &router, &policy) };
+            decided(router.route(&ask, Some(loads), &Learned::default()))
+        };
+        let mut loads = idle(&router);
+        let without = decide(Held::default(), &loads);
+        let with = decide(held, &loads);
+        assert_eq!((with.instance, with.cached_tokens, with.adapter.as_deref()), (holder, cached, adapter), "{name}");
+        assert_ne!(without.instance, holder, "{name}");
+        assert!(with.forecast.ttft < without.forecast.ttft, "{name}");
+        assert!(with.forecast.e2e < without.forecast.e2e, "{name}");
+        loads[holder].running = 60.0;
+        let elsewhere = decide(held, &loads);
+        assert_ne!(elsewhere.instance, holder, "{name}: its load costs more");
+        assert_eq!((elsewhere.pool, elsewhere.cached_tokens), (with.pool, 0), "{name}");
+    }
 }

@@ -11,11 +11,18 @@
 //! The queue is FIFO. A request is admitted when its prompt and one token fit into the KV cache; when decoding fills the
 //! cache, the youngest running sequence is preempted: it gives its KV back, waits at the head of the queue, and prefills
 //! prompt and generated tokens again (vLLM's recompute). In a step that preempts, nothing is admitted.
+//!
+//! A job that comes with the hashes of its prompt's blocks prefills only what follows those that are still cached.
+
+mod prefix;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::fleet::{LatencyProfile, Limits};
+
+use prefix::PrefixCache;
+pub use prefix::{BLOCK_TOKENS, blocks_of};
 
 /// Tokens of one step, prompts and decodes together (vLLM's `--max-num-batched-tokens` default for online serving).
 pub const MAX_BATCHED_TOKENS: u32 = 2048;
@@ -54,6 +61,8 @@ pub enum FinishReason {
 pub enum EventKind {
     /// Left the queue for the first time.
     Started,
+    /// So many tokens of the prompt were cached; follows `Started`, if any were.
+    CacheHit(u32),
     /// The first token.
     FirstToken,
     /// A further token; only with [`Detail::EveryToken`].
@@ -89,6 +98,10 @@ pub enum Detail {
 pub struct Counters {
     /// Prompt tokens prefilled, recomputation included.
     pub prompt_tokens: u64,
+    /// Prompt tokens that were looked up in the prefix cache.
+    pub prefix_queries: u64,
+    /// Prompt tokens that were found there.
+    pub prefix_hits: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
     /// Sequences preempted.
@@ -110,6 +123,8 @@ struct Sequence {
     /// Tokens to prefill: the prompt, after a preemption also what was generated.
     target: u32,
     prefilled: u32,
+    /// Hashes of the prompt's blocks.
+    blocks: Vec<u64>,
     generated: u32,
     /// Tokens after which it ends.
     last: u32,
@@ -158,6 +173,7 @@ pub struct Engine {
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
     kv_used: u64,
+    prefix: PrefixCache,
     counters: Counters,
 }
 
@@ -177,13 +193,25 @@ impl Engine {
             waiting: VecDeque::new(),
             running: Vec::new(),
             kv_used: 0,
+            prefix: PrefixCache::new(limits.kv_tokens),
             counters: Counters::default(),
         }
     }
 
     /// Accepts a job; it joins the queue after the profile's overhead. What happened up to `now` must have been fetched with
     /// [`Engine::advance`] before, else it is reported as if the job had been there in time.
+    ///
+    /// # Errors
+    /// The prompt leaves no room for a token.
     pub fn submit(&mut self, now: Duration, job: Job) -> Result<(), TooLong> {
+        self.submit_blocks(now, job, Vec::new())
+    }
+
+    /// [`Engine::submit`], with a hash for each whole block of [`BLOCK_TOKENS`] prompt tokens that covers all up to its end.
+    ///
+    /// # Errors
+    /// The prompt leaves no room for a token.
+    pub fn submit_blocks(&mut self, now: Duration, job: Job, blocks: Vec<u64>) -> Result<(), TooLong> {
         let capacity = u32::try_from(self.limits.kv_tokens).unwrap_or(u32::MAX).min(self.limits.max_model_len);
         let prompt = job.prompt_tokens.max(1);
         let wanted = job.output_tokens.min(job.max_tokens);
@@ -197,6 +225,7 @@ impl Engine {
             arrives_ns: self.now_ns.saturating_add(self.overhead_ns),
             target: prompt,
             prefilled: 0,
+            blocks,
             generated: 0,
             last,
             reason: if job.output_tokens <= last { FinishReason::Stop } else { FinishReason::Length },
@@ -348,9 +377,16 @@ impl Engine {
                 break;
             }
             let Some(mut sequence) = self.waiting.pop_front() else { break };
+            sequence.prefilled = self.prefix.hit(&sequence.blocks, sequence.target);
             if !sequence.started {
                 sequence.started = true;
                 events.push(Event { at, id: sequence.id, kind: EventKind::Started });
+                if sequence.prefilled > 0 {
+                    events.push(Event { at, id: sequence.id, kind: EventKind::CacheHit(sequence.prefilled) });
+                }
+                let Counters { prefix_queries, prefix_hits, .. } = &mut self.counters;
+                *prefix_queries = prefix_queries.saturating_add(u64::from(sequence.target));
+                *prefix_hits = prefix_hits.saturating_add(u64::from(sequence.prefilled));
             }
             sequence.held = u64::from(sequence.target);
             self.kv_used = self.kv_used.saturating_add(sequence.held);
@@ -414,7 +450,9 @@ impl Engine {
         let mut finished = false;
         for sequence in &mut self.running {
             sequence.prefilled = sequence.prefilled.saturating_add(sequence.chunk);
-            sequence.chunk = 0;
+            if std::mem::take(&mut sequence.chunk) > 0 && sequence.prefilled >= sequence.target {
+                self.prefix.store(&sequence.blocks);
+            }
             if sequence.decodes {
                 let first = sequence.generated == 0;
                 sequence.held = sequence.held.saturating_add(further);
@@ -428,6 +466,7 @@ impl Engine {
             }
             if sequence.is_done() {
                 finished = true;
+                self.prefix.fill(sequence.generated);
                 events.push(Event { at, id: sequence.id, kind: EventKind::Finished(sequence.reason) });
                 self.kv_used = self.kv_used.saturating_sub(sequence.held);
                 let counter = match sequence.reason {

@@ -59,8 +59,8 @@ pub fn small(config: &Config, pools: usize, instances: usize) -> Config {
 }
 
 /// Runs the scenario of a seed: one or two pools, one to four gateways and workers, up to five faults that are put right again,
-/// impatient clients.
-pub fn run(config: &Config, seed: u64) -> Result {
+/// impatient clients. Envoy retries as in `envoy`.
+pub fn run(config: &Config, seed: u64, envoy: &Options) -> Result {
     let mut random = Random::for_use(seed, 10);
     let pools = random.below(2).saturating_add(1);
     let router = Router::new(small(config, pools, 3), None);
@@ -70,7 +70,7 @@ pub fn run(config: &Config, seed: u64) -> Result {
         workers: random.below(4).saturating_add(1),
         scrape_loss: if random.below(3) == 0 { 0.3 } else { 0.0 },
         seed,
-        ..Options::default()
+        ..envoy.clone()
     };
     let faults = faults(fleet, &options, &mut random);
     let workload = workload(&router, &mut random, seed);

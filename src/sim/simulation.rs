@@ -9,6 +9,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
 use std::time::Duration;
 
+use crate::affinity::Held;
 use crate::learning::Learned;
 use crate::learning::speed::Timing;
 use crate::openai::Api;
@@ -352,7 +353,7 @@ impl<'a> Simulation<'a> {
         outcome.output_tokens = output_tokens.min(template.prompt.max_tokens.unwrap_or(u32::MAX));
         let dispatch = Dispatch {
             instance: decision.instance,
-            prompt_tokens: decision.prompt_tokens,
+            prompt_tokens: decision.prefill_tokens(),
             output_tokens: decision.output_tokens,
         };
         let Some(home) = self.gateways.get_mut(gateway) else { return };
@@ -400,6 +401,7 @@ impl<'a> Simulation<'a> {
             prompt: &t.prompt,
             policy: arrival.policy,
             holder: None,
+            held: Held::default(),
             sequence,
             draw,
             constraints: None,
@@ -571,7 +573,7 @@ impl<'a> Simulation<'a> {
             let news = match event.kind {
                 EventKind::FirstToken => News::FirstToken,
                 EventKind::Finished(_) => News::Finished,
-                EventKind::Started | EventKind::Token | EventKind::Preempted => continue,
+                EventKind::Started | EventKind::CacheHit(_) | EventKind::Token | EventKind::Preempted => continue,
             };
             let (flight, attempt) = flight_of(event.id);
             self.foresee(event.at.saturating_add(self.options.network), Happening::Hear { flight, attempt, news });

@@ -66,8 +66,14 @@ pub async fn start(
         }
         let profile = profile_from_config(&config.fleet, &pool.name).context("a pool without a model")?;
         let listen = instance.address.parse().with_context(|| format!("{:?} is no ip:port", instance.address))?;
-        let options =
-            InstanceOptions { listen, time_scale, answers: answers.cloned(), ..InstanceOptions::new(profile) };
+        let adapters = config.fleet.model_of(pool).map(|model| model.adapters.clone()).unwrap_or_default();
+        let options = InstanceOptions {
+            listen,
+            time_scale,
+            adapters,
+            answers: answers.cloned(),
+            ..InstanceOptions::new(profile)
+        };
         running.push(instance::start(options).await?);
     }
     Ok(running)

@@ -41,6 +41,32 @@ fn learning(config: &mut Value) {
     cost["exploration"] = json!(EXPLORATION);
 }
 
+/// Requests wait for each other: on the route `/` for a moment, on `/latency` until there are eight, on `/quality` until the cap,
+/// on `/cost` as published; `/round-robin` insists on what no model has.
+pub(crate) static BATCHING: Setup = Setup { name: "batching", change: batching, edit: Some(quick), ..Setup::PLAIN };
+
+/// The longest that a request waits on the route `/quality`.
+pub(crate) const MAX_WAIT_MS: u64 = 1_000;
+
+fn batching(config: &mut Value) {
+    config["request"]["max_buffered_bytes"] = json!(65_536);
+    for policy in config["policies"].as_array_mut().expect("policies") {
+        policy["batching"] = match policy["name"].as_str() {
+            Some("balanced") => json!({"mode": "fixed", "size": 64, "window_ms": 40}),
+            Some("latency") => json!({"mode": "fixed", "size": 8, "window_ms": 2_000, "max_wait_ms": 5_000}),
+            Some("quality") => {
+                json!({"mode": "fixed", "size": 1_024, "window_ms": 10_000, "max_wait_ms": MAX_WAIT_MS})
+            }
+            Some("cost") => json!({"mode": "adaptive"}),
+            _ => json!({"mode": "fixed", "size": 64, "window_ms": 40}),
+        };
+        if policy["name"] == "round-robin" {
+            policy["quality_min"] = json!(0.999);
+            policy["relaxation"] = json!({"mode": "strict"});
+        }
+    }
+}
+
 /// The route /quality trusts headers, /cost insists on what no model has, and /latency sheds where there is a queue.
 pub(crate) static ADMISSION: Setup = Setup { name: "admission", change: admission, edit: Some(quick), ..Setup::PLAIN };
 
@@ -62,6 +88,18 @@ fn admission(config: &mut Value) {
     let pools = config["pools"].as_array_mut().expect("pools");
     let pool = pools.iter_mut().find(|pool| pool["name"] == SHEDDING_MODEL.0).expect("the pool");
     pool["limits"]["max_running"] = json!(2);
+}
+
+/// Time is priced in absolute units, prefill included, and a model has an adapter.
+pub(crate) static AFFINITY: Setup = Setup { name: "affinity", change: affinity, edit: Some(quick), ..Setup::PLAIN };
+
+fn affinity(config: &mut Value) {
+    config["models"][1]["adapters"] = json!(["sql-adapter"]);
+    for policy in config["policies"].as_array_mut().expect("policies") {
+        if policy["name"] == "balanced" {
+            policy["objective"] = json!("absolute");
+        }
+    }
 }
 
 /// No load can be read: the first instance of a pool is always the first choice.

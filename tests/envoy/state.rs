@@ -141,7 +141,7 @@ pub(crate) async fn control_headers_choose_nothing(gateway: &Gateway) {
 }
 
 /// A chat request of so many bytes whose answer is short: the bulk stands in a field that instances ignore.
-fn bulky(bytes: usize, model_first: bool, path: &str) -> Request {
+pub(crate) fn bulky(bytes: usize, model_first: bool, path: &str) -> Request {
     let (first, last) =
         if model_first { (r#""model":"Qwen2.5-3B-Instruct","#, "") } else { ("", r#","model":"Qwen2.5-3B-Instruct""#) };
     let filler: String = (0..bytes / 8).map(|i| format!("{i:07x} ")).collect();
@@ -154,7 +154,7 @@ fn renamed(body: &[u8]) -> Vec<u8> {
     String::from_utf8_lossy(body).replace("Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-3B-Instruct").into_bytes()
 }
 
-fn arrived_whole(request: &Request, reply: &Reply) {
+pub(crate) fn arrived_whole(request: &Request, reply: &Reply) {
     let (_, received) = reply.arrival();
     let expected = renamed(&request.body);
     assert!(received.body == expected, "{} bytes arrive instead of {}", received.body.len(), expected.len());

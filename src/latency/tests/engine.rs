@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::config::Config;
 use crate::learning::speed::{Expectation, Speeds, Timing};
+use crate::reckoning::{Counters, Dispatch, Reports, load_now};
 use crate::sim::engine::{Detail, Engine, EventKind, Job};
+use crate::telemetry::Load;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -32,6 +35,7 @@ struct Request {
     output: u32,
     prompt: u32,
     first: Option<f64>,
+    dispatch: Dispatch,
     forecast: Forecast,
 }
 
@@ -44,6 +48,9 @@ fn quantile(values: &mut [f64], q: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     values[((values.len() - 1) as f64 * q) as usize]
 }
+
+/// Seconds between two reports.
+const PERIOD: f64 = 0.25;
 
 /// Runs `requests` at `rate` per second; the first fifth is not counted.
 fn run(
@@ -59,15 +66,27 @@ fn run(
     let mut open: BTreeMap<u64, Request> = BTreeMap::new();
     let mut speeds = Speeds::default();
     let mut errors = Errors { ttft: vec![], e2e: vec![] };
-    let mut now = 0.0;
-    for id in 0..requests as u64 {
-        now -= random(&mut seed).ln() / rate;
+    let config = Config::parse(include_bytes!("../../../envoy/routebalance.json")).unwrap();
+    let (telemetry, mut fleet) = (config.telemetry, config.fleet);
+    let instance = fleet.pools[1].instances[0];
+    fleet.pools[1].limits = *limits;
+    let mut counters = Counters::new(fleet.instances.len());
+    let mut reports = Reports(vec![Default::default(); fleet.instances.len()]);
+    let (mut next, mut report) = (0.0, 0.0);
+    let mut id = 0;
+    while id < requests as u64 {
+        let now = f64::min(next, report);
         for event in engine.advance(Duration::from_secs_f64(now)) {
             let at = event.at.as_secs_f64();
             match event.kind {
-                EventKind::FirstToken => open.get_mut(&event.id).unwrap().first = Some(at),
+                EventKind::FirstToken => {
+                    let r = open.get_mut(&event.id).unwrap();
+                    r.first = Some(at);
+                    counters.prefilled(&mut r.dispatch);
+                }
                 EventKind::Finished(_) => {
                     let r = open.remove(&event.id).unwrap();
+                    counters.finish(r.dispatch);
                     let (ttft, e2e) = (r.first.unwrap() - r.at, at - r.at);
                     if event.id > requests as u64 / 5 {
                         errors.ttft.push(r.forecast.ttft / ttft - 1.0);
@@ -80,33 +99,36 @@ fn run(
                 _ => {}
             }
         }
+        if report < next {
+            let load = Load {
+                running: Some(engine.running() as f64),
+                waiting: Some(engine.waiting() as f64),
+                kv_use: Some(engine.kv_usage()),
+            };
+            reports.0[instance].answered(Duration::from_secs_f64(now), load, counters.0[instance]);
+            report += PERIOD;
+            continue;
+        }
+        next -= random(&mut seed).ln() / rate;
         let prompt = lognormal(&mut seed, 300.0, 0.8).clamp(10.0, 6_000.0) as u32;
         let output = lognormal(&mut seed, 250.0, 0.6).clamp(2.0, 2_000.0) as u32;
-        let pending: f64 = open.values().filter(|r| r.first.is_none()).map(|r| f64::from(r.prompt)).sum();
-        let load = LoadNow {
-            running: engine.running() as f64 + (engine.len() - engine.running() - engine.waiting()) as f64,
-            waiting: engine.waiting() as f64,
-            pending_prompt_tokens: pending,
-            kv_use: Some(engine.kv_usage()),
-            trust: 1.0,
-            ..LoadNow::default()
-        };
+        let at = Duration::from_secs_f64(now);
+        let load = load_now(&fleet, &counters, Some(&reports), at, &telemetry, 0.5)[instance];
         let speed = &speeds.speeds(1, basis)[0];
         let forecast = forecast(told, limits, &load, &work(f64::from(prompt), 280.0), speed);
-        open.insert(id, Request { at: now, output, prompt, first: None, forecast });
-        engine
-            .submit(
-                Duration::from_secs_f64(now),
-                Job { id, prompt_tokens: prompt, output_tokens: output, max_tokens: 4_096 },
-            )
-            .unwrap();
+        let dispatch = Dispatch { instance, prompt_tokens: u64::from(prompt), output_tokens: 280 };
+        counters.dispatch(&dispatch, at);
+        open.insert(id, Request { at: now, output, prompt, first: None, dispatch, forecast });
+        let job = Job { id, prompt_tokens: prompt, output_tokens: output, max_tokens: 4_096 };
+        engine.submit(at, job).unwrap();
+        id += 1;
     }
     errors.ttft.iter_mut().chain(&mut errors.e2e).for_each(|e| *e = e.abs());
     errors
 }
 
 /// About nine tenths of what this instance can do.
-const RATES: [f64; 5] = [0.5, 2.0, 3.0, 4.0, 4.5];
+const RATES: [f64; 3] = [0.5, 3.0, 4.5];
 
 fn median_errors(told: &LatencyProfile, rate: f64, basis: Basis) -> (f64, f64) {
     let mut errors = run(&PROFILE_7B, told, &LIMITS_7B, rate, 2_000, basis);

@@ -1,5 +1,6 @@
 //! Admission through the router: what a decision says of constraints, budgets and saturation.
 
+use crate::affinity::Held;
 use serde_json::{Value, json};
 
 use super::*;
@@ -33,7 +34,16 @@ fn prompt(fields: Value) -> Prompt {
 
 fn route(router: &Router, prompt: &Prompt, constraints: Option<Constraints>, load: LoadNow) -> Verdict {
     let policy = router.config().policy_named("quality").unwrap();
-    let ask = Ask { api: Api::ChatCompletions, prompt, policy, holder: None, sequence: 0, draw: 0.5, constraints };
+    let ask = Ask {
+        api: Api::ChatCompletions,
+        prompt,
+        policy,
+        holder: None,
+        held: Held::default(),
+        sequence: 0,
+        draw: 0.5,
+        constraints,
+    };
     let loads = vec![LoadNow { trust: 1.0, ..load }; router.config().fleet.instances.len()];
     router.route(&ask, Some(&loads), &Learned::default())
 }
@@ -62,6 +72,7 @@ const IDLE: LoadNow = LoadNow {
     pending_output_tokens: 0.0,
     pending_prompt_tokens: 0.0,
     kv_use: None,
+    kv_wanted: None,
     trust: 1.0,
     unreachable: false,
     last_dispatch: Duration::ZERO,
@@ -117,6 +128,7 @@ fn the_policy_and_the_request_insist() {
         prompt: &embedding,
         policy,
         holder: None,
+        held: Held::default(),
         sequence: 0,
         draw: 0.5,
         constraints: Some(Constraints { budget: Budget { usd: None, tokens: Some(1) }, ..strict }),

@@ -192,6 +192,7 @@ fn tokens_are_conserved_and_order_kept_whatever_comes() {
                 EventKind::FirstToken => assert_eq!(tokens.insert(event.id, 1), None),
                 EventKind::Token => *tokens.get_mut(&event.id).unwrap() += 1,
                 EventKind::Preempted => {}
+                EventKind::CacheHit(_) => panic!("nothing is cached"),
                 EventKind::Finished(reason) => assert_eq!(finished.insert(event.id, reason), None),
             }
         }
@@ -225,4 +226,42 @@ fn taking_equal_steps_at_once_changes_nothing() {
         preemptions += fast.engine.counters().preemptions;
     }
     assert!(preemptions > 0, "no seed reaches preemption");
+}
+
+#[test]
+fn a_cached_prefix_is_not_prefilled_again() {
+    let limits = Limits { max_running: 4, kv_tokens: 4_000, max_model_len: 3_000 };
+    let mut engine = Engine::new(PROFILE, limits, Detail::EveryToken);
+    let blocks =
+        |system: u64, user: u64| -> Vec<u64> { (0..50).map(|b| if b < 40 { system + b } else { user + b }).collect() };
+    let mut ids = 0;
+    let mut ttft = |engine: &mut Engine, prompt: u32, blocks: Vec<u64>| {
+        ids += 1;
+        let began = Duration::from_nanos(engine.now_ns);
+        engine.submit_blocks(began, job(ids, prompt, 2, 2), blocks).unwrap();
+        let events = drain(engine);
+        let hit = events.iter().find_map(|e| if let EventKind::CacheHit(n) = e.kind { Some(n) } else { None });
+        let first = events.iter().find(|e| e.kind == EventKind::FirstToken).unwrap().at;
+        (hit, (first - began).as_millis())
+    };
+    // 7 ms overhead, 10 ms for the token, a tenth of a millisecond per prompt token that is prefilled.
+    let rows = [
+        ("the first time", 1_000, 0, 1_000, (None, 117)),
+        ("the same, but for its last 200 tokens that are in no whole block", 1_000, 0, 1_000, (Some(800), 37)),
+        ("another question", 1_000, 0, 2_000, (Some(640), 53)),
+        ("another system prompt", 1_000, 10_000, 1_000, (None, 117)),
+        ("a prompt of whole blocks: the last token is computed", 800, 0, 1_000, (Some(784), 18)),
+    ];
+    for (name, prompt, system, user, expected) in rows {
+        let blocks = blocks(system, user).into_iter().take(prompt as usize / 16).collect();
+        assert_eq!(ttft(&mut engine, prompt, blocks), expected, "{name}");
+    }
+    let counters = *engine.counters();
+    assert_eq!((counters.prefix_queries, counters.prefix_hits), (4_800, 800 + 640 + 784));
+    assert_eq!(counters.prompt_tokens, 4_800 - counters.prefix_hits);
+    // Others take the room of 250 blocks.
+    for other in 1..=5 {
+        ttft(&mut engine, 1_000, blocks(other * 1_000_000, other * 1_000_000));
+    }
+    assert_eq!(ttft(&mut engine, 1_000, blocks(0, 1_000)).0, None);
 }

@@ -32,8 +32,9 @@ const PAPER_WEIGHTS: [(f64, f64, f64); 8] = [
     (0.9, 0.05, 0.05),
     (0.6, 0.4, 0.0),
 ];
-/// Steps of the simplex of weights of the absolute score.
-const STEPS: u32 = 6;
+/// Latency and cost weights of the absolute score, beside a quality weight of 1.
+const LATENCY_WEIGHTS: [f64; 9] = [0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.4, 1.0, 4.0];
+const COST_WEIGHTS: [f64; 8] = [0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 4.0];
 /// A cell matches another one if its quality is at most this much lower, and its cost at most this factor higher.
 const QUALITY_SLACK: f64 = 0.003;
 const COST_SLACK: f64 = 1.01;
@@ -63,7 +64,7 @@ pub(super) fn run(config: &Config, args: &EvaluateArgs) -> Result<(Value, bool)>
     for normalisation in [QualityNormalisation::MinMax, QualityNormalisation::Raw] {
         settings.extend(PAPER_WEIGHTS.map(|w| (Objective::Paper, normalisation, normalised(w))));
     }
-    settings.extend(simplex().into_iter().map(|w| (Objective::Absolute, QualityNormalisation::Raw, normalised(w))));
+    settings.extend(grid().into_iter().map(|w| (Objective::Absolute, QualityNormalisation::Raw, normalised(w))));
     let mut jobs = Vec::new();
     for utilisation in UTILISATIONS {
         for (objective, normalisation, weights) in &settings {
@@ -137,10 +138,8 @@ fn normalised((quality, latency, cost): (f64, f64, f64)) -> Weights {
     Weights { quality: quality / sum, latency: latency / sum, cost: cost / sum }
 }
 
-fn simplex() -> Vec<(f64, f64, f64)> {
-    (0..=STEPS)
-        .flat_map(|q| (0..=STEPS - q).map(move |l| (f64::from(q), f64::from(l), f64::from(STEPS - q - l))))
-        .collect()
+fn grid() -> Vec<(f64, f64, f64)> {
+    LATENCY_WEIGHTS.iter().flat_map(|l| COST_WEIGHTS.map(|c| (1.0, *l, c))).collect()
 }
 
 /// The demo's prompts, which the predictor was not trained on, with what the real models answered.

@@ -8,13 +8,14 @@ use super::EvaluateArgs;
 use super::cells::measured;
 use crate::config::Config;
 use crate::sim::scenarios;
+use crate::sim::simulation::Options;
 
 const SEEDS: u64 = 1_000;
 const QUICK_SEEDS: u64 = 100;
 
 pub(super) fn run(config: &Config, args: &EvaluateArgs) -> Result<(Value, bool)> {
     let seeds: Vec<u64> = (0..args.seeds.unwrap_or(if args.quick { QUICK_SEEDS } else { SEEDS })).collect();
-    let results = measured(&seeds, |seed| scenarios::run(config, *seed));
+    let results = measured(&seeds, |seed| scenarios::run(config, *seed, &Options::default()));
     let violations: Vec<Value> = seeds
         .iter()
         .zip(&results)

@@ -12,9 +12,11 @@ pub(super) struct Head {
     pub(super) id: String,
     /// Unix seconds.
     pub(super) created: u64,
-    /// The first served name, whatever the client called it.
+    /// The first served name, whatever the client called it; an adapter's own name.
     pub(super) model: String,
     pub(super) prompt_tokens: u32,
+    /// Of those, the ones that were cached, once it is known.
+    pub(super) cached_tokens: u32,
     /// vLLM's `--enable-prompt-tokens-details`.
     pub(super) details: bool,
 }
@@ -43,7 +45,7 @@ pub(super) fn finish_name(reason: FinishReason) -> &'static str {
 
 /// The body of an answer that is not streamed.
 pub(super) fn body(api: Api, head: &Head, choices: &[Choice]) -> String {
-    let Head { id, created, model, prompt_tokens, details } = head;
+    let Head { id, created, model, prompt_tokens, cached_tokens, details } = head;
     let rendered: Vec<String> = choices
         .iter()
         .enumerate()
@@ -62,9 +64,11 @@ pub(super) fn body(api: Api, head: &Head, choices: &[Choice]) -> String {
     let output: u32 = choices.iter().map(|choice| choice.tokens).sum();
     let total = prompt_tokens + output;
     let prompt_details = match (details, api) {
-        (false, _) => "null",
-        (true, Api::Chat) => r#"{"cached_tokens":0,"created_cache_tokens":0,"multimodal_tokens":null}"#,
-        (true, Api::Completions) => r#"{"cached_tokens":0,"created_cache_tokens":null,"multimodal_tokens":null}"#,
+        (false, _) => "null".to_owned(),
+        (true, api) => {
+            let created = if api == Api::Chat { "0" } else { "null" };
+            format!(r#"{{"cached_tokens":{cached_tokens},"created_cache_tokens":{created},"multimodal_tokens":null}}"#)
+        }
     };
     let (object, tail) = match api {
         Api::Chat => ("chat.completion", r#""prompt_logprobs":null,"prompt_token_ids":null,"prompt_text":null,"#),
@@ -156,13 +160,15 @@ impl Format for Events {
         events.push(format!("{prefix}{choice}]{usage}{fingerprint}}}\n\n"));
     }
 
-    fn close(&mut self, events: &mut Vec<String>) {
+    fn close(&mut self, cached: u32, events: &mut Vec<String>) {
         if self.usage != Usage::Never {
             let (prompt, output) = (self.prompt_tokens, self.output);
             let details = match (self.details, self.api) {
-                (false, _) => "",
-                (true, Api::Chat) => r#","prompt_tokens_details":{"cached_tokens":0,"created_cache_tokens":0}"#,
-                (true, Api::Completions) => r#","prompt_tokens_details":{"cached_tokens":0}"#,
+                (false, _) => String::new(),
+                (true, Api::Chat) => {
+                    format!(r#","prompt_tokens_details":{{"cached_tokens":{cached},"created_cache_tokens":0}}"#)
+                }
+                (true, Api::Completions) => format!(r#","prompt_tokens_details":{{"cached_tokens":{cached}}}"#),
             };
             events.push(format!(
                 "{}],\"usage\":{{\"prompt_tokens\":{prompt},\"total_tokens\":{},\"completion_tokens\":{output}{details}}},\"system_fingerprint\":\"{FINGERPRINT}\"}}\n\n",

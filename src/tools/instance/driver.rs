@@ -11,6 +11,16 @@ use super::observe::{Finished, Observations};
 use crate::fleet::{LatencyProfile, Limits};
 use crate::sim::engine::{Counters, Detail, Engine, Event, EventKind, FinishReason, Job, TooLong};
 
+/// One sequence to generate.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sequence {
+    pub(super) prompt_tokens: u32,
+    pub(super) output_tokens: u32,
+    pub(super) max_tokens: u32,
+    /// Hashes of the prompt's blocks, by which the prefix cache finds them.
+    pub(super) blocks: Vec<u64>,
+}
+
 /// One piece of an answer: a token, the end, or both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Piece {
@@ -20,6 +30,8 @@ pub(super) struct Piece {
     pub(super) token: bool,
     /// Why the sequence ends with it.
     pub(super) finish: Option<FinishReason>,
+    /// Tokens of the prompt that were cached.
+    pub(super) cached_tokens: u32,
 }
 
 /// The load that `/metrics` and ORCA report.
@@ -67,6 +79,7 @@ struct Flight {
     submitted: Duration,
     times: Finished,
     last_token: Duration,
+    cached_tokens: u32,
 }
 
 /// A request that is being answered. Dropping it aborts the work.
@@ -75,6 +88,8 @@ pub(super) struct Generation {
     pieces: UnboundedReceiver<Piece>,
     ids: Vec<u64>,
     unfinished: usize,
+    /// Tokens of the prompt that were cached, as far as it is known.
+    pub(super) cached_tokens: u32,
     driver: Arc<Driver>,
 }
 
@@ -86,6 +101,7 @@ impl Generation {
         }
         let piece = self.pieces.recv().await?;
         self.unfinished -= usize::from(piece.finish.is_some());
+        self.cached_tokens = self.cached_tokens.max(piece.cached_tokens);
         Some(piece)
     }
 }
@@ -129,28 +145,33 @@ impl Driver {
         }
     }
 
-    /// Queues the sequences of one request: prompt tokens, output tokens and `max_tokens` of each.
-    pub(super) fn submit(self: &Arc<Self>, sequences: &[(u32, u32, u32)]) -> Result<Generation, TooLong> {
+    /// Queues the sequences of one request.
+    pub(super) fn submit(self: &Arc<Self>, sequences: Vec<Sequence>) -> Result<Generation, TooLong> {
         let mut state = self.lock();
         state.pump();
         let now = state.now();
         let (out, pieces) = unbounded_channel();
         let mut ids = Vec::new();
-        for (choice, &(prompt_tokens, output_tokens, max_tokens)) in sequences.iter().enumerate() {
+        let longest = sequences.iter().map(|s| s.max_tokens).max().unwrap_or(0);
+        let count = sequences.len();
+        for (choice, sequence) in sequences.into_iter().enumerate() {
+            let Sequence { prompt_tokens, output_tokens, max_tokens, blocks } = sequence;
             let id = state.next_id;
             state.next_id += 1;
-            if let Err(too_long) = state.engine.submit(now, Job { id, prompt_tokens, output_tokens, max_tokens }) {
+            let job = Job { id, prompt_tokens, output_tokens, max_tokens };
+            if let Err(too_long) = state.engine.submit_blocks(now, job, blocks) {
                 state.forget(&ids);
                 return Err(too_long);
             }
             let times = Finished { prompt_tokens, max_tokens, ..Finished::default() };
-            state.flights.insert(id, Flight { out: out.clone(), choice, submitted: now, times, last_token: now });
+            let out = out.clone();
+            state.flights.insert(id, Flight { out, choice, submitted: now, times, last_token: now, cached_tokens: 0 });
             ids.push(id);
         }
-        state.observations.request(sequences.len(), sequences.iter().map(|s| s.2).max().unwrap_or(0));
+        state.observations.request(count, longest);
         drop(state);
         self.wake.notify_one();
-        Ok(Generation { pieces, unfinished: ids.len(), ids, driver: Arc::clone(self) })
+        Ok(Generation { pieces, unfinished: ids.len(), ids, cached_tokens: 0, driver: Arc::clone(self) })
     }
 
     /// Stops (and later continues) the engine's clock, as a hung process does.
@@ -243,6 +264,7 @@ impl State {
         let mut token = false;
         match event.kind {
             EventKind::Started => flight.times.queued = Some(since),
+            EventKind::CacheHit(tokens) => flight.cached_tokens = tokens,
             EventKind::FirstToken => {
                 token = true;
                 flight.times.first_token = Some(since);
@@ -265,7 +287,8 @@ impl State {
         };
         if token || finish.is_some() {
             // A receiver that is gone cancels by itself.
-            let _ = flight.out.send(Piece { choice: flight.choice, token, finish });
+            let _ =
+                flight.out.send(Piece { choice: flight.choice, token, finish, cached_tokens: flight.cached_tokens });
         }
         if finish.is_some() {
             let times = Finished { e2e: since, ..flight.times };

@@ -5,6 +5,7 @@ use axum::http::{Response, StatusCode};
 use serde_json::{Map, Value};
 
 use super::Fault;
+use super::driver::Sequence;
 use super::request::{ApiError, integer, quote, validate};
 use super::serve::{Server, completion_prompts, json, unix_seconds};
 use super::stream::{Answer, InFlight};
@@ -22,8 +23,9 @@ impl Server {
             return Err(ApiError::prompt_too_long(max_model_len));
         }
         self.check_engine(fault, false)?;
-        let sequences: Vec<_> = prompts.iter().map(|prompt| (prompt.tokens, 0, 0)).collect();
-        let generation = self.driver.submit(&sequences).map_err(|_| ApiError::prompt_too_long(max_model_len))?;
+        let sequences: Vec<_> =
+            prompts.iter().map(|prompt| Sequence { prompt_tokens: prompt.tokens, ..Sequence::default() }).collect();
+        let generation = self.driver.submit(sequences).map_err(|_| ApiError::prompt_too_long(max_model_len))?;
         let seeds: Vec<u64> = prompts.iter().map(|prompt| prompt.seed(0)).collect();
         let answer = Answer { generation, seeds: seeds.clone(), _in_flight: InFlight::new(&self.in_flight) };
         answer.collect().await;

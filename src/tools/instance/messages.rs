@@ -12,8 +12,11 @@ fn stop_reason(reason: FinishReason) -> &'static str {
     }
 }
 
-fn cache_fields(head: &Head) -> &'static str {
-    if head.details { r#","cache_creation_input_tokens":0,"cache_read_input_tokens":0"# } else { "" }
+fn cache_fields(head: &Head, cached: u32) -> String {
+    if !head.details {
+        return String::new();
+    }
+    format!(r#","cache_creation_input_tokens":0,"cache_read_input_tokens":{cached}"#)
 }
 
 /// The body of an answer that is not streamed.
@@ -26,7 +29,7 @@ pub(super) fn body(head: &Head, choice: &Choice) -> String {
         stop_reason(choice.finish),
         head.prompt_tokens,
         choice.tokens,
-        cache_fields(head)
+        cache_fields(head, head.cached_tokens)
     )
 }
 
@@ -74,7 +77,7 @@ impl Format for Events {
         self.finish = finish.unwrap_or(self.finish);
     }
 
-    fn close(&mut self, events: &mut Vec<String>) {
+    fn close(&mut self, cached_tokens: u32, events: &mut Vec<String>) {
         events.push(event("content_block_stop", r#","index":0"#));
         events.push(event(
             "message_delta",
@@ -83,7 +86,7 @@ impl Format for Events {
                 stop_reason(self.finish),
                 self.head.prompt_tokens,
                 self.output,
-                cache_fields(&self.head)
+                cache_fields(&self.head, cached_tokens)
             ),
         ));
         events.push(event("message_stop", ""));

@@ -235,11 +235,15 @@ impl<'a> Page<'a> {
 
     fn requests(&mut self, engine: &Snapshot, rejected: u64) {
         let counters = &engine.counters;
-        let prompt_tokens = counters.prompt_tokens as f64;
-        // Every prompt token is looked up in the prefix cache; the emulated one never has it.
+        let (computed, cached) = (counters.prompt_tokens as f64, counters.prefix_hits as f64);
+        let prompt_tokens = computed + cached;
         for (name, help, value) in [
-            ("vllm:prefix_cache_queries", "Prefix cache queries, in terms of number of queried tokens.", prompt_tokens),
-            ("vllm:prefix_cache_hits", "Prefix cache hits, in terms of number of cached tokens.", 0.0),
+            (
+                "vllm:prefix_cache_queries",
+                "Prefix cache queries, in terms of number of queried tokens.",
+                counters.prefix_queries as f64,
+            ),
+            ("vllm:prefix_cache_hits", "Prefix cache hits, in terms of number of cached tokens.", cached),
             (
                 "vllm:external_prefix_cache_queries",
                 "External prefix cache queries from KV connector cross-instance cache sharing, in terms of number of queried tokens.",
@@ -257,7 +261,7 @@ impl<'a> Page<'a> {
         ] {
             self.counter(name, help, &[(self.labels(&[]), value)]);
         }
-        let sources = [("local_compute", prompt_tokens), ("local_cache_hit", 0.0), ("external_kv_transfer", 0.0)];
+        let sources = [("local_compute", computed), ("local_cache_hit", cached), ("external_kv_transfer", 0.0)];
         self.counter(
             "vllm:prompt_tokens_by_source",
             "Number of prompt tokens by source.",
@@ -266,13 +270,13 @@ impl<'a> Page<'a> {
         self.counter(
             "vllm:prompt_tokens_cached",
             "Number of cached prompt tokens (local + external).",
-            &[(self.labels(&[]), 0.0)],
+            &[(self.labels(&[]), cached)],
         );
         let tiers = ["device", "host", "p2p", "disk", "external_unspecified"];
         self.counter(
             "vllm:prompt_tokens_cached_by_source",
             "Prefix-cache hit tokens by the cache tier that supplied them: device (local HBM), host (offloaded to DRAM), disk, p2p (transferred from another vLLM instance) or external_unspecified. Counted at admission; sums to vllm:prefix_cache_hits + vllm:external_prefix_cache_hits.",
-            &tiers.map(|tier| (self.labels(&[("source", tier)]), 0.0)),
+            &tiers.map(|tier| (self.labels(&[("source", tier)]), if tier == "device" { cached } else { 0.0 })),
         );
         self.counter(
             "vllm:generation_tokens",

@@ -170,6 +170,8 @@ pub struct InstanceOptions {
     pub pool: PoolProfile,
     /// Further names that are served; answers carry `pool.served_model`.
     pub aliases: Vec<String>,
+    /// LoRA adapters that are served; answers of one carry its name.
+    pub adapters: Vec<String>,
     /// 2.0 is twice as fast.
     pub time_scale: f64,
     /// Recorded answer lengths.
@@ -189,6 +191,7 @@ impl InstanceOptions {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             pool,
             aliases: Vec::new(),
+            adapters: Vec::new(),
             time_scale: 1.0,
             answers: None,
             max_queued: None,
@@ -344,6 +347,9 @@ pub struct InstanceArgs {
     /// Further names that are served
     #[arg(long)]
     pub alias: Vec<String>,
+    /// LoRA adapters that are served; answers of one carry its name
+    #[arg(long)]
+    pub adapter: Vec<String>,
     /// A pool of the configuration, whose speed and limits the instance has
     #[arg(long)]
     pub profile: String,
@@ -379,6 +385,7 @@ pub async fn run(
     let options = InstanceOptions {
         listen: SocketAddr::new(args.host, args.port),
         aliases: args.alias,
+        adapters: args.adapter,
         time_scale: args.time_scale,
         answers,
         max_queued: args.max_queued,
@@ -427,6 +434,7 @@ mod tests {
             tariff: crate::fleet::Tariff { usd_per_input_token: 0.0, usd_per_output_token: 0.0 },
             quality_prior: 0.0,
             output_tokens_prior: 1.0,
+            adapters: Vec::new(),
         };
         let pool = |name: &str, model: usize| crate::fleet::Pool {
             name: name.into(),

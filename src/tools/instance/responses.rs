@@ -66,9 +66,9 @@ impl Frame {
         let (output, usage, status, incomplete) = match answer {
             None => (String::new(), "null".into(), "in_progress", "null"),
             Some(choice) => {
-                let (input, output) = (self.head.prompt_tokens, choice.tokens);
+                let (input, cached, output) = (self.head.prompt_tokens, self.head.cached_tokens, choice.tokens);
                 let usage = format!(
-                    r#"{{"input_tokens":{input},"input_tokens_details":{{"cached_tokens":0,"cache_write_tokens":0,"input_tokens_per_turn":[],"cached_tokens_per_turn":[]}},"output_tokens":{output},"output_tokens_details":{{"reasoning_tokens":0,"tool_output_tokens":0,"output_tokens_per_turn":[],"tool_output_tokens_per_turn":[]}},"total_tokens":{}}}"#,
+                    r#"{{"input_tokens":{input},"input_tokens_details":{{"cached_tokens":{cached},"cache_write_tokens":0,"input_tokens_per_turn":[],"cached_tokens_per_turn":[]}},"output_tokens":{output},"output_tokens_details":{{"reasoning_tokens":0,"tool_output_tokens":0,"output_tokens_per_turn":[],"tool_output_tokens_per_turn":[]}},"total_tokens":{}}}"#,
                     input + output
                 );
                 let (status, incomplete) = match choice.finish {
@@ -161,7 +161,8 @@ impl Format for Events {
         self.answer.finish = finish.unwrap_or(self.answer.finish);
     }
 
-    fn close(&mut self, events: &mut Vec<String>) {
+    fn close(&mut self, cached_tokens: u32, events: &mut Vec<String>) {
+        self.frame.head.cached_tokens = cached_tokens;
         let (id, text) = (quote(&self.frame.message_id), quote(&self.answer.text));
         let done = format!(r#""content_index":0,"item_id":{id},"logprobs":[],"output_index":0"#);
         events.push({

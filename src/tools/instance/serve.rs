@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use serde_json::{Map, Value};
 
 use super::chat::{self, Api, Head, Usage};
-use super::driver::Driver;
+use super::driver::{Driver, Sequence};
 use super::metrics::HttpStats;
 use super::request::{ApiError, Shape, flag, integer, max_tokens, parse, quote, validate};
 use super::responses::{Frame, Store};
@@ -102,7 +102,8 @@ impl Server {
             prefill_tokens_per_second: prefill_tokens_per_second * options.time_scale,
             overhead_ms: overhead_ms / options.time_scale,
         };
-        let names = std::iter::once(&options.pool.served_model).chain(&options.aliases).cloned().collect();
+        let names = std::iter::once(&options.pool.served_model).chain(&options.aliases).chain(&options.adapters);
+        let names = names.cloned().collect();
         Self {
             driver: Arc::new(Driver::new(scaled, options.pool.limits)),
             names,
@@ -302,6 +303,7 @@ impl Server {
         self.check_model(body)?;
         let list = |name: &str| body.get(name).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
         let text = |name: &str| body.get(name).and_then(Value::as_str);
+        let adapter = text("model").filter(|name| self.options.adapters.iter().any(|adapter| adapter == name));
         let mut previous = None;
         let prompts = match kind {
             Kind::Openai(Api::Chat) => {
@@ -350,18 +352,23 @@ impl Server {
                 } else {
                     prompt.output_tokens(self.options.answers.as_deref(), &self.options.pool.model_name, choice)
                 };
-                sequences.push((prompt.tokens, output, cap));
+                sequences.push(Sequence {
+                    prompt_tokens: prompt.tokens,
+                    output_tokens: output,
+                    max_tokens: cap,
+                    blocks: prompt.blocks(adapter),
+                });
                 seeds.push(prompt.seed(choice));
             }
         }
         let stream = flag(body, "stream");
         self.check_engine(fault, stream)?;
         let choices = seeds.len();
-        let generation = self.driver.submit(&sequences).map_err(|_| ApiError::prompt_too_long(max_model_len))?;
+        let generation = self.driver.submit(sequences).map_err(|_| ApiError::prompt_too_long(max_model_len))?;
         let answer = Answer { generation, seeds, _in_flight: InFlight::new(&self.in_flight) };
 
         let prompt_tokens = prompts.iter().map(|prompt| prompt.tokens).sum();
-        let head = self.head(kind, headers, prompt_tokens);
+        let head = self.head(kind, headers, prompt_tokens, adapter);
         let options = body.get("stream_options");
         let option = |name: &str| options.and_then(Value::as_object).is_some_and(|options| flag(options, name));
         let usage = match (option("include_usage"), option("continuous_usage_stats")) {
@@ -389,7 +396,8 @@ impl Server {
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
             return Ok(response);
         }
-        let finished = answer.collect().await;
+        let (finished, cached_tokens) = answer.collect().await;
+        let head = Head { cached_tokens, ..head };
         let text = match (kind, finished.first()) {
             (Kind::Openai(api), _) => chat::body(api, &head, &finished),
             (Kind::Messages, Some(choice)) => messages::body(&head, choice),
@@ -406,7 +414,7 @@ impl Server {
         Ok(response)
     }
 
-    fn head(&self, kind: Kind, headers: &HeaderMap, prompt_tokens: u32) -> Head {
+    fn head(&self, kind: Kind, headers: &HeaderMap, prompt_tokens: u32, adapter: Option<&str>) -> Head {
         let client_id = headers.get("x-request-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
         let random = format!("{:016x}", rand::random::<u64>());
         let id = match kind {
@@ -417,8 +425,9 @@ impl Server {
         Head {
             id,
             created: unix_seconds(),
-            model: self.options.pool.served_model.clone(),
+            model: adapter.unwrap_or(&self.options.pool.served_model).to_owned(),
             prompt_tokens,
+            cached_tokens: 0,
             details: self.options.switches.prompt_tokens_details,
         }
     }

@@ -20,8 +20,8 @@ pub(super) trait Format: Send + 'static {
     fn open(&mut self, _events: &mut Vec<String>) {}
     /// Events of a piece: a token's text, the end of a choice, or both.
     fn piece(&mut self, choice: usize, token: Option<&str>, finish: Option<FinishReason>, events: &mut Vec<String>);
-    /// Events after the last piece.
-    fn close(&mut self, events: &mut Vec<String>);
+    /// Events after the last piece; so many tokens of the prompt were cached.
+    fn close(&mut self, cached_tokens: u32, events: &mut Vec<String>);
     /// Events when the engine dies; `None` when the real server cuts the connection.
     fn fail(&self, error: &ApiError) -> Option<Vec<String>>;
 }
@@ -61,8 +61,8 @@ pub(super) struct Choice {
 }
 
 impl Answer {
-    /// Waits for all choices.
-    pub(super) async fn collect(mut self) -> Vec<Choice> {
+    /// Waits for all choices, and says how many tokens of the prompt were cached.
+    pub(super) async fn collect(mut self) -> (Vec<Choice>, u32) {
         let mut choices =
             vec![Choice { text: String::new(), tokens: 0, finish: FinishReason::Length }; self.seeds.len()];
         while let Some(piece) = self.generation.next().await {
@@ -73,7 +73,7 @@ impl Answer {
                 choice.text = text::answer(self.seeds[piece.choice], choice.tokens as usize);
             }
         }
-        choices
+        (choices, self.generation.cached_tokens)
     }
 
     /// The body of a streamed answer. `cut` tells the connection to break off inside the next chunk it writes.
@@ -131,7 +131,7 @@ impl<F: Format> Streaming<F> {
                 }
                 None => {
                     self.closed = true;
-                    self.format.close(&mut self.next);
+                    self.format.close(self.answer.generation.cached_tokens, &mut self.next);
                 }
             }
             self.pending.extend(self.next.drain(..));

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::sim::engine::blocks_of;
 use crate::tools::prompts::PromptSet;
 
 /// Filler words, each one token of an answer.
@@ -72,6 +73,12 @@ impl Prompt {
             let normal = (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos();
             (OUTPUT_TOKENS_MEDIAN.ln() + OUTPUT_TOKENS_LOG_SIGMA * normal).exp().round().max(1.0) as u32
         })
+    }
+
+    /// Hashes of its blocks of tokens; an adapter has keys and values of its own.
+    pub(super) fn blocks(&self, adapter: Option<&str>) -> Vec<u64> {
+        let seed = adapter.map_or(0, |adapter| Prompt::plain(adapter).seed(0));
+        blocks_of(&self.text, CHARACTERS_PER_TOKEN, seed)
     }
 
     /// What the answer's words depend on.

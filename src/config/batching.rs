@@ -1,0 +1,53 @@
+//! How the requests of a policy are batched, as written and checked.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::{ConfigError, check_number, error};
+use crate::fleet::{BatchSizing, Batching};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawBatching {
+    pub(super) mode: Mode,
+    pub(super) size: Option<u32>,
+    pub(super) window_ms: Option<f64>,
+    #[serde(default = "max_wait_ms")]
+    pub(super) max_wait_ms: f64,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Mode {
+    Adaptive,
+    Fixed,
+}
+
+/// The longest of the published windows.
+fn max_wait_ms() -> f64 {
+    200.0
+}
+
+impl RawBatching {
+    /// `at` is the path of a field of the policy.
+    pub(super) fn check(&self, at: &impl Fn(&str) -> String) -> Result<Batching, ConfigError> {
+        let milliseconds = |field: &str, value: f64| {
+            Ok::<_, ConfigError>(Duration::from_secs_f64(check_number(at(field), value, 1.0, 10_000.0)? / 1e3))
+        };
+        let sizing = match (self.mode, self.size, self.window_ms) {
+            (Mode::Adaptive, None, None) => BatchSizing::Adaptive,
+            (Mode::Adaptive, Some(_), _) => return Err(error(at("batching.size"), "belongs to the mode fixed")),
+            (Mode::Adaptive, ..) => return Err(error(at("batching.window_ms"), "belongs to the mode fixed")),
+            (Mode::Fixed, None, _) => return Err(error(at("batching.size"), "is needed in the mode fixed")),
+            (Mode::Fixed, _, None) => return Err(error(at("batching.window_ms"), "is needed in the mode fixed")),
+            (Mode::Fixed, Some(size), Some(window_ms)) => {
+                if !(1..=1_024).contains(&size) {
+                    return Err(error(at("batching.size"), "must be between 1 and 1024"));
+                }
+                BatchSizing::Fixed { size: size as usize, window: milliseconds("batching.window_ms", window_ms)? }
+            }
+        };
+        Ok(Batching { sizing, max_wait: milliseconds("batching.max_wait_ms", self.max_wait_ms)? })
+    }
+}
