@@ -161,8 +161,11 @@ pub(crate) async fn client_leaves_its_body(gateway: &Gateway) {
 /// A request for the pool whose metrics have failed, and one for another.
 async fn serves_on(gateway: &Gateway, rung: &str) {
     let reckoned = format!("decisions.{POOL}.{rung}");
+    // The headers of a stream say nothing of the load.
+    let body = String::from_utf8_lossy(&Request::chat(MODEL).body).replacen('{', r#"{"stream":true,"#, 1);
+    let stream = Request::post("/v1/chat/completions", body);
     let served = async || {
-        let reply = gateway.send(&Request::chat(MODEL)).await.ok();
+        let reply = gateway.send(&stream).await.ok();
         reply.header("x-routebalance-rung").unwrap().to_owned()
     };
     let before = gateway.stat(&reckoned).await;
