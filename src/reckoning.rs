@@ -306,7 +306,7 @@ mod tests {
     fn report(running: f64, waiting: f64, outstanding: u64) -> InstanceReport {
         InstanceReport {
             at: Some(Duration::from_secs(100)),
-            load: Load { running: Some(running), waiting: Some(waiting), kv_use: Some(0.5) },
+            load: Load { running: Some(running), waiting: Some(waiting), kv_use: Some(0.5), ..Load::default() },
             outstanding_requests: outstanding,
             unreachable: 0,
         }

@@ -89,7 +89,7 @@ impl Root {
     fn scraped(worker: &mut Worker, scrape: &Scrape, answered: bool, page: &[u8]) {
         let Some(report) = worker.reports.0.get_mut(scrape.instance) else { return };
         if answered {
-            let load = telemetry::parse_metrics(page);
+            let load = telemetry::parse_metrics(page).load;
             let usable = load.running.is_some();
             report.answered(scrape.asked_at, load, scrape.outstanding_requests);
             worker.metrics.count(if usable { "routebalance.scrapes.ok" } else { "routebalance.scrapes.unusable" });

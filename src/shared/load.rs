@@ -55,7 +55,8 @@ pub fn decode_counters(bytes: &[u8], fingerprint: u64) -> Option<Counters> {
 pub fn encode_reports(reports: &Reports, fingerprint: u64) -> Vec<u8> {
     let mut writer = Writer::new(fingerprint);
     for report in &reports.0 {
-        let InstanceReport { at, load: Load { running, waiting, kv_use }, outstanding_requests, unreachable } = *report;
+        let InstanceReport { at, load: Load { running, waiting, kv_use, .. }, outstanding_requests, unreachable } =
+            *report;
         writer.time(at.unwrap_or(Duration::ZERO));
         writer.f64(running);
         writer.f64(waiting);
@@ -72,7 +73,7 @@ pub fn decode_reports(bytes: &[u8], fingerprint: u64) -> Option<Reports> {
         let at = r.time()?;
         Some(InstanceReport {
             at: (!at.is_zero()).then_some(at),
-            load: Load { running: r.f64()?, waiting: r.f64()?, kv_use: r.f64()? },
+            load: Load { running: r.f64()?, waiting: r.f64()?, kv_use: r.f64()?, ..Load::default() },
             outstanding_requests: r.u64()?,
             unreachable: u32::try_from(r.u64()?).unwrap_or(u32::MAX),
         })

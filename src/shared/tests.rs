@@ -24,7 +24,7 @@ fn records_come_back_as_they_were() {
         last_dispatch: Duration::from_nanos(7),
     };
     assert_eq!(decode_counters(&encode_counters(&counters, 9), 9), Some(counters));
-    let load = Load { running: Some(3.0), waiting: Some(0.0), kv_use: None };
+    let load = Load { running: Some(3.0), waiting: Some(0.0), kv_use: None, ..Load::default() };
     let known = InstanceReport { at: Some(SECOND), load, outstanding_requests: 4, unreachable: 1 };
     let reports = Reports(vec![InstanceReport::default(), known]);
     assert_eq!(decode_reports(&encode_reports(&reports, 9), 9), Some(reports));
