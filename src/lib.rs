@@ -22,6 +22,7 @@
 //! | [`shared`] | records in Envoy's shared data to types; versioned bytes, one writer per key |
 //! | [`latency`] | TTFT, TPOT and E2E of a request on an instance under a load |
 //! | [`admission`] | candidates that meet SLO and budget, and what is relaxed when none does |
+//! | [`health`] | what responses show of an instance: less weight, ejection, probes |
 //! | [`score`] | objectives and the tie-break |
 //! | [`router`] | the facade: request in, decision out; cannot fail |
 //! | [`sim`] | virtual time: fleets of continuous-batching engines behind gateways, faults, outcomes; the emulated instances' engine |
@@ -47,6 +48,7 @@ pub mod admission;
 pub mod config;
 pub mod features;
 pub mod fleet;
+pub mod health;
 pub mod latency;
 pub mod learning;
 pub mod names;

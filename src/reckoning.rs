@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::config::Telemetry;
 use crate::fleet::Fleet;
+use crate::health::Standing;
 use crate::telemetry::Load;
 
 /// What one worker has sent to one instance and seen finished. Every field but the last only grows.
@@ -190,6 +191,8 @@ pub struct LoadNow {
     pub unreachable: bool,
     /// When the last request was sent to it; zero if none was.
     pub last_dispatch: Duration,
+    /// What its responses speak for.
+    pub standing: Standing,
 }
 
 impl LoadNow {
@@ -275,6 +278,7 @@ fn reckon(
         trust,
         unreachable: report.unreachable >= UNREACHABLE_SCRAPES,
         last_dispatch: own.last_dispatch,
+        standing: Standing::Healthy,
     }
 }
 

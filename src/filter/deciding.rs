@@ -126,14 +126,28 @@ impl Stream {
     }
 }
 
+/// How often a request is decided anew because another worker probes the instance that was chosen.
+const CLAIM_ATTEMPTS: usize = 4;
+
 /// Asks the router, and says how long it took.
 fn route(worker: &mut Worker, reading: &Reading, prompt: &Prompt) -> (Verdict, Timing) {
     let asked_at = host::now();
-    let (loads, sequence) = worker.loads(asked_at);
     let holder = prompt.previous_response_id.as_deref().and_then(|id| worker.holder(id));
     let draw = worker.learner.draw();
-    let ask = Ask { api: reading.api, prompt, policy: reading.policy, holder, sequence, draw };
-    let verdict = worker.router.route(&ask, loads.as_deref(), worker.learner.learned());
+    let decide = |worker: &mut Worker| {
+        let (loads, sequence) = worker.loads(asked_at);
+        let ask = Ask { api: reading.api, prompt, policy: reading.policy, holder, sequence, draw };
+        worker.router.route(&ask, loads.as_deref(), worker.learner.learned())
+    };
+    let mut verdict = decide(worker);
+    // Each turn that is lost takes one half-open instance out of the choice.
+    for _ in 0..CLAIM_ATTEMPTS {
+        let Verdict::Decided(decision) = &verdict else { break };
+        if !decision.probe || worker.claim(decision.instance, asked_at) {
+            break;
+        }
+        verdict = decide(worker);
+    }
     let timing =
         Timing { scan: reading.scan_time, decision: host::now().saturating_sub(asked_at), patch: Duration::ZERO };
     (verdict, timing)

@@ -6,6 +6,7 @@ mod access_log;
 mod debug;
 mod deciding;
 mod feedback;
+mod health;
 mod host;
 mod learner;
 mod local;

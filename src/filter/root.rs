@@ -8,6 +8,7 @@ use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{BufferType, ContextType, MapType};
 
 use crate::config::Config;
+use crate::filter::health::Watches;
 use crate::filter::host;
 use crate::filter::stream::Stream;
 use crate::filter::worker::{Shared, Worker};
@@ -24,6 +25,7 @@ const TICK: Duration = Duration::from_millis(50);
 pub(super) struct Root {
     worker: Option<Shared>,
     heartbeat_at: Duration,
+    watches: Watches,
     /// When each instance is scraped next.
     scrape_at: Vec<Duration>,
     /// Scrapes under way by the host's token.
@@ -135,6 +137,7 @@ impl RootContext for Root {
             worker.write_counters();
             worker.exchange_learnt();
             worker.write_gauges();
+            self.watches.look(worker, now);
             self.scrape(worker, now);
         });
     }

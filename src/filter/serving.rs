@@ -5,6 +5,7 @@ use std::time::Duration;
 use proxy_wasm::types::{BufferType, MapType};
 
 use crate::filter::access_log::Entry;
+use crate::filter::health::Checkup;
 use crate::filter::host;
 use crate::filter::stream::PIECE;
 use crate::filter::worker::Worker;
@@ -22,6 +23,7 @@ pub(super) struct Serving {
     decision: Decision,
     /// Taken when the request ends, so that its counters are released exactly once.
     dispatch: Option<Dispatch>,
+    checkup: Checkup,
     entry: Entry,
     decision_us: u64,
     response: Option<ResponseScan>,
@@ -45,10 +47,12 @@ impl Serving {
         entry: Entry,
         decision_us: u64,
     ) -> Serving {
+        let sent = host::now();
         Serving {
             api,
             started,
-            sent: host::now(),
+            sent,
+            checkup: Checkup::new(decision.instance, sent),
             decision,
             dispatch: Some(dispatch),
             entry,
@@ -80,11 +84,13 @@ impl Serving {
         }
         set(names::RUNG_RESPONSE_HEADER, self.decision.rung.name());
         set(names::DECISION_US_RESPONSE_HEADER, &self.decision_us.to_string());
+        let instance = upstream.as_deref().and_then(|address| config.fleet.instance_at(address));
+        self.checkup.head(worker, &self.decision, instance);
         let Some(upstream) = upstream else { return };
+        let config = worker.router.config();
         if config.expose_endpoint {
             set(names::ENDPOINT_RESPONSE_HEADER, &upstream);
         }
-        let instance = config.fleet.instance_at(&upstream);
         if let (Some(instance), Some(dispatch)) = (instance, self.dispatch.as_mut())
             && instance != dispatch.instance
         {
@@ -114,6 +120,7 @@ impl Serving {
         if (new_events > 0 || seen.ended) && self.first_byte.is_none() {
             self.first_byte = Some(host::now());
             worker.prefilled(dispatch);
+            self.checkup.began(worker);
         }
         if new_events > 0 {
             worker.streamed(dispatch, new_events);
@@ -133,6 +140,7 @@ impl Serving {
         let e2e = now.saturating_sub(self.started);
         self.entry.answered(worker.router.config(), &self.decision, seen, ttft, e2e);
         self.entry.publish(request_id);
+        self.checkup.ended(worker, seen);
         if !self.succeeded {
             return;
         }
@@ -149,6 +157,7 @@ impl Serving {
 
     /// Releases what the request still holds, once.
     pub(super) fn release(&mut self, worker: &mut Worker) {
+        self.checkup.over(worker);
         if let Some(dispatch) = self.dispatch.take() {
             worker.finish(dispatch);
         }
