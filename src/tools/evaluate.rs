@@ -2,6 +2,7 @@
 
 mod cells;
 mod gateways;
+mod objectives;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,6 +15,8 @@ use clap::{Args, ValueEnum};
 pub enum Preset {
     /// Latency behind 1, 2, 8 and 32 gateways at the same total load
     Gateways,
+    /// Quality, latency and cost of the objectives over their weights
+    Objectives,
 }
 
 /// Arguments of `evaluate`.
@@ -44,6 +47,7 @@ pub fn run(args: &EvaluateArgs) -> Result<ExitCode> {
     let config = super::check::check(&args.file)?;
     let (result, passed) = match args.preset {
         Preset::Gateways => gateways::run(&config, args)?,
+        Preset::Objectives => objectives::run(&config, args)?,
     };
     if let Some(file) = &args.json {
         let text = serde_json::to_string_pretty(&result)?;

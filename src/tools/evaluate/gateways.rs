@@ -112,10 +112,10 @@ fn cases(config: &Config) -> Result<Vec<Case>> {
 fn alone(config: &Config, name: &str) -> crate::fleet::Fleet {
     let fleet = &config.fleet;
     let mut pool = fleet.pools.iter().find(|p| p.name == name).cloned().unwrap_or_else(|| fleet.pools[0].clone());
-    let mut instances: Vec<_> = pool.instances.clone().filter_map(|i| fleet.instances.get(i).cloned()).collect();
+    let mut instances: Vec<_> = pool.instances.iter().filter_map(|i| fleet.instances.get(*i).cloned()).collect();
     let model = fleet.models[pool.model].clone();
     instances.iter_mut().for_each(|i| i.pool = 0);
-    pool.instances = 0..instances.len();
+    pool.instances = (0..instances.len()).collect();
     pool.model = 0;
     crate::fleet::Fleet { models: vec![model], pools: vec![pool], instances }
 }
