@@ -270,9 +270,7 @@ impl Router {
             pool: pool_index,
             instance: chosen.instance,
             fallbacks: self.fallbacks(chosen.instance, pool_index, &admitted.candidates, &order, ask.holder, loads),
-            probe: loads
-                .and_then(|l| l.get(chosen.instance))
-                .is_some_and(|l| l.standing == Standing::HalfOpen),
+            probe: loads.and_then(|l| l.get(chosen.instance)).is_some_and(|l| l.standing == Standing::HalfOpen),
             rung: rung(*predicted, loads.map(|l| l.get(chosen.instance).copied().unwrap_or_default())),
             prompt_tokens: prompt_tokens as u64,
             output_tokens: chosen.output_tokens as u64,

@@ -25,7 +25,8 @@ impl Router {
         let fleet = &self.config.fleet;
         let unknown = Speed::default();
         let holder = ask.holder.filter(|i| *i < fleet.instances.len());
-        let (mut fitting, mut ejected, mut too_short, mut unreachable) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut fitting, mut ejected, mut too_short, mut unreachable) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (i, instance) in fleet.instances.iter().enumerate() {
             let Some(pool) = fleet.pools.get(instance.pool) else { continue };
             let wanted = holder.map_or_else(|| models.contains(&pool.model), |h| h == i);
@@ -51,8 +52,7 @@ impl Router {
                 quality: estimate.quality,
                 output_tokens,
                 output_tokens_p80,
-                seconds: slowdown
-                    * latency::paper_seconds(&pool.profile, &pool.limits, &load, output_tokens.max(1.0)),
+                seconds: slowdown * latency::paper_seconds(&pool.profile, &pool.limits, &load, output_tokens.max(1.0)),
                 ttft_seconds: slowdown * forecast.ttft,
                 tpot_seconds: forecast.tpot,
                 e2e_seconds: slowdown * forecast.e2e,
@@ -106,9 +106,7 @@ impl Router {
             .collect();
         let mut rest: Vec<usize> =
             pool.instances.iter().copied().filter(|i| *i != chosen && !fallbacks.contains(i)).collect();
-        rest.sort_by_key(|i| {
-            loads.and_then(|l| l.get(*i)).map(|l| (l.unreachable, l.standing == Standing::Ejected))
-        });
+        rest.sort_by_key(|i| loads.and_then(|l| l.get(*i)).map(|l| (l.unreachable, l.standing == Standing::Ejected)));
         fallbacks.append(&mut rest);
         fallbacks
     }
