@@ -131,7 +131,8 @@ pub struct Record {
 
 /// Most instances that are remembered, some 250 KB of shared data.
 const RECORDS_MAX: usize = 4_096;
-/// Back-offs (the longest) after which an ejected instance that nobody has probed is forgotten: it may be gone for good.
+/// Back-offs (the longest) after which nothing is remembered of an instance any more. An instance of low weight may get no request
+/// until its weight has come back, so failures in a row may lie further apart than weight is lost.
 const FORGOTTEN_AFTER: u32 = 10;
 
 impl Record {
@@ -150,10 +151,8 @@ impl Record {
 
     /// Whether nothing is left that would make a difference.
     fn is_over(&self, now: Duration, settings: &Health) -> bool {
-        if self.ejected_until.is_zero() {
-            return self.standing(now, settings) == Standing::Healthy;
-        }
-        now > self.ejected_until.saturating_add(settings.max_ejection.saturating_mul(FORGOTTEN_AFTER))
+        let last = self.last_failure.max(self.last_busy).max(self.ejected_until);
+        now >= last.saturating_add(settings.max_ejection.saturating_mul(FORGOTTEN_AFTER))
     }
 
     fn eject(&mut self, now: Duration, settings: &Health) {
@@ -193,8 +192,8 @@ impl Record {
             if self.ejections > 0 && seen_of < self.last_failure {
                 return false;
             }
-            if now.saturating_sub(self.last_failure) >= settings.max_ejection {
-                (self.failures, self.ejections) = (0, 0);
+            if self.is_over(now, settings) {
+                *self = Record::default();
             }
         }
         self.failures =

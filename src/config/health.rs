@@ -15,7 +15,7 @@ pub struct Health {
     pub failures_to_eject: u32,
     /// How long the first ejection lasts; each further one in a row lasts twice as long as the one before.
     pub base_ejection: Duration,
-    /// How long an ejection lasts at most, and how long failures are remembered.
+    /// How long an ejection lasts at most, and how long weight takes to come back.
     pub max_ejection: Duration,
     /// How long an instance may show no progress at all while it has work.
     pub stall: Duration,

@@ -62,7 +62,8 @@ fn failures_in_a_row_cost_weight_and_then_eject() {
             false,
         ),
         ("an answer that begins is not yet whole", &[(DOWN, 0, 1), (Event::Began, 2, 3)], 3, 0.5, false, false),
-        ("long ago", &[(DOWN, 0, 0), (DOWN, 0, 0), (DOWN, 40_000, 40_000)], 40_000, 0.5, false, false),
+        ("long ago", &[(DOWN, 0, 0), (DOWN, 0, 0), (DOWN, 300_000, 300_000)], 300_000, 0.5, false, false),
+        ("far apart", &[(DOWN, 0, 0), (DOWN, 40_000, 40_000), (DOWN, 80_000, 80_000)], 80_000, 0.0, true, false),
         ("hanging ejects at once", &[(hung, 0, 0)], 0, 0.0, true, false),
         ("what hung goes on", &[(hung, 0, 0), (Event::Resumed, 1, 1)], 1, 1.0 / 3.0, false, false),
         (
@@ -216,7 +217,7 @@ fn records_stay_bounded() {
         records.apply(instance, DOWN, ms(instance), ms(instance), &settings);
     }
     assert_eq!(records.0.len(), RECORDS_MAX);
-    records.apply(20_000, DOWN, ms(60_000), ms(60_000), &settings);
+    records.apply(20_000, DOWN, ms(400_000), ms(400_000), &settings);
     assert_eq!(records.0.len(), 1, "old ones make room");
 }
 

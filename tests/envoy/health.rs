@@ -64,8 +64,9 @@ async fn nobody_starves(gateway: &Gateway) {
     let instances = gateway.pool(POOL).instances.clone();
     let received = || instances.iter().map(|i| (*i, gateway.instance(*i).requests().len())).collect::<BTreeMap<_, _>>();
     let before = received();
+    let request = Request::chat(MODEL);
     let look = async || {
-        join_all((0..10).map(|_| gateway.send(&Request::chat(MODEL)))).await.into_iter().for_each(|reply| {
+        join_all((0..10).map(|_| gateway.send(&request))).await.into_iter().for_each(|reply| {
             reply.ok();
         });
         received().into_iter().filter(|(i, n)| before[i] >= *n).collect::<BTreeMap<_, _>>()
