@@ -1,6 +1,8 @@
 //! Vocabulary: what the fleet is made of. No behaviour beyond look-ups; everything here is checked by `config`.
 
-use std::time::Duration;
+mod constraints;
+
+pub use constraints::{Budget, Constraint, Constraints, Mode, Order, Overload, OverloadAction, Slo};
 
 /// What a model is for; a request's API decides which kind may answer it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,25 +159,7 @@ pub enum Objective {
     RoundRobin,
 }
 
-/// Service-level objectives of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Default)]
-pub struct Slo {
-    /// Time to the first token.
-    pub ttft: Option<Duration>,
-    /// Time per output token.
-    pub tpot: Option<Duration>,
-}
-
-/// What a request may spend.
-#[derive(Clone, Copy, Debug, PartialEq, Default)]
-pub struct Budget {
-    /// USD for prompt and answer.
-    pub usd: Option<f64>,
-    /// Output tokens.
-    pub tokens: Option<u32>,
-}
-
-/// Named weights, SLOs, budget and objective that a route uses.
+/// Named weights, constraints and objective that a route uses.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
     /// Its name in routes, metrics and logs.
@@ -188,10 +172,12 @@ pub struct Policy {
     pub quality_normalisation: QualityNormalisation,
     /// What a request to a model costs under the objective `prices`, in units of quality, in the order of [`Fleet::models`].
     pub prices: Vec<f64>,
-    /// Defaults for requests.
-    pub slo: Slo,
-    /// Defaults for requests.
-    pub budget: Budget,
+    /// What every request insists on.
+    pub constraints: Constraints,
+    /// Whether a request may insist on more, by its headers.
+    pub trust_request_headers: bool,
+    /// What happens where every candidate is saturated.
+    pub overload: Overload,
     /// Probability, 0 to 0.5, that a request goes to a model drawn by lot.
     pub exploration: f64,
 }

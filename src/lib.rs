@@ -21,7 +21,7 @@
 //! | [`reckoning`] | load now = last report + what was sent since - what has finished |
 //! | [`shared`] | records in Envoy's shared data to types; versioned bytes, one writer per key |
 //! | [`latency`] | TTFT, TPOT and E2E of a request on an instance under a load |
-//! | [`admission`] | candidates that meet SLO and budget, and what is relaxed when none does |
+//! | [`admission`] | candidates that keep what a request insists on, and what is given up or refused when none does |
 //! | [`health`] | what responses show of an instance: less weight, ejection, probes |
 //! | [`score`] | objectives and the tie-break |
 //! | [`router`] | the facade: request in, decision out; cannot fail |

@@ -28,3 +28,27 @@ pub const ENDPOINT_RESPONSE_HEADER: &str = "x-routebalance-endpoint";
 pub const FEEDBACK_PATH: &str = "/routebalance/feedback";
 /// Header with a request's id, by which feedback names it.
 pub const REQUEST_ID_HEADER: &str = "x-request-id";
+/// Request header: time to the first token that the request insists on, milliseconds.
+pub const TTFT_SLO_HEADER: &str = "x-routebalance-ttft-slo-ms";
+/// The same as llm-d names it.
+pub const TTFT_SLO_ALIAS_HEADER: &str = "x-llm-d-slo-ttft-ms";
+/// Request header: time per output token that the request insists on, milliseconds.
+pub const TPOT_SLO_HEADER: &str = "x-routebalance-tpot-slo-ms";
+/// The same as llm-d names it.
+pub const TPOT_SLO_ALIAS_HEADER: &str = "x-llm-d-slo-tpot-ms";
+/// Request header: USD that the request may cost.
+pub const BUDGET_USD_HEADER: &str = "x-routebalance-budget-usd";
+/// Request header: output tokens that the request may have.
+pub const BUDGET_TOKENS_HEADER: &str = "x-routebalance-budget-tokens";
+/// Request header: least predicted quality, 0 to 1.
+pub const QUALITY_MIN_HEADER: &str = "x-routebalance-quality-min";
+/// Request header: what happens where no candidate keeps the constraints.
+pub const MODE_HEADER: &str = "x-routebalance-mode";
+/// Request header: the order in which constraints are given up.
+pub const RELAX_ORDER_HEADER: &str = "x-routebalance-relax-order";
+/// What the names of this filter's own request headers begin with.
+pub const OWN_HEADERS: &str = "x-routebalance-";
+/// Response header: why the filter has refused, one word.
+pub const REFUSED_REASON_RESPONSE_HEADER: &str = "x-routebalance-refused-reason";
+/// Response header: `true` where the prompt alone uses the budget up.
+pub const BUDGET_EXHAUSTED_RESPONSE_HEADER: &str = "x-routebalance-budget-exhausted";

@@ -3,12 +3,17 @@
 //! Deciding is a value; doing is the shell's. The simulator and the filter call the same [`Router::route`], which keeps nothing:
 //! load, what was learnt and the random draw are arguments.
 
+mod admitting;
 mod candidates;
 
-use crate::admission::{self, Constraint};
+use std::time::Duration;
+
+use admitting::Entrants;
+
+use crate::admission::spending;
 use crate::config::{Config, Drill, UnknownModel};
 use crate::features;
-use crate::fleet::{Model, ModelKind};
+use crate::fleet::{Budget, Constraint, Constraints, Model, ModelKind};
 use crate::health::Standing;
 use crate::latency::{self, Forecast, Speed};
 use crate::learning::{Learned, exploration, lengths, speed};
@@ -62,6 +67,8 @@ pub struct Ask<'a> {
     pub sequence: u64,
     /// Uniform in 0 to 1, for exploration.
     pub draw: f64,
+    /// What the request insists on; `None` for what its policy says.
+    pub constraints: Option<Constraints>,
 }
 
 /// What is expected of the answers to a prompt, before anything learnt while serving.
@@ -81,14 +88,29 @@ pub enum Verdict {
     /// Send it there.
     Decided(Box<Decision>),
     /// Answer it with an error.
-    Refused {
-        /// HTTP status.
-        status: u16,
-        /// One sentence for the client.
-        message: String,
-    },
+    Refused(Refusal),
     /// Leave it to Envoy's own route, for this reason.
     Untouched(&'static str),
+}
+
+/// An error that a request is answered with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// HTTP status.
+    pub status: u16,
+    /// Why, in one word for machines.
+    pub reason: &'static str,
+    /// One sentence for the client.
+    pub message: String,
+    /// When another attempt may succeed.
+    pub retry_after: Option<Duration>,
+}
+
+impl Refusal {
+    /// A request that is wrong, whenever it comes.
+    pub fn new(status: u16, reason: &'static str, message: impl Into<String>) -> Refusal {
+        Refusal { status, reason, message: message.into(), retry_after: None }
+    }
 }
 
 /// Where a request goes, what is expected of it there, and why.
@@ -143,8 +165,16 @@ pub struct Decision {
     pub score: f64,
     /// How many candidates were scored.
     pub candidates: usize,
-    /// SLOs and budgets that had to be given up.
+    /// Constraints that had to be given up.
     pub relaxed: Vec<Constraint>,
+    /// Whether every candidate is saturated.
+    pub saturated: bool,
+    /// What the request may spend.
+    pub budget: Budget,
+    /// The limit of each answer's tokens that the budget demands, where the client's own is not as low.
+    pub max_tokens: Option<u32>,
+    /// Whether the prompt alone uses the budget up.
+    pub prompt_exhausts_budget: bool,
 }
 
 impl Decision {
@@ -157,6 +187,11 @@ impl Decision {
     pub fn lesson(&self, seen: &Observed) -> Option<lengths::Lesson> {
         let usage = seen.usage.filter(|_| seen.ended && !seen.error_event)?;
         self.expectation?.lesson(usage.completion_tokens, seen.cut_short)
+    }
+
+    /// Whether the request has used its budget up with this cost, or was cut where the budget ends.
+    pub fn exhausts_budget(&self, usd: f64, seen: &Observed) -> bool {
+        spending::is_exhausted(&self.budget, usd) || (self.max_tokens.is_some() && seen.cut_short)
     }
 
     /// What a whole, successful response teaches about the speed of its pool, if it has one answer to one prompt.
@@ -245,7 +280,11 @@ impl Router {
             .collect();
         let prompt_tokens = candidates::prompt_tokens(ask.prompt);
         let candidates = self.candidates(ask, &models, &estimates, prompt_tokens, loads, learned);
-        let admitted = admission::admit(candidates, &policy.slo, &policy.budget);
+        let entrants = self.admit((ask, policy), candidates, &estimates, prompt_tokens, loads, learned);
+        let Entrants { admitted, saturated } = match entrants {
+            Ok(entrants) => entrants,
+            Err(refusal) => return Verdict::Refused(refusal),
+        };
         let scores = score::scores(&admitted.candidates, policy, &self.references, ask.sequence);
         let order = score::rank(&admitted.candidates, &scores, policy.objective);
         let model_of = |i: &usize| Some(self.config.fleet.pool_of(admitted.candidates.get(*i)?.instance)?.1.model);
@@ -264,7 +303,10 @@ impl Router {
         let (Some(estimate), Some((unlearned, predicted))) = (estimates.get(model), unlearned.get(model)) else {
             return Verdict::Untouched("no_candidate");
         };
-        let answer = self.answer(ask, pool);
+        let answer = self.answer(ask, pool, prompt_tokens);
+        let max_tokens = admitting::cap(ask.prompt, answer.left(), prompt_tokens, pool.limits.max_model_len);
+        let budget = self.constraints(ask).budget;
+        let prompt_usd = self.config.fleet.model_of(pool).map_or(0.0, |m| prompt_tokens * m.tariff.usd_per_input_token);
         Verdict::Decided(Box::new(Decision {
             model,
             pool: pool_index,
@@ -280,7 +322,7 @@ impl Router {
             expectation: answer.is_one().then_some(lengths::Expectation {
                 model,
                 output_tokens: unlearned.output_tokens,
-                max_tokens: ask.prompt.max_tokens,
+                max_tokens: max_tokens.or(ask.prompt.max_tokens),
             }),
             quality: chosen.quality,
             quality_sd: estimate.quality_sd,
@@ -301,6 +343,10 @@ impl Router {
             score,
             candidates: admitted.candidates.len(),
             relaxed: admitted.relaxed,
+            saturated,
+            budget,
+            max_tokens,
+            prompt_exhausts_budget: spending::is_exhausted(&budget, prompt_usd),
         }))
     }
 
@@ -332,10 +378,17 @@ impl Router {
             Some(model) if fleet.models.get(model).is_some_and(|m| m.kind == kind) => Ok(vec![model]),
             Some(_) => {
                 let use_ = if kind == ModelKind::Embed { "embeddings" } else { "text generation" };
-                Err(Verdict::Refused { status: 404, message: format!("The model `{name}` does not serve {use_}.") })
+                Err(Verdict::Refused(Refusal::new(
+                    404,
+                    "wrong_kind",
+                    format!("The model `{name}` does not serve {use_}."),
+                )))
             }
             None if self.config.unknown_model == UnknownModel::PassThrough => Err(Verdict::Untouched("unknown_model")),
-            None => Err(Verdict::Refused { status: 404, message: format!("The model `{name}` does not exist.") }),
+            None => {
+                let message = format!("The model `{name}` does not exist.");
+                Err(Verdict::Refused(Refusal::new(404, "unknown_model", message)))
+            }
         }
     }
 

@@ -32,8 +32,6 @@ pub struct Candidate {
     pub delay_seconds: f64,
     /// Expected cost, USD.
     pub usd: f64,
-    /// Cost that 4 of 5 such requests do not exceed, USD.
-    pub usd_p80: f64,
     /// Requests that the instance holds.
     pub in_flight: f64,
     /// When the instance was last sent a request.

@@ -12,6 +12,8 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "real time is what these tests wait in")]
 
+#[path = "envoy/admission.rs"]
+mod admission;
 #[path = "envoy/faults.rs"]
 mod faults;
 mod harness;
@@ -39,7 +41,7 @@ use harness::{Gateway, Setup, Stage};
 use libtest_mimic::{Arguments, Trial};
 use routebalance::tools::instance::Fault;
 use scenarios::{APIS, NAMES, PASSED, REFUSED, Served, is_passed, is_refused, is_served};
-use setups::{BYPASSED, HEALTH, HEALTH_OF_FOUR, LEAN, LEARNING, REFERENCE, STATIC, UNTOUCHED};
+use setups::{ADMISSION, BYPASSED, HEALTH, HEALTH_OF_FOUR, LEAN, LEARNING, REFERENCE, STATIC, UNTOUCHED};
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -109,6 +111,17 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "clients learn the id of a request that had none" => learning::request_ids,
         "bad scores move a kind of prompt to another model" => learning::scores_move_the_choice,
         "exploration draws models as often as their propensities say" => learning::exploration,
+    ));
+    trials.extend(scenarios!(&ADMISSION,
+        "headers count where the policy trusts them" => admission::headers_count_where_trusted,
+        "headers are ignored where it does not" => admission::headers_are_ignored_where_untrusted,
+        "a header that cannot be understood is named" => admission::headers_that_are_none,
+        "the filter's own headers do not reach an instance" => admission::own_headers_end_here,
+        "strict requests are refused with a reason and a time to come again" => admission::strict_is_refused,
+        "constraints give way in the request's order" => admission::relaxed_in_order,
+        "a budget caps the answer wherever its limit stands in the body" => admission::budgets_cap_the_answer,
+        "a budget that is used up is flagged" => admission::budgets_are_used_up,
+        "saturated instances shed" => admission::saturated_instances_shed,
     ));
     trials.extend(APIS.iter().take(2).map(|row| served(&STATIC, "static", row)));
     trials.extend(scenarios!(&STATIC,

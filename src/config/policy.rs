@@ -6,7 +6,10 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{ConfigError, check_names, check_number, error};
-use crate::fleet::{Budget, Fleet, Objective, Policy, QualityNormalisation, Slo, Weights};
+use crate::fleet::{
+    Budget, Constraint, Constraints, Fleet, Mode, Objective, Order, Overload, OverloadAction, Policy,
+    QualityNormalisation, Slo, Weights,
+};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,6 +26,14 @@ pub(super) struct RawPolicy {
     pub(super) slo: RawSlo,
     #[serde(default)]
     pub(super) budget: RawBudget,
+    #[serde(default)]
+    pub(super) quality_min: Option<f64>,
+    #[serde(default)]
+    pub(super) relaxation: RawRelaxation,
+    #[serde(default)]
+    pub(super) trust_request_headers: bool,
+    #[serde(default)]
+    pub(super) overload: RawOverload,
     #[serde(default)]
     pub(super) exploration: f64,
 }
@@ -48,6 +59,7 @@ pub(super) struct RawWeights {
 pub(super) struct RawSlo {
     pub(super) ttft_ms: Option<f64>,
     pub(super) tpot_ms: Option<f64>,
+    pub(super) confidence: Option<f64>,
 }
 
 #[derive(Default, Deserialize)]
@@ -55,6 +67,21 @@ pub(super) struct RawSlo {
 pub(super) struct RawBudget {
     pub(super) usd: Option<f64>,
     pub(super) tokens: Option<u32>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawRelaxation {
+    pub(super) mode: Mode,
+    pub(super) order: Vec<Constraint>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawOverload {
+    pub(super) action: OverloadAction,
+    pub(super) waiting_per_instance: Option<f64>,
+    pub(super) ttft_ms: Option<f64>,
 }
 
 pub(super) fn check_all(raw: &[RawPolicy], fleet: &Fleet) -> Result<Vec<Policy>, ConfigError> {
@@ -94,24 +121,52 @@ fn check_policy(i: usize, raw: &RawPolicy, fleet: &Fleet) -> Result<Policy, Conf
     if sum <= 0.0 {
         return Err(error(at("weights"), "at least one weight must be above 0"));
     }
-    let milliseconds = |value: Option<f64>, field: &str| {
-        value.map(|v| Ok(Duration::from_secs_f64(check_number(at(field), v, 0.001, 1e9)? / 1e3))).transpose()
-    };
-    let usd = raw.budget.usd.map(|v| check_number(at("budget.usd"), v, 0.0, 1e9)).transpose()?;
-    if raw.budget.tokens == Some(0) {
-        return Err(error(at("budget.tokens"), "must be at least 1"));
-    }
     Ok(Policy {
         name: raw.name.clone(),
         weights: Weights { quality: quality / sum, latency: latency / sum, cost: cost / sum },
         objective: raw.objective,
         quality_normalisation: raw.quality_normalisation,
         prices: check_prices(i, raw, fleet)?,
-        slo: Slo {
-            ttft: milliseconds(raw.slo.ttft_ms, "slo.ttft_ms")?,
-            tpot: milliseconds(raw.slo.tpot_ms, "slo.tpot_ms")?,
-        },
-        budget: Budget { usd, tokens: raw.budget.tokens },
+        constraints: check_constraints(&at, raw)?,
+        trust_request_headers: raw.trust_request_headers,
+        overload: check_overload(&at, &raw.overload)?,
         exploration: check_number(at("exploration"), raw.exploration, 0.0, 0.5)?,
     })
+}
+
+fn check_constraints(at: &impl Fn(&str) -> String, raw: &RawPolicy) -> Result<Constraints, ConfigError> {
+    let usd = raw.budget.usd.map(|v| check_number(at("budget.usd"), v, 0.0, 1e9)).transpose()?;
+    if raw.budget.tokens == Some(0) {
+        return Err(error(at("budget.tokens"), "must be at least 1"));
+    }
+    let unset = Constraints::default();
+    let confidence = raw.slo.confidence.map(|v| check_number(at("slo.confidence"), v, 0.01, 0.99)).transpose()?;
+    let order = Order::starting_with(&raw.relaxation.order)
+        .ok_or_else(|| error(at("relaxation.order"), "must not name a constraint twice"))?;
+    Ok(Constraints {
+        slo: Slo {
+            ttft: check_milliseconds(at("slo.ttft_ms"), raw.slo.ttft_ms)?,
+            tpot: check_milliseconds(at("slo.tpot_ms"), raw.slo.tpot_ms)?,
+        },
+        budget: Budget { usd, tokens: raw.budget.tokens },
+        quality_min: raw.quality_min.map(|v| check_number(at("quality_min"), v, 0.0, 1.0)).transpose()?,
+        confidence: confidence.unwrap_or(unset.confidence),
+        mode: raw.relaxation.mode,
+        order,
+    })
+}
+
+fn check_overload(at: &impl Fn(&str) -> String, raw: &RawOverload) -> Result<Overload, ConfigError> {
+    let waiting = raw.waiting_per_instance;
+    let waiting_per_instance =
+        waiting.map(|v| check_number(at("overload.waiting_per_instance"), v, 1.0, 1e6)).transpose()?;
+    let ttft = check_milliseconds(at("overload.ttft_ms"), raw.ttft_ms)?;
+    if raw.action == OverloadAction::Shed && waiting_per_instance.is_none() && ttft.is_none() {
+        return Err(error(at("overload"), "shedding needs waiting_per_instance or ttft_ms"));
+    }
+    Ok(Overload { action: raw.action, waiting_per_instance, ttft })
+}
+
+fn check_milliseconds(field: String, value: Option<f64>) -> Result<Option<Duration>, ConfigError> {
+    value.map(|v| Ok(Duration::from_secs_f64(check_number(field, v, 0.001, 1e9)? / 1e3))).transpose()
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::admission::Constraint;
 use crate::config::Config;
 use crate::filter::host;
 use crate::learning::feedback::Feedback;
@@ -26,6 +25,10 @@ pub(super) struct Entry {
     rung: &'static str,
     candidates: usize,
     relaxed: Vec<&'static str>,
+    saturated: bool,
+    budget_usd: Option<f64>,
+    budget_exhausted: bool,
+    max_tokens: Option<u32>,
     score: f64,
     stream: bool,
     body_bytes: u64,
@@ -92,7 +95,11 @@ impl Entry {
             endpoint: config.fleet.instances.get(decision.instance).map(|i| i.address.clone()).unwrap_or_default(),
             rung: decision.rung.name(),
             candidates: decision.candidates,
-            relaxed: decision.relaxed.iter().map(|c| relaxed_name(*c)).collect(),
+            relaxed: decision.relaxed.iter().map(|c| c.name()).collect(),
+            saturated: decision.saturated,
+            budget_usd: decision.budget.usd,
+            budget_exhausted: decision.prompt_exhausts_budget,
+            max_tokens: decision.max_tokens,
             score: decision.score,
             stream: prompt.stream,
             body_bytes: prompt.bytes,
@@ -139,6 +146,7 @@ impl Entry {
             prompt_tokens.unwrap_or(decision.prompt_tokens) as f64 * m.tariff.usd_per_input_token
                 + completion_tokens as f64 * m.tariff.usd_per_output_token
         });
+        self.budget_exhausted |= decision.exhausts_budget(usd, seen);
         self.response = Some(Response {
             ttft_ms: ttft.map(|ttft| ms(ttft.as_secs_f64())),
             e2e_ms: ms(e2e.as_secs_f64()),
@@ -198,14 +206,5 @@ fn name_of(api: Api) -> &'static str {
         Api::Messages => "messages",
         Api::CountTokens => "count_tokens",
         Api::Embeddings => "embeddings",
-    }
-}
-
-fn relaxed_name(constraint: Constraint) -> &'static str {
-    match constraint {
-        Constraint::Ttft => "ttft",
-        Constraint::Tpot => "tpot",
-        Constraint::Tokens => "tokens",
-        Constraint::Usd => "usd",
     }
 }

@@ -10,10 +10,11 @@ use crate::filter::host;
 use crate::filter::serving::Serving;
 use crate::filter::stream::{Phase, Stream};
 use crate::filter::worker::Worker;
+use crate::fleet::Constraints;
 use crate::names;
-use crate::openai::{Api, Prompt, RequestScan};
+use crate::openai::{Api, Patch, Prompt, RequestScan};
 use crate::reckoning::Dispatch;
-use crate::router::{Ask, Decision, Verdict};
+use crate::router::{Ask, Decision, Refusal, Verdict};
 
 /// A request whose body comes.
 pub(super) struct Reading {
@@ -24,6 +25,8 @@ pub(super) struct Reading {
     pub(super) started: Duration,
     pub(super) scan_time: Duration,
     pub(super) content_length: Option<u64>,
+    /// What the request insists on by its headers.
+    constraints: Option<Constraints>,
 }
 
 impl Stream {
@@ -42,6 +45,11 @@ impl Stream {
             return self.leave("encoded_body");
         }
         let policy = self.worker.with(|w| Stream::policy(w)).unwrap_or_default();
+        let constraints = match self.worker.with(|w| w.router.header_constraints(policy, take_header)) {
+            Some(Err(refusal)) => return self.refuse(Some(api), &refusal),
+            Some(Ok(constraints)) => constraints,
+            None => None,
+        };
         let content_length =
             host::header(MapType::HttpRequestHeaders, "content-length").and_then(|v| v.trim().parse().ok());
         let reading = Reading {
@@ -52,6 +60,7 @@ impl Stream {
             started: host::now(),
             scan_time: Duration::ZERO,
             content_length,
+            constraints,
         };
         if end_of_stream {
             return self.decide(reading, true, 0);
@@ -65,13 +74,13 @@ impl Stream {
         let prompt = if whole {
             match reading.scan.finish() {
                 Ok(prompt) => prompt,
-                Err(error) => return self.refuse(Some(api), 400, &error.to_string()),
+                Err(error) => return self.refuse(Some(api), &Refusal::new(400, "body", error.to_string())),
             }
         } else {
             let prompt = reading.scan.so_far();
             if prompt.model.is_none() {
                 let message = "The request body is too large to be read whole, and `model` is not near its start.";
-                return self.refuse(Some(api), 413, message);
+                return self.refuse(Some(api), &Refusal::new(413, "too_large", message));
             }
             prompt
         };
@@ -79,7 +88,7 @@ impl Stream {
         match worker.with(|w| route(w, &reading, &prompt)) {
             None => self.leave("busy"),
             Some((Verdict::Untouched(reason), _)) => self.leave(reason),
-            Some((Verdict::Refused { status, message }, _)) => self.refuse(Some(api), status, &message),
+            Some((Verdict::Refused(refusal), _)) => self.refuse(Some(api), &refusal),
             Some((Verdict::Decided(decision), timing)) => {
                 worker.with(|w| self.dispatch(w, reading, &prompt, *decision, timing, buffered));
                 Action::Continue
@@ -103,7 +112,8 @@ impl Stream {
         let Some(pool) = config.fleet.pools.get(decision.pool) else { return };
         let endpoints: Vec<&str> =
             std::iter::once(&decision.instance).chain(&decision.fallbacks).filter_map(address).collect();
-        patch_body(prompt, &pool.served_model, buffered, reading.content_length);
+        let patches = prompt.patches(reading.api, &pool.served_model, decision.max_tokens);
+        patch_body(&patches, buffered, reading.content_length);
         direct(&pool.cluster, &endpoints.join(","));
         timing.patch = host::now().saturating_sub(now);
         let entry = Entry::new(reading.api, config, reading.policy, prompt, &decision, timing);
@@ -132,11 +142,20 @@ const CLAIM_ATTEMPTS: usize = 4;
 /// Asks the router, and says how long it took.
 fn route(worker: &mut Worker, reading: &Reading, prompt: &Prompt) -> (Verdict, Timing) {
     let asked_at = host::now();
+    let load_draw = worker.learner.draw();
     let holder = prompt.previous_response_id.as_deref().and_then(|id| worker.holder(id));
     let draw = worker.learner.draw();
     let decide = |worker: &mut Worker| {
-        let (loads, sequence) = worker.loads(asked_at);
-        let ask = Ask { api: reading.api, prompt, policy: reading.policy, holder, sequence, draw };
+        let (loads, sequence) = worker.loads(asked_at, load_draw);
+        let ask = Ask {
+            api: reading.api,
+            prompt,
+            policy: reading.policy,
+            holder,
+            sequence,
+            draw,
+            constraints: reading.constraints,
+        };
         worker.router.route(&ask, loads.as_deref(), worker.learner.learned())
     };
     let mut verdict = decide(worker);
@@ -161,25 +180,40 @@ pub(super) fn direct(cluster: &str, endpoints: &str) {
     host::clear_route_cache();
 }
 
-/// Rewrites `model`. The host replaces a buffer's beginning only, so what stands before the name is written again with it.
-fn patch_body(prompt: &Prompt, served_model: &str, buffered: usize, content_length: Option<u64>) {
-    let Some(patch) = prompt.patch_model(served_model) else { return };
-    let (Ok(start), Ok(end)) = (usize::try_from(patch.replace.start), usize::try_from(patch.replace.end)) else {
-        return;
-    };
-    if end > buffered || start > end {
-        return;
+/// A request header's value. One that only this filter reads is removed.
+fn take_header(name: &str) -> Option<String> {
+    let value = host::header(MapType::HttpRequestHeaders, name)?;
+    if name.starts_with(names::OWN_HEADERS) {
+        host::set_header(MapType::HttpRequestHeaders, name, None);
     }
-    let mut beginning = host::buffer(BufferType::HttpRequestBody, 0, start);
-    if beginning.len() != start {
-        return;
+    Some(value)
+}
+
+/// Applies patches, which come in the body's order. The host replaces a buffer's beginning only, so what stands before the last
+/// one is written again with it.
+fn patch_body(patches: &[Patch], buffered: usize, content_length: Option<u64>) {
+    let mut beginning = Vec::new();
+    let mut done = 0;
+    for patch in patches {
+        let (Ok(start), Ok(end)) = (usize::try_from(patch.replace.start), usize::try_from(patch.replace.end)) else {
+            return;
+        };
+        if start < done || end < start || end > buffered {
+            return;
+        }
+        let kept = host::buffer(BufferType::HttpRequestBody, done, start - done);
+        if kept.len() != start - done {
+            return;
+        }
+        beginning.extend_from_slice(&kept);
+        beginning.extend_from_slice(patch.with.as_bytes());
+        done = end;
     }
-    beginning.extend_from_slice(patch.with.as_bytes());
-    if hostcalls::set_buffer(BufferType::HttpRequestBody, 0, end, &beginning).is_err() {
+    if patches.is_empty() || hostcalls::set_buffer(BufferType::HttpRequestBody, 0, done, &beginning).is_err() {
         return;
     }
     if let Some(length) = content_length {
-        let length = length.saturating_add(patch.with.len() as u64).saturating_sub((end - start) as u64);
+        let length = length.saturating_add(beginning.len() as u64).saturating_sub(done as u64);
         host::set_header(MapType::HttpRequestHeaders, "content-length", Some(&length.to_string()));
     }
 }

@@ -10,6 +10,7 @@ use crate::filter::host;
 use crate::filter::stream::{Phase, Stream};
 use crate::names;
 use crate::openai;
+use crate::router::Refusal;
 
 impl Stream {
     pub(super) fn models(&mut self, wanted: Option<&str>) -> Action {
@@ -30,7 +31,7 @@ impl Stream {
             }
             None => {
                 let message = format!("The model `{}` does not exist.", wanted.unwrap_or_default());
-                self.refuse(None, 404, &message)
+                self.refuse(None, &Refusal::new(404, "unknown_model", message))
             }
         }
     }
@@ -40,7 +41,7 @@ impl Stream {
         probing.read(size);
         let limit = self.worker.with(|w| w.router.config().max_buffered_bytes).unwrap_or(u64::MAX);
         if size as u64 >= limit {
-            return self.refuse(None, 413, "The request body is too large.");
+            return self.refuse(None, &Refusal::new(413, "too_large", "The request body is too large."));
         }
         if !end_of_stream {
             self.phase = Phase::Probing(probing);
@@ -51,7 +52,7 @@ impl Stream {
                 access_log::publish_unrouted(&self.request_id, "answered", "debug_predict");
                 self.answer(200, &body)
             }
-            Some(Err((status, message))) => self.refuse(None, status, &message),
+            Some(Err((status, message))) => self.refuse(None, &Refusal::new(status, "body", message)),
             None => self.leave("busy"),
         }
     }

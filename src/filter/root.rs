@@ -14,6 +14,7 @@ use crate::filter::stream::Stream;
 use crate::filter::worker::{Shared, Worker};
 use crate::names::ENDPOINT_HEADER;
 use crate::predictor::Predictor;
+use crate::reckoning::InstanceCounters;
 use crate::router::Router;
 use crate::telemetry;
 
@@ -35,8 +36,8 @@ pub(super) struct Root {
 struct Scrape {
     instance: usize,
     asked_at: Duration,
-    /// Requests outstanding on the instance when it was asked.
-    outstanding_requests: u64,
+    /// The counters of all workers for the instance when it was asked.
+    own: InstanceCounters,
 }
 
 impl Root {
@@ -81,26 +82,37 @@ impl Root {
                 (ENDPOINT_HEADER, instance.address.as_str()),
             ];
             let token = hostcalls::dispatch_http_call(&pool.cluster, headers, None, vec![], telemetry.scrape_timeout);
-            let outstanding_requests = counters.0.get(i).map_or(0, |c| c.outstanding_requests());
+            let own = counters.0.get(i).copied().unwrap_or_default();
             if let Ok(token) = token {
-                self.scrapes.insert(token, Scrape { instance: i, asked_at: now, outstanding_requests });
+                self.scrapes.insert(token, Scrape { instance: i, asked_at: now, own });
             }
         }
     }
 
-    fn scraped(worker: &mut Worker, scrape: &Scrape, answered: bool, page: &[u8]) {
+    fn scraped(worker: &mut Worker, scrape: &Scrape, answer: Answer) {
         let Some(report) = worker.reports.0.get_mut(scrape.instance) else { return };
-        if answered {
-            let load = telemetry::parse_metrics(page).load;
-            let usable = load.running.is_some();
-            report.answered(scrape.asked_at, load, scrape.outstanding_requests);
-            worker.metrics.count(if usable { "routebalance.scrapes.ok" } else { "routebalance.scrapes.unusable" });
-        } else {
-            report.missed();
-            worker.metrics.count("routebalance.scrapes.failed");
-        }
+        let outcome = match answer {
+            Answer::Page(page) => {
+                let load = telemetry::parse_metrics(&page).load;
+                report.answered(scrape.asked_at, load, scrape.own);
+                if load.running.is_some() { "routebalance.scrapes.ok" } else { "routebalance.scrapes.unusable" }
+            }
+            Answer::NobodyThere => {
+                report.nobody_there();
+                "routebalance.scrapes.failed"
+            }
+            Answer::TimedOut => "routebalance.scrapes.failed",
+        };
+        worker.metrics.count(outcome);
         worker.write_reports();
     }
+}
+
+/// What came of a scrape.
+enum Answer {
+    Page(Vec<u8>),
+    NobodyThere,
+    TimedOut,
 }
 
 impl Context for Root {
@@ -108,9 +120,12 @@ impl Context for Root {
         let (Some(scrape), Some(worker)) = (self.scrapes.remove(&token), self.worker.clone()) else { return };
         // Envoy answers for an instance that it cannot reach: with no headers at all after a time-out, else with a 503 of its own.
         let status = if headers > 0 { host::header(MapType::HttpCallResponseHeaders, ":status") } else { None };
-        let answered = status.is_some_and(|s| !matches!(s.as_str(), "502" | "503" | "504"));
-        let page = if answered { host::buffer(BufferType::HttpCallResponseBody, 0, body_size) } else { Vec::new() };
-        worker.with(|w| Root::scraped(w, &scrape, answered, &page));
+        let answer = match status.as_deref() {
+            None => Answer::TimedOut,
+            Some("502" | "503" | "504") => Answer::NobodyThere,
+            Some(_) => Answer::Page(host::buffer(BufferType::HttpCallResponseBody, 0, body_size)),
+        };
+        worker.with(|w| Root::scraped(w, &scrape, answer));
     }
 }
 

@@ -84,6 +84,9 @@ impl Serving {
         }
         set(names::RUNG_RESPONSE_HEADER, self.decision.rung.name());
         set(names::DECISION_US_RESPONSE_HEADER, &self.decision_us.to_string());
+        if self.decision.prompt_exhausts_budget {
+            set(names::BUDGET_EXHAUSTED_RESPONSE_HEADER, "true");
+        }
         let instance = upstream.as_deref().and_then(|address| config.fleet.instance_at(address));
         self.checkup.head(worker, &self.decision, instance);
         let Some(upstream) = upstream else { return };

@@ -13,7 +13,7 @@ use crate::filter::serving::Serving;
 use crate::filter::worker::Shared;
 use crate::names;
 use crate::openai::{self, Api, Call};
-use crate::router::Rung;
+use crate::router::{Refusal, Rung};
 
 /// Bytes of a body that are read at once: bounds the VM's memory whatever the body's size.
 pub(super) const PIECE: usize = 64 << 10;
@@ -48,16 +48,28 @@ impl Stream {
 
     /// Answers the client and ends the request here.
     pub(super) fn answer(&mut self, status: u16, body: &str) -> Action {
+        self.answer_with(status, &[], body)
+    }
+
+    fn answer_with(&mut self, status: u16, headers: &[(&str, &str)], body: &str) -> Action {
         self.phase = Phase::Passing;
-        let headers = vec![("content-type", "application/json")];
+        let headers = [("content-type", "application/json")].iter().chain(headers).copied().collect();
         let _ = hostcalls::send_http_response(u32::from(status), headers, Some(body.as_bytes()));
         Action::Pause
     }
 
-    pub(super) fn refuse(&mut self, api: Option<Api>, status: u16, message: &str) -> Action {
+    pub(super) fn refuse(&mut self, api: Option<Api>, refusal: &Refusal) -> Action {
+        let Refusal { status, reason, message, retry_after } = refusal;
         access_log::publish_unrouted(&self.request_id, "refused", message);
-        self.worker.with(|w| w.metrics.count(&format!("routebalance.refused.{status}")));
-        self.answer(status, &openai::error_body(api, status, message))
+        self.worker.with(|w| {
+            w.metrics.count(&format!("routebalance.refused.{status}"));
+            w.metrics.count(&format!("routebalance.refused_for.{reason}"));
+        });
+        let seconds = retry_after.map(|after| after.as_secs().to_string());
+        let headers: Vec<(&str, &str)> = std::iter::once((names::REFUSED_REASON_RESPONSE_HEADER, *reason))
+            .chain(seconds.as_deref().map(|seconds| ("retry-after", seconds)))
+            .collect();
+        self.answer_with(*status, &headers, &openai::error_body(api, *status, message))
     }
 
     /// Leaves a request that asks for a decision to Envoy's own route.

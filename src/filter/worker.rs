@@ -136,14 +136,14 @@ impl Worker {
     }
 
     /// The load of every instance now, and how many requests were sent before; no load if shared data cannot be read.
-    pub(super) fn loads(&self, now: Duration) -> (Option<Vec<LoadNow>>, u64) {
+    pub(super) fn loads(&self, now: Duration, draw: f64) -> (Option<Vec<LoadNow>>, u64) {
         let config = self.router.config();
         if config.drills(Drill::SharedData) {
             return (None, self.counters.dispatched_requests());
         }
         let counters = self.all_counters();
         let reports = self.read_reports().filter(|_| !config.drills(Drill::Reports));
-        let mut loads = reckoning::load_now(&config.fleet, &counters, reports.as_ref(), now, &config.telemetry);
+        let mut loads = reckoning::load_now(&config.fleet, &counters, reports.as_ref(), now, &config.telemetry, draw);
         self.records().stand(&mut loads, &config.fleet, now, &config.health);
         (Some(loads), counters.dispatched_requests())
     }

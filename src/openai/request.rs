@@ -26,6 +26,9 @@ pub struct Prompt {
     pub include_usage: bool,
     /// The limit of generated tokens that this API reads: `max_completion_tokens` or `max_tokens`, or `max_output_tokens`.
     pub max_tokens: Option<u32>,
+    /// Where the values of the fields that limit generated tokens stand, the last of each: `max_completion_tokens`, and
+    /// `max_tokens` or `max_output_tokens`. None where the value is neither a limit nor null.
+    pub limit_spans: [Option<Range<u64>>; 2],
     /// Answers per prompt, at least 1.
     pub n: u32,
     /// The earlier response that this one continues; only the instance that made it knows it.
@@ -210,20 +213,39 @@ fn input_field(api: Api) -> &'static str {
 // === impl Prompt ===
 
 impl Prompt {
-    /// The patch that makes the body name the model `served`; None if it does so already, or if no object has begun.
-    pub fn patch_model(&self, served: &str) -> Option<Patch> {
-        if self.model.as_deref() == Some(served) {
-            return None;
+    /// The patches, in the body's order, that make it name the model `served` and limit its answer to so many tokens. None
+    /// where it does so already, or where no object has begun.
+    pub fn patches(&self, api: Api, served: &str, max_tokens: Option<u32>) -> Vec<Patch> {
+        let mut patches = Vec::new();
+        let mut fields = Vec::new();
+        let model = (self.model.as_deref() != Some(served)).then(|| serde_json::Value::from(served).to_string());
+        match (model, &self.model_span) {
+            (Some(with), Some(span)) => patches.push(Patch { replace: span.clone(), with }),
+            (Some(with), None) => fields.push(format!("\"model\":{with}")),
+            (None, _) => {}
         }
-        let value = serde_json::Value::from(served);
-        match (&self.model_span, self.insert_at) {
-            (Some(span), _) => Some(Patch { replace: span.clone(), with: value.to_string() }),
-            (None, Some(at)) => {
-                let comma = if self.empty_object { "" } else { "," };
-                Some(Patch { replace: at..at, with: format!("\"model\":{value}{comma}") })
+        let limits = max_tokens.map(|limit| (limit, self.limit_spans.iter().flatten()));
+        if let Some((limit, spans)) = limits {
+            let before = patches.len();
+            patches.extend(spans.map(|span| Patch { replace: span.clone(), with: limit.to_string() }));
+            if patches.len() == before {
+                fields.push(format!("\"{}\":{limit}", limit_field(api)));
             }
-            (None, None) => None,
         }
+        if let Some(at) = self.insert_at.filter(|_| !fields.is_empty()) {
+            let comma = if self.empty_object { "" } else { "," };
+            patches.push(Patch { replace: at..at, with: fields.join(",") + comma });
+        }
+        patches.sort_by_key(|patch| patch.replace.start);
+        patches
+    }
+}
+
+/// The field that limits generated tokens in every server of this API.
+fn limit_field(api: Api) -> &'static str {
+    match api {
+        Api::Responses => "max_output_tokens",
+        Api::ChatCompletions | Api::Completions | Api::Messages | Api::CountTokens | Api::Embeddings => "max_tokens",
     }
 }
 
@@ -239,6 +261,7 @@ impl Reading {
             stream: false,
             include_usage: false,
             max_tokens: None,
+            limit_spans: [None, None],
             n: 1,
             previous_response_id: None,
             text: TextWindow::default(),
@@ -314,13 +337,16 @@ impl Reading {
     }
 
     /// A field that fixes something; `value` is how its type was written.
-    fn fix(&mut self, value: Scalar<'_>) {
+    fn fix(&mut self, value: Scalar<'_>, span: Range<u64>) {
+        let limit = integer(value);
+        let span = (limit.is_some() || value == Scalar::Null).then_some(span);
+        let [completion_span, tokens_span] = &mut self.prompt.limit_spans;
         match self.key {
             Key::Stream => self.prompt.stream = boolean(value),
             Key::IncludeUsage => self.prompt.include_usage = boolean(value),
             Key::StreamOptions => self.prompt.include_usage = false,
-            Key::MaxTokens => self.max_tokens = integer(value),
-            Key::MaxCompletionTokens => self.max_completion_tokens = integer(value),
+            Key::MaxTokens => (self.max_tokens, *tokens_span) = (limit, span),
+            Key::MaxCompletionTokens => (self.max_completion_tokens, *completion_span) = (limit, span),
             Key::N => self.prompt.n = integer(value).unwrap_or(1).max(1),
             _ => {}
         }
@@ -486,7 +512,7 @@ impl Sink for Reading {
                 let is_id = !kept.text.is_empty() && !kept.cut;
                 self.prompt.previous_response_id = is_id.then(|| kept.text.to_owned());
             }
-            (Some(Place::Body | Place::StreamOptions), _) => self.fix(lenient(kept.text)),
+            (Some(Place::Body | Place::StreamOptions), _) => self.fix(lenient(kept.text), span),
             (Some(Place::Message | Place::Part), Key::Tools) => {
                 self.prompt.tool_bytes += span.end.saturating_sub(span.start);
             }
@@ -507,7 +533,7 @@ impl Sink for Reading {
             }
             (Some(Place::Body), Key::PreviousResponseId) => self.prompt.previous_response_id = None,
             (Some(Place::Body), Key::Messages | Key::Prompts) => self.begin_input(scalar != Scalar::Null),
-            (Some(Place::Body | Place::StreamOptions), _) => self.fix(scalar),
+            (Some(Place::Body | Place::StreamOptions), _) => self.fix(scalar, span),
             (Some(Place::Messages), _) => self.prompt.has_input = true,
             (Some(Place::Prompts | Place::TokenIds), _) => {
                 self.prompt.has_input = true;

@@ -1,6 +1,7 @@
 //! What may serve a request: every instance of the allowed models, with what is expected of it, and where Envoy retries.
 
 use super::{Ask, Router};
+use crate::admission::spending;
 use crate::fleet::{ModelKind, Pool};
 use crate::health::Standing;
 use crate::latency::{self, Speed, Work};
@@ -37,11 +38,11 @@ impl Router {
                 continue;
             }
             let load = loads.and_then(|l| l.get(i)).copied().unwrap_or_default();
-            let answer = self.answer(ask, pool);
+            let answer = self.answer(ask, pool, prompt_tokens);
             let (output_tokens, output_tokens_p80) =
                 (answer.tokens(estimate.output_tokens), answer.tokens(estimate.output_tokens_p80));
             let tariff = &model.tariff;
-            let usd = |output: f64| prompt_tokens * tariff.usd_per_input_token + output * tariff.usd_per_output_token;
+            let usd = prompt_tokens * tariff.usd_per_input_token + output_tokens * tariff.usd_per_output_token;
             let speed = learned.speed(instance.pool).unwrap_or(&unknown);
             let work = answer.work(prompt_tokens, estimate);
             let forecast = latency::forecast(&pool.profile, &pool.limits, &load, &work, speed);
@@ -57,8 +58,7 @@ impl Router {
                 tpot_seconds: forecast.tpot,
                 e2e_seconds: slowdown * forecast.e2e,
                 delay_seconds: slowdown * latency::delay_seconds(&pool.profile, &load, &work, speed),
-                usd: usd(output_tokens),
-                usd_p80: usd(output_tokens_p80),
+                usd,
                 in_flight: load.in_flight(),
                 last_dispatch: load.last_dispatch,
             };
@@ -75,14 +75,16 @@ impl Router {
         [fitting, ejected, too_short, unreachable].into_iter().find(|c| !c.is_empty()).unwrap_or_default()
     }
 
-    /// What a request allows its answer to be on a pool.
-    pub(super) fn answer(&self, ask: &Ask<'_>, pool: &Pool) -> Answer {
-        let generates = self.config.fleet.model_of(pool).is_some_and(|m| m.kind == ModelKind::Generate)
-            && ask.api != Api::CountTokens;
+    /// What a request, and its budget, allow its answer to be on a pool.
+    pub(super) fn answer(&self, ask: &Ask<'_>, pool: &Pool, prompt_tokens: f64) -> Answer {
+        let model = self.config.fleet.model_of(pool).filter(|m| m.kind == ModelKind::Generate);
+        let model = model.filter(|_| ask.api != Api::CountTokens);
         let answers =
-            if generates { f64::from(ask.prompt.n.max(1)) * f64::from(ask.prompt.prompts.max(1)) } else { 0.0 };
+            if model.is_some() { f64::from(ask.prompt.n.max(1)) * f64::from(ask.prompt.prompts.max(1)) } else { 0.0 };
         let asked = ask.prompt.max_tokens.map_or(f64::INFINITY, f64::from).max(1.0);
-        Answer { answers, max_tokens: asked.min(f64::from(pool.limits.max_model_len)) }
+        let budget = self.constraints(ask).budget;
+        let left = model.and_then(|m| spending::tokens_left(&budget, &m.tariff, prompt_tokens, answers));
+        Answer { answers, asked: asked.min(f64::from(pool.limits.max_model_len)), left }
     }
 
     /// The other instances of the pool: scored ones in their order, then those that were no candidates. A request that belongs
@@ -116,24 +118,50 @@ impl Router {
 pub(super) struct Answer {
     /// Answers asked for; 0 where nothing is generated.
     answers: f64,
-    /// Most tokens of each.
-    max_tokens: f64,
+    /// Most tokens of each that client and context allow.
+    asked: f64,
+    /// Most tokens of each that the budget leaves.
+    left: Option<u32>,
 }
 
 impl Answer {
+    /// Whether anything is generated.
+    pub(super) fn generates(&self) -> bool {
+        self.answers > 0.0
+    }
+
+    /// Answers asked for.
+    pub(super) fn count(&self) -> f64 {
+        self.answers
+    }
+
+    /// Most tokens of each answer, whatever the budget.
+    pub(super) fn asked(&self) -> f64 {
+        self.asked
+    }
+
+    /// Most tokens of each answer that the budget leaves, if there is one.
+    pub(super) fn left(&self) -> Option<u32> {
+        self.left
+    }
+
     /// Whether the tokens of the response are those of one answer.
     pub(super) fn is_one(&self) -> bool {
         self.answers == 1.0
     }
 
+    fn max_tokens(&self) -> f64 {
+        self.asked.min(self.left.map_or(f64::INFINITY, f64::from))
+    }
+
     /// Tokens of all answers, if each would have so many.
     pub(super) fn tokens(&self, of_each: f64) -> f64 {
-        of_each.clamp(1.0, self.max_tokens) * self.answers
+        of_each.clamp(1.0, self.max_tokens()) * self.answers
     }
 
     /// What the request makes an instance do. Several answers are written side by side.
     pub(super) fn work(&self, prompt_tokens: f64, estimate: &Estimate) -> Work {
-        let output_tokens = estimate.output_tokens.clamp(1.0, self.max_tokens) * self.answers.min(1.0);
+        let output_tokens = estimate.output_tokens.clamp(1.0, self.max_tokens()) * self.answers.min(1.0);
         Work { prompt_tokens, cached_tokens: 0.0, output_tokens }
     }
 }

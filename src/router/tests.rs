@@ -37,7 +37,7 @@ fn idle(router: &Router) -> Vec<LoadNow> {
 
 fn ask<'a>(prompt: &'a Prompt, router: &Router, policy: &str) -> Ask<'a> {
     let policy = router.config().policy_named(policy).unwrap();
-    Ask { api: Api::ChatCompletions, prompt, policy, holder: None, sequence: 0, draw: 0.5 }
+    Ask { api: Api::ChatCompletions, prompt, policy, holder: None, sequence: 0, draw: 0.5, constraints: None }
 }
 
 fn decided(verdict: Verdict) -> Decision {
@@ -74,7 +74,7 @@ fn the_models_that_a_request_may_use() {
         let prompt = chat(name);
         let got = match router.route(&ask(&prompt, &router, "cost"), Some(&idle(&router)), &Learned::default()) {
             Verdict::Decided(decision) => Ok(router.config().fleet.pools[decision.pool].name.clone()),
-            Verdict::Refused { status, .. } => Err(status),
+            Verdict::Refused(refusal) => Err(refusal.status),
             Verdict::Untouched(reason) => panic!("{reason}"),
         };
         assert_eq!(got, expected.map(str::to_owned), "{name}");

@@ -16,7 +16,6 @@ fn candidate(instance: usize, quality: f64, seconds: f64, usd: f64) -> Candidate
         e2e_seconds: seconds,
         delay_seconds: 0.0,
         usd,
-        usd_p80: usd,
         in_flight: 0.0,
         last_dispatch: Duration::ZERO,
     }

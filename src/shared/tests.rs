@@ -23,9 +23,9 @@ fn records_come_back_as_they_were() {
         finished_output_tokens: 6,
         last_dispatch: Duration::from_nanos(7),
     };
-    assert_eq!(decode_counters(&encode_counters(&counters, 9), 9), Some(counters));
+    assert_eq!(decode_counters(&encode_counters(&counters, 9), 9), Some(counters.clone()));
     let load = Load { running: Some(3.0), waiting: Some(0.0), kv_use: None, ..Load::default() };
-    let known = InstanceReport { at: Some(SECOND), load, outstanding_requests: 4, unreachable: 1 };
+    let known = InstanceReport { at: Some(SECOND), load, own: counters.0[1], repeats: 4, unreachable: 1 };
     let reports = Reports(vec![InstanceReport::default(), known]);
     assert_eq!(decode_reports(&encode_reports(&reports, 9), 9), Some(reports));
     let mut responses = Responses::default();

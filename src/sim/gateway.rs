@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
-use crate::config::Telemetry;
+use crate::config::{Config, Telemetry};
 use crate::fleet::Fleet;
+use crate::latency::Speed;
 use crate::learning::Learned;
+use crate::learning::lengths::Lengths;
+use crate::learning::speed::{Speeds, Timing};
 use crate::reckoning::{self, Counters, Dispatch, LoadNow, Reports};
+use crate::router::Decision;
 use crate::sim::random::Random;
 
 /// What one VM has counted, and what of it the other VMs of its gateway can see.
@@ -24,8 +28,10 @@ pub struct Gateway {
     workers: Vec<usize>,
     /// What its scraper has heard.
     pub reports: Reports,
-    /// What it has learnt.
+    /// What it has learnt, as decisions read it.
     pub learned: Learned,
+    lengths: Lengths,
+    speeds: Speeds,
     /// Whether a scrape of an instance is under way.
     pub(super) asking: Vec<bool>,
     /// How often it was restarted: what was meant for an earlier process does not reach this one.
@@ -43,6 +49,8 @@ impl Gateway {
             workers: (0..workers).collect(),
             reports: Reports(vec![Default::default(); instances]),
             learned: Learned::default(),
+            lengths: Lengths::default(),
+            speeds: Speeds::default(),
             asking: vec![false; instances],
             epoch: 0,
             random,
@@ -79,10 +87,17 @@ impl Gateway {
     }
 
     /// The load of every instance, as the owner of a slot sees it, and how many requests were sent before.
-    pub fn loads(&self, slot: usize, fleet: &Fleet, telemetry: &Telemetry, now: Duration) -> (Vec<LoadNow>, u64) {
+    pub fn loads(
+        &self,
+        slot: usize,
+        fleet: &Fleet,
+        telemetry: &Telemetry,
+        now: Duration,
+        draw: f64,
+    ) -> (Vec<LoadNow>, u64) {
         let counters = self.counters(slot);
         let reports = telemetry.enabled.then_some(&self.reports);
-        (reckoning::load_now(fleet, &counters, reports, now, telemetry), counters.dispatched_requests())
+        (reckoning::load_now(fleet, &counters, reports, now, telemetry, draw), counters.dispatched_requests())
     }
 
     pub(super) fn dispatch(&mut self, slot: usize, dispatch: &Dispatch, now: Duration) {
@@ -102,6 +117,23 @@ impl Gateway {
         if let Some(slot) = self.slots.get_mut(slot) {
             slot.own.prefilled(dispatch);
             slot.own.streamed(dispatch, tokens);
+        }
+    }
+
+    /// Learns from a whole answer, as the filter does; all workers know at once.
+    pub(super) fn learn(&mut self, config: &Config, decision: &Decision, timing: &Timing) {
+        if let Some(expectation) = decision.expectation.filter(|_| config.learning.output_tokens)
+            && let Some(lesson) = expectation.lesson(timing.output_tokens, false)
+        {
+            self.lengths.learn(&lesson);
+            self.learned.corrections = self.lengths.factors(config.fleet.models.len());
+        }
+        if let Some(lesson) = decision.speed_lesson(timing) {
+            self.speeds.learn(&lesson);
+            self.learned.speeds.resize_with(config.fleet.pools.len(), Speed::default);
+            if let Some(speed) = self.learned.speeds.get_mut(lesson.pool()) {
+                *speed = self.speeds.speed(lesson.pool(), config.latency_estimate);
+            }
         }
     }
 

@@ -2,13 +2,16 @@
 //! arguments.
 //!
 //! [`simulation`] is the loop over events; [`gateway`] and [`server`] are what it moves requests between; [`workload`] says what
-//! is asked for, [`fault`] what goes wrong, [`outcome`] what became of it.
+//! is asked for, [`fault`] what goes wrong, [`outcome`] what became of it. [`scenarios`] draws small fleets with faults and says what must
+//! hold after them; [`filters`] are published filters to compare with.
 
 pub mod engine;
 pub mod fault;
+pub mod filters;
 pub mod gateway;
 pub mod outcome;
 pub mod random;
+pub mod scenarios;
 pub mod server;
 pub mod simulation;
 pub mod workload;

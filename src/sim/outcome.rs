@@ -21,7 +21,7 @@ pub enum End {
     Cut,
     /// No instance that Envoy tried would serve it, and the answer had not begun.
     Unserved {
-        /// Whether an instance of its pool was healthy when Envoy gave up.
+        /// Whether an instance of its pool had worked all the time since the request came.
         healthy_peer: bool,
     },
 }

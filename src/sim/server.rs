@@ -24,6 +24,8 @@ pub struct Server {
     engine: Engine,
     fresh: Engine,
     health: Health,
+    /// Since when it is as it is.
+    since: Duration,
     reporting: Reporting,
     /// What it said last, or when its report was frozen.
     frozen: Load,
@@ -43,6 +45,7 @@ impl Server {
             fresh: engine.clone(),
             engine,
             health: Health::Up,
+            since: Duration::ZERO,
             reporting: Reporting::Honest,
             frozen: Load::default(),
             swallowed: Vec::new(),
@@ -52,6 +55,11 @@ impl Server {
     /// How it is.
     pub fn health(&self) -> Health {
         self.health
+    }
+
+    /// Whether it has worked all the time from `start` to now.
+    pub fn worked_since(&self, start: Duration) -> bool {
+        self.health == Health::Up && self.since <= start
     }
 
     /// Its engine.
@@ -98,16 +106,17 @@ impl Server {
     }
 
     /// Dies.
-    pub fn kill(&mut self) {
+    pub fn kill(&mut self, now: Duration) {
         self.engine = self.fresh.clone();
         self.swallowed.clear();
         self.health = Health::Down;
+        self.since = now;
     }
 
     /// Starts empty, if it does not run already.
     pub fn start(&mut self, now: Duration) {
         if self.health != Health::Up {
-            self.kill();
+            self.kill(now);
             // An engine's time begins at zero.
             self.engine.advance(now);
             self.health = Health::Up;
@@ -115,10 +124,11 @@ impl Server {
     }
 
     /// Stops working.
-    pub fn hang(&mut self) {
+    pub fn hang(&mut self, now: Duration) {
         if self.health == Health::Up {
             self.frozen = self.load();
             self.health = Health::Hung;
+            self.since = now;
         }
     }
 

@@ -10,8 +10,9 @@ use std::collections::{BTreeSet, BinaryHeap};
 use std::time::Duration;
 
 use crate::learning::Learned;
+use crate::learning::speed::Timing;
 use crate::openai::Api;
-use crate::reckoning::{Dispatch, LoadNow};
+use crate::reckoning::{Dispatch, InstanceCounters, LoadNow};
 use crate::router::{Ask, Decision, Router, Verdict};
 use crate::shared::SLOT_TTL;
 use crate::sim::engine::{Event, EventKind, Job};
@@ -104,7 +105,15 @@ struct Scrape {
     epoch: u32,
     instance: usize,
     asked_at: Duration,
-    outstanding_requests: u64,
+    own: InstanceCounters,
+}
+
+/// What came of a scrape.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Answer {
+    Page(Load),
+    NobodyThere,
+    TimedOut,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -117,7 +126,7 @@ enum Happening {
     Tick,
     ScrapeDue { gateway: usize, instance: usize },
     Asked(Scrape),
-    Told(Scrape, Option<Load>),
+    Told(Scrape, Answer),
     Idle { flight: usize, attempt: usize },
     Leave { flight: usize },
     Fail(usize),
@@ -242,8 +251,10 @@ impl<'a> Simulation<'a> {
     /// The load of every instance now, as a gateway's first worker sees it.
     pub fn loads(&self, gateway: usize) -> Vec<LoadNow> {
         let config = self.router.config();
-        let seen =
-            self.gateways.get(gateway).map(|g| g.loads(g.slot_of(0), &config.fleet, &config.telemetry, self.now).0);
+        let seen = self
+            .gateways
+            .get(gateway)
+            .map(|g| g.loads(g.slot_of(0), &config.fleet, &config.telemetry, self.now, 0.5).0);
         seen.unwrap_or_default()
     }
 
@@ -295,7 +306,7 @@ impl<'a> Simulation<'a> {
             Happening::Tick => self.tick(),
             Happening::ScrapeDue { gateway, instance } => self.scrape(gateway, instance),
             Happening::Asked(scrape) => self.asked(scrape),
-            Happening::Told(scrape, load) => self.told(scrape, load),
+            Happening::Told(scrape, answer) => self.told(scrape, answer),
             Happening::Idle { flight, attempt } => self.idle(flight, attempt),
             Happening::Leave { flight } => self.end(flight, End::Left),
             Happening::Fail(fault) => self.fail(fault),
@@ -381,10 +392,18 @@ impl<'a> Simulation<'a> {
     fn decide(&mut self, gateway: usize, worker: usize, arrival: &Arrival, t: &Template) -> Option<Box<Decision>> {
         let config = self.router.config();
         let gateway = self.gateways.get_mut(gateway)?;
-        let (loads, sequence) = gateway.loads(gateway.slot_of(worker), &config.fleet, &config.telemetry, self.now);
-        let draw = gateway.random.uniform();
-        let ask =
-            Ask { api: Api::ChatCompletions, prompt: &t.prompt, policy: arrival.policy, holder: None, sequence, draw };
+        let (load_draw, draw) = (gateway.random.uniform(), gateway.random.uniform());
+        let slot = gateway.slot_of(worker);
+        let (loads, sequence) = gateway.loads(slot, &config.fleet, &config.telemetry, self.now, load_draw);
+        let ask = Ask {
+            api: Api::ChatCompletions,
+            prompt: &t.prompt,
+            policy: arrival.policy,
+            holder: None,
+            sequence,
+            draw,
+            constraints: None,
+        };
         let learned: &Learned = &gateway.learned;
         let verdict = match &t.outlook {
             Some(outlook) => self.router.decide(&ask, outlook, Some(&loads), learned),
@@ -392,7 +411,7 @@ impl<'a> Simulation<'a> {
         };
         match verdict {
             Verdict::Decided(decision) => Some(decision),
-            Verdict::Refused { .. } | Verdict::Untouched(_) => None,
+            Verdict::Refused(_) | Verdict::Untouched(_) => None,
         }
     }
 
@@ -456,9 +475,10 @@ impl<'a> Simulation<'a> {
 
     fn has_healthy_peer(&self, index: usize) -> bool {
         let fleet = &self.router.config().fleet;
-        let pool = self.outcomes.get(index).and_then(|o| o.decision.as_ref()).map(|d| d.pool);
+        let Some(outcome) = self.outcomes.get(index) else { return false };
+        let pool = outcome.decision.as_ref().map(|d| d.pool);
         let in_pool = |i: usize| fleet.instances.get(i).map(|instance| instance.pool) == pool;
-        self.servers.iter().enumerate().any(|(i, s)| in_pool(i) && s.health() == Health::Up)
+        self.servers.iter().enumerate().any(|(i, s)| in_pool(i) && s.worked_since(outcome.at))
     }
 
     fn idle(&mut self, index: usize, attempt: usize) {
@@ -500,6 +520,18 @@ impl<'a> Simulation<'a> {
             outcome.attempts = flight.attempt.saturating_add(1);
             outcome.instance = flight.target();
             outcome.e2e = Some(self.now.saturating_sub(outcome.at));
+        }
+        self.learn(index, flight.gateway, flight.epoch);
+    }
+
+    /// A whole answer of the first attempt teaches its gateway.
+    fn learn(&mut self, index: usize, gateway: usize, epoch: u32) {
+        let Some(gateway) = self.gateways.get_mut(gateway).filter(|g| g.epoch == epoch) else { return };
+        let Some(outcome) = self.outcomes.get(index).filter(|o| o.is_answered() && o.attempts == 1) else { return };
+        if let (Some(decision), Some(ttft), Some(e2e)) = (&outcome.decision, outcome.ttft, outcome.e2e) {
+            let output_tokens = u64::from(outcome.output_tokens);
+            let timing = Timing { ttft: Some(ttft.as_secs_f64()), e2e: e2e.as_secs_f64(), output_tokens };
+            gateway.learn(self.router.config(), decision, &timing);
         }
     }
 
@@ -594,11 +626,11 @@ impl<'a> Simulation<'a> {
             return self.foresee(now.saturating_add(self.options.tick), Happening::ScrapeDue { gateway, instance });
         }
         let counters = home.counters(home.slot_of(0));
-        let outstanding_requests = counters.0.get(instance).map_or(0, |c| c.outstanding_requests());
-        let scrape = Scrape { gateway, epoch: home.epoch, instance, asked_at: now, outstanding_requests };
+        let own = counters.0.get(instance).copied().unwrap_or_default();
+        let scrape = Scrape { gateway, epoch: home.epoch, instance, asked_at: now, own };
         let lost = self.random.uniform() < self.options.scrape_loss;
         if lost {
-            self.foresee(now.saturating_add(timeout), Happening::Told(scrape, None));
+            self.foresee(now.saturating_add(timeout), Happening::Told(scrape, Answer::TimedOut));
         } else {
             self.after_network(Happening::Asked(scrape));
         }
@@ -609,24 +641,25 @@ impl<'a> Simulation<'a> {
         self.advance(scrape.instance);
         let answer = self.servers.get(scrape.instance).map(Server::scraped);
         match answer {
-            Some(Ok(Some(load))) => self.after_network(Happening::Told(scrape, Some(load))),
+            Some(Ok(Some(load))) => self.after_network(Happening::Told(scrape, Answer::Page(load))),
             Some(Ok(None)) => {
                 let timeout = self.router.config().telemetry.scrape_timeout;
-                self.foresee(scrape.asked_at.saturating_add(timeout), Happening::Told(scrape, None));
+                self.foresee(scrape.asked_at.saturating_add(timeout), Happening::Told(scrape, Answer::TimedOut));
             }
-            Some(Err(_)) | None => self.after_network(Happening::Told(scrape, None)),
+            Some(Err(_)) | None => self.after_network(Happening::Told(scrape, Answer::NobodyThere)),
         }
     }
 
-    fn told(&mut self, scrape: Scrape, load: Option<Load>) {
+    fn told(&mut self, scrape: Scrape, answer: Answer) {
         let Some(gateway) = self.gateways.get_mut(scrape.gateway).filter(|g| g.epoch == scrape.epoch) else { return };
         if let Some(asking) = gateway.asking.get_mut(scrape.instance) {
             *asking = false;
         }
         if let Some(report) = gateway.reports.0.get_mut(scrape.instance) {
-            match load {
-                Some(load) => report.answered(scrape.asked_at, load, scrape.outstanding_requests),
-                None => report.missed(),
+            match answer {
+                Answer::Page(load) => report.answered(scrape.asked_at, load, scrape.own),
+                Answer::NobodyThere => report.nobody_there(),
+                Answer::TimedOut => {}
             }
         }
     }
@@ -635,11 +668,12 @@ impl<'a> Simulation<'a> {
 
     fn fail(&mut self, index: usize) {
         let Some(fault) = self.faults.get(index).map(|f| f.fault) else { return };
+        let now = self.now;
         match fault {
             Fault::Kill { instance } => {
                 self.advance(instance);
                 if let Some(server) = self.servers.get_mut(instance) {
-                    server.kill();
+                    server.kill(now);
                 }
                 for index in self.open_where(|f| f.reached && f.target() == Some(instance)) {
                     let attempt = self.flight(index).map_or(0, |f| f.attempt);
@@ -654,7 +688,6 @@ impl<'a> Simulation<'a> {
                         self.after_network(Happening::Hear { flight: index, attempt, news: News::Lost });
                     }
                 }
-                let now = self.now;
                 if let Some(server) = self.servers.get_mut(instance) {
                     server.start(now);
                 }
@@ -662,7 +695,7 @@ impl<'a> Simulation<'a> {
             Fault::Hang { instance } => {
                 self.advance(instance);
                 if let Some(server) = self.servers.get_mut(instance) {
-                    server.hang();
+                    server.hang(now);
                 }
             }
             Fault::Reporting { instance, as_ } => {

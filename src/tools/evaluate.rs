@@ -2,7 +2,9 @@
 
 mod cells;
 mod gateways;
+mod latency_error;
 mod objectives;
+mod scenarios;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,6 +19,10 @@ pub enum Preset {
     Gateways,
     /// Quality, latency and cost of the objectives over their weights
     Objectives,
+    /// How far the forecast of a request's times is from what happens, by utilisation
+    LatencyError,
+    /// Small fleets with random faults, and what must hold after them; fails if it does not
+    Scenarios,
 }
 
 /// Arguments of `evaluate`.
@@ -48,6 +54,8 @@ pub fn run(args: &EvaluateArgs) -> Result<ExitCode> {
     let (result, passed) = match args.preset {
         Preset::Gateways => gateways::run(&config, args)?,
         Preset::Objectives => objectives::run(&config, args)?,
+        Preset::LatencyError => latency_error::run(&config, args)?,
+        Preset::Scenarios => scenarios::run(&config, args)?,
     };
     if let Some(file) = &args.json {
         let text = serde_json::to_string_pretty(&result)?;

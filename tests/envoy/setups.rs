@@ -43,6 +43,29 @@ fn learning(config: &mut Value) {
     cost["exploration"] = json!(EXPLORATION);
 }
 
+/// The route /quality trusts headers, /cost insists on what no model has, and /latency sheds where there is a queue.
+pub(crate) static ADMISSION: Setup = Setup { name: "admission", change: admission, edit: Some(quick), ..Setup::PLAIN };
+
+/// The pool whose instances are easily saturated, and its model.
+pub(crate) const SHEDDING_MODEL: (&str, &str) = ("qwen2.5-72b", "Qwen2.5-72B-Instruct");
+
+fn admission(config: &mut Value) {
+    for policy in config["policies"].as_array_mut().expect("policies") {
+        match policy["name"].as_str() {
+            Some("quality") => policy["trust_request_headers"] = json!(true),
+            Some("cost") => {
+                policy["quality_min"] = json!(0.999);
+                policy["relaxation"] = json!({"mode": "strict"});
+            }
+            Some("latency") => policy["overload"] = json!({"action": "shed", "waiting_per_instance": 1}),
+            _ => {}
+        }
+    }
+    let pools = config["pools"].as_array_mut().expect("pools");
+    let pool = pools.iter_mut().find(|pool| pool["name"] == SHEDDING_MODEL.0).expect("the pool");
+    pool["limits"]["max_running"] = json!(2);
+}
+
 /// No load can be read: the first instance of a pool is always the first choice.
 pub(crate) static STATIC: Setup = Setup {
     name: "static",

@@ -228,22 +228,77 @@ fn model_and_patch() {
     for (body, model, patched) in rows {
         let prompt = prompt(Completions, body);
         assert_eq!(prompt.model.as_deref(), model, "{body}");
-        assert_eq!(apply(body, &prompt.patch_model("to").unwrap()), patched);
+        assert_eq!(apply(body, &prompt.patches(Completions, "to", None)), patched);
     }
     let same = prompt(Completions, r#"{"model":"to","prompt":"x"}"#);
-    assert_eq!(same.patch_model("to"), None);
-    let quoted = same.patch_model("a\"\\\n").unwrap();
+    assert_eq!(same.patches(Completions, "to", None), []);
+    let quoted = same.patches(Completions, "a\"\\\n", None);
     assert_eq!(apply(r#"{"model":"to","prompt":"x"}"#, &quoted), r#"{"model":"a\"\\\n","prompt":"x"}"#);
 
     let mut empty = RequestScan::new(Completions);
-    assert_eq!(empty.so_far().patch_model("to"), None);
+    assert_eq!(empty.so_far().patches(Completions, "to", Some(7)), []);
     empty.push(b" {}");
-    assert_eq!(apply(" {}", &empty.so_far().patch_model("to").unwrap()), r#" {"model":"to"}"#);
+    assert_eq!(apply(" {}", &empty.so_far().patches(Completions, "to", None)), r#" {"model":"to"}"#);
 }
 
-fn apply(body: &str, Patch { replace, with }: &Patch) -> String {
+/// The limit of generated tokens: replaced where it stands, else inserted, together with the model.
+#[test]
+fn limits() {
+    let rows = [
+        (ChatCompletions, r#"{"model":"a","messages":[{}]}"#, r#"{"max_tokens":7,"model":"to","messages":[{}]}"#),
+        (ChatCompletions, r#"{"messages":[{}]}"#, r#"{"model":"to","max_tokens":7,"messages":[{}]}"#),
+        (ChatCompletions, r#"{"model":"to","messages":[{}]}"#, r#"{"max_tokens":7,"model":"to","messages":[{}]}"#),
+        (
+            ChatCompletions,
+            r#"{"model":"a","max_tokens":100,"messages":[{}]}"#,
+            r#"{"model":"to","max_tokens":7,"messages":[{}]}"#,
+        ),
+        (
+            ChatCompletions,
+            r#"{"messages":[{}],"max_tokens": "100" ,"model":"a"}"#,
+            r#"{"messages":[{}],"max_tokens": 7 ,"model":"to"}"#,
+        ),
+        (
+            ChatCompletions,
+            r#"{"max_completion_tokens":null,"model":"a","messages":[{}],"max_tokens":90}"#,
+            r#"{"max_completion_tokens":7,"model":"to","messages":[{}],"max_tokens":7}"#,
+        ),
+        (
+            ChatCompletions,
+            r#"{"max_tokens":1,"messages":[{}],"max_tokens":90}"#,
+            r#"{"model":"to","max_tokens":1,"messages":[{}],"max_tokens":7}"#,
+        ),
+        // What the server would refuse is left for it to refuse: the last of equal keys counts.
+        (
+            ChatCompletions,
+            r#"{"max_tokens":-1,"messages":[{}]}"#,
+            r#"{"model":"to","max_tokens":7,"max_tokens":-1,"messages":[{}]}"#,
+        ),
+        (
+            ChatCompletions,
+            r#"{"messages":[{"max_tokens":9}],"metadata":{"max_tokens":9}}"#,
+            r#"{"model":"to","max_tokens":7,"messages":[{"max_tokens":9}],"metadata":{"max_tokens":9}}"#,
+        ),
+        (Completions, r#"{"prompt":"x","max_tokens":99}"#, r#"{"model":"to","prompt":"x","max_tokens":7}"#),
+        (Messages, r#"{"max_tokens":99,"messages":[{}]}"#, r#"{"model":"to","max_tokens":7,"messages":[{}]}"#),
+        (Responses, r#"{"input":"x"}"#, r#"{"model":"to","max_output_tokens":7,"input":"x"}"#),
+        (Responses, r#"{"input":"x","max_output_tokens":9}"#, r#"{"model":"to","input":"x","max_output_tokens":7}"#),
+    ];
+    for (api, body, patched) in rows {
+        let patches = prompt(api, body).patches(api, "to", Some(7));
+        assert_eq!(apply(body, &patches), patched);
+        let starts: Vec<u64> = patches.iter().map(|patch| patch.replace.start).collect();
+        assert!(starts.is_sorted(), "{starts:?}");
+        let patches = prompt(api, body).patches(api, "to", None);
+        assert_eq!(prompt(api, &apply(body, &patches)).max_tokens, prompt(api, body).max_tokens, "{body}");
+    }
+}
+
+fn apply(body: &str, patches: &[Patch]) -> String {
     let mut body = body.to_owned();
-    body.replace_range(replace.start as usize..replace.end as usize, with);
+    for Patch { replace, with } in patches.iter().rev() {
+        body.replace_range(replace.start as usize..replace.end as usize, with);
+    }
     body
 }
 
@@ -300,13 +355,14 @@ fn a_body_too_large_to_see_whole() {
     let prompt = scan.so_far();
     assert_eq!((prompt.model.as_deref(), prompt.stream, prompt.has_input), (Some("auto"), true, true));
     assert_eq!(format!("{:?}", prompt.text), window("once upon"));
-    assert_eq!(prompt.patch_model("big"), Some(Patch { replace: 9..15, with: "\"big\"".to_owned() }));
+    assert_eq!(prompt.patches(ChatCompletions, "big", None), [Patch { replace: 9..15, with: "\"big\"".to_owned() }]);
     scan.push(br#" a time"}]}"#);
     assert_eq!(format!("{:?}", scan.finish().unwrap().text), window("once upon a time"));
 
     let mut scan = RequestScan::new(ChatCompletions);
     scan.push(b"{");
-    assert_eq!(scan.so_far().patch_model("big"), Some(Patch { replace: 1..1, with: "\"model\":\"big\",".to_owned() }));
+    let inserted = Patch { replace: 1..1, with: "\"model\":\"big\",".to_owned() };
+    assert_eq!(scan.so_far().patches(ChatCompletions, "big", None), [inserted]);
     scan.push(b"\"model\":\"au");
     assert_eq!((scan.so_far().model, scan.so_far().model_span), (None, None));
 }

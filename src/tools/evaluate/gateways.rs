@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::EvaluateArgs;
 use super::cells::{measured, spread};
 use crate::config::Config;
+use crate::fleet::{Fleet, Instance, Pool};
 use crate::router::Router;
 use crate::sim::outcome::Summary;
 use crate::sim::simulation::{Options, Simulation};
@@ -21,6 +22,12 @@ const MEAN_RATIO_MAX: f64 = 1.1;
 const P99_RATIO_MAX: f64 = 1.2;
 /// Time that a fleet needs to fill up; requests of that time do not count.
 const WARM_UP: Duration = Duration::from_secs(60);
+
+/// Name of the fleet as it is.
+const CONFIGURED: &str = "configured";
+const MANY_INSTANCES: usize = 32;
+const SMALL_BATCH: u32 = 8;
+const SHORT_ANSWER_TOKENS: f64 = 20.0;
 
 struct Case {
     name: String,
@@ -50,7 +57,7 @@ pub(super) fn run(config: &Config, args: &EvaluateArgs) -> Result<(Value, bool)>
     let summaries = measured(&jobs, |job| simulate(&cases[job.case], job, end));
     let mut cells = Vec::new();
     let mut table = Table::new();
-    table.set_header(["fleet", "utilisation", "gateways", "mean s", "p99 s", "mean ratio", "p99 ratio"]);
+    table.set_header(["fleet", "utilisation", "gateways", "mean s", "p99 s", "mean ratio", "p99 ratio", "ttft ratio"]);
     let mut passed = true;
     for (c, case) in cases.iter().enumerate() {
         for utilisation in UTILISATIONS {
@@ -80,6 +87,7 @@ pub(super) fn run(config: &Config, args: &EvaluateArgs) -> Result<(Value, bool)>
                     format!("{p99:.3} ± {p99_sd:.3}"),
                     format!("{mean_ratio:.3} ± {mean_ratio_sd:.3}"),
                     format!("{p99_ratio:.3} ± {p99_ratio_sd:.3}"),
+                    format!("{ttft_ratio:.3}"),
                 ]);
                 cells.push(json!({
                     "fleet": case.name, "gateways": gateways, "utilisation": utilisation, "seeds": seeds,
@@ -92,32 +100,46 @@ pub(super) fn run(config: &Config, args: &EvaluateArgs) -> Result<(Value, bool)>
         }
     }
     println!("{table}");
-    Ok((json!({ "preset": "gateways", "cells": cells }), passed))
+    let (cells, other_fleets): (Vec<Value>, Vec<Value>) = cells.into_iter().partition(|c| c["fleet"] == CONFIGURED);
+    Ok((json!({ "preset": "gateways", "cells": cells, "other_fleets": other_fleets }), passed))
 }
 
-/// The fleet of the configuration under its default policy, and its largest pool alone.
+/// The fleet of the configuration under its default policy; its largest pool alone; and as many instances of that pool as make
+/// reports lag behind most: short batches, so that one request more or less on an instance matters, and many arrivals between two
+/// reports.
 fn cases(config: &Config) -> Result<Vec<Case>> {
-    let mut single = config.clone();
     let largest = config.fleet.pools.iter().max_by_key(|p| p.instances.len()).context("the fleet has no pool")?;
-    let name = largest.name.clone();
-    single.fleet = alone(config, &name);
-    let case = |name: &str, config: &Config| Case {
-        name: name.to_owned(),
-        router: Router::new(config.clone(), None),
+    let case = |name: String, fleet: Fleet| Case {
+        name,
+        router: Router::new(Config { fleet, ..config.clone() }, None),
         policy: config.default_policy,
     };
-    Ok(vec![case("fleet", config), case(&name, &single)])
+    let mut small = largest.clone();
+    small.limits.max_running = SMALL_BATCH;
+    let many = alone(&config.fleet, &small, MANY_INSTANCES);
+    let mut short = many.clone();
+    short.models[0].output_tokens_prior = SHORT_ANSWER_TOKENS;
+    Ok(vec![
+        case(CONFIGURED.to_owned(), config.fleet.clone()),
+        case(largest.name.clone(), alone(&config.fleet, largest, largest.instances.len())),
+        case(format!("{MANY_INSTANCES} of batch {SMALL_BATCH}"), many),
+        case(format!("{MANY_INSTANCES} of batch {SMALL_BATCH}, short answers"), short),
+    ])
 }
 
-fn alone(config: &Config, name: &str) -> crate::fleet::Fleet {
-    let fleet = &config.fleet;
-    let mut pool = fleet.pools.iter().find(|p| p.name == name).cloned().unwrap_or_else(|| fleet.pools[0].clone());
-    let mut instances: Vec<_> = pool.instances.iter().filter_map(|i| fleet.instances.get(*i).cloned()).collect();
-    let model = fleet.models[pool.model].clone();
-    instances.iter_mut().for_each(|i| i.pool = 0);
-    pool.instances = (0..instances.len()).collect();
-    pool.model = 0;
-    crate::fleet::Fleet { models: vec![model], pools: vec![pool], instances }
+/// A fleet of one pool with so many instances.
+fn alone(fleet: &Fleet, pool: &Pool, instances: usize) -> Fleet {
+    Fleet {
+        models: vec![fleet.models[pool.model].clone()],
+        pools: vec![Pool { model: 0, instances: (0..instances).collect(), ..pool.clone() }],
+        instances: (0..instances)
+            .map(|i| Instance {
+                address: format!("192.0.2.{}:8000", i + 1),
+                ..fleet.instances[pool.instances[0]].clone()
+            })
+            .map(|instance| Instance { pool: 0, ..instance })
+            .collect(),
+    }
 }
 
 fn simulate(case: &Case, job: &Job, end: Duration) -> Summary {
