@@ -337,6 +337,15 @@ fn an_instance_hangs_if_nothing_moves_though_it_should() {
             None,
         ),
         (
+            "what is given up is no progress",
+            vec![
+                (0, counters(2, 0, 0), report(0, 5.0)),
+                (3_000, counters(2, 0, 0), report(2_900, 5.0)),
+                (3_200, counters(2, 1, 0), report(3_100, 5.0)),
+            ],
+            None,
+        ),
+        (
             "goes on",
             vec![
                 (0, counters(1, 0, 0), report(0, 5.0)),

@@ -14,7 +14,7 @@ pub enum Sight {
         /// Whether it is news.
         first: bool,
     },
-    /// What stood still goes on, or is gone.
+    /// What stood still goes on.
     Resumed,
 }
 
@@ -45,9 +45,14 @@ impl Watch {
         let load = &report.load;
         let seen = (finished, [load.progress_tokens, load.running, load.waiting, load.kv_use]);
         if seen != self.seen || counters.outstanding_requests() == 0 || self.since.is_zero() {
+            // Requests also end because Envoy or their clients give them up: only the instance itself can say that it works again.
+            let works = seen.1 != self.seen.1;
             self.seen = seen;
             self.since = now;
-            return std::mem::take(&mut self.stalled).then_some(Sight::Resumed);
+            if !works && counters.outstanding_requests() > 0 {
+                return None;
+            }
+            return (std::mem::take(&mut self.stalled) && works).then_some(Sight::Resumed);
         }
         let at = report.at.filter(|_| load.running.is_some())?;
         let is_fresh = now.saturating_sub(at) <= telemetry.max_age && at > self.since;
