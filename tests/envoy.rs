@@ -1,4 +1,4 @@
-//! `cargo test`: what users of the gateway get, through a real Envoy with two workers and emulated instances.
+//! `cargo test`: what users of the gateway get, through a real Envoy with two or four workers and emulated instances.
 //!
 //! Scenarios are grouped by configuration: one Envoy serves a group, since each one boots for seconds. After every scenario the
 //! reckoned load must be zero again.
