@@ -4,6 +4,7 @@
 //! bounded. Every record starts with a version and the fleet's fingerprint; one that does not fit is as good as absent.
 
 mod affinity;
+mod health;
 mod learnt;
 mod load;
 mod recent;
@@ -13,6 +14,7 @@ mod slots;
 use std::time::Duration;
 
 pub use affinity::{Journal, JournalReader, PLACEMENT_SEGMENTS};
+pub use health::{decode_health, encode_health};
 pub use learnt::{decode_beliefs, decode_lengths, decode_speeds, encode_beliefs, encode_lengths, encode_speeds};
 pub use load::{decode_counters, decode_reports, encode_counters, encode_reports};
 pub use recent::{RECENT_SEGMENTS, Recent, RecentDecision};
@@ -26,6 +28,9 @@ use crate::latency::Basis;
 pub const SLOTS_KEY: &str = "routebalance.slots";
 /// Key of the last reports ([`Reports`]); written by the leading VM.
 pub const REPORTS_KEY: &str = "routebalance.reports";
+
+/// Key of the instances that something speaks against ([`Records`](crate::health::Records)); written by compare-and-swap.
+pub const HEALTH_KEY: &str = "routebalance.health";
 
 /// Key of one worker's counters; written by the VM that owns the slot.
 pub fn counters_key(slot: usize) -> String {

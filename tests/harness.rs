@@ -49,15 +49,23 @@ pub(crate) struct Setup {
     pub(crate) reports: bool,
     /// How many times as long as recorded the answers to the demo's prompts are.
     pub(crate) length: f64,
+    /// Envoy's worker threads.
+    pub(crate) workers: u32,
 }
 
 impl Setup {
+    /// The reference configuration as it is.
+    pub(crate) const PLAIN: Setup =
+        Setup { name: "plain", change: |_| {}, edit: None, reports: true, length: 1.0, workers: 2 };
+
     /// Starts it.
     pub(crate) async fn start(&self) -> anyhow::Result<gateway::Gateway> {
         let mut config: Value = serde_json::from_str(include_str!("../envoy/routebalance.json"))?;
         // Tests wait for reports to come and to grow old.
         config["telemetry"] =
             serde_json::json!({"scrape_period_ms": 100, "scrape_timeout_ms": 500, "fresh_ms": 500, "max_age_ms": 1500});
+        // Nor do they wait long until failures are forgotten.
+        config["health"] = serde_json::json!({"base_ejection_ms": 500, "max_ejection_ms": 1000});
         (self.change)(&mut config);
         let (module, envoy) = SET_UP.clone().map_err(anyhow::Error::msg)?;
         let answers = PromptSet::from_jsonl(&prompts(self.length).join("\n"))?;
@@ -65,7 +73,7 @@ impl Setup {
             config,
             module,
             envoy,
-            workers: 2,
+            workers: self.workers,
             log_level: "info".to_owned(),
             time_scale: TIME_SCALE,
             answers: Some(Arc::new(answers)),
@@ -118,6 +126,21 @@ impl Stage {
         })
     }
 
+    /// A scenario on a gateway of its own.
+    pub(crate) fn alone(
+        self: &Arc<Self>,
+        name: &str,
+        setup: &'static Setup,
+        scenario: impl AsyncFnOnce(Gateway) + Send + 'static,
+    ) -> Trial {
+        let stage = Arc::clone(self);
+        Trial::test(format!("{}: {name}", setup.name), move || {
+            let gateway = stage.gateway(setup).map_err(|problem| format!("{problem:#}"))?;
+            stage.runtime.block_on(scenario(gateway));
+            Ok(())
+        })
+    }
+
     /// A test without a gateway.
     pub(crate) fn plain(self: &Arc<Self>, name: &str, test: impl AsyncFnOnce() + Send + 'static) -> Trial {
         let stage = Arc::clone(self);
@@ -150,7 +173,7 @@ impl Stage {
     }
 }
 
-/// A fleet and an Envoy with two workers in front of it.
+/// A fleet and an Envoy in front of it.
 pub(crate) struct Gateway {
     setup: &'static Setup,
     running: gateway::Gateway,
@@ -286,6 +309,12 @@ impl Gateway {
         Self { setup, running, faulty: Mutex::default(), requests: AtomicU64::default() }
     }
 
+    /// Kills Envoy and starts it again.
+    pub(crate) async fn restart_envoy(&mut self) {
+        self.running.restart_envoy().await.expect("Envoy starts again");
+        self.reported().await;
+    }
+
     pub(crate) fn config(&self) -> &Config {
         self.running.config()
     }
@@ -370,7 +399,7 @@ impl Gateway {
     }
 
     /// Undoes the faults and waits until nothing is outstanding, on either side.
-    async fn calm(&self) {
+    pub(crate) async fn calm(&self) {
         let faulty = std::mem::take(&mut *self.faulty.lock().unwrap_or_else(PoisonError::into_inner));
         for instance in &faulty {
             self.instance(*instance).set_fault(Fault::None).await.expect("the instance is well again");
@@ -388,6 +417,11 @@ impl Gateway {
             let stats = self.envoy().stats("cluster.").await.expect("Envoy lives and answers");
             stats.iter().filter(|(name, _)| name.ends_with(".ejections_active")).map(|(_, n)| n).sum::<u64>()
         };
+        let probed = async || {
+            let stats = self.stats().await;
+            stats.iter().filter(|(name, _)| name.starts_with("ejected_instances.")).map(|(_, n)| n).sum::<u64>()
+        };
+        eventually("instances that the filter has ejected", probed, |ejected| *ejected == 0).await;
         eventually("instances that Envoy has ejected", ejected, |ejected| *ejected == 0).await;
         self.reported().await;
     }

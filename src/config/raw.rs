@@ -4,6 +4,7 @@ use serde::Deserialize;
 
 use super::affinity::RawAffinity;
 use super::fleet::{RawModel, RawPool};
+use super::health::RawHealth;
 use super::policy::RawPolicy;
 use super::telemetry::RawTelemetry;
 use crate::latency::Basis;
@@ -31,6 +32,8 @@ pub(super) struct RawConfig {
     pub(super) affinity: RawAffinity,
     #[serde(default)]
     pub(super) telemetry: RawTelemetry,
+    #[serde(default)]
+    pub(super) health: RawHealth,
     #[serde(default)]
     pub(super) request: RawRequest,
     #[serde(default)]
@@ -151,6 +154,7 @@ pub(super) struct RawEnvoy {
     pub(super) module: String,
     pub(super) default_pool: Option<String>,
     pub(super) failure_policy: FailurePolicy,
+    pub(super) per_try_idle_timeout_ms: u64,
     pub(super) access_log: String,
 }
 
@@ -162,6 +166,7 @@ impl Default for RawEnvoy {
             module: "target/wasm32-wasip1/filter/routebalance.wasm".to_owned(),
             default_pool: None,
             failure_policy: FailurePolicy::default(),
+            per_try_idle_timeout_ms: 60_000,
             access_log: "/dev/stdout".to_owned(),
         }
     }

@@ -8,6 +8,7 @@ mod batching;
 mod debug;
 mod deciding;
 mod feedback;
+mod health;
 mod host;
 mod learner;
 mod local;

@@ -9,6 +9,7 @@ use proxy_wasm::types::{BufferType, ContextType, MapType};
 
 use crate::config::Config;
 use crate::filter::batching;
+use crate::filter::health::Watches;
 use crate::filter::host;
 use crate::filter::stream::Stream;
 use crate::filter::worker::{Shared, Worker};
@@ -30,6 +31,7 @@ pub(super) struct Root {
     /// Ticks until there is more to do than to look at batches.
     ticks_left: u32,
     heartbeat_at: Duration,
+    watches: Watches,
     /// When each instance is scraped next.
     scrape_at: Vec<Duration>,
     /// Scrapes under way by the host's token.
@@ -101,7 +103,7 @@ impl Root {
         let Some(report) = worker.reports.0.get_mut(scrape.instance) else { return };
         let outcome = match answer {
             Answer::Page(page) => {
-                let load = telemetry::parse_metrics(&page);
+                let load = telemetry::parse_metrics(&page).load;
                 report.answered(scrape.asked_at, load, scrape.own);
                 if load.running.is_some() { "routebalance.scrapes.ok" } else { "routebalance.scrapes.unusable" }
             }
@@ -168,6 +170,7 @@ impl RootContext for Root {
             worker.write_counters();
             worker.exchange_learnt();
             worker.write_gauges();
+            self.watches.look(worker, now);
             self.scrape(worker, now);
         });
     }

@@ -40,7 +40,7 @@ fn counters(dispatched: u64, finished: u64) -> InstanceCounters {
 fn report(running: f64, waiting: f64, outstanding: u64) -> InstanceReport {
     InstanceReport {
         at: Some(ASKED_AT),
-        load: Load { running: Some(running), waiting: Some(waiting), kv_use: Some(0.5) },
+        load: Load { running: Some(running), waiting: Some(waiting), kv_use: Some(0.5), ..Load::default() },
         own: counters(outstanding, 0),
         ..InstanceReport::default()
     }
@@ -207,7 +207,7 @@ fn load_is_never_negative_nor_less_than_what_is_open_here() {
         };
         let reports: Vec<InstanceReport> = (0..4)
             .map(|i| InstanceReport {
-                load: Load { running: number(12), waiting: number(30), kv_use: number(3) },
+                load: Load { running: number(12), waiting: number(30), kv_use: number(3), ..Load::default() },
                 ..report(0.0, 0.0, i * 3)
             })
             .collect();

@@ -3,6 +3,7 @@
 use super::{Ask, Outlook, Router};
 use crate::admission::spending;
 use crate::fleet::{ModelKind, Pool};
+use crate::health::Standing;
 use crate::latency::{self, Speed, Work};
 use crate::learning::Learned;
 use crate::openai::{Api, Prompt};
@@ -12,7 +13,7 @@ use crate::score::Candidate;
 
 impl Router {
     /// Every instance of the allowed models. One whose context is too short for the prompt is a candidate only if there is no
-    /// longer one, and one that nobody answers at only if there is no other at all.
+    /// longer one; one that failures have ejected, or that nobody answers at, only if there is no other at all.
     pub(super) fn candidates(
         &self,
         ask: &Ask<'_>,
@@ -26,7 +27,8 @@ impl Router {
         let unknown = Speed::default();
         let adapter = self.adapter(ask.prompt);
         let holder = ask.holder.filter(|i| *i < fleet.instances.len());
-        let (mut fitting, mut too_short, mut unreachable) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut fitting, mut ejected, mut too_short, mut unreachable) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (i, instance) in fleet.instances.iter().enumerate() {
             let Some(pool) = fleet.pools.get(instance.pool) else { continue };
             let wanted = holder.map_or_else(|| models.contains(&pool.model), |h| h == i);
@@ -49,30 +51,33 @@ impl Router {
             };
             let forecast = latency::forecast(&pool.profile, &pool.limits, &load, &work, speed);
             let forecast = self.after_loading(ask, adapter, i, forecast);
+            let slowdown = load.standing.slowdown();
             let candidate = Candidate {
                 instance: i,
                 model: pool.model,
                 quality: estimate.quality,
                 output_tokens,
                 output_tokens_p80,
-                seconds: latency::paper_seconds(&pool.profile, &pool.limits, &load, output_tokens.max(1.0)),
-                ttft_seconds: forecast.ttft,
+                seconds: slowdown * latency::paper_seconds(&pool.profile, &pool.limits, &load, output_tokens.max(1.0)),
+                ttft_seconds: slowdown * forecast.ttft,
                 tpot_seconds: forecast.tpot,
-                e2e_seconds: forecast.e2e,
-                delay_seconds: latency::delay_seconds(&pool.profile, &load, &work, speed),
+                e2e_seconds: slowdown * forecast.e2e,
+                delay_seconds: slowdown * latency::delay_seconds(&pool.profile, &load, &work, speed),
                 usd,
                 in_flight: load.in_flight(),
                 last_dispatch: load.last_dispatch,
             };
             if load.unreachable {
                 unreachable.push(candidate);
-            } else if prompt_tokens < f64::from(pool.limits.max_model_len) {
-                fitting.push(candidate);
-            } else {
+            } else if prompt_tokens >= f64::from(pool.limits.max_model_len) {
                 too_short.push(candidate);
+            } else if load.standing == Standing::Ejected {
+                ejected.push(candidate);
+            } else {
+                fitting.push(candidate);
             }
         }
-        [fitting, too_short, unreachable].into_iter().find(|c| !c.is_empty()).unwrap_or_default()
+        [fitting, ejected, too_short, unreachable].into_iter().find(|c| !c.is_empty()).unwrap_or_default()
     }
 
     /// Expected output tokens on the model that would write most of them.
@@ -121,7 +126,7 @@ impl Router {
             .collect();
         let mut rest: Vec<usize> =
             pool.instances.iter().copied().filter(|i| *i != chosen && !fallbacks.contains(i)).collect();
-        rest.sort_by_key(|i| loads.and_then(|l| l.get(*i)).is_some_and(|l| l.unreachable));
+        rest.sort_by_key(|i| loads.and_then(|l| l.get(*i)).map(|l| (l.unreachable, l.standing == Standing::Ejected)));
         fallbacks.append(&mut rest);
         fallbacks
     }

@@ -22,7 +22,7 @@ pub fn decode_counters(bytes: &[u8], fingerprint: u64) -> Option<Counters> {
 pub fn encode_reports(reports: &Reports, fingerprint: u64) -> Vec<u8> {
     let mut writer = Writer::new(fingerprint);
     for report in &reports.0 {
-        let InstanceReport { at, load: Load { running, waiting, kv_use }, own, repeats, unreachable } = report;
+        let InstanceReport { at, load: Load { running, waiting, kv_use, .. }, own, repeats, unreachable } = report;
         writer.time(at.unwrap_or(Duration::ZERO));
         writer.f64(*running);
         writer.f64(*waiting);
@@ -40,7 +40,7 @@ pub fn decode_reports(bytes: &[u8], fingerprint: u64) -> Option<Reports> {
         let at = r.time()?;
         Some(InstanceReport {
             at: (!at.is_zero()).then_some(at),
-            load: Load { running: r.f64()?, waiting: r.f64()?, kv_use: r.f64()? },
+            load: Load { running: r.f64()?, waiting: r.f64()?, kv_use: r.f64()?, ..Load::default() },
             own: read_counters(r)?,
             repeats: r.u32()?,
             unreachable: r.u32()?,

@@ -24,7 +24,7 @@ fn records_come_back_as_they_were() {
         last_dispatch: Duration::from_nanos(7),
     };
     assert_eq!(decode_counters(&encode_counters(&counters, 9), 9), Some(counters.clone()));
-    let load = Load { running: Some(3.0), waiting: Some(0.0), kv_use: None };
+    let load = Load { running: Some(3.0), waiting: Some(0.0), kv_use: None, ..Load::default() };
     let known = InstanceReport { at: Some(SECOND), load, own: counters.0[1], repeats: 4, unreachable: 1 };
     let reports = Reports(vec![InstanceReport::default(), known]);
     assert_eq!(decode_reports(&encode_reports(&reports, 9), 9), Some(reports));
@@ -244,4 +244,21 @@ fn recent_decisions_are_found_scored_and_in_the_end_forgotten() {
     let kept: Vec<usize> = (0..10_000).filter(|i| ring[Recent::segment(&id(*i))].score(&id(*i)).is_some()).collect();
     assert!(kept.len() == 4_096 && (8_000..10_000).all(|i| kept.contains(&i)), "{} kept", kept.len());
     assert!(ring.iter().all(|segment| segment.bytes().len() <= 1_100));
+}
+
+#[test]
+fn health_survives_the_way_through_bytes() {
+    let record = crate::health::Record {
+        failures: 3,
+        last_failure: Duration::from_millis(1_001),
+        stalled: true,
+        last_busy: Duration::from_millis(1_002),
+        ejections: 2,
+        ejected_until: Duration::from_millis(1_003),
+        probe_until: Duration::from_millis(1_004),
+    };
+    let records = crate::health::Records([(7, record), (9, Default::default())].into_iter().collect());
+    let bytes = encode_health(&records);
+    assert_eq!(decode_health(&bytes), records);
+    assert_eq!(decode_health(&bytes[..bytes.len() - 1]), Default::default(), "broken ones are none");
 }

@@ -147,7 +147,12 @@ fn faults(fleet: &Fleet, options: &Options, random: &mut Random) -> Vec<Schedule
 
 fn lie(random: &mut Random) -> Reporting {
     let constant = |requests: f64| {
-        Reporting::Constant(Load { running: Some(requests), waiting: Some(requests), kv_use: Some(requests) })
+        Reporting::Constant(Load {
+            running: Some(requests),
+            waiting: Some(requests),
+            kv_use: Some(requests),
+            ..Load::default()
+        })
     };
     match random.below(7) {
         0 => Reporting::Frozen,

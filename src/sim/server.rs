@@ -144,6 +144,7 @@ impl Server {
             running: Some(self.engine.running() as f64),
             waiting: Some(self.engine.waiting() as f64),
             kv_use: Some(self.engine.kv_usage()),
+            ..Load::default()
         }
     }
 

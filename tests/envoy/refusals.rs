@@ -12,7 +12,7 @@ static WRONG: Setup = Setup {
     change: |config| config["models"][1]["quality_prior"] = json!(0.123),
     edit: Some(|yaml| replaced(yaml, r#""quality_prior": 0.123"#, r#""quality_prior": 1.5"#)),
     reports: false,
-    length: 1.0,
+    ..Setup::PLAIN
 };
 
 pub(crate) async fn names_the_field() {

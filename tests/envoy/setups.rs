@@ -1,5 +1,7 @@
 //! The configurations. Each boots an Envoy, so they are few.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::harness::Setup;
@@ -12,13 +14,11 @@ pub(crate) static REFERENCE: Setup = Setup {
         config["debug"] = json!({"predict": true});
     },
     edit: Some(quick),
-    reports: true,
-    length: 1.0,
+    ..Setup::PLAIN
 };
 
 /// Little is left: bodies of 64 KiB, no predictor, routes without metadata, no judgement on unknown models.
-pub(crate) static LEAN: Setup =
-    Setup { name: "lean", change: lean, edit: Some(without_metadata), reports: true, length: 1.0 };
+pub(crate) static LEAN: Setup = Setup { name: "lean", change: lean, edit: Some(without_metadata), ..Setup::PLAIN };
 
 fn lean(config: &mut Value) {
     config["request"]["max_buffered_bytes"] = json!(65_536);
@@ -28,7 +28,7 @@ fn lean(config: &mut Value) {
 
 /// Models answer at twice the length that the predictor knows, feedback is taken, and one policy explores.
 pub(crate) static LEARNING: Setup =
-    Setup { name: "learning", change: learning, edit: Some(quick), reports: true, length: 2.0 };
+    Setup { name: "learning", change: learning, edit: Some(quick), reports: true, length: 2.0, ..Setup::PLAIN };
 
 /// What senders of feedback know.
 pub(crate) const SECRET: &str = "the-secret-of-these-tests";
@@ -71,8 +71,7 @@ fn batching(config: &mut Value) {
 }
 
 /// The route /quality trusts headers, /cost insists on what no model has, and /latency sheds where there is a queue.
-pub(crate) static ADMISSION: Setup =
-    Setup { name: "admission", change: admission, edit: Some(quick), reports: true, length: 1.0 };
+pub(crate) static ADMISSION: Setup = Setup { name: "admission", change: admission, edit: Some(quick), ..Setup::PLAIN };
 
 /// The pool whose instances are easily saturated, and its model.
 pub(crate) const SHEDDING_MODEL: (&str, &str) = ("qwen2.5-72b", "Qwen2.5-72B-Instruct");
@@ -113,7 +112,7 @@ pub(crate) static STATIC: Setup = Setup {
     change: |config| config["drill"] = json!(["shared_data"]),
     edit: Some(quick),
     reports: false,
-    length: 1.0,
+    ..Setup::PLAIN
 };
 
 /// No decision comes back.
@@ -122,16 +121,31 @@ pub(crate) static UNTOUCHED: Setup = Setup {
     change: |config| config["drill"] = json!(["router"]),
     edit: Some(quick),
     reports: false,
-    length: 1.0,
+    ..Setup::PLAIN
 };
 
 /// The filter is not there.
 pub(crate) static BYPASSED: Setup =
-    Setup { name: "bypassed", change: |_| {}, edit: Some(without_filter), reports: false, length: 1.0 };
+    Setup { name: "bypassed", edit: Some(without_filter), reports: false, ..Setup::PLAIN };
+
+/// Faults are found and forgiven within a test's patience.
+pub(crate) static HEALTH: Setup = Setup { name: "health", change: health, edit: Some(quick), ..Setup::PLAIN };
+
+/// The same with four workers.
+pub(crate) static HEALTH_OF_FOUR: Setup =
+    Setup { name: "health, four workers", change: health, edit: Some(quick), workers: 4, ..Setup::PLAIN };
+
+/// How long an instance may be silent.
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
+
+fn health(config: &mut Value) {
+    config["health"]["stall_ms"] = json!(1_000);
+    config["envoy"]["per_try_idle_timeout_ms"] = json!(IDLE_TIMEOUT.as_millis() as u64);
+}
 
 /// Envoy forgives an instance within a test's patience.
 fn quick(yaml: &str) -> String {
-    replaced(&replaced(yaml, "base_ejection_time: 5s", "base_ejection_time: 0.1s"), "interval: 1s", "interval: 0.1s")
+    replaced(yaml, "interval: 1s", "interval: 0.1s")
 }
 
 fn without_metadata(yaml: &str) -> String {

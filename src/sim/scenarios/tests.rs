@@ -65,7 +65,8 @@ fn shares(gateways: usize, utilisation: f64, lies: &[(Option<usize>, Reporting)]
 /// No report, true or false, old or new, makes traffic herd on an instance or keeps it from one.
 #[test]
 fn no_report_herds_or_starves() {
-    let load = |requests: f64| Load { running: Some(requests), waiting: Some(0.0), kv_use: Some(0.1) };
+    let load =
+        |requests: f64| Load { running: Some(requests), waiting: Some(0.0), kv_use: Some(0.1), ..Load::default() };
     let lies = [
         Reporting::Honest,
         Reporting::Frozen,
@@ -76,7 +77,7 @@ fn no_report_herds_or_starves() {
         Reporting::Constant(load(8.0)),
         Reporting::Constant(load(f64::NAN)),
         Reporting::Constant(load(1e5)),
-        Reporting::Constant(Load { running: Some(8.0), waiting: Some(300.0), kv_use: Some(1.0) }),
+        Reporting::Constant(Load { running: Some(8.0), waiting: Some(300.0), kv_use: Some(1.0), ..Load::default() }),
     ];
     let mut findings = Vec::new();
     for lie in lies {
