@@ -62,6 +62,7 @@ const IDLE: LoadNow = LoadNow {
     pending_output_tokens: 0.0,
     pending_prompt_tokens: 0.0,
     kv_use: None,
+    kv_wanted: None,
     trust: 1.0,
     unreachable: false,
     last_dispatch: Duration::ZERO,

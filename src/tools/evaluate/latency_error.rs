@@ -106,10 +106,13 @@ pub(super) fn run(config: &Config, args: &EvaluateArgs) -> Result<(Value, bool)>
         [] => println!("{aim}: met"),
         at => println!("{aim}: missed at {}", at.join(", ")),
     }
-    Ok((json!({
-        "preset": "latency-error", "policy": policy.name, "objective": policy.objective, "aim_missed_at": missed,
-        "cells": cells,
-    }), true))
+    Ok((
+        json!({
+            "preset": "latency-error", "policy": policy.name, "objective": policy.objective, "aim_missed_at": missed,
+            "cells": cells,
+        }),
+        true,
+    ))
 }
 
 fn simulate(router: &Router, job: &Job, end: Duration) -> Errors {
