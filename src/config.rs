@@ -6,6 +6,7 @@ mod affinity;
 mod batching;
 mod discovery;
 mod fleet;
+mod health;
 mod policy;
 mod raw;
 mod secret;
@@ -13,8 +14,10 @@ mod telemetry;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 pub use discovery::Discovery;
+pub use health::Health;
 pub use raw::{Drill, FailurePolicy, UnknownModel};
 use raw::{RawConfig, RawLearning, RawRoute};
 pub use secret::Secret;
@@ -78,6 +81,8 @@ pub struct EnvoySettings {
     pub endpoints_dir: String,
     /// What Envoy does when the module traps.
     pub failure_policy: FailurePolicy,
+    /// How long an attempt may bring nothing at all before Envoy gives it up.
+    pub per_try_idle_timeout: Duration,
     /// Path of the access log.
     pub access_log: String,
 }
@@ -109,6 +114,8 @@ pub struct Config {
     pub telemetry: Telemetry,
     /// How Envoy is asked for the hosts of its clusters; `None` if it is not.
     pub discovery: Option<Discovery>,
+    /// Passive health.
+    pub health: Health,
     /// Largest request body that is held back until it is whole.
     pub max_buffered_bytes: u64,
     /// Whether responses name the instance's address.
@@ -200,6 +207,9 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
             .position(|p| p.name == *name)
             .ok_or_else(|| error("envoy.default_pool", format!("no pool is named {name:?}")))?,
     };
+    if !(100..=3_600_000).contains(&raw.envoy.per_try_idle_timeout_ms) {
+        return Err(error("envoy.per_try_idle_timeout_ms", "must be between 100 and 3600000 milliseconds"));
+    }
     let envoy = EnvoySettings {
         listen: check_address("envoy.listen", &raw.envoy.listen)?,
         admin: check_address("envoy.admin", &raw.envoy.admin)?,
@@ -207,6 +217,7 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
         default_pool,
         endpoints_dir: check_text("envoy.endpoints_dir", &raw.envoy.endpoints_dir)?,
         failure_policy: raw.envoy.failure_policy,
+        per_try_idle_timeout: Duration::from_millis(raw.envoy.per_try_idle_timeout_ms),
         access_log: check_text("envoy.access_log", &raw.envoy.access_log)?,
     };
     Ok(Config {
@@ -222,6 +233,7 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
         affinity: affinity::check(raw.affinity)?,
         telemetry,
         discovery,
+        health: health::check(&raw.health)?,
         max_buffered_bytes: raw.request.max_buffered_bytes,
         expose_endpoint: raw.response.expose_endpoint,
         drill: raw.drill,

@@ -24,6 +24,7 @@
 //! | [`latency`] | TTFT, TPOT and E2E of a request on an instance under a load |
 //! | [`affinity`] | which instance has kept a prompt's prefix, a session or an adapter |
 //! | [`admission`] | candidates that keep what a request insists on, and what is given up or refused when none does |
+//! | [`health`] | what responses show of an instance: less weight, ejection, probes |
 //! | [`score`] | objectives and the tie-break |
 //! | [`router`] | the facade: request in, decision out; cannot fail |
 //! | [`assign`] | requests that wait for each other, and a batch of them to instances, longest first |
@@ -53,6 +54,7 @@ pub mod config;
 pub mod discovery;
 pub mod features;
 pub mod fleet;
+pub mod health;
 pub mod latency;
 pub mod learning;
 pub mod names;

@@ -17,6 +17,7 @@ use crate::config::{Config, Drill, UnknownModel};
 use crate::discovery::{self, Roster};
 use crate::features;
 use crate::fleet::{Budget, Constraint, Constraints, Model, ModelKind};
+use crate::health::Standing;
 use crate::latency::{self, Forecast, Speed, Work};
 use crate::learning::{Learned, exploration, lengths, speed};
 use crate::openai::{Api, Observed, Prompt};
@@ -130,6 +131,9 @@ pub struct Decision {
     pub instance: usize,
     /// Other instances of the pool, best first: where Envoy retries.
     pub fallbacks: Vec<usize>,
+    /// Whether the request probes a half-open instance: it must be claimed first, and if another worker was faster, the request
+    /// is to be decided anew.
+    pub probe: bool,
     /// The step of the ladder.
     pub rung: Rung,
     /// Estimated prompt tokens.
@@ -344,6 +348,7 @@ impl Router {
             pool: pool_index,
             instance: chosen.instance,
             fallbacks: self.fallbacks(chosen.instance, pool_index, &admitted.candidates, &order, ask.holder, loads),
+            probe: loads.and_then(|l| l.get(chosen.instance)).is_some_and(|l| l.standing == Standing::HalfOpen),
             rung: rung(*predicted, loads.map(|l| l.get(chosen.instance).copied().unwrap_or_default())),
             prompt_tokens: prompt_tokens as u64,
             cached_tokens: cached_tokens as u64,

@@ -5,6 +5,7 @@
 //! not fit is as good as absent. Rows of an instance carry the key of its address.
 
 mod affinity;
+mod health;
 mod learnt;
 mod load;
 mod recent;
@@ -15,6 +16,7 @@ mod slots;
 use std::time::Duration;
 
 pub use affinity::{Journal, JournalReader, PLACEMENT_SEGMENTS};
+pub use health::{decode_health, encode_health};
 pub use learnt::{decode_beliefs, decode_lengths, decode_speeds, encode_beliefs, encode_lengths, encode_speeds};
 pub use load::{decode_counters, decode_glimpses, decode_reports, encode_counters, encode_glimpses, encode_reports};
 pub use recent::{RECENT_SEGMENTS, Recent, RecentDecision};
@@ -50,6 +52,9 @@ pub fn roster_key(group: usize) -> String {
 pub fn glimpses_key(slot: usize) -> String {
     format!("routebalance.glimpses.{slot}")
 }
+
+/// Key of the instances that something speaks against ([`Records`](crate::health::Records)); written by compare-and-swap.
+pub const HEALTH_KEY: &str = "routebalance.health";
 
 /// Key of one worker's counters; written by the VM that owns the slot.
 pub fn counters_key(slot: usize) -> String {

@@ -1,4 +1,4 @@
-//! `cargo test`: what users of the gateway get, through a real Envoy with two workers and emulated instances.
+//! `cargo test`: what users of the gateway get, through a real Envoy with two or four workers and emulated instances.
 //!
 //! Scenarios are grouped by configuration: one Envoy serves a group, since each one boots for seconds. After every scenario the
 //! reckoned load must be zero again.
@@ -23,6 +23,8 @@ mod discovery;
 #[path = "envoy/faults.rs"]
 mod faults;
 mod harness;
+#[path = "envoy/health.rs"]
+mod health;
 #[path = "instance/http.rs"]
 #[allow(dead_code, reason = "what only the tests of the instance look at")]
 mod http;
@@ -43,9 +45,11 @@ use std::sync::Arc;
 
 use harness::{Gateway, Setup, Stage};
 use libtest_mimic::{Arguments, Trial};
+use routebalance::tools::instance::Fault;
 use scenarios::{APIS, NAMES, PASSED, REFUSED, Served, is_passed, is_refused, is_served};
 use setups::{
-    ADMISSION, AFFINITY, BATCHING, BLIND, BYPASSED, DISCOVERED, HEADERS, LEAN, LEARNING, REFERENCE, STATIC, UNTOUCHED,
+    ADMISSION, AFFINITY, BATCHING, BLIND, BYPASSED, DISCOVERED, HEADERS, HEALTH, HEALTH_OF_FOUR, LEAN, LEARNING,
+    REFERENCE, STATIC, UNTOUCHED,
 };
 
 fn main() -> ExitCode {
@@ -177,6 +181,25 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
     trials.extend(scenarios!(&BYPASSED,
         "without the filter the default pool serves, and control headers choose nothing" => state::bypassed,
     ));
+    for setup in [&HEALTH, &HEALTH_OF_FOUR] {
+        trials.extend(scenarios!(setup,
+            "instances are killed and restarted under load" => health::killed_and_restarted,
+            "an instance that hangs costs a time-out at most" => health::hung,
+            "an instance that drains is avoided" => async |g: &Gateway| health::refuses(g, Fault::Drain).await,
+            "an instance whose engine is dead is avoided" => async |g: &Gateway| health::refuses(g, Fault::Error500).await,
+            "an instance that breaks streams is avoided" =>
+                async |g: &Gateway| health::breaks_streams(g, Fault::Reset { after_events: 4 }, "truncated").await,
+            "an instance that sends errors inside streams is avoided" =>
+                async |g: &Gateway| health::breaks_streams(g, Fault::StreamError { after_events: 4 }, "error_event").await,
+            "a pool dies, and only what was sent to it fails" => health::pool_dies,
+            "metrics that are always zero herd nobody" => async |g: &Gateway| health::lies(g, Fault::MetricsZero).await,
+            "metrics that are no numbers herd nobody" => async |g: &Gateway| health::lies(g, Fault::MetricsNan).await,
+            "absurd metrics starve nobody" => async |g: &Gateway| health::lies(g, Fault::MetricsAbsurd).await,
+            "stale metrics herd nobody" => async |g: &Gateway| health::lies(g, Fault::MetricsStale).await,
+            "forty clients leave in the middle of their streams" => health::clients_leave_in_bulk,
+        ));
+        trials.push(stage.alone("Envoy is killed and started again", setup, health::envoy_is_killed));
+    }
     trials.push(stage.plain(
         "a wrong configuration: Envoy does not start and names the field, and so does check",
         refusals::names_the_field,

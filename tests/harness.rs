@@ -66,6 +66,8 @@ impl Setup {
         // Tests wait for reports to come and to grow old.
         config["telemetry"] =
             serde_json::json!({"scrape_period_ms": 100, "scrape_timeout_ms": 500, "fresh_ms": 500, "max_age_ms": 1500});
+        // Nor do they wait long until failures are forgotten.
+        config["health"] = serde_json::json!({"base_ejection_ms": 500, "max_ejection_ms": 1000});
         (self.change)(&mut config);
         let (module, envoy) = SET_UP.clone().map_err(anyhow::Error::msg)?;
         let answers = PromptSet::from_jsonl(&prompts(self.length).join("\n"))?;
@@ -123,6 +125,21 @@ impl Stage {
                 gateway.calm().await;
             });
             *stage.slot() = Some(gateway);
+            Ok(())
+        })
+    }
+
+    /// A scenario on a gateway of its own.
+    pub(crate) fn alone(
+        self: &Arc<Self>,
+        name: &str,
+        setup: &'static Setup,
+        scenario: impl AsyncFnOnce(Gateway) + Send + 'static,
+    ) -> Trial {
+        let stage = Arc::clone(self);
+        Trial::test(format!("{}: {name}", setup.name), move || {
+            let gateway = stage.gateway(setup).map_err(|problem| format!("{problem:#}"))?;
+            stage.runtime.block_on(scenario(gateway));
             Ok(())
         })
     }
@@ -295,6 +312,12 @@ impl Gateway {
         Self { setup, running, faulty: Mutex::default(), requests: AtomicU64::default() }
     }
 
+    /// Kills Envoy and starts it again.
+    pub(crate) async fn restart_envoy(&mut self) {
+        self.running.restart_envoy().await.expect("Envoy starts again");
+        self.reported().await;
+    }
+
     pub(crate) fn config(&self) -> &Config {
         self.running.config()
     }
@@ -383,7 +406,7 @@ impl Gateway {
     }
 
     /// Undoes the faults and waits until nothing is outstanding, on either side.
-    async fn calm(&self) {
+    pub(crate) async fn calm(&self) {
         let faulty = std::mem::take(&mut *self.faulty.lock().unwrap_or_else(PoisonError::into_inner));
         for instance in &faulty {
             self.instance(*instance).set_fault(Fault::None).await.expect("the instance is well again");
@@ -401,6 +424,11 @@ impl Gateway {
             let stats = self.envoy().stats("cluster.").await.expect("Envoy lives and answers");
             stats.iter().filter(|(name, _)| name.ends_with(".ejections_active")).map(|(_, n)| n).sum::<u64>()
         };
+        let probed = async || {
+            let stats = self.stats().await;
+            stats.iter().filter(|(name, _)| name.starts_with("ejected_instances.")).map(|(_, n)| n).sum::<u64>()
+        };
+        eventually("instances that the filter has ejected", probed, |ejected| *ejected == 0).await;
         eventually("instances that Envoy has ejected", ejected, |ejected| *ejected == 0).await;
         self.reported().await;
     }

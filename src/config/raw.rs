@@ -5,6 +5,7 @@ use serde::Deserialize;
 use super::affinity::RawAffinity;
 use super::discovery::RawDiscovery;
 use super::fleet::{RawModel, RawPool};
+use super::health::RawHealth;
 use super::policy::RawPolicy;
 use super::telemetry::RawTelemetry;
 use crate::latency::Basis;
@@ -34,6 +35,8 @@ pub(super) struct RawConfig {
     pub(super) telemetry: RawTelemetry,
     #[serde(default)]
     pub(super) discovery: Option<RawDiscovery>,
+    #[serde(default)]
+    pub(super) health: RawHealth,
     #[serde(default)]
     pub(super) request: RawRequest,
     #[serde(default)]
@@ -155,6 +158,7 @@ pub(super) struct RawEnvoy {
     pub(super) default_pool: Option<String>,
     pub(super) endpoints_dir: String,
     pub(super) failure_policy: FailurePolicy,
+    pub(super) per_try_idle_timeout_ms: u64,
     pub(super) access_log: String,
 }
 
@@ -167,6 +171,7 @@ impl Default for RawEnvoy {
             default_pool: None,
             endpoints_dir: "envoy/endpoints".to_owned(),
             failure_policy: FailurePolicy::default(),
+            per_try_idle_timeout_ms: 60_000,
             access_log: "/dev/stdout".to_owned(),
         }
     }

@@ -9,7 +9,7 @@ use proxy_wasm::types::Action;
 
 use crate::assign::{self, Assigned, Waiting};
 use crate::filter::access_log::{Batched, Timing, ms};
-use crate::filter::deciding::Pending;
+use crate::filter::deciding::{self, Pending};
 use crate::filter::host;
 use crate::filter::root::TICK;
 use crate::filter::stream::{Phase, Stream};
@@ -143,6 +143,7 @@ fn decide(worker: &mut Worker, policy: usize) -> Option<Vec<Decided>> {
         let waited = now.saturating_sub(waiting.arrived);
         worker.metrics.observe("routebalance.batch_wait_ms", u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
         let batched = Batched { batch_size, batch_position, batch_wait_ms: ms(waited.as_secs_f64()) };
+        let verdict = deciding::claimed(worker, &waiting.request.pending, verdict, now);
         let scan = waiting.request.pending.reading.scan_time;
         let timing = Timing { scan, decision, batch: Some(batched), ..Timing::default() };
         Some((waiting, verdict, timing))

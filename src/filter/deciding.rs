@@ -192,17 +192,38 @@ impl Stream {
     }
 }
 
+/// How often a request is decided anew because another worker probes the instance that was chosen.
+const CLAIM_ATTEMPTS: usize = 4;
+
 /// Asks the router, and says how long it took.
 fn route(worker: &mut Worker, pending: &mut Pending) -> (Verdict, Timing) {
     let asked_at = host::now();
-    let load_draw = worker.learner.draw();
-    let (loads, sequence) = worker.loads(asked_at, load_draw);
     pending.recall(worker, asked_at);
-    let ask = pending.ask(worker, sequence);
-    let verdict = worker.router.route(&ask, loads.as_deref(), worker.learner.learned());
+    let verdict = decide(worker, pending, asked_at);
+    let verdict = claimed(worker, pending, verdict, asked_at);
     let decision = host::now().saturating_sub(asked_at);
     let timing = Timing { scan: pending.reading.scan_time, decision, ..Timing::default() };
     (verdict, timing)
+}
+
+fn decide(worker: &mut Worker, pending: &Pending, now: Duration) -> Verdict {
+    let load_draw = worker.learner.draw();
+    let (loads, sequence) = worker.loads(now, load_draw);
+    let ask = pending.ask(worker, sequence);
+    worker.router.route(&ask, loads.as_deref(), worker.learner.learned())
+}
+
+/// A verdict whose instance, if it is to be probed, is this worker's to probe. Each turn that is lost takes one half-open instance out
+/// of the choice.
+pub(super) fn claimed(worker: &mut Worker, pending: &Pending, mut verdict: Verdict, now: Duration) -> Verdict {
+    for _ in 0..CLAIM_ATTEMPTS {
+        let Verdict::Decided(decision) = &verdict else { break };
+        if !decision.probe || worker.claim(decision.instance, now) {
+            break;
+        }
+        verdict = decide(worker, pending, now);
+    }
+    verdict
 }
 
 /// Makes Envoy send the request to a pool, wherever it likes to.

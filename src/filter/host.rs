@@ -36,6 +36,12 @@ pub(super) fn property(path: &[&str]) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
+/// A property as a whole number.
+pub(super) fn number(path: &[&str]) -> Option<u64> {
+    let bytes = hostcalls::get_property(path.to_vec()).ok()??;
+    Some(u64::from_le_bytes(bytes.try_into().ok()?))
+}
+
 /// Sets filter state `wasm.<key>` of the current stream.
 pub(super) fn set_filter_state(key: &str, value: &str) {
     let _ = hostcalls::set_property(vec![key], Some(value.as_bytes()));

@@ -10,6 +10,7 @@ mod deciding;
 mod discovery;
 mod feedback;
 mod following;
+mod health;
 mod host;
 mod learner;
 mod local;

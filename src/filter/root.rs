@@ -9,6 +9,7 @@ use proxy_wasm::types::{BufferType, ContextType};
 use crate::config::Config;
 use crate::filter::batching;
 use crate::filter::discovery::Asker;
+use crate::filter::health::Watches;
 use crate::filter::host;
 use crate::filter::scrape::Scraper;
 use crate::filter::stream::Stream;
@@ -28,6 +29,7 @@ pub(super) struct Root {
     /// Ticks until there is more to do than to look at batches.
     ticks_left: u32,
     heartbeat_at: Duration,
+    watches: Watches,
     scraper: Scraper,
     asker: Asker,
 }
@@ -106,6 +108,7 @@ impl RootContext for Root {
             worker.write_counters();
             worker.write_glimpses(now);
             worker.exchange_learnt();
+            self.watches.look(worker, now);
             self.lead(worker, now);
         });
     }

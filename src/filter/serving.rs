@@ -6,6 +6,7 @@ use proxy_wasm::types::{BufferType, MapType};
 
 use crate::affinity::{Keys, Placement};
 use crate::filter::access_log::Entry;
+use crate::filter::health::Checkup;
 use crate::filter::host;
 use crate::filter::stream::PIECE;
 use crate::filter::worker::Worker;
@@ -28,6 +29,7 @@ pub(super) struct Serving {
     dispatch: Option<Dispatch>,
     /// Under which names what it leaves behind is remembered.
     keys: Keys,
+    checkup: Checkup,
     entry: Entry,
     decision_us: u64,
     response: Option<ResponseScan>,
@@ -52,11 +54,13 @@ impl Serving {
         entry: Entry,
         decision_us: u64,
     ) -> Serving {
+        let sent = host::now();
         Serving {
             asks_load: false,
             api,
             started,
-            sent: host::now(),
+            sent,
+            checkup: Checkup::new(decision.instance, sent),
             decision,
             dispatch: Some(dispatch),
             keys,
@@ -112,11 +116,13 @@ impl Serving {
         if self.decision.prompt_exhausts_budget {
             set(names::BUDGET_EXHAUSTED_RESPONSE_HEADER, "true");
         }
+        let instance = upstream.as_deref().and_then(|address| config.fleet.instance_at(address));
+        self.checkup.head(worker, &self.decision, instance);
         let Some(upstream) = upstream else { return };
+        let config = worker.router.config();
         if config.expose_endpoint {
             set(names::ENDPOINT_RESPONSE_HEADER, &upstream);
         }
-        let instance = config.fleet.instance_at(&upstream);
         if let (Some(instance), Some(dispatch)) = (instance, self.dispatch.as_mut())
             && instance != dispatch.instance
         {
@@ -150,6 +156,7 @@ impl Serving {
         if (new_events > 0 || seen.ended) && self.first_byte.is_none() {
             self.first_byte = Some(host::now());
             worker.prefilled(dispatch);
+            self.checkup.began(worker);
         }
         if new_events > 0 {
             worker.streamed(dispatch, new_events);
@@ -169,6 +176,7 @@ impl Serving {
         let e2e = now.saturating_sub(self.started);
         self.entry.answered(worker.router.config(), &self.decision, seen, ttft, e2e);
         self.entry.publish(request_id);
+        self.checkup.ended(worker, seen);
         if !self.succeeded {
             return;
         }
@@ -189,6 +197,7 @@ impl Serving {
 
     /// Releases what the request still holds, once.
     pub(super) fn release(&mut self, worker: &mut Worker) {
+        self.checkup.over(worker);
         if let Some(dispatch) = self.dispatch.take() {
             worker.finish(dispatch);
         }

@@ -79,7 +79,7 @@ impl Shared {
 const IDLE_AFTER: Duration = Duration::from_secs(10);
 
 /// Attempts to win a compare-and-swap against the other workers.
-const SWAP_ATTEMPTS: usize = 8;
+pub(super) const SWAP_ATTEMPTS: usize = 8;
 
 impl Worker {
     pub(super) fn new(router: Router) -> Worker {
@@ -204,7 +204,8 @@ impl Worker {
         }
         let counters = self.all_counters();
         let reports = self.read_reports().map(|(reports, _)| reports).filter(|_| !config.drills(Drill::Reports));
-        let loads = reckoning::load_now(&config.fleet, &counters, reports.as_ref(), now, &self.telemetry, draw);
+        let mut loads = reckoning::load_now(&config.fleet, &counters, reports.as_ref(), now, &self.telemetry, draw);
+        self.records().stand(&mut loads, &config.fleet, now, &config.health);
         (Some(loads), counters.dispatched_requests())
     }
 

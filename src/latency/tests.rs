@@ -104,4 +104,5 @@ fn any_number_is_a_duration() {
     }
 }
 
+#[path = "against_engine/tests.rs"]
 mod engine;

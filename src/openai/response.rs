@@ -35,6 +35,8 @@ pub struct Observed {
     pub response_id: Option<String>,
     /// Whether an error object came, which inside a stream is the only sign that a request failed.
     pub error_event: bool,
+    /// The status that the error object names, if it does.
+    pub error_code: Option<u16>,
     /// Whether the response is at its end: `[DONE]`, the API's last event, or the end of the JSON body.
     pub ended: bool,
 }
@@ -61,6 +63,7 @@ struct Reading {
     delta: Delta,
     has_content: bool,
     has_error: bool,
+    error_code: Option<u16>,
     is_cut_short: bool,
     id: Option<String>,
     usage: Option<PartialUsage>,
@@ -102,6 +105,7 @@ enum Place {
     #[default]
     Elsewhere,
     Body,
+    Error,
     /// The response or message that an event is about.
     Subject,
     /// What ended a response of `/v1/responses` early.
@@ -123,6 +127,7 @@ enum Key {
     Type,
     Id,
     Error,
+    ErrorCode,
     Subject,
     Incomplete,
     /// Why an answer ended.
@@ -202,6 +207,7 @@ impl Reading {
             delta: Delta::default(),
             has_content: false,
             has_error: false,
+            error_code: None,
             is_cut_short: false,
             id: None,
             usage: None,
@@ -216,6 +222,7 @@ impl Reading {
     fn add_to(&mut self, observed: &mut Observed) {
         observed.cut_short |= self.is_cut_short;
         observed.error_event |= self.has_error || matches!(self.kind, Kind::Error | Kind::Failed);
+        observed.error_code = observed.error_code.or(self.error_code);
         observed.ended |= matches!(self.kind, Kind::End | Kind::Failed);
         if observed.response_id.is_none() {
             observed.response_id = self.id.take();
@@ -238,7 +245,7 @@ impl Sink for Reading {
             (None, _, Object) => Place::Body,
             (Some(Place::Body), Key::Error, _) => {
                 self.has_error = true;
-                Place::Elsewhere
+                Place::Error
             }
             (Some(Place::Body), Key::Subject, Object) => Place::Subject,
             (Some(Place::Body | Place::Subject), Key::Incomplete, Object) => Place::Incomplete,
@@ -286,6 +293,7 @@ impl Sink for Reading {
             (Some(Place::Body | Place::Subject), "usage") => Key::Usage,
             (Some(Place::Body | Place::Subject), "incomplete_details") => Key::Incomplete,
             (Some(Place::Incomplete), "reason") => Key::EndReason,
+            (Some(Place::Error), "code") => Key::ErrorCode,
             (Some(Place::Choice), "finish_reason") => Key::EndReason,
             (Some(Place::Body | Place::MessageDelta), "stop_reason") if self.api == Api::Messages => Key::EndReason,
             (Some(Place::Body), "delta") if self.api == Api::Messages => Key::Delta,
@@ -352,7 +360,11 @@ impl Sink for Reading {
     }
 
     fn scalar(&mut self, scalar: Scalar<'_>, _span: Range<u64>) {
-        let (Some(usage), Scalar::Number(number)) = (&mut self.usage, scalar) else { return };
+        let Scalar::Number(number) = scalar else { return };
+        if let (Some(Place::Error), Key::ErrorCode) = (self.levels.innermost(), self.key) {
+            self.error_code = number.parse().ok();
+        }
+        let Some(usage) = &mut self.usage else { return };
         let Ok(count) = number.parse() else { return };
         match (self.levels.innermost(), self.key) {
             (Some(Place::Usage), Key::PromptTokens) => usage.prompt_tokens = Some(count),

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::config::Telemetry;
 use crate::fleet::{Fleet, Pool, Presence};
+use crate::health::Standing;
 use crate::reckoning::{Counters, Dispatch, InstanceCounters, InstanceReport, Reports};
 
 mod unseen;
@@ -38,6 +39,8 @@ pub struct LoadNow {
     pub unreachable: bool,
     /// When the last request was sent to it; zero if none was.
     pub last_dispatch: Duration,
+    /// What its responses speak for.
+    pub standing: Standing,
 }
 
 impl LoadNow {
@@ -56,6 +59,8 @@ impl LoadNow {
             pending_output_tokens: self.pending_output_tokens + dispatch.output_tokens as f64,
             pending_prompt_tokens: self.pending_prompt_tokens + dispatch.prompt_tokens as f64,
             last_dispatch: now,
+            // One request at a time probes.
+            standing: if self.standing == Standing::HalfOpen { Standing::Ejected } else { self.standing },
             ..*self
         }
     }
@@ -255,6 +260,7 @@ impl Place<'_> {
             trust: seen.trust,
             unreachable: seen.unreachable,
             last_dispatch: own.last_dispatch,
+            standing: Standing::Healthy,
         }
     }
 

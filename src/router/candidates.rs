@@ -3,6 +3,7 @@
 use super::{Ask, Outlook, Router};
 use crate::admission::spending;
 use crate::fleet::{ModelKind, Pool, Presence};
+use crate::health::Standing;
 use crate::latency::{self, Speed, Work};
 use crate::learning::Learned;
 use crate::openai::{Api, Prompt};
@@ -15,8 +16,8 @@ const FALLBACKS_MAX: usize = 8;
 
 impl Router {
     /// Every instance of the allowed models. One whose context is too short for the prompt is a candidate only if there is no
-    /// longer one, and one that nobody answers at, or that Envoy holds for ill, only if there is no other at all. One that has gone
-    /// is none.
+    /// longer one; one that failures have ejected, that nobody answers at, or that Envoy holds for ill, only if there is no other
+    /// at all. One that has gone is none.
     pub(super) fn candidates(
         &self,
         ask: &Ask<'_>,
@@ -31,7 +32,8 @@ impl Router {
         let adapter = self.adapter(ask.prompt);
         let there = |i: &usize| fleet.instances.get(*i).is_some_and(|i| i.presence != Presence::Gone);
         let holder = ask.holder.filter(there);
-        let (mut fitting, mut too_short, mut unreachable) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut fitting, mut ejected, mut too_short, mut unreachable) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (i, instance) in fleet.instances.iter().enumerate() {
             let Some(pool) = fleet.pools.get(instance.pool) else { continue };
             let wanted = holder.map_or_else(|| models.contains(&pool.model), |h| h == i);
@@ -54,30 +56,33 @@ impl Router {
             };
             let forecast = latency::forecast(&pool.profile, &pool.limits, &load, &work, speed);
             let forecast = self.after_loading(ask, adapter, i, forecast);
+            let slowdown = load.standing.slowdown();
             let candidate = Candidate {
                 instance: i,
                 model: pool.model,
                 quality: estimate.quality,
                 output_tokens,
                 output_tokens_p80,
-                seconds: latency::paper_seconds(&pool.profile, &pool.limits, &load, output_tokens.max(1.0)),
-                ttft_seconds: forecast.ttft,
+                seconds: slowdown * latency::paper_seconds(&pool.profile, &pool.limits, &load, output_tokens.max(1.0)),
+                ttft_seconds: slowdown * forecast.ttft,
                 tpot_seconds: forecast.tpot,
-                e2e_seconds: forecast.e2e,
-                delay_seconds: latency::delay_seconds(&pool.profile, &load, &work, speed),
+                e2e_seconds: slowdown * forecast.e2e,
+                delay_seconds: slowdown * latency::delay_seconds(&pool.profile, &load, &work, speed),
                 usd,
                 in_flight: load.in_flight(),
                 last_dispatch: load.last_dispatch,
             };
             if load.unreachable || instance.presence == Presence::Unhealthy {
                 unreachable.push(candidate);
-            } else if prompt_tokens < f64::from(pool.limits.max_model_len) {
-                fitting.push(candidate);
-            } else {
+            } else if prompt_tokens >= f64::from(pool.limits.max_model_len) {
                 too_short.push(candidate);
+            } else if load.standing == Standing::Ejected {
+                ejected.push(candidate);
+            } else {
+                fitting.push(candidate);
             }
         }
-        [fitting, too_short, unreachable].into_iter().find(|c| !c.is_empty()).unwrap_or_default()
+        [fitting, ejected, too_short, unreachable].into_iter().find(|c| !c.is_empty()).unwrap_or_default()
     }
 
     /// Expected output tokens on the model that would write most of them.
@@ -128,8 +133,9 @@ impl Router {
             let there = |i: &usize| *i != chosen && presence(i) != Presence::Gone && !fallbacks.contains(i);
             let mut rest: Vec<usize> = instances.iter().copied().filter(there).collect();
             rest.sort_by_key(|i| {
-                let unreachable = loads.and_then(|l| l.get(*i)).is_some_and(|l| l.unreachable);
-                unreachable || presence(i) == Presence::Unhealthy
+                let load = loads.and_then(|l| l.get(*i));
+                let unreachable = load.is_some_and(|l| l.unreachable) || presence(i) == Presence::Unhealthy;
+                (unreachable, load.is_some_and(|l| l.standing == Standing::Ejected))
             });
             fallbacks.extend(rest.into_iter().take(FALLBACKS_MAX.saturating_sub(fallbacks.len())));
         }

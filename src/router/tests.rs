@@ -448,3 +448,29 @@ fn what_an_instance_has_kept_is_worth_the_time_that_it_saves() {
         assert_eq!((elsewhere.pool, elsewhere.cached_tokens), (with.pool, 0), "{name}");
     }
 }
+
+#[test]
+fn an_ejected_instance_is_a_candidate_only_where_there_is_no_other() {
+    let router = router(&[]);
+    let fleet = &router.config().fleet;
+    let pool = fleet.pools.iter().find(|p| p.name == "qwen2.5-72b").unwrap();
+    let (first, second) = (pool.instances[0], pool.instances[1]);
+    let decide = |model: &str, policy: &str, standings: &[(usize, Standing)]| {
+        let mut loads = idle(&router);
+        standings.iter().for_each(|(i, standing)| loads[*i].standing = *standing);
+        decided(router.route(&ask(&chat(model), &router, policy), Some(&loads), &Learned::default()))
+    };
+    let named = |standings: &[(usize, Standing)]| decide("Qwen2.5-72B-Instruct", "balanced", standings);
+    assert_eq!(named(&[(first, Standing::Ejected)]).instance, second);
+    assert_eq!(named(&[(second, Standing::Ejected)]).instance, first);
+    assert_eq!(named(&[(first, Standing::Ejected)]).fallbacks, [first], "the last resort of a retry");
+    assert_eq!(named(&[(first, Standing::Degraded(0.5))]).instance, second, "a lower weight, a worse score");
+    let all = named(&[(first, Standing::Ejected), (second, Standing::Ejected)]);
+    assert!(pool.instances.contains(&all.instance) && !all.probe, "a pool is never emptied");
+    let probe = named(&[(first, Standing::Ejected), (second, Standing::HalfOpen)]);
+    assert_eq!((probe.instance, probe.probe), (second, true));
+    // Whoever leaves the choice to the gateway does not notice that a whole pool is gone.
+    let favourite = decide("auto", "quality", &[]).pool;
+    let gone: Vec<_> = fleet.pools[favourite].instances.iter().map(|i| (*i, Standing::Ejected)).collect();
+    assert_ne!(decide("auto", "quality", &gone).pool, favourite);
+}

@@ -357,3 +357,20 @@ fn recent_decisions_are_found_scored_and_in_the_end_forgotten() {
     assert!(kept.len() == 4_096 && (8_000..10_000).all(|i| kept.contains(&i)), "{} kept", kept.len());
     assert!(ring.iter().all(|segment| segment.bytes().len() <= 1_100));
 }
+
+#[test]
+fn health_survives_the_way_through_bytes() {
+    let record = crate::health::Record {
+        failures: 3,
+        last_failure: Duration::from_millis(1_001),
+        stalled: true,
+        last_busy: Duration::from_millis(1_002),
+        ejections: 2,
+        ejected_until: Duration::from_millis(1_003),
+        probe_until: Duration::from_millis(1_004),
+    };
+    let records = crate::health::Records([(7, record), (9, Default::default())].into_iter().collect());
+    let bytes = encode_health(&records);
+    assert_eq!(decode_health(&bytes), records);
+    assert_eq!(decode_health(&bytes[..bytes.len() - 1]), Default::default(), "broken ones are none");
+}

@@ -82,6 +82,11 @@ impl Envoy {
         }
     }
 
+    /// Ends the process at once (SIGKILL).
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
     /// Where requests go.
     pub fn address(&self) -> SocketAddr {
         self.listen
@@ -182,11 +187,17 @@ impl Process {
     }
 }
 
-impl Drop for Process {
-    fn drop(&mut self) {
+impl Process {
+    fn kill(&mut self) {
         self.end_watcher();
         let _ = self.envoy.kill();
         let _ = self.envoy.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 

@@ -51,6 +51,7 @@ pub struct Gateway {
     envoy: Envoy,
     instances: Vec<RunningInstance>,
     config: Config,
+    envoy_options: EnvoyOptions,
     run_dir: TempDir,
 }
 
@@ -70,7 +71,7 @@ impl Gateway {
         // From here on everyone binds the port it was given.
         drop(ports);
         let instances = fleet::start(&config, &[], options.time_scale, options.answers.as_ref()).await?;
-        let envoy = EnvoyOptions {
+        let envoy_options = EnvoyOptions {
             binary: options.envoy,
             config: yaml,
             listen: config.envoy.listen,
@@ -79,8 +80,15 @@ impl Gateway {
             log_level: options.log_level,
             ready_within: READY_WITHIN,
         };
-        let envoy = Envoy::start(&envoy, run_dir.path()).await?;
-        Ok(Self { envoy, instances, config, run_dir })
+        let envoy = Envoy::start(&envoy_options, run_dir.path()).await?;
+        Ok(Self { envoy, instances, config, envoy_options, run_dir })
+    }
+
+    /// Kills Envoy (SIGKILL) and starts it again; the instances live on.
+    pub async fn restart_envoy(&mut self) -> Result<()> {
+        self.envoy.kill();
+        self.envoy = Envoy::start(&self.envoy_options, self.run_dir.path()).await?;
+        Ok(())
     }
 
     /// Envoy.

@@ -5,6 +5,7 @@
 
 use std::fmt::Write;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use crate::config::{Config, Discovery, EnvoySettings, FailurePolicy, Route};
 use crate::fleet::Pool;
@@ -184,6 +185,7 @@ fn route_pair(yaml: &mut String, config: &Config, route: &Route) -> anyhow::Resu
         names::METADATA_POLICY,
         quoted(policy)
     );
+    let (idle, retries) = (seconds(config.envoy.per_try_idle_timeout), retries(config));
     let action = |cluster: &str| {
         format!(
             r#"                route:
@@ -192,11 +194,13 @@ fn route_pair(yaml: &mut String, config: &Config, route: &Route) -> anyhow::Resu
                   timeout: 0s
                   idle_timeout: 600s
                   retry_policy:
-                    # Nothing has reached the client yet in any of these cases; the next attempt goes to the next endpoint.
+                    # Nothing has reached the client yet in any of these cases; the next attempt goes to the next endpoint. A vLLM that
+                    # drains or whose engine has died answers new requests with 500.
                     retry_on: connect-failure,refused-stream,reset,retriable-status-codes
-                    retriable_status_codes: [503]
-                    num_retries: 2
-                    per_try_idle_timeout: 120s
+                    retriable_status_codes: [500, 502, 503]
+                    num_retries: {retries}
+                    # An instance that hangs costs its requests this long. It must be longer than requests wait in the instances' queues.
+                    per_try_idle_timeout: {idle}
                     retry_back_off: {{ base_interval: 0.010s, max_interval: 0.100s }}
 "#
         )
@@ -219,10 +223,22 @@ fn route_pair(yaml: &mut String, config: &Config, route: &Route) -> anyhow::Resu
     Ok(())
 }
 
+/// A duration as Envoy reads it.
+fn seconds(duration: Duration) -> String {
+    format!("{}s", duration.as_secs_f64())
+}
+
+/// Enough to reach every other instance of a pool, but not so many that a request that kills instances empties a large one.
+fn retries(config: &Config) -> usize {
+    let largest = config.fleet.pools.iter().map(|p| p.instances.len()).max().unwrap_or(0);
+    largest.saturating_sub(1).clamp(2, 4)
+}
+
 fn cluster(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()> {
     let name = quoted(&pool.cluster);
     let header = names::ENDPOINT_HEADER;
     let source = if pool.discovered { "EDS" } else { "STATIC" };
+    let (base, max) = (seconds(config.health.base_ejection), seconds(config.health.max_ejection));
     write!(
         yaml,
         r#"  - name: {name}
@@ -239,13 +255,14 @@ fn cluster(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()
     circuit_breakers:
       thresholds:
       - {{ max_connections: 65536, max_pending_requests: 65536, max_requests: 65536, max_retries: 1024 }}
+    # The second line: the filter ejects sooner, and probes with one request at a time.
     outlier_detection:
       split_external_local_origin_errors: true
-      consecutive_local_origin_failure: 3
+      consecutive_local_origin_failure: 5
       consecutive_5xx: 10
       interval: 1s
-      base_ejection_time: 5s
-      max_ejection_time: 60s
+      base_ejection_time: {base}
+      max_ejection_time: {max}
       max_ejection_percent: 50
     # Exactly the endpoint that the filter named, then its fall-backs; least request where nobody has chosen.
     load_balancing_policy:

@@ -97,7 +97,7 @@ pub(crate) async fn reset_in_the_middle(gateway: &Gateway) {
 pub(crate) async fn instance_errors(gateway: &Gateway) {
     gateway.fault_pool(POOL, Fault::Error500).await;
     let reply = gateway.send(&Request::chat(MODEL)).await;
-    assert_eq!((reply.status, reply.arrivals.len()), (500, 1), "{reply:?}");
+    assert_eq!((reply.status, reply.arrivals.len() > 1), (500, true), "the others are tried first: {reply:?}");
     assert_eq!(reply.json()["error"]["type"], "InternalServerError");
     // A request that the instance itself refuses.
     let too_long = Request::post(

@@ -1,5 +1,7 @@
 //! The configurations. Each boots an Envoy, so they are few.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::harness::Setup;
@@ -157,10 +159,24 @@ pub(crate) static BLIND: Setup = Setup {
     discovered: &["qwen2.5-72b"],
     ..Setup::PLAIN
 };
+/// Faults are found and forgiven within a test's patience.
+pub(crate) static HEALTH: Setup = Setup { name: "health", change: health, edit: Some(quick), ..Setup::PLAIN };
+
+/// The same with four workers.
+pub(crate) static HEALTH_OF_FOUR: Setup =
+    Setup { name: "health, four workers", change: health, edit: Some(quick), workers: 4, ..Setup::PLAIN };
+
+/// How long an instance may be silent.
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
+
+fn health(config: &mut Value) {
+    config["health"]["stall_ms"] = json!(1_000);
+    config["envoy"]["per_try_idle_timeout_ms"] = json!(IDLE_TIMEOUT.as_millis() as u64);
+}
 
 /// Envoy forgives an instance within a test's patience.
 fn quick(yaml: &str) -> String {
-    replaced(&replaced(yaml, "base_ejection_time: 5s", "base_ejection_time: 0.1s"), "interval: 1s", "interval: 0.1s")
+    replaced(yaml, "interval: 1s", "interval: 0.1s")
 }
 
 fn without_metadata(yaml: &str) -> String {

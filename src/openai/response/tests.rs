@@ -37,7 +37,7 @@ fn recorded_responses() {
         };
     }
     let response = |observed: Observed, id: &str| Observed { response_id: Some(id.to_owned()), ..observed };
-    let failed = |observed: Observed| Observed { error_event: true, ..observed };
+    let failed = |observed: Observed| Observed { error_event: true, error_code: Some(503), ..observed };
     let cut = |observed: Observed| Observed { cut_short: true, ..observed };
     let rows = [
         (ChatCompletions, true, recorded!("chat-stream"), cut(ended(15, None))),
@@ -158,6 +158,7 @@ fn answers_cut_short() {
 fn usage_errors_and_ends() {
     let none = Observed::default;
     let error = || Observed { error_event: true, ..none() };
+    let coded = |error_code| Observed { error_code, ..error() };
     let used = |usage| Observed { usage, ..none() };
     let rows = [
         (ChatCompletions, true, "", none()),
@@ -211,7 +212,8 @@ fn usage_errors_and_ends() {
         (ChatCompletions, false, "{\"usage\":{\"prompt_tokens\":1}", none()),
         (ChatCompletions, false, "<html>502</html>", none()),
         // Errors inside of a stream.
-        (ChatCompletions, true, "data: {\"error\": {\"message\": \"x\", \"code\": 500}}\n\n", error()),
+        (ChatCompletions, true, "data: {\"error\": {\"message\": \"x\", \"code\": 500}}\n\n", coded(Some(500))),
+        (ChatCompletions, true, "data: {\"error\": {\"code\": \"x\", \"x\": {\"code\": 1}}}\n\n", error()),
         (ChatCompletions, true, "data: {\"error\": \"x\"}\n\n", error()),
         (ChatCompletions, true, "data: {\"error\": null}\n\n", none()),
         (ChatCompletions, true, "data: {\"x\":{\"error\": {}}}\n\n", none()),

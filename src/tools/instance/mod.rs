@@ -60,6 +60,9 @@ pub enum Fault {
     Hang,
     /// The engine is dead: every request gets 500.
     Error500,
+    /// The server drains (recorded with SIGTERM and `--shutdown-timeout`): what runs is finished, new requests get 500, and
+    /// `/health` is well.
+    Drain,
     /// A stream of status 200 carries an error event after so many events; what is not streamed gets 500.
     StreamError {
         /// Events before the error.
@@ -74,6 +77,12 @@ pub enum Fault {
     MetricsStale,
     /// `/metrics` answers 200 with a page that is none.
     MetricsBroken,
+    /// `/metrics` says that there is no load, whatever there is.
+    MetricsZero,
+    /// Every gauge of `/metrics` is `NaN`.
+    MetricsNan,
+    /// Every gauge of `/metrics` is far beyond what can be.
+    MetricsAbsurd,
     /// `/metrics` answers 404.
     MetricsAbsent,
     /// `/metrics` answers after a delay.
@@ -86,8 +95,8 @@ pub enum Fault {
 impl std::str::FromStr for Fault {
     type Err = anyhow::Error;
 
-    /// `none`, `refuse`, `stall`, `hang`, `5xx`, `stream-error[:EVENTS]`, `reset[:EVENTS]`, `metrics-stale`, `metrics-broken`,
-    /// `metrics-absent`, `metrics-slow[:MS]`.
+    /// `none`, `refuse`, `stall`, `hang`, `5xx`, `stream-error[:EVENTS]`, `drain`, `reset[:EVENTS]`, `metrics-stale`, `metrics-zero`,
+    /// `metrics-nan`, `metrics-absurd`, `metrics-broken`, `metrics-absent`, `metrics-slow[:MS]`.
     fn from_str(text: &str) -> anyhow::Result<Self> {
         let (name, number) = text.split_once(':').map_or((text, None), |(name, number)| (name, Some(number)));
         let number =
@@ -99,6 +108,10 @@ impl std::str::FromStr for Fault {
             "stall" => Self::Stall,
             "hang" => Self::Hang,
             "5xx" => Self::Error500,
+            "drain" => Self::Drain,
+            "metrics-zero" => Self::MetricsZero,
+            "metrics-nan" => Self::MetricsNan,
+            "metrics-absurd" => Self::MetricsAbsurd,
             "stream-error" => Self::StreamError { after_events },
             "reset" => Self::Reset { after_events },
             "metrics-stale" => Self::MetricsStale,
@@ -106,8 +119,8 @@ impl std::str::FromStr for Fault {
             "metrics-absent" => Self::MetricsAbsent,
             "metrics-slow" => Self::MetricsSlow { delay: Duration::from_millis(number.unwrap_or(3000).into()) },
             _ => bail!(
-                "unknown fault `{text}`: use none, refuse, stall, hang, 5xx, stream-error[:EVENTS], reset[:EVENTS], metrics-stale, \
-                 metrics-broken, metrics-absent or metrics-slow[:MS]"
+                "unknown fault `{text}`: use none, refuse, stall, hang, 5xx, drain, stream-error[:EVENTS], reset[:EVENTS], \
+                 metrics-stale, metrics-zero, metrics-nan, metrics-absurd, metrics-broken, metrics-absent or metrics-slow[:MS]"
             ),
         };
         Ok(fault)

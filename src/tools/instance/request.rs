@@ -61,6 +61,10 @@ impl ApiError {
         }
     }
 
+    pub(super) fn draining() -> Self {
+        Self { message: "cannot schedule new futures after shutdown".into(), ..Self::engine_dead() }
+    }
+
     pub(super) fn prompt_too_long(max_model_len: u32) -> Self {
         let seen = max_model_len + 1;
         Self::bad_request(

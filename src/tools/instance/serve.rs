@@ -277,6 +277,9 @@ impl Server {
         if fault == Fault::Error500 || (!stream && matches!(fault, Fault::StreamError { .. })) {
             return Err(ApiError::engine_dead());
         }
+        if fault == Fault::Drain {
+            return Err(ApiError::draining());
+        }
         if self.options.max_queued.is_some_and(|limit| self.driver.outstanding() >= limit as usize) {
             lock(&self.http).rejected += 1;
             return Err(ApiError::busy());
@@ -502,6 +505,9 @@ impl Server {
         let page = match fault {
             Fault::MetricsAbsent => return json(StatusCode::NOT_FOUND, r#"{"detail":"Not Found"}"#.into()),
             Fault::MetricsStale => lock(&self.stale).clone(),
+            Fault::MetricsZero => with_gauges(&self.page(), "0.0"),
+            Fault::MetricsNan => with_gauges(&self.page(), "NaN"),
+            Fault::MetricsAbsurd => with_gauges(&self.page(), "1e+300"),
             Fault::MetricsBroken => {
                 "<html><body>vllm:num_requests_running{ is not a number\u{0}</body></html>\n".into()
             }
@@ -569,6 +575,16 @@ fn anthropic_prompt(body: &Map<String, Value>) -> Prompt {
     let system = system.map(|system| serde_json::json!({"role": "system", "content": system}));
     let messages = body.get("messages").and_then(Value::as_array);
     Prompt::chat(&[], &system.into_iter().chain(messages.into_iter().flatten().cloned()).collect::<Vec<_>>())
+}
+
+/// The page with this value for every gauge of load, as a server that lies shows it.
+fn with_gauges(page: &str, value: &str) -> String {
+    const GAUGES: [&str; 3] = ["vllm:num_requests_running{", "vllm:num_requests_waiting{", "vllm:kv_cache_usage_perc{"];
+    let line = |line: &str| match line.rsplit_once(' ') {
+        Some((name, _)) if GAUGES.iter().any(|gauge| line.starts_with(gauge)) => format!("{name} {value}\n"),
+        _ => format!("{line}\n"),
+    };
+    page.lines().map(line).collect()
 }
 
 pub(super) fn json(status: StatusCode, body: String) -> Response<Body> {

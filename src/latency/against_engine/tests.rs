@@ -104,6 +104,7 @@ fn run(
                 running: Some(engine.running() as f64),
                 waiting: Some(engine.waiting() as f64),
                 kv_use: Some(engine.kv_usage()),
+                ..Load::default()
             };
             reports.0[instance].answered(Duration::from_secs_f64(now), load, counters.0[instance]);
             report += PERIOD;

@@ -1,0 +1,68 @@
+//! Passive health: when an instance is no candidate, and for how long.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::{ConfigError, error};
+
+/// When failures make an instance no candidate, and for how long.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Health {
+    /// Whether failures have consequences at all.
+    pub enabled: bool,
+    /// Failures in a row that eject an instance.
+    pub failures_to_eject: u32,
+    /// How long the first ejection lasts; each further one in a row lasts twice as long as the one before.
+    pub base_ejection: Duration,
+    /// How long an ejection lasts at most, and how long weight takes to come back.
+    pub max_ejection: Duration,
+    /// How long an instance may show no progress at all while it has work.
+    pub stall: Duration,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawHealth {
+    pub(super) enabled: bool,
+    pub(super) failures_to_eject: u32,
+    pub(super) base_ejection_ms: u64,
+    pub(super) max_ejection_ms: u64,
+    pub(super) stall_ms: u64,
+}
+
+impl Default for RawHealth {
+    fn default() -> Self {
+        RawHealth {
+            enabled: true,
+            failures_to_eject: 3,
+            base_ejection_ms: 1_000,
+            max_ejection_ms: 30_000,
+            stall_ms: 3_000,
+        }
+    }
+}
+
+pub(super) fn check(raw: &RawHealth) -> Result<Health, ConfigError> {
+    let ms = |field: &str, value: u64, low: u64| {
+        if (low..=3_600_000).contains(&value) {
+            Ok(Duration::from_millis(value))
+        } else {
+            Err(error(format!("health.{field}"), format!("{value} is not between {low} and 3600000 milliseconds")))
+        }
+    };
+    if !(1..=1_000).contains(&raw.failures_to_eject) {
+        return Err(error("health.failures_to_eject", format!("{} is not between 1 and 1000", raw.failures_to_eject)));
+    }
+    let health = Health {
+        enabled: raw.enabled,
+        failures_to_eject: raw.failures_to_eject,
+        base_ejection: ms("base_ejection_ms", raw.base_ejection_ms, 10)?,
+        max_ejection: ms("max_ejection_ms", raw.max_ejection_ms, 10)?,
+        stall: ms("stall_ms", raw.stall_ms, 100)?,
+    };
+    if health.max_ejection < health.base_ejection {
+        return Err(error("health.max_ejection_ms", "must not be below health.base_ejection_ms"));
+    }
+    Ok(health)
+}

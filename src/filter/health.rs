@@ -1,0 +1,185 @@
+//! What a request shows of the instances that it meets, and the watch over those that hang.
+
+use std::time::Duration;
+
+use proxy_wasm::types::MapType;
+
+use crate::filter::host;
+use crate::filter::worker::{SWAP_ATTEMPTS, Worker};
+use crate::health::{self, Event, Failure, Records, Sight, Standing, Watch};
+use crate::openai::Observed;
+use crate::router::Decision;
+use crate::shared;
+
+/// Time between two looks for instances that hang.
+const LOOK_PERIOD: Duration = Duration::from_millis(200);
+
+/// What one request shows of the instances that it meets.
+pub(super) struct Checkup {
+    /// The instance that serves, as far as is known.
+    instance: usize,
+    /// When it was sent there, at the latest.
+    sent: Duration,
+    status: u16,
+    /// Whether the end of the body can be told.
+    readable: bool,
+    began: bool,
+    /// Whether everything is said of this instance.
+    settled: bool,
+}
+
+impl Checkup {
+    pub(super) fn new(instance: usize, sent: Duration) -> Checkup {
+        Checkup { instance, sent, status: 0, readable: false, began: false, settled: false }
+    }
+
+    /// The response's headers are here; `served_by` is the instance that Envoy names.
+    pub(super) fn head(&mut self, worker: &mut Worker, decision: &Decision, served_by: Option<usize>) {
+        let header = |name| host::header(MapType::HttpResponseHeaders, name);
+        self.status = header(":status").and_then(|s| s.parse().ok()).unwrap_or_default();
+        let content_type = header("content-type").unwrap_or_default();
+        self.readable = header("content-encoding").is_none_or(|e| e == "identity")
+            && (content_type.starts_with("text/event-stream") || content_type.starts_with("application/json"));
+        let now = host::now();
+        let attempts = host::number(&["upstream", "request_attempt_count"]).unwrap_or(1);
+        let order: Vec<usize> = std::iter::once(decision.instance).chain(decision.fallbacks.iter().copied()).collect();
+        let failed = health::failed_attempts(attempts, order.len());
+        for instance in order.iter().take(failed) {
+            worker.saw(*instance, Event::Failed(Failure::Unanswered), self.sent, now);
+        }
+        self.instance = served_by.or_else(|| order.get(failed).copied()).unwrap_or(decision.instance);
+        if failed > 0 {
+            self.sent = now;
+        } else if self.instance != decision.instance {
+            // Envoy holds the chosen one for dead and has not tried it.
+            worker.saw(decision.instance, Event::Unjudged, self.sent, now);
+        }
+        let details = host::property(&["response", "code_details"]).unwrap_or_default();
+        if let Some(failure) = health::of_head(self.status, &details) {
+            self.settle(worker, Event::Failed(failure));
+        }
+    }
+
+    /// The first piece of an answer has come.
+    pub(super) fn began(&mut self, worker: &mut Worker) {
+        if !self.settled && !std::mem::replace(&mut self.began, true) {
+            worker.saw(self.instance, Event::Began, self.sent, host::now());
+        }
+    }
+
+    /// The response has ended by itself.
+    pub(super) fn ended(&mut self, worker: &mut Worker, seen: &Observed) {
+        self.settle(worker, health::of_answer(self.status, seen, self.readable));
+    }
+
+    /// The request is over, however.
+    pub(super) fn over(&mut self, worker: &mut Worker) {
+        if !self.settled {
+            let details = host::property(&["response", "code_details"]).unwrap_or_default();
+            self.settle(worker, health::of_interruption(&details));
+        }
+    }
+
+    fn settle(&mut self, worker: &mut Worker, event: Event) {
+        if !std::mem::replace(&mut self.settled, true) {
+            worker.saw(self.instance, event, self.sent, host::now());
+        }
+    }
+}
+
+impl Worker {
+    fn key_of(&self, instance: usize) -> Option<u64> {
+        Some(health::key(&self.router.config().fleet.instances.get(instance)?.address))
+    }
+
+    /// What speaks against instances, as all workers have seen it.
+    pub(super) fn records(&self) -> Records {
+        host::shared(shared::HEALTH_KEY).0.map(|bytes| shared::decode_health(&bytes)).unwrap_or_default()
+    }
+
+    /// Changes the records against the other workers; whether `change` has.
+    fn swap_records(&mut self, change: impl Fn(&mut Records) -> bool) -> bool {
+        for _ in 0..SWAP_ATTEMPTS {
+            let (bytes, cas) = host::shared(shared::HEALTH_KEY);
+            let mut records = bytes.map(|bytes| shared::decode_health(&bytes)).unwrap_or_default();
+            if !change(&mut records) {
+                return false;
+            }
+            if host::set_shared(shared::HEALTH_KEY, &shared::encode_health(&records), cas) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Something was seen of an instance; all workers know it from now on.
+    fn saw(&mut self, instance: usize, event: Event, sent: Duration, now: Duration) {
+        if let Event::Failed(failure) = event {
+            self.metrics.count(&format!("routebalance.failures.{}", failure.name()));
+        }
+        self.note(instance, event, sent, now);
+    }
+
+    fn note(&mut self, instance: usize, event: Event, sent: Duration, now: Duration) {
+        let (Some(key), settings) = (self.key_of(instance), self.router.config().health.clone()) else { return };
+        if settings.enabled {
+            self.swap_records(|records| records.apply(key, event, sent, now, &settings));
+        }
+    }
+
+    /// Claims a half-open instance for a probe; false if another worker was faster.
+    pub(super) fn claim(&mut self, instance: usize, now: Duration) -> bool {
+        let (Some(key), settings) = (self.key_of(instance), self.router.config().health.clone()) else { return false };
+        self.swap_records(|records| records.claim(key, now, &settings))
+    }
+}
+
+/// The watch over instances that hang. One VM keeps it for all.
+#[derive(Default)]
+pub(super) struct Watches {
+    instances: Vec<Watch>,
+    next: Duration,
+}
+
+impl Watches {
+    /// Looks at every instance that something was sent to, and shows how many are ejected.
+    pub(super) fn look(&mut self, worker: &mut Worker, now: Duration) {
+        if !worker.leads || now < self.next {
+            return;
+        }
+        self.next = now.saturating_add(LOOK_PERIOD);
+        let counters = worker.all_counters();
+        let config = worker.router.config();
+        self.instances.resize(config.fleet.instances.len(), Watch::default());
+        let mut sights = Vec::new();
+        let watched = self.instances.iter_mut().zip(&counters.0).zip(&worker.reports.0).zip(&config.fleet.instances);
+        for (i, (((watch, counters), report), instance)) in watched.enumerate() {
+            let Some(pool) = config.fleet.pools.get(instance.pool) else { continue };
+            let allowed = health::quiet_allowed(pool, counters, &config.health);
+            sights.extend(watch.look(counters, report, allowed, &config.telemetry, now).map(|sight| (i, sight)));
+        }
+        for (instance, sight) in sights {
+            match sight {
+                Sight::Stalled { first: true } => worker.saw(instance, Event::Failed(Failure::Stalled), now, now),
+                Sight::Stalled { first: false } => worker.note(instance, Event::Failed(Failure::Stalled), now, now),
+                Sight::Resumed => worker.saw(instance, Event::Resumed, now, now),
+            }
+        }
+        worker.show_ejected(now);
+    }
+}
+
+impl Worker {
+    fn show_ejected(&mut self, now: Duration) {
+        let records = self.records();
+        let Worker { router, metrics, .. } = self;
+        let config = router.config();
+        for pool in &config.fleet.pools {
+            let of_pool = pool.instances.iter().filter_map(|i| config.fleet.instances.get(*i));
+            let ejected = of_pool
+                .filter(|i| records.standing(health::key(&i.address), now, &config.health) == Standing::Ejected)
+                .count();
+            metrics.set(&format!("routebalance.ejected_instances.{}", pool.name), ejected as u64);
+        }
+    }
+}
