@@ -45,8 +45,7 @@ fn learning(config: &mut Value) {
 
 /// Requests wait for each other: on the route `/` for a moment, on `/latency` until there are eight, on `/quality` until the cap,
 /// on `/cost` as published; `/round-robin` insists on what no model has.
-pub(crate) static BATCHING: Setup =
-    Setup { name: "batching", change: batching, edit: Some(quick), reports: true, length: 1.0 };
+pub(crate) static BATCHING: Setup = Setup { name: "batching", change: batching, edit: Some(quick), ..Setup::PLAIN };
 
 /// The longest that a request waits on the route `/quality`.
 pub(crate) const MAX_WAIT_MS: u64 = 1_000;
@@ -94,8 +93,7 @@ fn admission(config: &mut Value) {
 }
 
 /// Time is priced in absolute units, prefill included, and a model has an adapter.
-pub(crate) static AFFINITY: Setup =
-    Setup { name: "affinity", change: affinity, edit: Some(quick), reports: true, length: 1.0 };
+pub(crate) static AFFINITY: Setup = Setup { name: "affinity", change: affinity, edit: Some(quick), ..Setup::PLAIN };
 
 fn affinity(config: &mut Value) {
     config["models"][1]["adapters"] = json!(["sql-adapter"]);
