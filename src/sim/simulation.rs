@@ -15,15 +15,16 @@ use crate::learning::speed::Timing;
 use crate::openai::Api;
 use crate::reckoning::{Dispatch, InstanceCounters, LoadNow};
 use crate::router::{Ask, Decision, Router, Verdict};
-use crate::shared::SLOT_TTL;
 use crate::sim::engine::{Event, EventKind, Job};
 use crate::sim::fault::{Fault, Scheduled};
 use crate::sim::gateway::Gateway;
 use crate::sim::outcome::{End, Outcome};
 use crate::sim::random::Random;
-use crate::sim::server::{Health, Server};
+use crate::sim::server::Server;
 use crate::sim::workload::{Arrival, Template, Workload};
 use crate::telemetry::Load;
+
+mod upkeep;
 
 /// What a simulation has besides the router's configuration and the workload.
 #[derive(Clone, Debug, PartialEq)]
@@ -595,144 +596,6 @@ impl<'a> Simulation<'a> {
     }
 
     // === ticks and scrapes ===
-
-    fn tick(&mut self) {
-        let Simulation { servers, flights, gateways, now, .. } = self;
-        for server in servers.iter().filter(|s| s.health() == Health::Up) {
-            for (job, generated) in server.engine().generated(*now) {
-                let (index, attempt) = flight_of(job);
-                let Some(flight) = flights.get_mut(index).and_then(Option::as_mut) else { continue };
-                let new = generated.saturating_sub(flight.seen);
-                // What comes before the gateway has heard of the first token is still on its way.
-                if flight.attempt != attempt || !flight.began || new == 0 {
-                    continue;
-                }
-                flight.seen = generated;
-                flight.progressed_at = *now;
-                if let (Some(gateway), Some(dispatch)) = (gateways.get_mut(flight.gateway), flight.dispatch.as_mut()) {
-                    gateway.progress(flight.slot, dispatch, u64::from(new));
-                }
-            }
-        }
-        gateways.iter_mut().for_each(Gateway::tick);
-        self.foresee(self.now.saturating_add(self.options.tick), Happening::Tick);
-    }
-
-    fn scrape(&mut self, gateway: usize, instance: usize) {
-        let telemetry = &self.router.config().telemetry;
-        let (period, timeout) = (telemetry.scrape_period, telemetry.scrape_timeout);
-        let now = self.now;
-        let Some(home) = self.gateways.get_mut(gateway) else { return };
-        let Some(asking) = home.asking.get_mut(instance) else { return };
-        if std::mem::replace(asking, true) {
-            return self.foresee(now.saturating_add(self.options.tick), Happening::ScrapeDue { gateway, instance });
-        }
-        let counters = home.counters(home.slot_of(0));
-        let own = counters.0.get(instance).copied().unwrap_or_default();
-        let scrape = Scrape { gateway, epoch: home.epoch, instance, asked_at: now, own };
-        let lost = self.random.uniform() < self.options.scrape_loss;
-        if lost {
-            self.foresee(now.saturating_add(timeout), Happening::Told(scrape, Answer::TimedOut));
-        } else {
-            self.after_network(Happening::Asked(scrape));
-        }
-        self.foresee(now.saturating_add(period), Happening::ScrapeDue { gateway, instance });
-    }
-
-    fn asked(&mut self, scrape: Scrape) {
-        self.advance(scrape.instance);
-        let answer = self.servers.get(scrape.instance).map(Server::scraped);
-        match answer {
-            Some(Ok(Some(load))) => self.after_network(Happening::Told(scrape, Answer::Page(load))),
-            Some(Ok(None)) => {
-                let timeout = self.router.config().telemetry.scrape_timeout;
-                self.foresee(scrape.asked_at.saturating_add(timeout), Happening::Told(scrape, Answer::TimedOut));
-            }
-            Some(Err(_)) | None => self.after_network(Happening::Told(scrape, Answer::NobodyThere)),
-        }
-    }
-
-    fn told(&mut self, scrape: Scrape, answer: Answer) {
-        let Some(gateway) = self.gateways.get_mut(scrape.gateway).filter(|g| g.epoch == scrape.epoch) else { return };
-        if let Some(asking) = gateway.asking.get_mut(scrape.instance) {
-            *asking = false;
-        }
-        if let Some(report) = gateway.reports.0.get_mut(scrape.instance) {
-            match answer {
-                Answer::Page(load) => report.answered(scrape.asked_at, load, scrape.own),
-                Answer::NobodyThere => report.nobody_there(),
-                Answer::TimedOut => {}
-            }
-        }
-    }
-
-    // === faults ===
-
-    fn fail(&mut self, index: usize) {
-        let Some(fault) = self.faults.get(index).map(|f| f.fault) else { return };
-        let now = self.now;
-        match fault {
-            Fault::Kill { instance } => {
-                self.advance(instance);
-                if let Some(server) = self.servers.get_mut(instance) {
-                    server.kill(now);
-                }
-                for index in self.open_where(|f| f.reached && f.target() == Some(instance)) {
-                    let attempt = self.flight(index).map_or(0, |f| f.attempt);
-                    self.after_network(Happening::Hear { flight: index, attempt, news: News::Lost });
-                }
-            }
-            Fault::Start { instance } => {
-                // A hung instance is killed by it: its streams are cut.
-                if self.servers.get(instance).is_some_and(|s| s.health() == Health::Hung) {
-                    for index in self.open_where(|f| f.reached && f.target() == Some(instance)) {
-                        let attempt = self.flight(index).map_or(0, |f| f.attempt);
-                        self.after_network(Happening::Hear { flight: index, attempt, news: News::Lost });
-                    }
-                }
-                if let Some(server) = self.servers.get_mut(instance) {
-                    server.start(now);
-                }
-            }
-            Fault::Hang { instance } => {
-                self.advance(instance);
-                if let Some(server) = self.servers.get_mut(instance) {
-                    server.hang(now);
-                }
-            }
-            Fault::Reporting { instance, as_ } => {
-                let some = |i: &usize| instance.is_none_or(|instance| instance == *i);
-                for i in (0..self.servers.len()).filter(some) {
-                    self.advance(i);
-                    if let Some(server) = self.servers.get_mut(i) {
-                        server.report_as(as_);
-                    }
-                }
-            }
-            Fault::KillWorker { gateway, worker } => {
-                let Some(home) = self.gateways.get_mut(gateway) else { return };
-                let epoch = home.epoch;
-                let Some(slot) = home.replace_worker(worker) else { return };
-                for index in self.open_where(|f| f.gateway == gateway && f.slot == slot) {
-                    self.end(index, End::GatewayDied);
-                }
-                self.foresee(self.now.saturating_add(SLOT_TTL), Happening::Retire { gateway, epoch, slot });
-            }
-            Fault::RestartGateway { gateway } => {
-                for index in self.open_where(|f| f.gateway == gateway) {
-                    self.end(index, End::GatewayDied);
-                }
-                if let Some(gateway) = self.gateways.get_mut(gateway) {
-                    gateway.restart();
-                }
-            }
-        }
-    }
-
-    fn open_where(&self, wanted: impl Fn(&Flight) -> bool) -> Vec<usize> {
-        let is_wanted = |i: &&usize| self.flights.get(**i).and_then(Option::as_ref).is_some_and(&wanted);
-        self.open.iter().filter(is_wanted).copied().collect()
-    }
 }
 
 fn job_id(flight: usize, attempt: usize) -> u64 {

@@ -203,7 +203,12 @@ pub(crate) async fn lies(gateway: &Gateway, fault: Fault) {
     gateway.fault(liar, fault).await;
     pause(400).await;
     let before: Vec<usize> = instances.iter().map(|i| received(gateway, *i)).collect();
-    let served = under_load(gateway, &Request::chat(MODEL), pause(3_000)).await;
+    let all = async || instances.iter().map(|i| received(gateway, *i)).sum::<usize>();
+    let enough = before.iter().sum::<usize>() + 8 * CLIENTS;
+    let served = under_load(gateway, &Request::chat(MODEL), async {
+        eventually("requests enough for shares", all, |n| *n >= enough).await;
+    })
+    .await;
     let shares: Vec<f64> = instances
         .iter()
         .zip(&before)
