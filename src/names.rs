@@ -10,6 +10,8 @@ pub const ROUTED_STATE: &str = "routebalance_routed";
 pub const DECISION_STATE: &str = "routebalance_decision";
 /// Path of the question what the predictor makes of a text.
 pub const DEBUG_PREDICT_PATH: &str = "/routebalance/debug/predict";
+/// Path that ends the VM, where the drill `vm` is on.
+pub const DRILL_VM_PATH: &str = "/routebalance/drill/vm";
 /// Namespace of the route metadata.
 pub const METADATA_NAMESPACE: &str = "routebalance";
 /// Key of the route metadata that names the policy.

@@ -49,7 +49,7 @@ use routebalance::tools::instance::Fault;
 use scenarios::{APIS, NAMES, PASSED, REFUSED, Served, is_passed, is_refused, is_served};
 use setups::{
     ADMISSION, AFFINITY, BATCHING, BLIND, BYPASSED, DISCOVERED, HEADERS, HEALTH, HEALTH_OF_FOUR, LEAN, LEARNING,
-    REFERENCE, STATIC, UNTOUCHED,
+    REFERENCE, STATIC, UNTOUCHED, VM,
 };
 
 fn main() -> ExitCode {
@@ -200,6 +200,7 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         ));
         trials.push(stage.alone("Envoy is killed and started again", setup, health::envoy_is_killed));
     }
+    trials.push(stage.alone("a VM that traps is replaced, and leaves no load behind", &VM, health::vm_dies));
     trials.push(stage.plain(
         "a wrong configuration: Envoy does not start and names the field, and so does check",
         refusals::names_the_field,

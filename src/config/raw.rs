@@ -76,6 +76,8 @@ pub enum Drill {
     SharedData,
     /// No decision comes back.
     Router,
+    /// `POST /routebalance/drill/vm` ends the VM that gets it, as a trap would.
+    Vm,
 }
 
 #[derive(Deserialize)]

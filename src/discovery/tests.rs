@@ -79,7 +79,8 @@ fn hosts_come_and_go_and_keep_their_index() {
     let listed = fleet.instances.len();
     assert!(fleet.pools[1].instances.is_empty());
     let mut roster = Roster::of(&fleet, MINUTE);
-    let steps: [(&[&str], &[(&str, Presence)]); 5] = [
+    type Step = (&'static [&'static str], &'static [(&'static str, Presence)]);
+    let steps: [Step; 5] = [
         (&["10.0.0.2:1", "10.0.0.1:1"], &[("10.0.0.1:1", Presence::Present), ("10.0.0.2:1", Presence::Present)]),
         (&["10.0.0.2:1"], &[("10.0.0.1:1", Presence::Gone), ("10.0.0.2:1", Presence::Present)]),
         (

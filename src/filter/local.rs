@@ -2,12 +2,14 @@
 
 use proxy_wasm::types::{Action, BufferType, MapType};
 
+use crate::config::Drill;
 use crate::filter::access_log;
 use crate::filter::debug::Probing;
 use crate::filter::deciding::direct;
 use crate::filter::feedback;
 use crate::filter::host;
 use crate::filter::stream::{Phase, Stream};
+use crate::filter::worker::Shared;
 use crate::names;
 use crate::openai;
 use crate::router::Refusal;
@@ -135,4 +137,10 @@ impl Stream {
         let incoming = std::mem::take(incoming);
         self.finish_feedback(&incoming)
     }
+}
+
+/// Whether a request asks for the end of this VM, and may.
+pub(super) fn is_fatal(worker: &Shared, method: &str, path: &str) -> bool {
+    let asks = method == "POST" && path == names::DRILL_VM_PATH;
+    asks && worker.with(|w| w.router.config().drills(Drill::Vm)) == Some(true)
 }

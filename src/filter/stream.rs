@@ -10,6 +10,7 @@ use crate::filter::debug::Probing;
 use crate::filter::deciding::Reading;
 use crate::filter::feedback;
 use crate::filter::host;
+use crate::filter::local;
 use crate::filter::serving::Serving;
 use crate::filter::worker::Shared;
 use crate::names;
@@ -111,6 +112,9 @@ impl HttpContext for Stream {
         self.request_id = host::header(MapType::HttpRequestHeaders, names::REQUEST_ID_HEADER).unwrap_or_default();
         let method = host::header(MapType::HttpRequestHeaders, ":method").unwrap_or_default();
         let path = host::header(MapType::HttpRequestHeaders, ":path").unwrap_or_default();
+        if local::is_fatal(&self.worker, &method, &path) {
+            std::process::abort();
+        }
         if self.is_probe(&method, &path) {
             return self.probe(Box::default(), 0, end_of_stream);
         }

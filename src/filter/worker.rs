@@ -148,10 +148,11 @@ impl Worker {
                 self.retire(orphan);
             }
             self.slots_in_use = slots.in_use();
-            if leads && !self.leads {
-                if let Some((reports, _)) = self.read_reports() {
-                    self.reports = reports;
-                }
+            if leads
+                && !self.leads
+                && let Some((reports, _)) = self.read_reports()
+            {
+                self.reports = reports;
             }
             self.leads = leads;
             if slot != self.slot {

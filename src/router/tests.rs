@@ -375,7 +375,13 @@ fn random(seed: &mut u64) -> f64 {
 /// propensity estimate is within its standard error of the truth as often as a normal estimate is, and right on average.
 #[test]
 fn the_log_of_one_policy_values_another() {
-    let changes = [("/predictor/enabled", json!(false)), ("/policies/0/exploration", json!(0.3))];
+    let changes = [
+        ("/predictor/enabled", json!(false)),
+        ("/policies/0/exploration", json!(0.3)),
+        // The estimate is normal only where the two policies agree often enough.
+        ("/policies/0/objective", json!("paper")),
+        ("/policies/0/weights", json!({"quality": 0.575, "latency": 0.415, "cost": 0.01})),
+    ];
     let router = router(&changes);
     assert_eq!(router.config().policies[0].name, "balanced");
     let prompt = chat("auto");

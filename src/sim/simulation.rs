@@ -11,12 +11,11 @@ use std::time::Duration;
 
 use crate::affinity::Held;
 use crate::learning::Learned;
-use crate::learning::speed::Timing;
 use crate::openai::Api;
 use crate::reckoning::{Dispatch, InstanceCounters, LoadNow};
 use crate::router::{Ask, Decision, Router, Verdict};
 use crate::sim::engine::{Event, EventKind, Job};
-use crate::sim::fault::{Fault, Scheduled};
+use crate::sim::fault::Scheduled;
 use crate::sim::gateway::Gateway;
 use crate::sim::outcome::{End, Outcome};
 use crate::sim::random::Random;
@@ -476,14 +475,6 @@ impl<'a> Simulation<'a> {
         self.foresee(idle_at, Happening::Idle { flight: index, attempt });
     }
 
-    fn has_healthy_peer(&self, index: usize) -> bool {
-        let fleet = &self.router.config().fleet;
-        let Some(outcome) = self.outcomes.get(index) else { return false };
-        let pool = outcome.decision.as_ref().map(|d| d.pool);
-        let in_pool = |i: usize| fleet.instances.get(i).map(|instance| instance.pool) == pool;
-        self.servers.iter().enumerate().any(|(i, s)| in_pool(i) && s.worked_since(outcome.at))
-    }
-
     fn idle(&mut self, index: usize, attempt: usize) {
         let (now, limit) = (self.now, self.options.per_try_idle);
         let Some(flight) = self.flight(index).filter(|f| f.attempt == attempt) else { return };
@@ -525,17 +516,6 @@ impl<'a> Simulation<'a> {
             outcome.e2e = Some(self.now.saturating_sub(outcome.at));
         }
         self.learn(index, flight.gateway, flight.epoch);
-    }
-
-    /// A whole answer of the first attempt teaches its gateway.
-    fn learn(&mut self, index: usize, gateway: usize, epoch: u32) {
-        let Some(gateway) = self.gateways.get_mut(gateway).filter(|g| g.epoch == epoch) else { return };
-        let Some(outcome) = self.outcomes.get(index).filter(|o| o.is_answered() && o.attempts == 1) else { return };
-        if let (Some(decision), Some(ttft), Some(e2e)) = (&outcome.decision, outcome.ttft, outcome.e2e) {
-            let output_tokens = u64::from(outcome.output_tokens);
-            let timing = Timing { ttft: Some(ttft.as_secs_f64()), e2e: e2e.as_secs_f64(), output_tokens };
-            gateway.learn(self.router.config(), decision, &timing);
-        }
     }
 
     // === instances ===

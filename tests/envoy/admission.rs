@@ -123,7 +123,8 @@ pub(crate) async fn strict_is_refused(gateway: &Gateway) {
 /// Constraints give way in the request's order, and the log says which.
 pub(crate) async fn relaxed_in_order(gateway: &Gateway) {
     let impossible = [("x-routebalance-ttft-slo-ms", "0.01"), ("x-routebalance-quality-min", "1")];
-    let rows: [(&str, &[(&str, &str)], Value); 3] = [
+    type Row = (&'static str, &'static [(&'static str, &'static str)], Value);
+    let rows: [Row; 3] = [
         ("tiered", &[], json!(["ttft", "quality"])),
         ("tiered in another order", &[("x-routebalance-relax-order", "quality,ttft")], json!(["quality", "ttft"])),
         (
@@ -188,7 +189,8 @@ pub(crate) async fn budgets_cap_the_answer(gateway: &Gateway) {
 pub(crate) async fn budgets_are_used_up(gateway: &Gateway) {
     const FLAG: &str = "x-routebalance-budget-exhausted";
     let fields = json!({"max_tokens": 50});
-    let rows: [(&str, (&str, &str), Option<&str>, bool); 3] = [
+    type Row = (&'static str, (&'static str, &'static str), Option<&'static str>, bool);
+    let rows: [Row; 3] = [
         ("the prompt alone", ("x-routebalance-budget-usd", "0.000000001"), Some("true"), true),
         ("the answer is cut", ("x-routebalance-budget-tokens", "5"), None, true),
         ("enough", ("x-routebalance-budget-usd", "1"), None, false),

@@ -1,6 +1,7 @@
 //! Instances that die, hang, drain or lie under load, clients that leave in bulk, and an Envoy that is killed; and what must hold
 //! after each.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -248,4 +249,37 @@ pub(crate) async fn envoy_is_killed(mut gateway: Gateway) {
     gateway.calm().await;
     nobody_starves(&gateway).await;
     gateway.calm().await;
+}
+
+/// The VM of one worker traps under long streams. Its requests end, the others' go on, a new VM serves after the back-off, and what
+/// the dead one had outstanding is forgotten with its slot.
+pub(crate) async fn vm_dies(gateway: Gateway) {
+    let mut streams = Vec::new();
+    for _ in 0..6 {
+        let mut tcp = gateway.connect().await;
+        Request::long_stream(MODEL).write(&mut tcp).await;
+        while !read_some(&mut tcp).await.contains("data: ") {}
+        streams.push(tcp);
+    }
+    let open = async || outstanding_requests(&gateway).await;
+    eventually("the streams", open, |open| *open == streams.len() as u64).await;
+    gateway.send(&Request::post("/routebalance/drill/vm", "{}")).await;
+    let served = async || gateway.send(&gateway.mark(&Request::chat(MODEL)).0).await.status;
+    let in_a_row = Cell::new(0);
+    eventually("requests that are served in a row", served, |status| {
+        in_a_row.set(if *status == 200 { in_a_row.get() + 1 } else { 0 });
+        in_a_row.get() == 20
+    })
+    .await;
+    drop(streams);
+    eventually("what the dead VM left", open, |open| *open == 0).await;
+    let reply = gateway.send(&Request::chat(MODEL)).await.ok();
+    assert_eq!(reply.header("x-routebalance-rung"), Some("fused"), "{reply:?}");
+    nobody_starves(&gateway).await;
+}
+
+/// What all workers have sent and not seen finished.
+async fn outstanding_requests(gateway: &Gateway) -> u64 {
+    let stats = gateway.stats().await;
+    stats.iter().filter(|(name, _)| name.starts_with("outstanding_requests.")).map(|(_, n)| n).sum()
 }

@@ -169,6 +169,17 @@ pub(crate) static HEALTH_OF_FOUR: Setup =
 /// How long an instance may be silent.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// A worker's VM may be made to trap.
+pub(crate) static VM: Setup = Setup {
+    name: "drill",
+    change: |config| {
+        health(config);
+        config["drill"] = json!(["vm"]);
+    },
+    edit: Some(quick),
+    ..Setup::PLAIN
+};
+
 fn health(config: &mut Value) {
     config["health"]["stall_ms"] = json!(1_000);
     config["envoy"]["per_try_idle_timeout_ms"] = json!(IDLE_TIMEOUT.as_millis() as u64);

@@ -2,6 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::config::Config;
+use crate::sim::fault::Fault;
 use crate::sim::outcome::Summary;
 use crate::sim::workload::{Arrivals, ChatMix, sustainable_rates};
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]

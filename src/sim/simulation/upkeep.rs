@@ -1,6 +1,7 @@
 //! Ticks, scrapes and faults of a simulation.
 
 use super::{Answer, Flight, Happening, News, Scrape, Simulation, flight_of};
+use crate::learning::speed::Timing;
 use crate::shared::SLOT_TTL;
 use crate::sim::fault::Fault;
 use crate::sim::gateway::Gateway;
@@ -144,5 +145,24 @@ impl Simulation<'_> {
     pub(super) fn open_where(&self, wanted: impl Fn(&Flight) -> bool) -> Vec<usize> {
         let is_wanted = |i: &&usize| self.flights.get(**i).and_then(Option::as_ref).is_some_and(&wanted);
         self.open.iter().filter(is_wanted).copied().collect()
+    }
+
+    /// A whole answer of the first attempt teaches its gateway.
+    pub(super) fn learn(&mut self, index: usize, gateway: usize, epoch: u32) {
+        let Some(gateway) = self.gateways.get_mut(gateway).filter(|g| g.epoch == epoch) else { return };
+        let Some(outcome) = self.outcomes.get(index).filter(|o| o.is_answered() && o.attempts == 1) else { return };
+        if let (Some(decision), Some(ttft), Some(e2e)) = (&outcome.decision, outcome.ttft, outcome.e2e) {
+            let output_tokens = u64::from(outcome.output_tokens);
+            let timing = Timing { ttft: Some(ttft.as_secs_f64()), e2e: e2e.as_secs_f64(), output_tokens };
+            gateway.learn(self.router.config(), decision, &timing);
+        }
+    }
+
+    pub(super) fn has_healthy_peer(&self, index: usize) -> bool {
+        let fleet = &self.router.config().fleet;
+        let Some(outcome) = self.outcomes.get(index) else { return false };
+        let pool = outcome.decision.as_ref().map(|d| d.pool);
+        let in_pool = |i: usize| fleet.instances.get(i).map(|instance| instance.pool) == pool;
+        self.servers.iter().enumerate().any(|(i, s)| in_pool(i) && s.worked_since(outcome.at))
     }
 }

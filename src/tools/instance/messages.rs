@@ -1,9 +1,20 @@
 //! `/v1/messages`, Anthropic's API as vLLM 0.32 serves it.
 
 use super::chat::Head;
+use serde_json::{Map, Value};
+
 use super::request::{ApiError, quote};
 use super::stream::{Choice, Format};
+use super::text::Prompt;
 use crate::sim::engine::FinishReason;
+
+/// System text (a string or blocks) and messages.
+pub(super) fn prompt(body: &Map<String, Value>) -> Prompt {
+    let system = body.get("system").filter(|system| !system.is_null());
+    let system = system.map(|system| serde_json::json!({"role": "system", "content": system}));
+    let messages = body.get("messages").and_then(Value::as_array);
+    Prompt::chat(&[], &system.into_iter().chain(messages.into_iter().flatten().cloned()).collect::<Vec<_>>())
+}
 
 fn stop_reason(reason: FinishReason) -> &'static str {
     match reason {

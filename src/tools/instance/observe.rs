@@ -135,3 +135,13 @@ impl Observations {
         }
     }
 }
+
+/// The page with this value for every gauge of load, as a server that lies shows it.
+pub(super) fn with_gauges(page: &str, value: &str) -> String {
+    const GAUGES: [&str; 3] = ["vllm:num_requests_running{", "vllm:num_requests_waiting{", "vllm:kv_cache_usage_perc{"];
+    let line = |line: &str| match line.rsplit_once(' ') {
+        Some((name, _)) if GAUGES.iter().any(|gauge| line.starts_with(gauge)) => format!("{name} {value}\n"),
+        _ => format!("{line}\n"),
+    };
+    page.lines().map(line).collect()
+}

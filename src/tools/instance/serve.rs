@@ -18,7 +18,7 @@ use super::request::{ApiError, Shape, flag, integer, max_tokens, parse, quote, v
 use super::responses::{Frame, Store};
 use super::stream::{Answer, InFlight};
 use super::text::Prompt;
-use super::{Fault, InstanceOptions, messages, metrics, responses};
+use super::{Fault, InstanceOptions, messages, metrics, observe, responses};
 use crate::fleet::{LatencyProfile, ModelKind};
 
 /// Largest body that is read.
@@ -314,7 +314,7 @@ impl Server {
                 vec![Prompt::chat(&[], list("messages"))]
             }
             Kind::Openai(Api::Completions) => completion_prompts(body.get("prompt").unwrap_or(&Value::Null)),
-            Kind::Messages => vec![anthropic_prompt(body)],
+            Kind::Messages => vec![messages::prompt(body)],
             Kind::Responses => {
                 previous = text("previous_response_id").map(str::to_owned);
                 let earlier = match &previous {
@@ -505,9 +505,9 @@ impl Server {
         let page = match fault {
             Fault::MetricsAbsent => return json(StatusCode::NOT_FOUND, r#"{"detail":"Not Found"}"#.into()),
             Fault::MetricsStale => lock(&self.stale).clone(),
-            Fault::MetricsZero => with_gauges(&self.page(), "0.0"),
-            Fault::MetricsNan => with_gauges(&self.page(), "NaN"),
-            Fault::MetricsAbsurd => with_gauges(&self.page(), "1e+300"),
+            Fault::MetricsZero => observe::with_gauges(&self.page(), "0.0"),
+            Fault::MetricsNan => observe::with_gauges(&self.page(), "NaN"),
+            Fault::MetricsAbsurd => observe::with_gauges(&self.page(), "1e+300"),
             Fault::MetricsBroken => {
                 "<html><body>vllm:num_requests_running{ is not a number\u{0}</body></html>\n".into()
             }
@@ -527,7 +527,7 @@ impl Server {
     fn count_tokens(&self, body: &Map<String, Value>) -> Result<Response<Body>, ApiError> {
         validate(body, &["messages"])?;
         self.check_model(body)?;
-        let tokens = anthropic_prompt(body).tokens;
+        let tokens = messages::prompt(body).tokens;
         let text = format!(r#"{{"input_tokens":{tokens},"context_management":{{"original_input_tokens":{tokens}}}}}"#);
         Ok(json(StatusCode::OK, text))
     }
@@ -567,24 +567,6 @@ pub(super) fn completion_prompts(prompt: &Value) -> Vec<Prompt> {
         Value::Array(items) => items.iter().flat_map(completion_prompts).collect(),
         _ => vec![Prompt::plain("")],
     }
-}
-
-/// System text (a string or blocks) and messages.
-fn anthropic_prompt(body: &Map<String, Value>) -> Prompt {
-    let system = body.get("system").filter(|system| !system.is_null());
-    let system = system.map(|system| serde_json::json!({"role": "system", "content": system}));
-    let messages = body.get("messages").and_then(Value::as_array);
-    Prompt::chat(&[], &system.into_iter().chain(messages.into_iter().flatten().cloned()).collect::<Vec<_>>())
-}
-
-/// The page with this value for every gauge of load, as a server that lies shows it.
-fn with_gauges(page: &str, value: &str) -> String {
-    const GAUGES: [&str; 3] = ["vllm:num_requests_running{", "vllm:num_requests_waiting{", "vllm:kv_cache_usage_perc{"];
-    let line = |line: &str| match line.rsplit_once(' ') {
-        Some((name, _)) if GAUGES.iter().any(|gauge| line.starts_with(gauge)) => format!("{name} {value}\n"),
-        _ => format!("{line}\n"),
-    };
-    page.lines().map(line).collect()
 }
 
 pub(super) fn json(status: StatusCode, body: String) -> Response<Body> {
