@@ -57,7 +57,7 @@ struct Means {
 }
 
 pub(super) fn run(config: &Config, args: &EvaluateArgs) -> Result<(Value, bool)> {
-    let seeds = args.seeds.unwrap_or(if args.quick { 1 } else { 4 });
+    let seeds = args.seeds.unwrap_or(if args.quick { 1 } else { 2 });
     let end = WARM_UP + Duration::from_secs(if args.quick { 30 } else { 90 });
     let templates = templates(config)?;
     let mut settings = Vec::new();
