@@ -69,6 +69,11 @@ impl Keys {
         }
     }
 
+    /// The key of an adapter alone: what an instance reports to have loaded.
+    pub fn of_adapter(adapter: &str) -> Keys {
+        Keys::new(None, 0, None, Some(adapter))
+    }
+
     /// What an instance holds that was sent the request: `prompt_tokens`, of which it had `cached_tokens`, and an answer.
     pub fn placement(
         &self,

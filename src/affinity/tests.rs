@@ -207,6 +207,8 @@ fn sessions_and_adapters_are_remembered() {
 
     let adapter = |name: &str| Keys::new(None, 0, None, Some(name));
     memory.place(&adapter("x").placement(4, 10, 0, 10, now));
+    memory.place(&Keys::of_adapter("z").placement(5, 0, 0, 0, now));
     let has = |name: &str, i| memory.recall(&adapter(name), 10.0, now).held().has_adapter(i);
     assert!(has("x", 4) && !has("x", 5) && !has("y", 4));
+    assert!(has("z", 5) && !has("z", 4), "reported, never sent");
 }

@@ -50,6 +50,14 @@ impl Placements {
         }
     }
 
+    /// An instance reports that it has loaded an adapter. What is known already is not told again.
+    pub(super) fn loaded(&mut self, adapter: &str, instance: usize, now: Duration) {
+        let keys = Keys::of_adapter(adapter);
+        if !self.memory.recall(&keys, 0.0, now).held().has_adapter(instance) {
+            self.place(keys.placement(instance, 0, 0, 0, now));
+        }
+    }
+
     /// The answer to a request of a session is known.
     pub(super) fn answered(&mut self, keys: &Keys, instance: usize, held_tokens: u64, now: Duration) {
         if let Some(placement) = keys.answered(instance, held_tokens, now) {

@@ -36,6 +36,7 @@ impl Worker {
         let instances = self.router.config().fleet.instances.len();
         self.counters.0.resize_with(instances, InstanceCounters::default);
         self.reports.0.resize_with(instances, InstanceReport::default);
+        self.placements.memory.follow(&self.router.config().fleet, &replaced);
         for i in replaced {
             // Nothing was outstanding there, or the index would not have been given away.
             if let (Some(counters), Some(report)) = (self.counters.0.get_mut(i), self.reports.0.get_mut(i)) {

@@ -11,7 +11,7 @@ use crate::filter::worker::Worker;
 use crate::fleet::Presence;
 use crate::names::ENDPOINT_HEADER;
 use crate::reckoning::{Counters, InstanceCounters};
-use crate::telemetry::{self, IN_FLIGHT_MAX, Rounds, Schedule};
+use crate::telemetry::{self, Adapters, IN_FLIGHT_MAX, Page, Rounds, Schedule};
 
 /// Scrapes of one VM.
 #[derive(Default)]
@@ -86,13 +86,27 @@ impl Scraper {
             }
             (Some(_), Some(report)) => {
                 let page = host::buffer(BufferType::HttpCallResponseBody, 0, body_size);
-                let load = telemetry::parse_metrics(&page).load;
+                let Page { load, adapters } = telemetry::parse_metrics(&page);
                 report.answered(scrape.asked_at, load, scrape.own);
                 self.schedule.parsed(page.len());
+                if let Some(adapters) = adapters {
+                    loaded(worker, scrape.instance, &adapters);
+                }
                 if load.running.is_some() { "routebalance.scrapes.ok" } else { "routebalance.scrapes.unusable" }
             }
         };
         worker.metrics.count(outcome);
         true
+    }
+}
+
+/// Of the adapters that an instance reports, running or about to, remembers those that clients may ask for.
+fn loaded(worker: &mut Worker, instance: usize, adapters: &Adapters) {
+    let now = host::now();
+    let Worker { router, placements, .. } = worker;
+    let fleet = &router.config().fleet;
+    let Some(model) = fleet.pool_of(instance).and_then(|(_, pool)| fleet.model_of(pool)) else { return };
+    for adapter in adapters.running.iter().chain(&adapters.waiting).filter(|adapter| model.adapters.contains(adapter)) {
+        placements.loaded(adapter, instance, now);
     }
 }
