@@ -1,6 +1,7 @@
 //! `routebalance bench`: what the filter's work costs, as a table for people and as JSON for machines.
 
 mod body;
+mod fleet;
 mod predictor;
 
 use std::path::PathBuf;
@@ -33,6 +34,15 @@ enum What {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Decision in microseconds and time between reports, by the number of instances
+    Fleet {
+        /// Requests per row
+        #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(10..=10_000))]
+        requests: u32,
+        /// Write the rows to this file
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// Features and inference in microseconds, natively and inside Envoy, by the prompt's size
     Predictor {
         /// Repetitions per text
@@ -54,6 +64,10 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         What::Body { requests, json } => {
             let rows = runtime.block_on(body::run(options()?, *requests))?;
             show(body::table(&rows), &rows, json.as_deref())
+        }
+        What::Fleet { requests, json } => {
+            let rows = runtime.block_on(fleet::run(&options()?, *requests))?;
+            show(fleet::table(&rows), &rows, json.as_deref())
         }
         What::Predictor { repeat, json } => {
             let report = runtime.block_on(predictor::run(options()?, *repeat))?;

@@ -25,13 +25,13 @@ pub(super) struct Row {
 }
 
 #[derive(Debug, Serialize)]
-struct Quantiles {
-    p50: u64,
-    p99: u64,
+pub(super) struct Quantiles {
+    pub(super) p50: u64,
+    pub(super) p99: u64,
 }
 
 impl Quantiles {
-    fn of(lines: &[Value], field: &str) -> Result<Quantiles> {
+    pub(super) fn of(lines: &[Value], field: &str) -> Result<Quantiles> {
         let value = |line: &Value| line["decision"][field].as_u64().with_context(|| format!("no {field} in {line}"));
         let mut values = lines.iter().map(value).collect::<Result<Vec<u64>>>()?;
         values.sort_unstable();
@@ -48,25 +48,8 @@ pub(super) async fn run(options: GatewayOptions, requests: u32) -> Result<Vec<Ro
     for model_first in [true, false] {
         for body_bytes in BODY_BYTES {
             let body = request_body(body_bytes, model_first);
-            let id = |number: u32| format!("bench-{model_first}-{body_bytes}-{number}");
-            // The first quarter warms caches and compilers up.
-            let first_counted = requests / 4;
-            for number in 0..first_counted + requests {
-                // Nothing is generated: the filter's work is what is measured.
-                let request = http
-                    .post(gateway.url("/v1/messages/count_tokens"))
-                    .header("content-type", "application/json")
-                    .header("x-request-id", id(number))
-                    .body(body.clone());
-                let response = request.send().await?;
-                ensure!(response.status().is_success(), "{} for {body_bytes} bytes", response.status());
-                response.bytes().await?;
-            }
-            let lines = logged(&gateway, &id(first_counted + requests - 1)).await?;
-            let counted: Vec<String> = (first_counted..first_counted + requests).map(id).collect();
-            let lines: Vec<Value> =
-                lines.into_iter().filter(|l| counted.iter().any(|id| l["request_id"] == id.as_str())).collect();
-            ensure!(lines.len() == counted.len(), "{} of {} requests are logged", lines.len(), counted.len());
+            let name = format!("bench-{model_first}-{body_bytes}");
+            let lines = decisions(&gateway, &http, &body, requests, &name).await?;
             rows.push(Row {
                 body_bytes: body.len(),
                 model_first,
@@ -79,8 +62,37 @@ pub(super) async fn run(options: GatewayOptions, requests: u32) -> Result<Vec<Ro
     Ok(rows)
 }
 
+/// What the access log says of so many requests, one after the other; as many as a quarter of them come first, which warms caches and
+/// compilers up. Nothing is generated: the filter's work is what is measured.
+pub(super) async fn decisions(
+    gateway: &Gateway,
+    http: &reqwest::Client,
+    body: &str,
+    requests: u32,
+    name: &str,
+) -> Result<Vec<Value>> {
+    let id = |number: u32| format!("{name}-{number}");
+    let first_counted = requests / 4;
+    for number in 0..first_counted + requests {
+        let request = http
+            .post(gateway.url("/v1/messages/count_tokens"))
+            .header("content-type", "application/json")
+            .header("x-request-id", id(number))
+            .body(body.to_owned());
+        let response = request.send().await?;
+        ensure!(response.status().is_success(), "{} for {} bytes", response.status(), body.len());
+        response.bytes().await?;
+    }
+    let lines = logged(gateway, &id(first_counted + requests - 1)).await?;
+    let counted: Vec<String> = (first_counted..first_counted + requests).map(id).collect();
+    let lines: Vec<Value> =
+        lines.into_iter().filter(|l| counted.iter().any(|id| l["request_id"] == id.as_str())).collect();
+    ensure!(lines.len() == counted.len(), "{} of {} requests are logged", lines.len(), counted.len());
+    Ok(lines)
+}
+
 /// A request of about so many bytes, with `model` before or behind the messages.
-fn request_body(bytes: usize, model_first: bool) -> String {
+pub(super) fn request_body(bytes: usize, model_first: bool) -> String {
     let text: String = WORDS.chars().cycle().take(bytes).collect();
     let (model, messages) = (r#""model":"auto""#, format!(r#""messages":[{{"role":"user","content":"{text}"}}]"#));
     if model_first { format!("{{{model},{messages}}}") } else { format!("{{{messages},{model}}}") }
