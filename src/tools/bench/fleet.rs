@@ -33,7 +33,7 @@ pub(super) async fn run(options: &GatewayOptions, requests: u32) -> Result<Vec<R
         grow(&mut options.config, instances)?;
         let gateway = Gateway::start(options).await?;
         let scrapes = async || -> Result<u64> {
-            let stats = gateway.envoy().stats("routebalance.scrapes.ok").await?;
+            let stats = gateway.envoy().stats("wasmcustom.routebalance.scrapes.ok").await?;
             Ok(stats.iter().map(|(_, n)| n).sum())
         };
         let (before, started) = (scrapes().await?, Instant::now());

@@ -21,7 +21,7 @@ use crate::tools::prompts::PromptSet;
 const UTILISATIONS: [f64; 3] = [0.4, 0.8, 1.1];
 /// Time that a fleet needs to fill up; requests of that time do not count.
 const WARM_UP: Duration = Duration::from_secs(30);
-/// Weights of the published score that are compared: the paper's presets and its sweep of the quality weight.
+/// Weights that both scores are compared at: the paper's presets and its sweep of the quality weight.
 const PAPER_WEIGHTS: [(f64, f64, f64); 8] = [
     (1.0, 1.0, 1.0),
     (0.8, 0.1, 0.1),
@@ -64,6 +64,7 @@ pub(super) fn run(config: &Config, args: &EvaluateArgs) -> Result<(Value, bool)>
     for normalisation in [QualityNormalisation::MinMax, QualityNormalisation::Raw] {
         settings.extend(PAPER_WEIGHTS.map(|w| (Objective::Paper, normalisation, normalised(w))));
     }
+    settings.extend(PAPER_WEIGHTS.map(|w| (Objective::Absolute, QualityNormalisation::Raw, normalised(w))));
     settings.extend(grid().into_iter().map(|w| (Objective::Absolute, QualityNormalisation::Raw, normalised(w))));
     let mut jobs = Vec::new();
     for utilisation in UTILISATIONS {
