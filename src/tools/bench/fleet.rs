@@ -34,7 +34,7 @@ pub(super) async fn run(options: &GatewayOptions, requests: u32) -> Result<Vec<R
         let gateway = Gateway::start(options).await?;
         let scrapes = async || -> Result<u64> {
             let stats = gateway.envoy().stats("wasmcustom.routebalance.scrapes.ok").await?;
-            Ok(stats.iter().map(|(_, n)| n).sum())
+            Ok(stats.values().sum())
         };
         let (before, started) = (scrapes().await?, Instant::now());
         tokio::time::sleep(COUNTED).await;
