@@ -19,7 +19,6 @@ pub use watch::{Sight, Watch, quiet_allowed};
 use crate::config::Health;
 use crate::fleet::Fleet;
 use crate::reckoning::LoadNow;
-use crate::shared::fnv1a;
 
 /// What went wrong with a request, or with all that an instance holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -213,18 +212,14 @@ fn fading(now: Duration, at: Duration, span: Duration) -> f64 {
     if at.is_zero() || age >= span { 0.0 } else { 1.0 - age.as_secs_f64() / span.as_secs_f64() }
 }
 
-/// The records of all instances that something speaks against, by [`key`].
+/// The records of all instances that something speaks against, by [`crate::fleet::Instance::key`], so that they survive a change
+/// of the fleet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Records(pub BTreeMap<u64, Record>);
-
-/// What an instance's record is found by: its address, so that records survive a change of the fleet.
-pub fn key(address: &str) -> u64 {
-    fnv1a(address.as_bytes())
-}
+pub struct Records(pub BTreeMap<u32, Record>);
 
 impl Records {
     /// Takes in what was seen of an instance. `sent` is when the request went out that shows it. Whether the records have changed.
-    pub fn apply(&mut self, instance: u64, event: Event, sent: Duration, now: Duration, settings: &Health) -> bool {
+    pub fn apply(&mut self, instance: u32, event: Event, sent: Duration, now: Duration, settings: &Health) -> bool {
         if let Event::Failed(failure) = event {
             if !self.0.contains_key(&instance) && self.0.len() >= RECORDS_MAX {
                 self.0.retain(|_, record| !record.is_over(now, settings));
@@ -251,7 +246,7 @@ impl Records {
     }
 
     /// Claims a half-open instance for a probe; false if it is not half-open, or another worker was faster.
-    pub fn claim(&mut self, instance: u64, now: Duration, settings: &Health) -> bool {
+    pub fn claim(&mut self, instance: u32, now: Duration, settings: &Health) -> bool {
         let Some(record) = self.0.get_mut(&instance) else { return false };
         if record.standing(now, settings) != Standing::HalfOpen {
             return false;
@@ -262,7 +257,7 @@ impl Records {
     }
 
     /// How an instance stands.
-    pub fn standing(&self, instance: u64, now: Duration, settings: &Health) -> Standing {
+    pub fn standing(&self, instance: u32, now: Duration, settings: &Health) -> Standing {
         self.0.get(&instance).map_or(Standing::Healthy, |record| record.standing(now, settings))
     }
 
@@ -272,7 +267,7 @@ impl Records {
             return;
         }
         for (load, instance) in loads.iter_mut().zip(&fleet.instances) {
-            load.standing = self.standing(key(&instance.address), now, settings);
+            load.standing = self.standing(instance.key, now, settings);
         }
     }
 }

@@ -19,6 +19,7 @@
 //! | [`predictor`] | features to estimates per model; the only module that names tract |
 //! | [`discovery`] | hosts of Envoy's clusters to instances of the fleet, with indices that stay |
 //! | [`telemetry`] | a `/metrics` page or a response header to a load; how often |
+//! | [`random`] | seeded random numbers |
 //! | [`reckoning`] | load now = last report + what was sent since - what has finished |
 //! | [`shared`] | records in Envoy's shared data to types; versioned bytes, one writer per key |
 //! | [`latency`] | TTFT, TPOT and E2E of a request on an instance under a load |
@@ -60,6 +61,7 @@ pub mod learning;
 pub mod names;
 pub mod openai;
 pub mod predictor;
+pub mod random;
 pub mod reckoning;
 pub mod router;
 pub mod score;

@@ -18,7 +18,7 @@ use crate::discovery::{self, Roster};
 use crate::features;
 use crate::fleet::{Budget, Constraint, Constraints, Model, ModelKind};
 use crate::health::Standing;
-use crate::latency::{self, Forecast, Speed, Work};
+use crate::latency::Forecast;
 use crate::learning::{Learned, exploration, lengths, speed};
 use crate::openai::{Api, Observed, Prompt};
 use crate::predictor::{Estimate, Prediction, Predictor};
@@ -74,6 +74,14 @@ pub struct Ask<'a> {
     pub draw: f64,
     /// What the request insists on; `None` for what its policy says.
     pub constraints: Option<Constraints>,
+}
+
+impl<'a> Ask<'a> {
+    /// A question about a request of which nothing is known but what its body says, and that explores nothing.
+    pub fn new(api: Api, prompt: &'a Prompt, policy: usize) -> Ask<'a> {
+        let held = Held::default();
+        Ask { api, prompt, policy, holder: None, held, sequence: 0, draw: 1.0, constraints: None }
+    }
 }
 
 /// What is expected of the answers to a prompt, before anything learnt while serving.
@@ -313,8 +321,7 @@ impl Router {
         };
         let scores = score::scores(&admitted.candidates, policy, &self.references, ask.sequence);
         let order = score::rank(&admitted.candidates, &scores, policy.objective);
-        let model_of = |i: &usize| Some(self.config.fleet.pool_of(admitted.candidates.get(*i)?.instance)?.1.model);
-        let ranked_models: Vec<usize> = order.iter().filter_map(model_of).collect();
+        let ranked_models: Vec<usize> = order.iter().filter_map(|i| Some(admitted.candidates.get(*i)?.model)).collect();
         let choice = exploration::choose(&ranked_models, policy.exploration, ask.draw);
         let chosen = choice.and_then(|choice| {
             let i = *order.get(choice.position)?;
@@ -334,15 +341,6 @@ impl Router {
         let budget = self.constraints(ask).budget;
         let prompt_usd = self.config.fleet.model_of(pool).map_or(0.0, |m| prompt_tokens * m.tariff.usd_per_input_token);
         let cached_tokens = ask.held.cached_tokens(chosen.instance, prompt_tokens);
-        let work = Work { cached_tokens, ..answer.work(prompt_tokens, estimate) };
-        let adapter = self.adapter(ask.prompt);
-        let forecast = latency::forecast(
-            &pool.profile,
-            &pool.limits,
-            &loads.and_then(|l| l.get(chosen.instance)).copied().unwrap_or_default(),
-            &work,
-            learned.speed(pool_index).unwrap_or(&Speed::default()),
-        );
         Verdict::Decided(Box::new(Decision {
             model,
             pool: pool_index,
@@ -352,7 +350,7 @@ impl Router {
             rung: rung(*predicted, loads.map(|l| l.get(chosen.instance).copied().unwrap_or_default())),
             prompt_tokens: prompt_tokens as u64,
             cached_tokens: cached_tokens as u64,
-            adapter: adapter.map(str::to_owned),
+            adapter: self.adapter(ask.prompt).map(str::to_owned),
             output_tokens: chosen.output_tokens as u64,
             output_tokens_p80: chosen.output_tokens_p80 as u64,
             output_tokens_p90: answer.tokens(estimate.output_tokens_p90) as u64,
@@ -370,7 +368,7 @@ impl Router {
             familiarity,
             prototype,
             seconds: chosen.seconds,
-            forecast: self.after_loading(ask, adapter, chosen.instance, forecast),
+            forecast: chosen.forecast,
             usd: chosen.usd,
             score,
             candidates: admitted.candidates.len(),

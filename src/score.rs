@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::time::Duration;
 
 use crate::fleet::{Fleet, ModelKind, Objective, Policy, QualityNormalisation, Weights};
-use crate::latency::{self, Speed, Work};
+use crate::latency::{self, Forecast, Speed, Work};
 use crate::reckoning::LoadNow;
 
 /// One (model, instance) pair that may serve a request, with what is expected of it.
@@ -22,6 +22,8 @@ pub struct Candidate {
     pub output_tokens_p80: f64,
     /// Expected time, seconds: the objective's T.
     pub seconds: f64,
+    /// Expected times on the instance if it is as well as ever: what its response is compared with.
+    pub forecast: Forecast,
     /// Expected time to the first token, seconds.
     pub ttft_seconds: f64,
     /// Expected time per output token, seconds.

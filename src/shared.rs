@@ -18,7 +18,9 @@ use std::time::Duration;
 pub use affinity::{Journal, JournalReader, PLACEMENT_SEGMENTS};
 pub use health::{decode_health, encode_health};
 pub use learnt::{decode_beliefs, decode_lengths, decode_speeds, encode_beliefs, encode_lengths, encode_speeds};
-pub use load::{decode_counters, decode_glimpses, decode_reports, encode_counters, encode_glimpses, encode_reports};
+pub use load::{
+    decode_counters, decode_glimpses, decode_period, decode_reports, encode_counters, encode_glimpses, encode_reports,
+};
 pub use recent::{RECENT_SEGMENTS, Recent, RecentDecision};
 pub use responses::{RESPONSES_KEPT, Responses};
 pub use roster::{decode_roster, encode_roster};

@@ -1,5 +1,6 @@
 use super::*;
 use crate::fleet::{Budget, Order, Slo};
+use crate::latency::Forecast;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -11,6 +12,7 @@ fn candidate(instance: usize, ttft_seconds: f64, e2e_seconds: f64) -> Candidate 
         output_tokens: 100.0,
         output_tokens_p80: 100.0,
         seconds: e2e_seconds,
+        forecast: Forecast::default(),
         ttft_seconds,
         tpot_seconds: 0.01,
         e2e_seconds,

@@ -7,10 +7,10 @@ use super::*;
 use crate::config::Config;
 use crate::learning::Learned;
 use crate::openai::{Api, Prompt, RequestScan};
+use crate::random::Random;
 use crate::reckoning::LoadNow;
 use crate::router::{Ask, Router, Verdict};
 use crate::sim::engine::{Detail, Engine, EventKind, Job, blocks_of};
-use crate::sim::random::Random;
 
 const MODEL: &str = "Qwen2.5-7B-Instruct";
 const CHARS_PER_TOKEN: usize = 4;
@@ -115,16 +115,8 @@ fn run(case: Case, seed: u64) -> Result<Outcome, String> {
             load.pending_output_tokens = held().count() as f64 * f64::from(OUTPUT_TOKENS);
             load.pending_prompt_tokens = held().filter(|f| !f.began).map(|f| f.prefill_tokens).sum();
         }
-        let ask = Ask {
-            api: Api::ChatCompletions,
-            prompt: &prompt,
-            policy: router.config().default_policy,
-            holder: None,
-            held: recall.held(),
-            sequence: 0,
-            draw: 0.5,
-            constraints: None,
-        };
+        let policy = router.config().default_policy;
+        let ask = Ask { held: recall.held(), ..Ask::new(Api::ChatCompletions, &prompt, policy) };
         let Verdict::Decided(decision) = router.route(&ask, Some(&loads), &Learned::default()) else {
             return Err("not decided".to_owned());
         };

@@ -1,7 +1,6 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::affinity::Held;
 use crate::config::Config;
 use crate::openai::{Prompt, RequestScan};
 use crate::predictor::Predictor;
@@ -36,16 +35,7 @@ fn chat(model: &str, text: &str, max_tokens: u32) -> Prompt {
 
 fn ask<'a>(router: &Router, prompt: &'a Prompt, policy: &str) -> Ask<'a> {
     let policy = router.config().policy_named(policy).unwrap();
-    Ask {
-        api: Api::ChatCompletions,
-        prompt,
-        policy,
-        holder: None,
-        held: Held::default(),
-        sequence: 0,
-        draw: 0.5,
-        constraints: None,
-    }
+    Ask::new(Api::ChatCompletions, prompt, policy)
 }
 
 fn idle(router: &Router) -> Vec<LoadNow> {

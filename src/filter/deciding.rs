@@ -181,13 +181,11 @@ impl Stream {
         worker.metrics.count(&counter);
         let decision_us = u64::try_from(timing.decision.as_micros()).unwrap_or(u64::MAX);
         worker.metrics.observe("routebalance.decision_us", decision_us);
-        let dispatch = decision.dispatch();
-        worker.dispatch(&dispatch, now);
+        worker.dispatch(&decision.dispatch(), now);
         if let Some(placement) = decision.placement(&reading.keys, now) {
             worker.placements.place(placement);
         }
-        let Reading { api, started, keys, .. } = reading;
-        let serving = Serving::new(api, started, decision, dispatch, keys, entry, decision_us).asking_load(asks_load);
+        let serving = Serving::new(reading, decision, entry, decision_us, asks_load);
         self.phase = Phase::Serving(Box::new(serving));
     }
 }

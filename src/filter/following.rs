@@ -25,7 +25,8 @@ impl Worker {
                 self.adopt(roster);
             }
         }
-        if let Some((_, period)) = self.read_reports().filter(|(_, period)| *period != self.period) {
+        let reports = host::shared(&shared::reports_key(self.group)).0;
+        if let Some(period) = reports.and_then(|bytes| shared::decode_period(&bytes)).filter(|p| *p != self.period) {
             self.set_period(period);
         }
     }

@@ -8,6 +8,7 @@ use crate::filter::host;
 use crate::filter::worker::{SWAP_ATTEMPTS, Worker};
 use crate::health::{self, Event, Failure, Records, Sight, Standing, Watch};
 use crate::openai::Observed;
+use crate::reckoning::Counters;
 use crate::router::Decision;
 use crate::shared;
 
@@ -34,11 +35,16 @@ impl Checkup {
     }
 
     /// The response's headers are here; `served_by` is the instance that Envoy names.
-    pub(super) fn head(&mut self, worker: &mut Worker, decision: &Decision, served_by: Option<usize>) {
-        let header = |name| host::header(MapType::HttpResponseHeaders, name);
-        self.status = header(":status").and_then(|s| s.parse().ok()).unwrap_or_default();
-        let content_type = header("content-type").unwrap_or_default();
-        self.readable = header("content-encoding").is_none_or(|e| e == "identity")
+    pub(super) fn head(
+        &mut self,
+        worker: &mut Worker,
+        decision: &Decision,
+        served_by: Option<usize>,
+        status: u16,
+        content_type: &str,
+    ) {
+        self.status = status;
+        self.readable = host::header(MapType::HttpResponseHeaders, "content-encoding").is_none_or(|e| e == "identity")
             && (content_type.starts_with("text/event-stream") || content_type.starts_with("application/json"));
         let now = host::now();
         let attempts = host::number(&["upstream", "request_attempt_count"]).unwrap_or(1);
@@ -88,8 +94,8 @@ impl Checkup {
 }
 
 impl Worker {
-    fn key_of(&self, instance: usize) -> Option<u64> {
-        Some(health::key(&self.router.config().fleet.instances.get(instance)?.address))
+    fn key_of(&self, instance: usize) -> Option<u32> {
+        Some(self.router.config().fleet.instances.get(instance)?.key)
     }
 
     /// What speaks against instances, as all workers have seen it.
@@ -143,12 +149,11 @@ pub(super) struct Watches {
 
 impl Watches {
     /// Looks at every instance that something was sent to, and shows how many are ejected.
-    pub(super) fn look(&mut self, worker: &mut Worker, now: Duration) {
-        if !worker.leads || now < self.next {
+    pub(super) fn look(&mut self, worker: &mut Worker, counters: &Counters, now: Duration) {
+        if now < self.next {
             return;
         }
         self.next = now.saturating_add(LOOK_PERIOD);
-        let counters = worker.all_counters();
         let config = worker.router.config();
         self.instances.resize(config.fleet.instances.len(), Watch::default());
         let mut sights = Vec::new();
@@ -176,9 +181,7 @@ impl Worker {
         let config = router.config();
         for pool in &config.fleet.pools {
             let of_pool = pool.instances.iter().filter_map(|i| config.fleet.instances.get(*i));
-            let ejected = of_pool
-                .filter(|i| records.standing(health::key(&i.address), now, &config.health) == Standing::Ejected)
-                .count();
+            let ejected = of_pool.filter(|i| records.standing(i.key, now, &config.health) == Standing::Ejected).count();
             metrics.set(&format!("routebalance.ejected_instances.{}", pool.name), ejected as u64);
         }
     }

@@ -2,17 +2,16 @@
 
 use crate::config::Drill;
 use crate::filter::host;
+use crate::filter::worker::SWAP_ATTEMPTS;
 use crate::latency::{Basis, Speed};
 use crate::learning::Learned;
 use crate::learning::beliefs::Beliefs;
 use crate::learning::feedback::Feedback;
 use crate::learning::lengths::{self, Lengths};
 use crate::learning::speed::{self, Speeds};
+use crate::random::Random;
 use crate::router::{Decision, Router};
 use crate::shared::{self, Recent, RecentDecision};
-
-/// Attempts to win a compare-and-swap against the other workers.
-const SWAP_ATTEMPTS: usize = 4;
 
 /// What one VM has learnt.
 pub(super) struct Learner {
@@ -33,8 +32,7 @@ pub(super) struct Learner {
     shared_lengths: Exchange,
     shared_speeds: Exchange,
     shared_beliefs: Exchange,
-    /// State of the generator of random draws.
-    seed: u64,
+    random: Random,
 }
 
 /// What one kind of record has been written to and read from.
@@ -101,7 +99,7 @@ impl Learner {
             shared_lengths: Exchange::new(shared::lengths_key),
             shared_speeds: Exchange::new(shared::speeds_key),
             shared_beliefs: Exchange::new(shared::beliefs_key),
-            seed,
+            random: Random::new(seed),
         }
     }
 
@@ -110,13 +108,9 @@ impl Learner {
         &self.learned
     }
 
-    /// The next random draw, uniform in 0 to 1 (SplitMix64: Steele, Lea and Flood 2014).
+    /// The next random draw, uniform in 0 to 1.
     pub(super) fn draw(&mut self) -> f64 {
-        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.seed;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
+        self.random.uniform()
     }
 
     /// The VM has got a slot: it goes on with what the slot's last owner had learnt. What this VM had learnt under another slot

@@ -61,6 +61,7 @@ impl Root {
         }
         self.asker.tick(worker, now);
         let counters = worker.all_counters();
+        self.watches.look(worker, &counters, now);
         worker.write_gauges(&counters);
         self.scraper.tick(worker, &counters, now);
         worker.write_reports();
@@ -108,7 +109,6 @@ impl RootContext for Root {
             worker.write_counters();
             worker.write_glimpses(now);
             worker.exchange_learnt();
-            self.watches.look(worker, now);
             self.lead(worker, now);
         });
     }

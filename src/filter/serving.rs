@@ -6,6 +6,7 @@ use proxy_wasm::types::{BufferType, MapType};
 
 use crate::affinity::{Keys, Placement};
 use crate::filter::access_log::Entry;
+use crate::filter::deciding::Reading;
 use crate::filter::health::Checkup;
 use crate::filter::host;
 use crate::filter::stream::PIECE;
@@ -44,25 +45,24 @@ pub(super) struct Serving {
 }
 
 impl Serving {
-    /// A request that was sent just now and whose body came since `started`.
+    /// A request that was sent just now. `asks_load` says whether the instance's load was asked for here, and not by the client.
     pub(super) fn new(
-        api: Api,
-        started: Duration,
+        reading: Reading,
         decision: Decision,
-        dispatch: Dispatch,
-        keys: Keys,
         entry: Entry,
         decision_us: u64,
+        asks_load: bool,
     ) -> Serving {
+        let Reading { api, started, keys, .. } = reading;
         let sent = host::now();
         Serving {
-            asks_load: false,
             api,
+            asks_load,
             started,
             sent,
             checkup: Checkup::new(decision.instance, sent),
+            dispatch: Some(decision.dispatch()),
             decision,
-            dispatch: Some(dispatch),
             keys,
             entry,
             decision_us,
@@ -74,11 +74,6 @@ impl Serving {
             succeeded: false,
             moved: false,
         }
-    }
-
-    /// Whether the instance's load was asked for here, and not by the client.
-    pub(super) fn asking_load(self, asks_load: bool) -> Serving {
-        Serving { asks_load, ..self }
     }
 
     /// The response's headers are here.
@@ -101,7 +96,9 @@ impl Serving {
         let content_type = host::header(MapType::HttpResponseHeaders, "content-type").unwrap_or_default();
         self.is_sse = content_type.starts_with("text/event-stream");
         self.response = Some(ResponseScan::new(self.api, self.is_sse));
-        self.succeeded = host::header(MapType::HttpResponseHeaders, ":status").is_some_and(|status| status == "200");
+        let status =
+            host::header(MapType::HttpResponseHeaders, ":status").and_then(|s| s.parse().ok()).unwrap_or_default();
+        self.succeeded = status == 200;
         let upstream = host::property(&["upstream", "address"]);
         let config = worker.router.config();
         let set = |name, value: &str| host::set_header(MapType::HttpResponseHeaders, name, Some(value));
@@ -117,7 +114,7 @@ impl Serving {
             set(names::BUDGET_EXHAUSTED_RESPONSE_HEADER, "true");
         }
         let instance = upstream.as_deref().and_then(|address| config.fleet.instance_at(address));
-        self.checkup.head(worker, &self.decision, instance);
+        self.checkup.head(worker, &self.decision, instance, status, &content_type);
         let Some(upstream) = upstream else { return };
         let config = worker.router.config();
         if config.expose_endpoint {

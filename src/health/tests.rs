@@ -1,8 +1,8 @@
 use super::*;
 use crate::config::Config;
 use crate::openai::{Api, Observed, ResponseScan};
+use crate::random::Random;
 use crate::reckoning::{InstanceCounters, InstanceReport};
-use crate::sim::random::Random;
 use crate::telemetry::Load;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -19,7 +19,7 @@ fn ms(ms: u64) -> Duration {
     Duration::from_secs(1_000) + Duration::from_millis(ms)
 }
 
-const A: u64 = 1;
+const A: u32 = 1;
 const DOWN: Event = Event::Failed(Failure::Unanswered);
 
 /// Applies events, each (event, sent ms, seen ms), and returns the records.
@@ -214,7 +214,8 @@ fn records_stay_bounded() {
     let settings = settings();
     let mut records = Records::default();
     for instance in 0..10_000 {
-        records.apply(instance, DOWN, ms(instance), ms(instance), &settings);
+        let at = ms(u64::from(instance));
+        records.apply(instance, DOWN, at, at, &settings);
     }
     assert_eq!(records.0.len(), RECORDS_MAX);
     records.apply(20_000, DOWN, ms(400_000), ms(400_000), &settings);

@@ -64,6 +64,7 @@ impl Router {
                 output_tokens,
                 output_tokens_p80,
                 seconds: slowdown * latency::paper_seconds(&pool.profile, &pool.limits, &load, output_tokens.max(1.0)),
+                forecast,
                 ttft_seconds: slowdown * forecast.ttft,
                 tpot_seconds: forecast.tpot,
                 e2e_seconds: slowdown * forecast.e2e,

@@ -40,16 +40,7 @@ fn idle(router: &Router) -> Vec<LoadNow> {
 
 fn ask<'a>(prompt: &'a Prompt, router: &Router, policy: &str) -> Ask<'a> {
     let policy = router.config().policy_named(policy).unwrap();
-    Ask {
-        api: Api::ChatCompletions,
-        prompt,
-        policy,
-        holder: None,
-        held: Held::default(),
-        sequence: 0,
-        draw: 0.5,
-        constraints: None,
-    }
+    Ask::new(Api::ChatCompletions, prompt, policy)
 }
 
 fn decided(verdict: Verdict) -> Decision {

@@ -11,6 +11,7 @@ fn candidate(instance: usize, quality: f64, seconds: f64, usd: f64) -> Candidate
         output_tokens: 100.0,
         output_tokens_p80: 100.0,
         seconds,
+        forecast: Forecast::default(),
         ttft_seconds: 0.1,
         tpot_seconds: 0.01,
         e2e_seconds: seconds,

@@ -8,7 +8,7 @@ pub fn encode_health(records: &Records) -> Vec<u8> {
     let mut writer = Writer::new(0);
     for (instance, record) in &records.0 {
         let Record { failures, last_failure, stalled, last_busy, ejections, ejected_until, probe_until } = *record;
-        writer.u64(*instance);
+        writer.u32(*instance);
         writer.u32(failures);
         writer.u32(ejections);
         writer.u32(u32::from(stalled));
@@ -23,7 +23,7 @@ pub fn encode_health(records: &Records) -> Vec<u8> {
 pub fn decode_health(bytes: &[u8]) -> Records {
     let rows = Reader::open(bytes, 0).and_then(|mut reader| {
         reader.rows(|r| {
-            let instance = r.u64()?;
+            let instance = r.u32()?;
             let (failures, ejections, stalled) = (r.u32()?, r.u32()?, r.u32()? != 0);
             let (last_failure, last_busy, ejected_until, probe_until) = (r.time()?, r.time()?, r.time()?, r.time()?);
             let record = Record { failures, last_failure, stalled, last_busy, ejections, ejected_until, probe_until };

@@ -46,6 +46,11 @@ pub fn encode_reports(reports: &Reports, period: Duration, fleet: &Fleet) -> Vec
     writer.0
 }
 
+/// The period of the last reports, from the same bytes.
+pub fn decode_period(bytes: &[u8]) -> Option<Duration> {
+    Reader::open(bytes, ANY)?.time()
+}
+
 /// The last reports from bytes, and their period; none where the row is of another instance or there is none. `None` if the
 /// record is of another version, or broken.
 pub fn decode_reports(bytes: &[u8], fleet: &Fleet) -> Option<(Reports, Duration)> {

@@ -8,9 +8,9 @@ use crate::latency::Speed;
 use crate::learning::Learned;
 use crate::learning::lengths::Lengths;
 use crate::learning::speed::{Speeds, Timing};
+use crate::random::Random;
 use crate::reckoning::{self, Counters, Dispatch, LoadNow, Reports};
 use crate::router::Decision;
-use crate::sim::random::Random;
 
 /// What one VM has counted, and what of it the other VMs of its gateway can see.
 #[derive(Clone, Debug)]

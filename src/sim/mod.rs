@@ -10,7 +10,6 @@ pub mod fault;
 pub mod filters;
 pub mod gateway;
 pub mod outcome;
-pub mod random;
 pub mod scenarios;
 pub mod server;
 pub mod simulation;

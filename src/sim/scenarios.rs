@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::fleet::Fleet;
+use crate::random::Random;
 use crate::router::Router;
 use crate::shared::SLOT_TTL;
 use crate::sim::fault::{Fault, Reporting, Scheduled};
 use crate::sim::outcome::{End, Outcome};
-use crate::sim::random::Random;
 use crate::sim::simulation::{Options, Simulation};
 use crate::sim::workload::{Arrivals, ChatMix, Workload, sustainable_rates};
 use crate::telemetry::Load;

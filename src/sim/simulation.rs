@@ -9,16 +9,15 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
 use std::time::Duration;
 
-use crate::affinity::Held;
 use crate::learning::Learned;
 use crate::openai::Api;
+use crate::random::Random;
 use crate::reckoning::{Dispatch, InstanceCounters, LoadNow};
 use crate::router::{Ask, Decision, Router, Verdict};
 use crate::sim::engine::{Event, EventKind, Job};
 use crate::sim::fault::Scheduled;
 use crate::sim::gateway::Gateway;
 use crate::sim::outcome::{End, Outcome};
-use crate::sim::random::Random;
 use crate::sim::server::Server;
 use crate::sim::workload::{Arrival, Template, Workload};
 use crate::telemetry::Load;
@@ -396,16 +395,7 @@ impl<'a> Simulation<'a> {
         let (load_draw, draw) = (gateway.random.uniform(), gateway.random.uniform());
         let slot = gateway.slot_of(worker);
         let (loads, sequence) = gateway.loads(slot, &config.fleet, &config.telemetry, self.now, load_draw);
-        let ask = Ask {
-            api: Api::ChatCompletions,
-            prompt: &t.prompt,
-            policy: arrival.policy,
-            holder: None,
-            held: Held::default(),
-            sequence,
-            draw,
-            constraints: None,
-        };
+        let ask = Ask { sequence, draw, ..Ask::new(Api::ChatCompletions, &t.prompt, arrival.policy) };
         let learned: &Learned = &gateway.learned;
         let verdict = match &t.outlook {
             Some(outlook) => self.router.decide(&ask, outlook, Some(&loads), learned),

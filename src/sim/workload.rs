@@ -5,8 +5,8 @@ use std::time::Duration;
 use crate::fleet::{Fleet, LatencyProfile, Limits, ModelKind};
 use crate::openai::{Api, Prompt, RequestScan};
 use crate::predictor::{Estimate, PriorSpread};
+use crate::random::Random;
 use crate::router::Outlook;
-use crate::sim::random::Random;
 
 /// A kind of request: what the gateway sees of it, and the truth that it cannot know.
 #[derive(Clone, Debug)]

@@ -124,14 +124,6 @@ impl Envoy {
     pub fn log_text(&self) -> String {
         fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
-
-    /// Fails if the process has ended.
-    pub fn ensure_alive(&mut self) -> Result<()> {
-        match self.process.exited()? {
-            Some(status) => Err(start_failure(&self.log_text(), &format!("Envoy ended ({status})"))),
-            None => Ok(()),
-        }
-    }
 }
 
 /// Envoy's process and the watcher that kills it if this process dies without running destructors (SIGKILL, a test's

@@ -7,6 +7,7 @@
 //! instance has got is drawn from a Poisson distribution, so that gateways differ where they cannot know better.
 
 use super::Seen;
+use crate::random;
 
 /// Turns over the requests of others on the instances of a pool. `share_left` says which share of them has not ended since the
 /// report.
@@ -35,7 +36,7 @@ pub(super) fn turn_over(
         if expected > 0.0
             && let Some(foreign) = foreign.get_mut(i)
         {
-            *foreign += poisson(expected, lot(draw, i));
+            *foreign += poisson(expected, random::split(draw, i));
         }
     }
 }
@@ -74,14 +75,6 @@ fn poisson(mean: f64, uniform: f64) -> f64 {
     n
 }
 
-/// A number of its own for each instance from one draw, uniform in 0 to 1 (the finaliser of SplitMix64).
-fn lot(draw: f64, instance: usize) -> f64 {
-    let z = draw.to_bits() ^ (instance as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,7 +100,7 @@ mod tests {
     #[test]
     fn draws_have_their_mean_and_differ_between_instances() {
         for mean in [0.1, 1.0, 7.0] {
-            let draws: Vec<f64> = (0..10_000).map(|i| poisson(mean, lot(0.3, i))).collect();
+            let draws: Vec<f64> = (0..10_000).map(|i| poisson(mean, random::split(0.3, i))).collect();
             let m = draws.iter().sum::<f64>() / 1e4;
             let variance = draws.iter().map(|d| (d - m).powi(2)).sum::<f64>() / 1e4;
             assert!((m / mean - 1.0).abs() < 0.1 && (variance / mean - 1.0).abs() < 0.1, "{mean}: {m}, {variance}");

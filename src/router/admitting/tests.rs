@@ -1,6 +1,5 @@
 //! Admission through the router: what a decision says of constraints, budgets and saturation.
 
-use crate::affinity::Held;
 use serde_json::{Value, json};
 
 use super::*;
@@ -34,16 +33,7 @@ fn prompt(fields: Value) -> Prompt {
 
 fn route(router: &Router, prompt: &Prompt, constraints: Option<Constraints>, load: LoadNow) -> Verdict {
     let policy = router.config().policy_named("quality").unwrap();
-    let ask = Ask {
-        api: Api::ChatCompletions,
-        prompt,
-        policy,
-        holder: None,
-        held: Held::default(),
-        sequence: 0,
-        draw: 0.5,
-        constraints,
-    };
+    let ask = Ask { constraints, ..Ask::new(Api::ChatCompletions, prompt, policy) };
     let loads = vec![LoadNow { trust: 1.0, ..load }; router.config().fleet.instances.len()];
     router.route(&ask, Some(&loads), &Learned::default())
 }
@@ -124,16 +114,8 @@ fn the_policy_and_the_request_insist() {
     scan.push(br#"{"input":"text"}"#);
     let embedding = scan.finish().unwrap();
     let policy = quality.config().policy_named("quality").unwrap();
-    let ask = Ask {
-        api: Api::Embeddings,
-        prompt: &embedding,
-        policy,
-        holder: None,
-        held: Held::default(),
-        sequence: 0,
-        draw: 0.5,
-        constraints: Some(Constraints { budget: Budget { usd: None, tokens: Some(1) }, ..strict }),
-    };
+    let constraints = Some(Constraints { budget: Budget { usd: None, tokens: Some(1) }, ..strict });
+    let ask = Ask { constraints, ..Ask::new(Api::Embeddings, &embedding, policy) };
     let decision = decided(quality.route(&ask, None, &Learned::default()));
     assert_eq!((decision.max_tokens, decision.output_tokens), (None, 0));
 }

@@ -1,4 +1,24 @@
-//! Seeded random numbers: the same seed gives the same simulation on every machine.
+//! Seeded random numbers: the same seed gives the same numbers on every machine.
+
+/// What the state of the generator grows by; an odd number near the golden ratio of 2^64.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Bits that tell nothing of those they were made of: the generator's finaliser.
+fn mixed(bits: u64) -> u64 {
+    let z = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Uniform in [0, 1).
+fn unit(bits: u64) -> f64 {
+    (bits >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// One of many numbers made of a single draw, uniform in [0, 1) like the draw and independent of the others.
+pub fn split(draw: f64, which: usize) -> f64 {
+    unit(mixed(draw.to_bits() ^ (which as u64).wrapping_add(1).wrapping_mul(GOLDEN)))
+}
 
 /// A generator of random numbers: SplitMix64 (Steele, Lea and Flood 2014, *Fast Splittable Pseudorandom Number Generators*).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,15 +40,13 @@ impl Random {
 
     /// 64 random bits.
     pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0 = self.0.wrapping_add(GOLDEN);
+        mixed(self.0)
     }
 
     /// Uniform in [0, 1).
     pub fn uniform(&mut self) -> f64 {
-        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
+        unit(self.bits())
     }
 
     /// Uniform in 0 to `n - 1`; 0 if `n` is 0.
