@@ -31,8 +31,6 @@ pub struct Load {
     pub ttft: Option<Sum>,
     /// Time between output tokens, over all since the server's start; over requests where the server has no finer count.
     pub tpot: Option<Sum>,
-    /// Tokens of one block of the KV cache.
-    pub block_tokens: Option<f64>,
 }
 
 /// A histogram's sum and count. The mean of what came between two reports is the ratio of their differences.
@@ -56,8 +54,6 @@ pub struct Page {
 /// The LoRA adapters of an instance.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Adapters {
-    /// Adapters that fit beside each other in one batch.
-    pub max: u32,
     /// Names of adapters that are loaded because requests run on them.
     pub running: Vec<String>,
     /// Names of adapters that requests wait for.

@@ -2,12 +2,10 @@
 
 use std::str;
 
-use super::{Adapters, Gauge, Load, Page, Sum, TOTAL_MAX};
+use super::{Adapters, Gauge, Page, Sum, TOTAL_MAX};
 
 /// Names of adapters that are kept of one page; vLLM's `--max-loras` is far below.
 const ADAPTERS_MAX: usize = 64;
-/// Largest plausible block of a KV cache, tokens.
-const BLOCK_TOKENS_MAX: f64 = 65_536.0;
 
 /// Reads a page in Prometheus' text format. A line that is malformed or has an implausible value is skipped.
 pub fn parse_metrics(page: &[u8]) -> Page {
@@ -62,8 +60,6 @@ enum Family {
     Progress,
     Histogram(Timing, Part),
     SleepState,
-    CacheConfig(&'static str),
-    BlockTokens,
     Adapters,
 }
 
@@ -93,9 +89,6 @@ fn family(name: &[u8]) -> Option<Family> {
             return Some(Family::Progress);
         }
         b"vllm:engine_sleep_state" => return Some(Family::SleepState),
-        b"vllm:cache_config_info" => return Some(Family::CacheConfig("block_size")),
-        b"sglang:cache_config_info" => return Some(Family::CacheConfig("page_size")),
-        b"trtllm_kv_cache_tokens_per_block" => return Some(Family::BlockTokens),
         b"vllm:lora_requests_info" => return Some(Family::Adapters),
         _ => return histogram(name),
     };
@@ -138,11 +131,11 @@ impl Reading {
                 "waiting" => load.add(Gauge::Waiting, value),
                 _ => {}
             },
-            Family::TritonKvCache => match label(labels, "kv_cache_block_type")? {
-                "fraction" => load.add(Gauge::KvUse, value),
-                "tokens_per" => set_block(load, value),
-                _ => {}
-            },
+            Family::TritonKvCache => {
+                if label(labels, "kv_cache_block_type")? == "fraction" {
+                    load.add(Gauge::KvUse, value);
+                }
+            }
             Family::Progress => add(&mut load.progress_tokens, value),
             Family::Histogram(timing, part) => {
                 let histogram = match timing {
@@ -160,8 +153,6 @@ impl Reading {
                     load.awake = Some(load.awake.unwrap_or(true) && value != 0.0);
                 }
             }
-            Family::CacheConfig(size) => set_block(load, label(labels, size)?.parse().ok()?),
-            Family::BlockTokens => set_block(load, value),
             // Old rows stay on the page; the value is the time of the change.
             Family::Adapters => {
                 if value > self.adapters_at {
@@ -181,12 +172,6 @@ impl Reading {
     }
 }
 
-fn set_block(load: &mut Load, tokens: f64) {
-    if (1.0..=BLOCK_TOKENS_MAX).contains(&tokens) {
-        load.block_tokens = Some(tokens);
-    }
-}
-
 fn add(sum: &mut Option<f64>, value: f64) {
     if (0.0..=TOTAL_MAX).contains(&value) {
         *sum = Some(sum.unwrap_or(0.0) + value);
@@ -198,11 +183,7 @@ fn adapters(labels: &str) -> Option<Adapters> {
         let names = label(labels, name)?.split(',').map(str::trim).filter(|name| !name.is_empty());
         Some(names.take(ADAPTERS_MAX).map(str::to_owned).collect())
     };
-    Some(Adapters {
-        max: label(labels, "max_lora")?.parse().ok()?,
-        running: names("running_lora_adapters")?,
-        waiting: names("waiting_lora_adapters")?,
-    })
+    Some(Adapters { running: names("running_lora_adapters")?, waiting: names("waiting_lora_adapters")? })
 }
 
 /// Where the brace that ends the labels is: label values may contain braces, and quotes behind a backslash.

@@ -119,8 +119,8 @@ fn what_else_a_page_says() {
         ),
         (
             "trtllm_time_per_output_token_seconds_count{} 3\ntrtllm_time_per_output_token_seconds_sum{} 0.5\n\
-             trtllm_time_to_first_token_seconds_count{} 3\ntrtllm_kv_cache_tokens_per_block 32\n",
-            Load { tpot: sum(0.5, 3.0), block_tokens: Some(32.0), ..Load::default() },
+             trtllm_time_to_first_token_seconds_count{} 3\n",
+            Load { tpot: sum(0.5, 3.0), ..Load::default() },
         ),
         (
             "vllm:engine_sleep_state{sleep_state=\"awake\"} 1\nvllm:engine_sleep_state{sleep_state=\"discard_all\"} 0\n",
@@ -130,11 +130,6 @@ fn what_else_a_page_says() {
             "vllm:engine_sleep_state{sleep_state=\"awake\"} 1\nvllm:engine_sleep_state{sleep_state=\"awake\"} 0\n",
             Load { awake: Some(false), ..Load::default() },
         ),
-        (
-            "vllm:cache_config_info{block_size=\"16\",engine=\"0\"} 1.0\n",
-            Load { block_tokens: Some(16.0), ..Load::default() },
-        ),
-        ("sglang:cache_config_info{page_size=\"None\"} 1.0\ntrtllm_kv_cache_tokens_per_block 1e9\n", Load::default()),
         ("vllm:generation_tokens_total NaN\nvllm:prompt_tokens_total -4\n", Load::default()),
     ];
     for (page, expected) in rows {
@@ -146,17 +141,17 @@ fn what_else_a_page_says() {
 fn the_latest_row_of_adapters_counts() {
     let lora = parse_metrics(include_bytes!("../../tests/fixtures/vllm-small/metrics-lora.txt"));
     let sql = vec!["sql".to_owned()];
-    assert_eq!(lora.adapters, Some(Adapters { max: 1, running: sql.clone(), waiting: sql }));
+    assert_eq!(lora.adapters, Some(Adapters { running: sql.clone(), waiting: sql }));
     let row = |running: &str| {
         format!(
             "vllm:lora_requests_info{{max_lora=\"4\",running_lora_adapters=\"{running}\",waiting_lora_adapters=\"\"}} 1.5e9\n"
         )
     };
     let two = parse_metrics(row("a, b,").as_bytes()).adapters.unwrap();
-    assert_eq!((two.max, two.running, two.waiting), (4, vec!["a".to_owned(), "b".to_owned()], vec![]));
+    assert_eq!((two.running, two.waiting), (vec!["a".to_owned(), "b".to_owned()], vec![]));
     let many = (0..1_000).map(|i| i.to_string()).collect::<Vec<_>>().join(",");
     assert_eq!(parse_metrics(row(&many).as_bytes()).adapters.unwrap().running.len(), 64);
-    let broken = row("a").replace("max_lora", "max");
+    let broken = row("a").replace("running_lora_adapters", "running");
     assert_eq!(parse_metrics(broken.as_bytes()).adapters, None);
 }
 
