@@ -21,6 +21,7 @@ pub mod evaluate;
 pub mod fleet;
 pub mod gateway;
 pub mod instance;
+pub mod lab;
 pub mod load;
 pub mod ports;
 pub mod prompts;

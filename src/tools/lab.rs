@@ -1,0 +1,3 @@
+//! The lab: contenders on the same requests, in virtual time, what became of them, and a page to look at.
+
+pub mod cell;
