@@ -6,7 +6,7 @@
 //! filter. The tokens of a stream are counted at ticks, so that a worker knows its own up to one tick late.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap};
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use crate::random::Random;
@@ -124,7 +124,8 @@ enum Answer {
     TimedOut,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Scrapes are boxed: they are large and rare, and every sift of the queue moves events about.
+#[derive(Clone, Debug, PartialEq)]
 enum Happening {
     Arrive(usize),
     Close { gateway: usize, batch: u64 },
@@ -135,8 +136,8 @@ enum Happening {
     Abort { instance: usize, job: u64 },
     Tick,
     ScrapeDue { gateway: usize, instance: usize },
-    Asked(Scrape),
-    Told(Scrape, Answer),
+    Asked(Box<Scrape>),
+    Told(Box<(Scrape, Answer)>),
     Idle { flight: usize, attempt: usize },
     Leave { flight: usize },
     Fail(usize),
@@ -144,7 +145,7 @@ enum Happening {
 }
 
 /// An event in the queue; the number keeps events of one time in the order in which they were foreseen.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 struct Queued(Duration, u64, Happening);
 
 impl Eq for Queued {}
@@ -174,6 +175,8 @@ pub struct Simulation<'a> {
     now: Duration,
     foreseen: u64,
     queue: BinaryHeap<Reverse<Queued>>,
+    /// Attempts that will be looked at, in order of time: nearly all have ended by then, and none of them makes the queue longer.
+    idles: VecDeque<Queued>,
     servers: Vec<Server>,
     /// For every server, the time of its next event in the queue.
     steps: Vec<Option<Duration>>,
@@ -218,6 +221,7 @@ impl<'a> Simulation<'a> {
             now: Duration::ZERO,
             foreseen: 0,
             queue: BinaryHeap::new(),
+            idles: VecDeque::new(),
             steps: vec![None; instances],
             servers,
             gateways,
@@ -237,7 +241,7 @@ impl<'a> Simulation<'a> {
     /// Runs until every request has ended, or until the time limit.
     pub fn finish(&mut self, limit: Duration) {
         while self.arrived < self.workload.arrivals.len() || !self.open.is_empty() {
-            if self.queue.peek().is_none_or(|next| next.0.0 > limit) || !self.step() {
+            if self.next_at().is_none_or(|next| next > limit) || !self.step() {
                 return;
             }
         }
@@ -245,7 +249,7 @@ impl<'a> Simulation<'a> {
 
     /// Runs until a time, that time included.
     pub fn run_until(&mut self, time: Duration) {
-        while self.queue.peek().is_some_and(|next| next.0.0 <= time) && self.step() {}
+        while self.next_at().is_some_and(|next| next <= time) && self.step() {}
         self.now = self.now.max(time);
     }
 
@@ -299,12 +303,37 @@ impl<'a> Simulation<'a> {
         self.queue.push(Reverse(Queued(at.max(self.now), self.foreseen, what)));
     }
 
+    /// Looks at an attempt at this time, whether it is idle.
+    fn foresee_idle(&mut self, at: Duration, flight: usize, attempt: usize) {
+        let what = Happening::Idle { flight, attempt };
+        if self.idles.back().is_some_and(|last| last.0 > at) {
+            return self.foresee(at, what);
+        }
+        self.foreseen = self.foreseen.saturating_add(1);
+        self.idles.push_back(Queued(at, self.foreseen, what));
+    }
+
+    /// When something happens next.
+    fn next_at(&self) -> Option<Duration> {
+        let queued = self.queue.peek().map(|next| next.0.0);
+        let idle = self.idles.front().map(|next| next.0);
+        queued.into_iter().chain(idle).min()
+    }
+
+    fn pop(&mut self) -> Option<Queued> {
+        let idle_first = match (self.idles.front(), self.queue.peek()) {
+            (Some(idle), Some(Reverse(queued))) => idle < queued,
+            (idle, _) => idle.is_some(),
+        };
+        if idle_first { self.idles.pop_front() } else { self.queue.pop().map(|Reverse(next)| next) }
+    }
+
     fn after_network(&mut self, what: Happening) {
         self.foresee(self.now.saturating_add(self.options.network), what);
     }
 
     fn step(&mut self) -> bool {
-        let Some(Reverse(Queued(at, _, what))) = self.queue.pop() else { return false };
+        let Some(Queued(at, _, what)) = self.pop() else { return false };
         self.now = at;
         match what {
             Happening::Arrive(arrival) => self.arrive(arrival),
@@ -323,8 +352,8 @@ impl<'a> Simulation<'a> {
             Happening::Abort { instance, job } => self.abort(instance, job),
             Happening::Tick => self.tick(),
             Happening::ScrapeDue { gateway, instance } => self.scrape(gateway, instance),
-            Happening::Asked(scrape) => self.asked(scrape),
-            Happening::Told(scrape, answer) => self.told(scrape, answer),
+            Happening::Asked(scrape) => self.asked(*scrape),
+            Happening::Told(told) => self.told(told.0, told.1),
             Happening::Idle { flight, attempt } => self.idle(flight, attempt),
             Happening::Leave { flight } => self.end(flight, End::Left),
             Happening::Fail(fault) => self.fail(fault),
@@ -394,7 +423,7 @@ impl<'a> Simulation<'a> {
         }
         self.foresee(now.saturating_add(back_off + self.options.network), Happening::Reach { flight: index, attempt });
         let idle_at = now.saturating_add(back_off + self.options.per_try_idle);
-        self.foresee(idle_at, Happening::Idle { flight: index, attempt });
+        self.foresee_idle(idle_at, index, attempt);
     }
 
     fn idle(&mut self, index: usize, attempt: usize) {
@@ -402,7 +431,7 @@ impl<'a> Simulation<'a> {
         let Some(flight) = self.flight(index).filter(|f| f.attempt == attempt) else { return };
         let due = flight.progressed_at.saturating_add(limit);
         if due > now {
-            return self.foresee(due, Happening::Idle { flight: index, attempt });
+            return self.foresee_idle(due, index, attempt);
         }
         self.withdraw(index);
         self.lose(index);

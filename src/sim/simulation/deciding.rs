@@ -253,7 +253,7 @@ impl Simulation<'_> {
         if let Some(place) = self.flights.get_mut(index) {
             *place = Some(flight);
         }
-        self.foresee(now.saturating_add(self.options.per_try_idle), Happening::Idle { flight: index, attempt: 0 });
+        self.foresee_idle(now.saturating_add(self.options.per_try_idle), index, 0);
         self.after_network(Happening::Reach { flight: index, attempt: 0 });
     }
 

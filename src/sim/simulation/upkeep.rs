@@ -45,9 +45,9 @@ impl Simulation<'_> {
         let scrape = Scrape { gateway, epoch: home.epoch, instance, asked_at: now, own };
         let lost = self.random.uniform() < self.options.scrape_loss;
         if lost {
-            self.foresee(now.saturating_add(timeout), Happening::Told(scrape, Answer::TimedOut));
+            self.foresee(now.saturating_add(timeout), Happening::Told(Box::new((scrape, Answer::TimedOut))));
         } else {
-            self.after_network(Happening::Asked(scrape));
+            self.after_network(Happening::Asked(Box::new(scrape)));
         }
         self.foresee(now.saturating_add(period), Happening::ScrapeDue { gateway, instance });
     }
@@ -56,12 +56,12 @@ impl Simulation<'_> {
         self.advance(scrape.instance);
         let answer = self.servers.get(scrape.instance).map(Server::scraped);
         match answer {
-            Some(Ok(Some(load))) => self.after_network(Happening::Told(scrape, Answer::Page(load))),
+            Some(Ok(Some(load))) => self.after_network(Happening::Told(Box::new((scrape, Answer::Page(load))))),
             Some(Ok(None)) => {
                 let timeout = self.router.config().telemetry.scrape_timeout;
-                self.foresee(scrape.asked_at.saturating_add(timeout), Happening::Told(scrape, Answer::TimedOut));
+                self.foresee(scrape.asked_at.saturating_add(timeout), Happening::Told(Box::new((scrape, Answer::TimedOut))));
             }
-            Some(Err(_)) | None => self.after_network(Happening::Told(scrape, Answer::NobodyThere)),
+            Some(Err(_)) | None => self.after_network(Happening::Told(Box::new((scrape, Answer::NobodyThere)))),
         }
     }
 

@@ -3,37 +3,57 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressStyle};
 
 /// The machine's other work keeps its cores.
 const THREADS: usize = 2;
 
-/// `measure` of every job, in the order of the jobs, with a progress bar.
-pub(super) fn measured<J: Sync, R: Send>(jobs: &[J], measure: impl Fn(&J) -> R + Sync) -> Vec<R> {
+/// `measure` of every job, with a progress bar. `done` hears of each result as it comes, and says whether to go on.
+pub(in crate::tools) fn each_measured<J: Sync, R: Send>(
+    jobs: &[J],
+    measure: impl Fn(&J) -> R + Sync,
+    mut done: impl FnMut(&J, R) -> bool,
+) {
     let bar = ProgressBar::new(jobs.len() as u64);
+    if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} cells, {elapsed}, {eta} to go") {
+        bar.set_style(style);
+    }
     let next = AtomicUsize::new(0);
     let (sender, receiver) = mpsc::channel();
-    let mut results: Vec<Option<R>> = jobs.iter().map(|_| None).collect();
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
             let (sender, next, measure) = (sender.clone(), &next, &measure);
             scope.spawn(move || {
-                while let Some((i, job)) =
-                    Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, jobs.get(i)?)))
-                {
-                    if sender.send((i, measure(job))).is_err() {
+                while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if sender.send((job, measure(job))).is_err() {
                         break;
                     }
                 }
             });
         }
         drop(sender);
-        for (i, result) in receiver {
+        for (job, result) in receiver {
             bar.inc(1);
-            results[i] = Some(result);
+            if !done(job, result) {
+                break;
+            }
         }
     });
     bar.finish_and_clear();
+}
+
+/// `measure` of every job, in the order of the jobs.
+pub(super) fn measured<J: Sync, R: Send>(jobs: &[J], measure: impl Fn(&J) -> R + Sync) -> Vec<R> {
+    let numbered: Vec<(usize, &J)> = jobs.iter().enumerate().collect();
+    let mut results: Vec<Option<R>> = jobs.iter().map(|_| None).collect();
+    each_measured(
+        &numbered,
+        |(_, job)| measure(job),
+        |(i, _), result| {
+            results[*i] = Some(result);
+            true
+        },
+    );
     results.into_iter().flatten().collect()
 }
 

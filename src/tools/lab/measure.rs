@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::cell::{Cell, CellWeights, Intervals, Slice, TimesMs};
+use super::ground::Demand;
+use super::statistics::RESAMPLES;
 use crate::fleet::{Fleet, Weights};
+use crate::random::Random;
 use crate::router::Router;
 use crate::sim::contender::{Contender, Deciding};
 use crate::sim::outcome::{End, Outcome};
@@ -13,6 +16,8 @@ use crate::sim::workload::Workload;
 
 /// Slices of a cell's timeline.
 const SLICES: usize = 30;
+/// The seed whose course of time is kept: more would make the result several times larger.
+pub const FIRST_SEED: u64 = 1;
 /// Time for the last answers after the last arrival, in multiples of the time of all arrivals, at least an hour.
 const PATIENCE: u32 = 20;
 
@@ -41,6 +46,8 @@ pub struct Plan {
     pub overhead: String,
     /// Further variation of the experiment.
     pub variant: String,
+    /// What the requests insist on.
+    pub demand: Demand,
 }
 
 /// Simulates a plan. Fleet, telemetry and, for ours, the policies are the router's.
@@ -73,6 +80,12 @@ fn summarised(plan: &Plan, fleet: &Fleet, workload: &Workload, outcomes: &[Outco
     let first = outcomes.first().map_or(Duration::ZERO, |o| o.at);
     let end = answered.iter().filter_map(|o| Some(o.at + o.e2e?)).max().unwrap_or(first);
     let refused = outcomes.iter().filter(|o| o.end == End::Refused).count();
+    let rows: Vec<[f64; 3]> = answered
+        .iter()
+        .zip(quality.iter().zip(&usd))
+        .map(|(o, (quality, usd))| [*quality, *usd, o.e2e.unwrap_or_default().as_secs_f64() * 1e3])
+        .collect();
+    let [of_quality, of_usd, of_e2e] = bootstrapped(&rows, plan.seed);
     let decided: Vec<f64> = outcomes.iter().filter_map(|o| o.decided).map(|d| d.as_secs_f64() * 1e6).collect();
     Cell {
         policy: plan.policy.clone(),
@@ -92,15 +105,16 @@ fn summarised(plan: &Plan, fleet: &Fleet, workload: &Workload, outcomes: &[Outco
         tpot_ms: times(&tpot),
         e2e_ms: times(&e2e),
         throughput_rps: answered.len() as f64 / end.saturating_sub(first).as_secs_f64().max(1e-9),
-        slo_attainment: None,
-        budget_exhausted: None,
+        served: served(outcomes),
+        slo_attainment: slo_attainment(&plan.demand, outcomes),
+        budget_exhausted: budget_exhausted(fleet, workload, outcomes),
         shed: (refused > 0).then(|| refused as f64 / outcomes.len().max(1) as f64),
         mix: mix(fleet, outcomes.iter()),
         decision_us: decided.iter().sum::<f64>() / decided.len().max(1) as f64,
-        intervals: Intervals::default(),
+        intervals: Intervals { quality: of_quality, cost_usd: of_usd, e2e_ms: of_e2e },
         e2e_percentiles_ms: percentiles(&e2e),
         ttft_percentiles_ms: percentiles(&ttft),
-        timeline: timeline(fleet, outcomes),
+        timeline: if plan.seed == FIRST_SEED { timeline(fleet, outcomes) } else { Vec::new() },
     }
 }
 
@@ -117,6 +131,67 @@ fn usd(fleet: &Fleet, workload: &Workload, outcome: &Outcome) -> f64 {
         + f64::from(outcome.output_tokens) * model.tariff.usd_per_output_token
 }
 
+/// 95 % intervals of the means of columns: the percentile bootstrap over rows, one draw for all columns.
+fn bootstrapped(rows: &[[f64; 3]], seed: u64) -> [[f64; 2]; 3] {
+    if rows.is_empty() {
+        return [[0.0; 2]; 3];
+    }
+    let mut random = Random::for_use(seed, 6);
+    let mut means: [Vec<f64>; 3] = std::array::from_fn(|_| Vec::with_capacity(RESAMPLES));
+    for _ in 0..RESAMPLES {
+        let mut sums = [0.0; 3];
+        for _ in 0..rows.len() {
+            let row = rows[random.below(rows.len())];
+            sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+        }
+        means.iter_mut().zip(sums).for_each(|(means, sum)| means.push(sum / rows.len() as f64));
+    }
+    means.map(|mut means| {
+        means.sort_by(f64::total_cmp);
+        let at = |share: f64| means[(share * (RESAMPLES - 1) as f64).round() as usize];
+        [at(0.025), at(0.975)]
+    })
+}
+
+/// Answers that ended in the second half of the time of arrivals, over the requests that came in it. Over the whole time the last
+/// answers, which come after the last request, would count as missing.
+fn served(outcomes: &[Outcome]) -> Option<f64> {
+    let last = outcomes.last()?.at;
+    let half = last / 2;
+    let came = outcomes.iter().filter(|o| o.at > half).count();
+    let ended = outcomes.iter().filter(|o| o.is_answered()).filter_map(|o| Some(o.at + o.e2e?));
+    let ended = ended.filter(|end| *end > half && *end <= last).count();
+    (came > 0).then(|| ended as f64 / came as f64)
+}
+
+/// Requests that were refused or got no whole answer have not kept their limits.
+fn slo_attainment(demand: &Demand, outcomes: &[Outcome]) -> Option<f64> {
+    let slo = demand.slo;
+    if slo.ttft.is_none() && slo.tpot.is_none() {
+        return None;
+    }
+    let keeps = |o: &&Outcome| {
+        let ttft = slo.ttft.is_none_or(|limit| o.ttft.is_some_and(|ttft| ttft <= limit));
+        // An answer of one token has no time between tokens.
+        let tpot = slo.tpot.is_none_or(|limit| o.tpot().is_none_or(|tpot| tpot <= limit));
+        o.is_answered() && ttft && tpot
+    };
+    Some(outcomes.iter().filter(keeps).count() as f64 / outcomes.len().max(1) as f64)
+}
+
+/// A budget is used up if the prompt alone exceeds it, or if the answer was cut off by it: if not one token more could be paid for. (The
+/// published rule, section 10 (c) of its specification, wants the cost within 1e-9 USD of the budget, which is less than any token costs.)
+/// Those that were refused have used up nothing.
+fn budget_exhausted(fleet: &Fleet, workload: &Workload, outcomes: &[Outcome]) -> Option<f64> {
+    let token = |o: &Outcome| o.model.and_then(|m| fleet.models.get(m)).map_or(0.0, |m| m.tariff.usd_per_output_token);
+    let is_spent = |(o, arrival): (&Outcome, &crate::sim::workload::Arrival)| {
+        let budget = arrival.constraints?.budget.usd?;
+        Some(o.is_answered() && usd(fleet, workload, o) + token(o) > budget)
+    };
+    let spent: Vec<bool> = outcomes.iter().zip(&workload.arrivals).filter_map(is_spent).collect();
+    (!spent.is_empty()).then(|| spent.iter().filter(|spent| **spent).count() as f64 / spent.len() as f64)
+}
+
 /// Of sorted values.
 fn times(sorted: &[f64]) -> TimesMs {
     let mean = sorted.iter().sum::<f64>() / sorted.len().max(1) as f64;
@@ -130,7 +205,9 @@ fn percentile(sorted: &[f64], percent: usize) -> f64 {
 }
 
 fn percentiles(sorted: &[f64]) -> Vec<f64> {
-    if sorted.is_empty() { Vec::new() } else { (0..=100).map(|p| percentile(sorted, p)).collect() }
+    // A tenth of a millisecond is enough for a curve, and a quarter of the digits.
+    let rounded = |p: usize| (percentile(sorted, p) * 10.0).round() / 10.0;
+    if sorted.is_empty() { Vec::new() } else { (0..=100).map(rounded).collect() }
 }
 
 fn mix<'a>(fleet: &Fleet, outcomes: impl Iterator<Item = &'a Outcome>) -> BTreeMap<String, f64> {
@@ -140,7 +217,7 @@ fn mix<'a>(fleet: &Fleet, outcomes: impl Iterator<Item = &'a Outcome>) -> BTreeM
         *counts.entry(model.name.clone()).or_default() += 1.0;
         all += 1.0;
     }
-    counts.values_mut().for_each(|share| *share /= all);
+    counts.values_mut().for_each(|share| *share = (*share / all * 1e4).round() / 1e4);
     counts
 }
 

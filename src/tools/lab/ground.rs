@@ -1,0 +1,229 @@
+//! What contenders stand on: a fleet, its prompts, and what each of them expects of a prompt.
+
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result};
+
+use super::entrant::{Entrant, Estimates};
+use super::source::{ArrivalKind, Feed, Source};
+use crate::config::Config;
+use crate::fleet::{Budget, Constraints, Fleet, Mode, ModelKind, Slo};
+use crate::random::Random;
+use crate::router::{Outlook, Router};
+use crate::sim::contender::Contender;
+use crate::sim::workload::{Template, Workload, sustainable_rates};
+
+/// The published budgets' seed (RouteBalance, section 10 of its specification), and the output tokens that they are made for.
+const BUDGET_SEED: u64 = 42;
+const BUDGET_OUTPUT_TOKENS: f64 = 128.0;
+
+/// What all requests of a cell insist on.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Demand {
+    /// Limits of both times.
+    pub slo: Slo,
+    /// Share of prompts that have a budget, 0 to 1: uniform between what the cheapest and what the dearest model costs for the prompt
+    /// and 128 tokens.
+    pub budgets: f64,
+    /// What happens where nothing keeps it.
+    pub mode: Mode,
+}
+
+impl Demand {
+    /// Whether anything is demanded.
+    pub fn is_any(&self) -> bool {
+        self.slo != Slo::default() || self.budgets > 0.0
+    }
+}
+
+/// Which requests come.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Asked {
+    /// How they come; `None` for the source's own way.
+    pub arrivals: Option<ArrivalKind>,
+    /// Requests per second; `None` for what the arrivals themselves say.
+    pub rate: Option<f64>,
+    /// How many; `None` for all that are recorded, or each prompt once.
+    pub requests: Option<usize>,
+    /// Of times and of their order.
+    pub seed: u64,
+    /// What they insist on.
+    pub demand: Demand,
+}
+
+/// A fleet and its prompts.
+#[derive(Debug)]
+pub struct Ground {
+    /// The configuration; policies are replaced by those of entrants.
+    pub config: Config,
+    /// The requests.
+    pub source: Source,
+    seen: Mutex<Vec<Seen>>,
+}
+
+/// What some templates are with others' estimates.
+#[derive(Debug)]
+struct Seen {
+    estimates: Estimates,
+    of: Arc<[Template]>,
+    are: Arc<[Template]>,
+}
+
+impl Ground {
+    /// This fleet with these prompts.
+    pub fn new(config: Config, source: Source) -> Ground {
+        Ground { config, source, seen: Mutex::default() }
+    }
+
+    /// Requests per second that all pools together sustain.
+    pub fn sustainable_rate(&self) -> f64 {
+        let templates: Vec<Template> = self.source.prompts().iter().map(|p| p.template.clone()).collect();
+        sustainable_rates(&self.config.fleet, &templates).iter().sum()
+    }
+
+    /// The requests as a contender sees them, with the policy of index 0.
+    ///
+    /// # Errors
+    /// They cannot be had, or nobody has these estimates of them.
+    pub fn workload(&self, asked: &Asked, estimates: Estimates) -> Result<(Feed, Workload)> {
+        let source = match asked.arrivals {
+            Some(kind) => &self.source.with_arrivals(kind),
+            None => &self.source,
+        };
+        let feed = source.feed(asked.rate, asked.requests, 0, asked.seed)?;
+        let mut workload = self.as_seen(source, &feed, estimates)?;
+        if asked.demand.is_any() {
+            self.insist(&mut workload, &asked.demand);
+        }
+        Ok((feed, workload))
+    }
+
+    /// What decides, for the templates of a feed: a pipeline's models are those of prompts.
+    pub fn contender(&self, entrant: &Entrant, feed: &Feed) -> Contender {
+        match &entrant.contender {
+            Contender::Pipeline { models, dispatcher } => Contender::Pipeline {
+                models: feed.prompts.iter().filter_map(|p| models.get(*p).copied()).collect(),
+                dispatcher: *dispatcher,
+            },
+            other => other.clone(),
+        }
+    }
+
+    /// A router whose only policy is the entrant's.
+    pub fn router(&self, entrant: &Entrant) -> Router {
+        let mut config = self.config.clone();
+        if let Some(policy) = &entrant.route_policy {
+            config.policies = vec![policy.clone()];
+            config.default_policy = 0;
+        }
+        Router::new(config, None)
+    }
+
+    fn as_seen(&self, source: &Source, feed: &Feed, estimates: Estimates) -> Result<Workload> {
+        if estimates == Estimates::Ours {
+            return Ok(feed.workload.clone());
+        }
+        let of = &feed.workload.templates;
+        let arrivals = feed.workload.arrivals.clone();
+        let is_it = |seen: &&Seen| seen.estimates == estimates && Arc::ptr_eq(&seen.of, of);
+        let mut all = self.seen.lock().map_err(|_| anyhow::anyhow!("another thread has panicked"))?;
+        if let Some(seen) = all.iter().find(is_it) {
+            return Ok(Workload { templates: seen.are.clone(), arrivals });
+        }
+        let fleet = &self.config.fleet;
+        let are: Arc<[Template]> = match estimates {
+            Estimates::Ours => of.clone(),
+            Estimates::Knn => {
+                let seen = source.as_the_paper_sees_it(feed);
+                seen.context("the paper's estimates are known of the lab's own prompts only: leave routebalance-paper-knn out")?.templates
+            }
+            Estimates::Truth => of.iter().map(|t| with(t, |m, outlook| true_estimate(t, m, outlook))).collect(),
+            Estimates::Constant => {
+                let means = means(fleet, of);
+                of.iter().map(|t| with(t, |m, _| means.estimates.get(m).map(|(e, _)| *e))).collect()
+            }
+        };
+        // Those of recorded requests are others for every seed: keeping them would keep all.
+        if all.len() >= 64 {
+            all.clear();
+        }
+        all.push(Seen { estimates, of: of.clone(), are: are.clone() });
+        Ok(Workload { templates: are, arrivals })
+    }
+
+    fn insist(&self, workload: &mut Workload, demand: &Demand) {
+        let budgets: Vec<Option<f64>> =
+            workload.templates.iter().enumerate().map(|(i, t)| self.budget(i, t, demand.budgets)).collect();
+        for arrival in &mut workload.arrivals {
+            let usd = budgets.get(arrival.template).copied().flatten();
+            arrival.constraints = Some(Constraints {
+                slo: demand.slo,
+                budget: Budget { usd, tokens: None },
+                mode: demand.mode,
+                ..Constraints::default()
+            });
+        }
+    }
+
+    /// The budget of a prompt, USD, as the published data set has it.
+    fn budget(&self, index: usize, template: &Template, share: f64) -> Option<f64> {
+        let mut random = Random::for_use(BUDGET_SEED, index as u64);
+        let has_one = random.uniform() < share;
+        let generates = |m: &&crate::fleet::Model| m.kind == ModelKind::Generate;
+        let usd = self.config.fleet.models.iter().filter(generates).map(|m| {
+            f64::from(template.prompt_tokens) * m.tariff.usd_per_input_token
+                + BUDGET_OUTPUT_TOKENS * m.tariff.usd_per_output_token
+        });
+        let (least, most) = usd.fold((f64::INFINITY, 0.0_f64), |(low, high), usd| (low.min(usd), high.max(usd)));
+        has_one.then(|| least + (most - least) * random.uniform())
+    }
+}
+
+/// A template with other estimates, where one is given.
+fn with(
+    template: &Template,
+    estimate: impl Fn(usize, &Outlook) -> Option<crate::predictor::Estimate>,
+) -> Template {
+    let outlook = template.outlook.as_ref().map(|outlook| {
+        let estimates = outlook.estimates.iter().enumerate();
+        Outlook {
+            estimates: estimates.map(|(m, (old, _))| (estimate(m, outlook).unwrap_or(*old), true)).collect(),
+            ..outlook.clone()
+        }
+    });
+    Template { outlook, ..template.clone() }
+}
+
+fn true_estimate(template: &Template, model: usize, outlook: &Outlook) -> Option<crate::predictor::Estimate> {
+    let (old, _) = outlook.estimates.get(model)?;
+    let tokens = f64::from(*template.output_tokens.get(model)?).max(1.0);
+    Some(crate::predictor::Estimate {
+        quality: *template.quality.get(model)?,
+        quality_sd: 0.0,
+        output_tokens: tokens,
+        output_tokens_p80: tokens,
+        output_tokens_p90: tokens,
+        ..*old
+    })
+}
+
+/// The mean of what is expected over all templates.
+fn means(fleet: &Fleet, templates: &[Template]) -> Outlook {
+    let outlooks: Vec<&Outlook> = templates.iter().filter_map(|t| t.outlook.as_ref()).collect();
+    let n = outlooks.len().max(1) as f64;
+    let mean = |m: usize, of: fn(&crate::predictor::Estimate) -> f64| {
+        outlooks.iter().filter_map(|o| o.estimates.get(m)).map(|(e, _)| of(e)).sum::<f64>() / n
+    };
+    let estimate = |m: usize| crate::predictor::Estimate {
+        quality: mean(m, |e| e.quality),
+        quality_sd: mean(m, |e| e.quality_sd),
+        output_tokens: mean(m, |e| e.output_tokens),
+        output_tokens_p80: mean(m, |e| e.output_tokens_p80),
+        output_tokens_p90: mean(m, |e| e.output_tokens_p90),
+    };
+    Outlook {
+        estimates: (0..fleet.models.len()).map(|m| (estimate(m), true)).collect(),
+        familiarity: None,
+        prototype: None,
+    }
+}
