@@ -1,5 +1,8 @@
 //! The lab: contenders on the same requests, in virtual time, what became of them, and a page to look at.
 
+pub mod builtin;
 pub mod cell;
 pub mod lines;
+pub mod opinions;
+pub mod prompts;
 pub mod trace;
