@@ -7,7 +7,7 @@ use std::time::Duration;
 
 pub use arrivals::Arrivals;
 
-use crate::fleet::{Fleet, LatencyProfile, Limits, ModelKind};
+use crate::fleet::{Constraints, Fleet, LatencyProfile, Limits, ModelKind};
 use crate::openai::{Api, Prompt, RequestScan};
 use crate::predictor::{Estimate, PriorSpread};
 use crate::random::Random;
@@ -48,7 +48,7 @@ impl Template {
 }
 
 /// A request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Arrival {
     /// When it reaches its gateway.
     pub at: Duration,
@@ -58,6 +58,15 @@ pub struct Arrival {
     pub policy: usize,
     /// How long its client waits for the end of the answer; `None` for as long as it takes.
     pub patience: Option<Duration>,
+    /// What it insists on; `None` for what its policy says.
+    pub constraints: Option<Constraints>,
+}
+
+impl Arrival {
+    /// A request that waits for as long as it takes, and insists on what its policy says.
+    pub fn new(at: Duration, template: usize, policy: usize) -> Arrival {
+        Arrival { at, template, policy, patience: None, constraints: None }
+    }
 }
 
 /// All requests of a simulation.
@@ -74,8 +83,7 @@ impl Workload {
     pub fn drawn(templates: impl Into<Arc<[Template]>>, times: &[Duration], policy: usize, seed: u64) -> Workload {
         let templates = templates.into();
         let mut random = Random::for_use(seed, 1);
-        let arrival =
-            |at: &Duration| Arrival { at: *at, template: random.below(templates.len()), policy, patience: None };
+        let arrival = |at: &Duration| Arrival::new(*at, random.below(templates.len()), policy);
         let arrivals = times.iter().map(arrival).collect();
         Workload { templates, arrivals }
     }
@@ -94,7 +102,7 @@ impl Workload {
             let drawn = random.below(pass.len());
             if drawn < pass.len() {
                 let template = pass.swap_remove(drawn);
-                arrivals.push(Arrival { at: *at, template, policy, patience: None });
+                arrivals.push(Arrival::new(*at, template, policy));
             }
         }
         Workload { templates, arrivals }

@@ -3,8 +3,11 @@
 pub mod access_log;
 pub mod builtin;
 pub mod cell;
+pub mod entrant;
 pub mod lines;
+pub mod measure;
 pub mod opinions;
+mod outlook;
 pub mod pairing;
 pub mod prompts;
 pub mod source;

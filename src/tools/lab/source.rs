@@ -10,6 +10,8 @@ use clap::Args;
 
 use super::access_log;
 use super::builtin;
+use super::entrant::Estimates;
+use super::outlook;
 use super::pairing::{Paired, Pairing, TraceLengths, stretched};
 use super::prompts::{self, LabPrompt, LabPrompts};
 use super::trace::{self, Recorded};
@@ -310,14 +312,23 @@ impl Source {
         Feed { workload, prompts: (0..n).collect(), stretches: vec![1.0; n].into() }
     }
 
-    /// The same requests as the paper's own estimates see them; `None` if those do not know the prompts.
-    pub fn as_the_paper_sees_it(&self, feed: &Feed) -> Option<Workload> {
-        let kinds = feed.workload.templates.iter().zip(feed.prompts.iter().zip(feed.stretches.iter()));
-        let seen = |(template, (prompt, stretch)): (&Template, (&usize, &f64))| {
-            let opinions = self.prompts.get(*prompt)?.opinions.as_ref()?;
-            Some(Template { outlook: Some(stretched(&opinions.knn, *stretch)), ..template.clone() })
+    /// The same requests with other estimates, of answers of the same lengths; `None` if those estimates do not know the prompts.
+    pub fn seen_by(&self, feed: &Feed, estimates: Estimates) -> Option<Workload> {
+        let templates = &feed.workload.templates;
+        let constant = outlook::constant(&feed.workload);
+        let outlook = |i: usize, template: &Template| match estimates {
+            Estimates::Ours => template.outlook.clone(),
+            Estimates::Knn => {
+                let opinions = self.prompts.get(*feed.prompts.get(i)?)?.opinions.as_ref()?;
+                Some(stretched(&opinions.knn, *feed.stretches.get(i)?))
+            }
+            Estimates::Truth => Some(outlook::truth(template)),
+            Estimates::Constant => Some(constant.clone()),
         };
-        let templates: Option<Vec<Template>> = kinds.map(seen).collect();
+        let seen = |(i, template): (usize, &Template)| {
+            Some(Template { outlook: Some(outlook(i, template)?), ..template.clone() })
+        };
+        let templates: Option<Vec<Template>> = templates.iter().enumerate().map(seen).collect();
         Some(Workload { templates: templates?.into(), arrivals: feed.workload.arrivals.clone() })
     }
 }
@@ -338,7 +349,7 @@ fn arrivals(
     let given = Arrivals::Given(times);
     let given = rate.map_or(given.clone(), |rate| given.at_mean_rate(rate));
     let Arrivals::Given(times) = given else { return Vec::new() };
-    let arrival = |(at, template)| Arrival { at, template, policy, patience: None };
+    let arrival = |(at, template)| Arrival::new(at, template, policy);
     times.into_iter().zip(kinds).map(arrival).collect()
 }
 

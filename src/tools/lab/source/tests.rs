@@ -78,19 +78,27 @@ fn a_feed_is_as_asked_for_and_always_the_same() {
 }
 
 #[test]
-fn rivals_see_the_same_requests_with_other_eyes() {
+fn others_see_the_same_requests_with_other_eyes() {
     let source = Source::built_in(&config(), ArrivalKind::Poisson, Some(1_024)).unwrap();
     let feed = source.feed(Some(12.0), None, 0, 1).unwrap();
-    let paper = source.as_the_paper_sees_it(&feed).unwrap();
-    assert_eq!(paper.arrivals, feed.workload.arrivals);
-    let differ = |(a, b): (&Template, &Template)| {
-        assert_eq!(
-            (&a.output_tokens, &a.quality, a.prompt.max_tokens),
-            (&b.output_tokens, &b.quality, b.prompt.max_tokens)
-        );
-        a.outlook != b.outlook
-    };
-    assert!(feed.workload.templates.iter().zip(&*paper.templates).all(differ));
+    let first = |workload: &Workload| workload.templates[0].outlook.clone().unwrap().estimates[1].0;
+    for estimates in [Estimates::Ours, Estimates::Knn, Estimates::Truth, Estimates::Constant] {
+        let seen = source.seen_by(&feed, estimates).unwrap();
+        assert_eq!(seen.arrivals, feed.workload.arrivals);
+        for (a, b) in feed.workload.templates.iter().zip(&*seen.templates) {
+            assert_eq!((&a.output_tokens, &a.quality), (&b.output_tokens, &b.quality));
+            assert_eq!(a.prompt.max_tokens, b.prompt.max_tokens);
+            assert_eq!(a.outlook == b.outlook, estimates == Estimates::Ours, "{estimates:?}");
+        }
+        let (estimate, template) = (first(&seen), &feed.workload.templates[0]);
+        let truth = (template.quality[1], f64::from(template.output_tokens[1]));
+        match estimates {
+            Estimates::Truth => assert_eq!((estimate.quality, estimate.output_tokens), truth),
+            // As the data's card says.
+            Estimates::Constant => assert!((estimate.quality - 0.521).abs() < 0.001, "{estimate:?}"),
+            Estimates::Ours | Estimates::Knn => assert!((0.0..1.0).contains(&estimate.quality)),
+        }
+    }
     let largest = feed.chosen(&source, |o| o.routellm(0.0)).unwrap();
     assert_eq!(*largest, [3; 1_521]);
 }
@@ -147,7 +155,7 @@ fn a_log_is_replayed_as_it_was() {
     assert_eq!(kinds, (0..17).collect::<Vec<_>>());
     assert_eq!(feed.workload.arrivals[1].at, Duration::from_millis(134));
     assert_eq!(source.name(), "access-log");
-    assert!(source.as_the_paper_sees_it(&feed).is_none(), "nobody asked the paper's neighbours");
+    assert!(source.seen_by(&feed, Estimates::Knn).is_none(), "nobody asked the paper's neighbours");
     assert!(feed.chosen(&source, |o| o.largest()).is_none());
 }
 
