@@ -48,6 +48,8 @@ pub struct LatencyProfile {
     pub tpot_ms: f64,
     /// Growth of the time per output token per further running sequence, as a fraction of `tpot_ms`.
     pub tpot_growth_per_running: f64,
+    /// Growth of the time per output token per 1,000 tokens in the KV of all running sequences, as a fraction of `tpot_ms`.
+    pub tpot_growth_per_thousand_context_tokens: f64,
     /// Prompt tokens prefilled per second.
     pub prefill_tokens_per_second: f64,
     /// Milliseconds of a request that depend on neither prompt nor load: HTTP, tokenizer, first schedule.

@@ -93,8 +93,9 @@ impl Forecast {
 
 /// What is expected of a request's times on an instance.
 ///
-/// A step decodes every running sequence, `step(b) = step + step_per_running b` with `b` others, and prefills waiting prompts; the
-/// first token comes at the end of the step that ends its prompt. So
+/// A step decodes every running sequence, `step(b) = step + step_per_running b + step_per_context_token held` with `b` others, and
+/// prefills waiting prompts; the first token comes at the end of the step that ends its prompt. `held` are the tokens in the KV of
+/// all: this request's own, and of each other one what is reported, or a prompt and half an answer. So
 ///
 /// - `TTFT = overhead + prefill of the prompts ahead and of this one + steps step(b)`, where `steps` are half a step (what is left
 ///   of the one under way, if there is one), those that the prompts need at `STEP_TOKENS` a step, and on an instance without a slot
@@ -120,14 +121,22 @@ pub fn forecast(profile: &LatencyProfile, limits: &Limits, load: &LoadNow, work:
     let prefill_tokens = ahead + own;
     let prefill_steps = (prefill_tokens / (STEP_TOKENS - running).max(1.0)).ceil().max(1.0);
     let steps = rest + prefill_steps + drain_steps;
-    let step = |others: f64| pace.step + pace.step_per_running * others;
-    let uncorrected_ttft = pace.overhead + prefill_tokens * pace.prompt_token + steps * step(running);
+    let held_each = match load.kv_use {
+        Some(used) if running >= 1.0 => used * limits.kv_tokens as f64 / running,
+        _ => traffic.prompt_tokens + 0.5 * traffic.output_tokens,
+    };
+    let step = |others: f64, own_held: f64| {
+        let held = others * held_each + own_held;
+        pace.step + pace.step_per_running * others + pace.step_per_context_token * held
+    };
+    let uncorrected_ttft =
+        pace.overhead + prefill_tokens * pace.prompt_token + steps * step(running, work.prompt_tokens);
 
     // Behind a queue, the batch stays as large as it is.
     let joining = (waiting - behind).max(0.0);
     let batch = (running + joining).min(f64::from(limits.max_running) - 1.0).max(0.0);
     let prefill_per_step = (batch + 1.0) * traffic.prompt_tokens / traffic.output_tokens;
-    let uncorrected_tpot = step(batch) + prefill_per_step * pace.prompt_token;
+    let uncorrected_tpot = step(batch, mean_held(work)) + prefill_per_step * pace.prompt_token;
 
     let (ttft, tpot) = (uncorrected_ttft * speed.ttft_factor, uncorrected_tpot * speed.tpot_factor);
     let forecast =
@@ -135,12 +144,18 @@ pub fn forecast(profile: &LatencyProfile, limits: &Limits, load: &LoadNow, work:
     Forecast { e2e: forecast.e2e_of(work.output_tokens), ..forecast }
 }
 
-/// Seconds by which a request slows down the others of an instance, all together: every step with it lasts longer for each of them,
-/// and each waits for its prefill.
+/// Seconds by which a request slows down the others of an instance, all together: every step with it and its context lasts longer
+/// for each of them, and each waits for its prefill.
 pub fn delay_seconds(profile: &LatencyProfile, load: &LoadNow, work: &Work, speed: &Speed) -> f64 {
     let pace = speed.pace.unwrap_or_else(|| Pace::of(profile));
     let prefill = (work.prompt_tokens - work.cached_tokens).max(0.0) * pace.prompt_token;
-    load.running.max(0.0) * (pace.step_per_running * work.output_tokens + prefill)
+    let longer_step = pace.step_per_running + pace.step_per_context_token * mean_held(work);
+    load.running.max(0.0) * (longer_step * work.output_tokens + prefill)
+}
+
+/// Tokens in a request's KV, mean over its steps.
+fn mean_held(work: &Work) -> f64 {
+    work.prompt_tokens + 0.5 * work.output_tokens
 }
 
 /// Requests that must end before this one has a slot and KV, as many as would end in a steady batch meanwhile.

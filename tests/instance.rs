@@ -118,6 +118,7 @@ fn recorded_server(setting: &str) -> InstanceOptions {
         profile: LatencyProfile {
             tpot_ms: 2.0,
             tpot_growth_per_running: 0.015,
+            tpot_growth_per_thousand_context_tokens: 0.0,
             prefill_tokens_per_second: 50_000.0,
             overhead_ms: 1.0,
         },

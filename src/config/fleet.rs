@@ -93,6 +93,8 @@ pub(super) struct RawProfile {
     pub(super) tpot_ms: f64,
     #[serde(default)]
     pub(super) tpot_growth_per_running: f64,
+    #[serde(default)]
+    pub(super) tpot_growth_per_thousand_context_tokens: f64,
     pub(super) prefill_tokens_per_second: f64,
     #[serde(default)]
     pub(super) overhead_ms: f64,
@@ -187,6 +189,12 @@ fn check_pool(fleet: &mut Fleet, i: usize, raw: &RawPool) -> Result<(), ConfigEr
         tpot_growth_per_running: check_number(
             at("profile.tpot_growth_per_running"),
             raw.profile.tpot_growth_per_running,
+            0.0,
+            10.0,
+        )?,
+        tpot_growth_per_thousand_context_tokens: check_number(
+            at("profile.tpot_growth_per_thousand_context_tokens"),
+            raw.profile.tpot_growth_per_thousand_context_tokens,
             0.0,
             10.0,
         )?,

@@ -27,6 +27,8 @@ pub struct Pace {
     pub step: f64,
     /// More of a step per further sequence.
     pub step_per_running: f64,
+    /// More of a step per token in the KV of all sequences. What is learnt from responses has it in the other two.
+    pub step_per_context_token: f64,
 }
 
 impl Pace {
@@ -38,6 +40,7 @@ impl Pace {
             prompt_token: 1.0 / profile.prefill_tokens_per_second,
             step,
             step_per_running: step * profile.tpot_growth_per_running,
+            step_per_context_token: step * profile.tpot_growth_per_thousand_context_tokens / 1e3,
         }
     }
 }

@@ -5,6 +5,7 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 const PROFILE: LatencyProfile = LatencyProfile {
     tpot_ms: 10.0,
     tpot_growth_per_running: 0.1,
+    tpot_growth_per_thousand_context_tokens: 0.0,
     prefill_tokens_per_second: 1_000.0,
     overhead_ms: 20.0,
 };
@@ -72,7 +73,7 @@ fn the_forecast_counts_steps() {
         assert!((slow.ttft - 2.0 * ttft).abs() < 1e-9 && (slow.tpot - 3.0 * tpot).abs() < 1e-9, "{name}: {slow:?}");
         assert_eq!((slow.uncorrected_ttft, slow.uncorrected_tpot), (f.ttft, f.tpot), "{name}");
     }
-    let learnt = Pace { overhead: 0.0, prompt_token: 0.0, step: 1.0, step_per_running: 0.0 };
+    let learnt = Pace { overhead: 0.0, prompt_token: 0.0, step: 1.0, step_per_running: 0.0, step_per_context_token: 0.0 };
     let f = forecast(&PROFILE, &LIMITS, &load(2.0, 0.0, 0.0), &cached, &Speed { pace: Some(learnt), ..speed });
     assert_eq!((f.ttft, f.tpot), (1.5, 1.0), "the profile has no say");
 }

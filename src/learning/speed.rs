@@ -235,6 +235,7 @@ impl Speeds {
                 prompt_token: first.slope,
                 step: step.at_zero,
                 step_per_running: step.slope,
+                step_per_context_token: 0.0,
             })
         };
         Speed {

@@ -3,25 +3,34 @@
 //! Work happens in steps. A step gives one token to every running sequence whose prompt is prefilled and spends what is
 //! left of [`MAX_BATCHED_TOKENS`] on prompts, in pieces (chunked prefill). It lasts
 //!
-//! `prefilled tokens / prefill_tokens_per_second + tpot_ms * (1 + tpot_growth_per_running * (running - 1))`
+//! `prefilled tokens / prefill_tokens_per_second + tpot_ms * (1 + tpot_growth_per_running * (running - 1)
+//! + tpot_growth_per_thousand_context_tokens * KV tokens / 1000)`
 //!
-//! where the second term is absent when no sequence gets a token. The step that ends a prompt also yields its first token,
-//! so a request that is alone takes `overhead + prompt / prefill rate + tokens * tpot`.
+//! where the second term is absent when no sequence gets a token, and the KV tokens are those of all running sequences, this
+//! step's included. The step that ends a prompt also yields its first token,
+//! so a request that is alone takes `overhead + prompt / prefill rate + tokens * tpot`, and what its context costs.
 //!
-//! The queue is FIFO. A request is admitted when its prompt and one token fit into the KV cache; when decoding fills the
-//! cache, the youngest running sequence is preempted: it gives its KV back, waits at the head of the queue, and prefills
-//! prompt and generated tokens again (vLLM's recompute). In a step that preempts, nothing is admitted.
+//! The KV cache comes in blocks of [`BLOCK_TOKENS`]. The queue is FIFO. A request is admitted when its prompt and one token fit
+//! into the cache; when decoding fills it, the youngest running sequence is preempted: it gives its KV back, waits at the head of
+//! the queue, and prefills prompt and generated tokens again (vLLM's recompute). In a step that preempts, nothing is admitted.
 //!
 //! A job that comes with the hashes of its prompt's blocks prefills only what follows those that are still cached.
 
+mod kv;
 mod prefix;
+mod sequence;
+mod step;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::fleet::{LatencyProfile, Limits};
 
+use kv::Kv;
 use prefix::PrefixCache;
+use sequence::Sequence;
+use step::{Durations, Moment, Step, duration_ns};
+
 pub use prefix::{BLOCK_TOKENS, blocks_of};
 
 /// Tokens of one step, prompts and decodes together (vLLM's `--max-num-batched-tokens` default for online serving).
@@ -116,63 +125,28 @@ pub struct Counters {
     pub step_tokens: [u64; STEP_TOKEN_BUCKETS.len()],
 }
 
-#[derive(Clone, Debug)]
-struct Sequence {
-    id: u64,
-    arrives_ns: u64,
-    /// Tokens to prefill: the prompt, after a preemption also what was generated.
-    target: u32,
-    prefilled: u32,
-    /// Hashes of the prompt's blocks.
-    blocks: Vec<u64>,
-    generated: u32,
-    /// Tokens after which it ends.
-    last: u32,
-    reason: FinishReason,
-    started: bool,
-    /// KV tokens it holds.
-    held: u64,
-    /// Prompt tokens that the current step prefills.
-    chunk: u32,
-    /// Whether the current step gives it a token.
-    decodes: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Step {
-    start_ns: u64,
-    length_ns: u64,
-    /// No prompt is prefilled: the next step is alike unless something arrives, ends or runs out of KV.
-    decode_only: bool,
-    /// Sequences that get a token.
-    decoding: u64,
-    /// Prompt tokens.
-    prefilling: u64,
-}
-
-impl Step {
-    fn end_ns(&self) -> u64 {
-        self.start_ns.saturating_add(self.length_ns)
-    }
-}
-
 /// One emulated instance. Time never runs backwards: an earlier `now` counts as the latest one seen.
 #[derive(Clone, Debug)]
 pub struct Engine {
-    profile: LatencyProfile,
+    durations: Durations,
     limits: Limits,
     detail: Detail,
-    overhead_ns: u64,
     now_ns: u64,
     /// The end of the last step.
-    boundary_ns: u64,
+    boundary: Moment,
+    /// The step under way; there is one whenever somebody runs.
     step: Option<Step>,
     /// Something left, or came to an empty queue, since the step began: its end must look at the queue again.
     disturbed: bool,
     arriving: VecDeque<Sequence>,
     waiting: VecDeque<Sequence>,
+    /// In the order of admission: first those that decode, then those whose prompt the step under way prefills.
     running: Vec<Sequence>,
-    kv_used: u64,
+    /// How many of them decoded before the step under way.
+    decoders: usize,
+    /// The number of the step after which the first of all that decode has ended.
+    first_end: u64,
+    kv: Kv,
     prefix: PrefixCache,
     counters: Counters,
 }
@@ -180,20 +154,22 @@ pub struct Engine {
 impl Engine {
     /// An idle engine at time zero.
     pub fn new(profile: LatencyProfile, limits: Limits, detail: Detail) -> Self {
+        let kv = Kv::new(limits.kv_tokens);
         Self {
-            profile,
+            durations: Durations::of(profile),
             limits: Limits { max_running: limits.max_running.max(1), ..limits },
             detail,
-            overhead_ns: nanoseconds(profile.overhead_ms * 1e6),
             now_ns: 0,
-            boundary_ns: 0,
+            boundary: Moment::default(),
             step: None,
             disturbed: false,
             arriving: VecDeque::new(),
             waiting: VecDeque::new(),
             running: Vec::new(),
-            kv_used: 0,
-            prefix: PrefixCache::new(limits.kv_tokens),
+            decoders: 0,
+            first_end: u64::MAX,
+            prefix: PrefixCache::new(kv.total_blocks()),
+            kv,
             counters: Counters::default(),
         }
     }
@@ -212,7 +188,8 @@ impl Engine {
     /// # Errors
     /// The prompt leaves no room for a token.
     pub fn submit_blocks(&mut self, now: Duration, job: Job, blocks: Vec<u64>) -> Result<(), TooLong> {
-        let capacity = u32::try_from(self.limits.kv_tokens).unwrap_or(u32::MAX).min(self.limits.max_model_len);
+        let kv_tokens = self.kv.total_blocks().saturating_mul(u64::from(BLOCK_TOKENS));
+        let capacity = u32::try_from(kv_tokens).unwrap_or(u32::MAX).min(self.limits.max_model_len);
         let prompt = job.prompt_tokens.max(1);
         let wanted = job.output_tokens.min(job.max_tokens);
         if prompt.saturating_add(wanted.min(1)) > capacity {
@@ -222,41 +199,44 @@ impl Engine {
         self.now_ns = self.now_ns.max(duration_ns(now));
         self.arriving.push_back(Sequence {
             id: job.id,
-            arrives_ns: self.now_ns.saturating_add(self.overhead_ns),
+            arrives_ns: self.now_ns.saturating_add(self.durations.overhead_ns),
             target: prompt,
             prefilled: 0,
             blocks,
-            generated: 0,
+            before: 0,
             last,
             reason: if job.output_tokens <= last { FinishReason::Stop } else { FinishReason::Length },
             started: false,
-            held: 0,
             chunk: 0,
-            decodes: false,
+            decoding: None,
         });
         Ok(())
     }
 
     /// Drops a job, wherever it is; false when it is not (or no longer) there. Its step runs on without it.
     pub fn cancel(&mut self, id: u64) -> bool {
-        let before = self.len();
-        self.arriving.retain(|s| s.id != id);
-        self.waiting.retain(|s| s.id != id);
-        let kv_used = &mut self.kv_used;
-        self.running.retain(|s| {
-            if s.id == id {
-                *kv_used = kv_used.saturating_sub(s.held);
-            }
-            s.id != id
-        });
-        self.disturbed |= self.len() < before;
-        self.len() < before
+        let named = |s: &Sequence| s.id == id;
+        if let Some(at) = self.running.iter().position(named) {
+            let sequence = self.running.remove(at);
+            // The step under way has given it room for its token.
+            let token = u32::from(sequence.decoding.is_some());
+            self.leaves(&sequence, token);
+            self.decoders = if at < self.decoders { self.decoders.saturating_sub(1) } else { self.decoders };
+        } else if let Some(at) = self.waiting.iter().position(named) {
+            self.waiting.remove(at);
+        } else if let Some(at) = self.arriving.iter().position(named) {
+            self.arriving.remove(at);
+        } else {
+            return false;
+        }
+        self.disturbed = true;
+        true
     }
 
     /// When [`Engine::advance`] will next have something to do; `None` when idle.
     pub fn next_event(&self) -> Option<Duration> {
         let at_ns = match &self.step {
-            Some(step) => step.start_ns.saturating_add(self.equal_steps(step).saturating_mul(step.length_ns)),
+            Some(step) => step.end(self.equal_steps(step)).ns,
             None => self.arriving.front()?.arrives_ns,
         };
         Some(Duration::from_nanos(at_ns))
@@ -280,17 +260,20 @@ impl Engine {
                     if next.arrives_ns > self.now_ns {
                         break;
                     }
-                    self.boundary_ns = self.boundary_ns.max(next.arrives_ns);
+                    if next.arrives_ns > self.boundary.ns {
+                        self.boundary = Moment::at(next.arrives_ns);
+                    }
                 }
-                self.queue_arrivals(self.boundary_ns);
+                self.queue_arrivals(self.boundary.ns);
                 self.begin_step(events);
                 continue;
             };
-            if step.end_ns() > self.now_ns {
+            if step.end(1).ns > self.now_ns {
                 break;
             }
-            let passed = (self.now_ns.saturating_sub(step.start_ns)).checked_div(step.length_ns).unwrap_or(1);
-            self.end_steps(&step, self.equal_steps(&step).min(passed).max(1), events);
+            let equal = self.equal_steps(&step);
+            let steps = if step.end(equal).ns <= self.now_ns { equal } else { step.ended_by(self.now_ns) };
+            self.end_steps(&step, steps.clamp(1, equal), events);
         }
         let queue_was_empty = self.waiting.is_empty();
         self.queue_arrivals(self.now_ns);
@@ -317,14 +300,14 @@ impl Engine {
         self.len() == 0
     }
 
-    /// KV tokens held.
+    /// KV tokens in the blocks that sequences hold.
     pub fn kv_used_tokens(&self) -> u64 {
-        self.kv_used
+        self.kv.used_blocks().saturating_mul(u64::from(BLOCK_TOKENS))
     }
 
-    /// KV tokens held, as a share of all in [0, 1].
+    /// KV blocks that sequences hold, as a share of all in [0, 1].
     pub fn kv_usage(&self) -> f64 {
-        if self.limits.kv_tokens == 0 { 0.0 } else { self.kv_used as f64 / self.limits.kv_tokens as f64 }
+        self.kv.used_blocks() as f64 / self.kv.total_blocks() as f64
     }
 
     /// Work done so far.
@@ -334,11 +317,9 @@ impl Engine {
 
     /// Tokens that every running sequence has been given by `now`, without advancing: exact if nothing is to happen before.
     pub fn generated(&self, now: Duration) -> impl Iterator<Item = (u64, u32)> + '_ {
-        let ended = self.step.map_or(0, |step| {
-            let passed = duration_ns(now).saturating_sub(step.start_ns).checked_div(step.length_ns).unwrap_or(0);
-            u32::try_from(passed.min(self.equal_steps(&step))).unwrap_or(u32::MAX)
-        });
-        self.running.iter().map(move |s| (s.id, s.generated.saturating_add(if s.decodes { ended } else { 0 })))
+        let ended = self.step.map_or(0, |step| step.ended_by(duration_ns(now)).min(self.equal_steps(&step)));
+        let steps = self.counters.steps.saturating_add(ended);
+        self.running.iter().map(move |s| (s.id, s.generated(steps)))
     }
 
     fn queue_arrivals(&mut self, by_ns: u64) {
@@ -347,32 +328,66 @@ impl Engine {
         }
     }
 
+    /// The number of the step under way, or of the next one.
+    fn number(&self) -> u64 {
+        self.counters.steps
+    }
+
+    /// A sequence that was running gives back what it holds, with `tokens` that the step under way has given it room for.
+    fn leaves(&mut self, sequence: &Sequence, tokens: u32) {
+        let number = self.number();
+        let held = sequence.held(number);
+        self.kv.give(held.saturating_add(tokens));
+        if let Some(decoding) = sequence.decoding {
+            self.kv.leave(held, number);
+            if decoding.until == self.first_end {
+                self.first_end = first_end(&self.running);
+            }
+        }
+    }
+
+    /// What a sequence that takes part by its prompt does in the step that begins.
+    fn plan(&mut self, sequence: &mut Sequence, budget: &mut u32) {
+        let number = self.number();
+        sequence.plan(number, budget);
+        if let Some(decoding) = sequence.decoding {
+            self.kv.join(sequence.target, number);
+            self.first_end = self.first_end.min(decoding.until);
+        }
+    }
+
     /// Decides who takes part in the step that starts at the boundary.
     fn begin_step(&mut self, events: &mut Vec<Event>) {
-        let at = Duration::from_nanos(self.boundary_ns);
+        let at = Duration::from_nanos(self.boundary.ns);
+        let number = self.number();
         self.disturbed = false;
 
-        let mut budget = MAX_BATCHED_TOKENS;
-        for sequence in &mut self.running {
-            sequence.plan(&mut budget);
+        self.decoders = self.running.len();
+        let mut budget = MAX_BATCHED_TOKENS.saturating_sub(u32::try_from(self.kv.decoding()).unwrap_or(u32::MAX));
+        // Who takes the rest of a step's budget is the last one admitted: nobody else can have a part of a prompt left.
+        if self.running.last().is_some_and(|s| s.decoding.is_none())
+            && let Some(mut sequence) = self.running.pop()
+        {
+            self.decoders = self.running.len();
+            self.plan(&mut sequence, &mut budget);
+            self.running.push(sequence);
         }
-        let mut decoding = count_decoding(&self.running);
         let mut preempted = false;
-        while self.running.len() > 1 && self.kv_used.saturating_add(decoding) > self.limits.kv_tokens {
+        while self.running.len() > 1 && self.kv.wanted(number) > self.kv.free_blocks() {
             let Some(mut youngest) = self.running.pop() else { break };
-            self.kv_used = self.kv_used.saturating_sub(youngest.held);
-            decoding = decoding.saturating_sub(u64::from(youngest.decodes));
-            youngest.lose_kv();
+            self.leaves(&youngest, 0);
+            youngest.lose_kv(number);
             events.push(Event { at, id: youngest.id, kind: EventKind::Preempted });
             self.counters.preemptions = self.counters.preemptions.saturating_add(1);
             self.waiting.push_front(youngest);
             preempted = true;
         }
+        self.decoders = self.decoders.min(self.running.len());
 
         while !preempted && budget > 0 && self.running.len() < self.limits.max_running as usize {
-            let free = self.limits.kv_tokens.saturating_sub(self.kv_used.saturating_add(decoding));
+            let free = self.kv.free_blocks().saturating_sub(self.kv.wanted(number));
             // A sequence that ends with its prompt (embeddings) needs no room for a token.
-            let fits = |s: &Sequence| u64::from(s.target).saturating_add(u64::from(s.last > 0)) <= free;
+            let fits = |s: &Sequence| kv::blocks(s.target.saturating_add(u32::from(s.last > 0))) <= free;
             if !self.waiting.front().is_some_and(fits) {
                 break;
             }
@@ -388,48 +403,35 @@ impl Engine {
                 *prefix_queries = prefix_queries.saturating_add(u64::from(sequence.target));
                 *prefix_hits = prefix_hits.saturating_add(u64::from(sequence.prefilled));
             }
-            sequence.held = u64::from(sequence.target);
-            self.kv_used = self.kv_used.saturating_add(sequence.held);
-            sequence.plan(&mut budget);
-            decoding = decoding.saturating_add(u64::from(sequence.decodes));
+            self.kv.take(sequence.target);
+            self.plan(&mut sequence, &mut budget);
             self.running.push(sequence);
         }
 
-        let mut prefilling = 0_u64;
-        let mut prefill_ns = 0_u64;
-        for sequence in &mut self.running {
-            sequence.held = sequence.held.saturating_add(u64::from(sequence.decodes));
+        let (mut prefilling, mut fixed_ns) = (0_u64, 0_u64);
+        for sequence in self.running.get(self.decoders..).unwrap_or_default() {
             prefilling = prefilling.saturating_add(u64::from(sequence.chunk));
-            if sequence.chunk > 0 {
-                // The difference of two roundings: the pieces of a prompt add up to exactly its time.
-                let end = prefill_time_ns(&self.profile, sequence.prefilled.saturating_add(sequence.chunk));
-                prefill_ns =
-                    prefill_ns.saturating_add(end.saturating_sub(prefill_time_ns(&self.profile, sequence.prefilled)));
-            }
+            fixed_ns = fixed_ns.saturating_add(self.durations.prefill_ns(sequence.prefilled, sequence.chunk));
         }
-        self.kv_used = self.kv_used.saturating_add(decoding);
-        let decode_ns = if decoding > 0 { decode_time_ns(&self.profile, self.running.len()) } else { 0 };
-        self.step = Some(Step {
-            start_ns: self.boundary_ns,
-            length_ns: prefill_ns.saturating_add(decode_ns).max(1),
-            decode_only: prefilling == 0,
-            decoding,
-            prefilling,
-        });
+        self.kv.grow(number, 1);
+        let decoding = self.kv.decoding();
+        if decoding > 0 {
+            fixed_ns = fixed_ns.saturating_add(self.durations.decode_ns(self.running.len()));
+        }
+        self.step = Some(Step::new(&self.durations, self.boundary, fixed_ns, decoding, prefilling, self.kv.tokens()));
     }
 
     /// How many steps like this one follow each other before somebody ends, arrives, or needs KV that is not there.
     fn equal_steps(&self, step: &Step) -> u64 {
-        if self.detail == Detail::EveryToken || !step.decode_only || self.disturbed {
+        if self.detail == Detail::EveryToken || !step.decode_only() || self.disturbed {
             return 1;
         }
-        let to_finish = self.running.iter().map(|s| u64::from(s.last.saturating_sub(s.generated))).min().unwrap_or(1);
-        let free = self.limits.kv_tokens.saturating_sub(self.kv_used);
-        let to_full = free.checked_div(step.decoding).unwrap_or(0).saturating_add(1);
+        let to_finish = self.first_end.saturating_sub(self.number());
+        let to_full = self.kv.steps_until_full(self.number().saturating_add(1)).saturating_add(1);
         // Behind a head that does not fit, an arrival changes nothing: KV only grows until somebody ends.
         let to_arrival = match self.arriving.front() {
             Some(next) if self.waiting.is_empty() => {
-                next.arrives_ns.saturating_sub(step.start_ns).div_ceil(step.length_ns)
+                step.ended_by(next.arrives_ns.saturating_sub(1)).saturating_add(1)
             }
             _ => u64::MAX,
         };
@@ -438,37 +440,39 @@ impl Engine {
 
     /// Ends `steps` equal steps; more than one only when `step.decode_only`.
     fn end_steps(&mut self, step: &Step, steps: u64, events: &mut Vec<Event>) {
-        let tokens = u32::try_from(steps).unwrap_or(u32::MAX);
-        let further = steps.saturating_sub(1);
-        let further_kv = further.saturating_mul(step.decoding);
-        self.boundary_ns = step.start_ns.saturating_add(steps.saturating_mul(step.length_ns));
+        self.boundary = step.end(steps);
         self.step = None;
-        self.kv_used = self.kv_used.saturating_add(further_kv);
-        self.counters.count(step, steps);
+        self.kv.grow(self.number().saturating_add(1), steps.saturating_sub(1));
+        self.counters.count(step, steps, self.kv.decoding());
 
-        let at = Duration::from_nanos(self.boundary_ns);
+        let (at, number) = (Duration::from_nanos(self.boundary.ns), self.number());
         let mut finished = false;
-        for sequence in &mut self.running {
-            sequence.prefilled = sequence.prefilled.saturating_add(sequence.chunk);
-            if std::mem::take(&mut sequence.chunk) > 0 && sequence.prefilled >= sequence.target {
-                self.prefix.store(&sequence.blocks);
-            }
-            if sequence.decodes {
-                let first = sequence.generated == 0;
-                sequence.held = sequence.held.saturating_add(further);
-                sequence.generated = sequence.generated.saturating_add(tokens);
-                self.counters.generated_tokens = self.counters.generated_tokens.saturating_add(steps);
-                if first {
-                    events.push(Event { at, id: sequence.id, kind: EventKind::FirstToken });
-                } else if self.detail == Detail::EveryToken {
-                    events.push(Event { at, id: sequence.id, kind: EventKind::Token });
+        let every_token = self.detail == Detail::EveryToken;
+        let quiet = if every_token || self.first_end <= number { 0 } else { self.decoders };
+        for (i, sequence) in self.running.iter_mut().enumerate().skip(quiet) {
+            let mut tell = |kind| events.push(Event { at, id: sequence.id, kind });
+            if i >= self.decoders {
+                sequence.prefilled = sequence.prefilled.saturating_add(sequence.chunk);
+                if std::mem::take(&mut sequence.chunk) > 0 && sequence.prefilled >= sequence.target {
+                    self.prefix.store(&sequence.blocks);
                 }
             }
-            if sequence.is_done() {
+            if sequence.decoding.is_some() {
+                if sequence.generated(number) == 1 && i >= self.decoders {
+                    tell(EventKind::FirstToken);
+                } else if every_token {
+                    tell(EventKind::Token);
+                }
+            }
+            if sequence.is_done(number) {
                 finished = true;
-                self.prefix.fill(sequence.generated);
-                events.push(Event { at, id: sequence.id, kind: EventKind::Finished(sequence.reason) });
-                self.kv_used = self.kv_used.saturating_sub(sequence.held);
+                tell(EventKind::Finished(sequence.reason));
+                self.prefix.fill(sequence.generated(number));
+                let held = sequence.held(number);
+                self.kv.give(held);
+                if sequence.decoding.is_some() {
+                    self.kv.leave(held, number);
+                }
                 let counter = match sequence.reason {
                     FinishReason::Stop => &mut self.counters.finished_stop,
                     FinishReason::Length => &mut self.counters.finished_length,
@@ -477,38 +481,17 @@ impl Engine {
             }
         }
         if finished {
-            self.running.retain(|s| !s.is_done());
+            self.running.retain(|s| !s.is_done(number));
+            self.first_end = first_end(&self.running);
         }
     }
 }
 
-impl Sequence {
-    /// Its part in the next step: a token if its prompt is done by then, and a piece of the prompt within the budget.
-    fn plan(&mut self, budget: &mut u32) {
-        self.chunk = self.target.saturating_sub(self.prefilled).min(*budget);
-        let prompt_done = self.prefilled.saturating_add(self.chunk) >= self.target;
-        self.decodes = prompt_done && self.generated < self.last;
-        let used = if self.chunk > 0 { self.chunk } else { u32::from(self.decodes) };
-        *budget = budget.saturating_sub(used);
-    }
-
-    fn lose_kv(&mut self) {
-        self.target = u32::try_from(self.held).unwrap_or(u32::MAX);
-        self.prefilled = 0;
-        self.held = 0;
-        self.chunk = 0;
-        self.decodes = false;
-    }
-
-    fn is_done(&self) -> bool {
-        self.prefilled >= self.target && self.generated >= self.last
-    }
-}
-
 impl Counters {
-    fn count(&mut self, step: &Step, steps: u64) {
+    fn count(&mut self, step: &Step, steps: u64, decoding: u64) {
         self.steps = self.steps.saturating_add(steps);
         self.prompt_tokens = self.prompt_tokens.saturating_add(step.prefilling);
+        self.generated_tokens = self.generated_tokens.saturating_add(steps.saturating_mul(decoding));
         let tokens = step.prefilling.saturating_add(step.decoding);
         let bucket = STEP_TOKEN_BUCKETS.iter().position(|&bound| tokens <= bound).unwrap_or(0);
         if let Some(count) = self.step_tokens.get_mut(bucket) {
@@ -517,29 +500,9 @@ impl Counters {
     }
 }
 
-/// Time per output token with `running` sequences, nanoseconds.
-fn decode_time_ns(profile: &LatencyProfile, running: usize) -> u64 {
-    let others = running.saturating_sub(1) as f64;
-    nanoseconds(profile.tpot_ms * 1e6 * (1.0 + profile.tpot_growth_per_running * others))
-}
-
-/// Time to prefill the first `tokens` of a prompt, nanoseconds.
-fn prefill_time_ns(profile: &LatencyProfile, tokens: u32) -> u64 {
-    nanoseconds(f64::from(tokens) * 1e9 / profile.prefill_tokens_per_second)
-}
-
-fn count_decoding(running: &[Sequence]) -> u64 {
-    running.iter().filter(|s| s.decodes).count() as u64
-}
-
-/// Rounds; what is not a finite positive number is 0, and an hour bounds what a broken profile can do.
-fn nanoseconds(value: f64) -> u64 {
-    const HOUR_NS: f64 = 3600.0 * 1e9;
-    if value.is_finite() { value.clamp(0.0, HOUR_NS).round() as u64 } else { 0 }
-}
-
-fn duration_ns(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+/// The number of the step after which the first of them has ended.
+fn first_end(running: &[Sequence]) -> u64 {
+    running.iter().filter_map(|s| Some(s.decoding?.until)).min().unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

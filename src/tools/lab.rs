@@ -2,4 +2,6 @@
 
 pub mod cell;
 pub mod entrant;
+pub mod lines;
 pub mod measure;
+pub mod trace;

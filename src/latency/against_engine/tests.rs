@@ -15,6 +15,7 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 const PROFILE_7B: LatencyProfile = LatencyProfile {
     tpot_ms: 19.6,
     tpot_growth_per_running: 0.015,
+    tpot_growth_per_thousand_context_tokens: 0.0,
     prefill_tokens_per_second: 7_650.0,
     overhead_ms: 20.0,
 };

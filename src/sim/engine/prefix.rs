@@ -5,20 +5,32 @@ use std::collections::BTreeMap;
 /// Tokens of a block, vLLM's default; only whole blocks are shared.
 pub const BLOCK_TOKENS: u32 = 16;
 
+/// Who has a place in the order of use.
+#[derive(Clone, Copy, Debug)]
+enum User {
+    /// The block with this hash.
+    Block(u64),
+    /// So many blocks of an answer, which no prompt of this engine continues.
+    Answer(usize),
+}
+
 /// Blocks by the hash of everything up to their end; the least recently used go first. Blocks of running sequences are counted
 /// beside their KV, not shared with it, so that memory holds a little less than vLLM's.
 #[derive(Clone, Debug)]
 pub(super) struct PrefixCache {
     capacity: usize,
+    /// Blocks in [`Self::by_use`].
+    len: usize,
     last_use: BTreeMap<u64, u64>,
-    by_use: BTreeMap<u64, u64>,
+    by_use: BTreeMap<u64, User>,
     uses: u64,
 }
 
 impl PrefixCache {
-    pub(super) fn new(kv_tokens: u64) -> Self {
-        let capacity = usize::try_from(kv_tokens / u64::from(BLOCK_TOKENS)).unwrap_or(usize::MAX);
-        Self { capacity, last_use: BTreeMap::new(), by_use: BTreeMap::new(), uses: 0 }
+    /// An empty cache of so many blocks.
+    pub(super) fn new(blocks: u64) -> Self {
+        let capacity = usize::try_from(blocks).unwrap_or(usize::MAX);
+        Self { capacity, len: 0, last_use: BTreeMap::new(), by_use: BTreeMap::new(), uses: 0 }
     }
 
     /// How many of a prompt's tokens need no prefill. The last one always does: its output is the first token.
@@ -34,30 +46,47 @@ impl PrefixCache {
     pub(super) fn store(&mut self, blocks: &[u64]) {
         for block in blocks.iter().rev() {
             self.uses = self.uses.saturating_add(1);
-            if let Some(before) = self.last_use.insert(*block, self.uses) {
-                self.by_use.remove(&before);
-            }
-            self.by_use.insert(self.uses, *block);
+            match self.last_use.insert(*block, self.uses) {
+                Some(before) => self.by_use.remove(&before),
+                None => {
+                    self.len = self.len.saturating_add(1);
+                    None
+                }
+            };
+            self.by_use.insert(self.uses, User::Block(*block));
         }
         self.trim();
     }
 
-    /// Room is taken by an answer, which no prompt of this engine continues.
+    /// Room is taken by an answer.
     pub(super) fn fill(&mut self, tokens: u32) {
-        for _ in 0..tokens / BLOCK_TOKENS {
-            self.uses = self.uses.saturating_add(1);
-            // A hash that no chain has but by chance.
-            let block = self.uses.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            self.last_use.insert(block, self.uses);
-            self.by_use.insert(self.uses, block);
+        // What is older than every prompt would go first, and nobody asks for it.
+        if self.last_use.is_empty() {
+            return;
         }
+        let blocks = (tokens / BLOCK_TOKENS) as usize;
+        self.uses = self.uses.saturating_add(1);
+        self.by_use.insert(self.uses, User::Answer(blocks));
+        self.len = self.len.saturating_add(blocks);
         self.trim();
     }
 
     fn trim(&mut self) {
-        while self.last_use.len() > self.capacity {
-            let Some((_, block)) = self.by_use.pop_first() else { break };
-            self.last_use.remove(&block);
+        while self.len > self.capacity {
+            let Some((at, user)) = self.by_use.pop_first() else { break };
+            let too_many = self.len.saturating_sub(self.capacity);
+            let gone = match user {
+                User::Block(block) => {
+                    self.last_use.remove(&block);
+                    1
+                }
+                User::Answer(blocks) if blocks > too_many => {
+                    self.by_use.insert(at, User::Answer(blocks.saturating_sub(too_many)));
+                    too_many
+                }
+                User::Answer(blocks) => blocks,
+            };
+            self.len = self.len.saturating_sub(gone);
         }
     }
 }

@@ -8,13 +8,14 @@ use super::*;
 const PROFILE: LatencyProfile = LatencyProfile {
     tpot_ms: 10.0,
     tpot_growth_per_running: 0.015,
+    tpot_growth_per_thousand_context_tokens: 0.0,
     prefill_tokens_per_second: 10_000.0,
     overhead_ms: 7.0,
 };
 const LIMITS: Limits = Limits { max_running: 4, kv_tokens: 1000, max_model_len: 600 };
 
 fn ms(value: f64) -> Duration {
-    Duration::from_nanos(nanoseconds(value * 1e6))
+    Duration::from_nanos(step::nanoseconds(value * 1e6))
 }
 
 fn job(id: u64, prompt_tokens: u32, output_tokens: u32, max_tokens: u32) -> Job {
@@ -38,7 +39,7 @@ fn a_lone_request_takes_overhead_prefill_and_its_tokens() {
         (100, 5, 5, 1000, 5, Stop),
         (100, u32::MAX, 5, 1000, 5, Length),
         (599, 50, 100, 1000, 1, Length),
-        (100, 50, 100, 120, 20, Length),
+        (100, 50, 100, 120, 12, Length),
         (100, 0, 0, 1000, 0, Stop),
         (1, 1, 1, 1000, 1, Stop),
     ] {
@@ -86,8 +87,23 @@ fn steps_grow_with_the_batch() {
 }
 
 #[test]
+fn steps_grow_with_the_context() {
+    let profile = LatencyProfile { tpot_growth_per_thousand_context_tokens: 0.1, ..PROFILE };
+    for detail in [Detail::EveryToken, Detail::Milestones] {
+        let mut engine = Engine::new(profile, Limits { kv_tokens: 10_000, ..LIMITS }, detail);
+        engine.submit(Duration::ZERO, job(1, 400, 100, 100)).unwrap();
+        engine.submit(Duration::ZERO, job(2, 200, 100, 100)).unwrap();
+        let events = drain(&mut engine);
+        // Both prompts are prefilled in 60 ms; a step of 10.15 ms and a microsecond more for each of 602, 604, ... 800 tokens.
+        let end = 7.0 + 60.0 + 100.0 * 10.15 + 0.001 * (602.0 + 800.0) / 2.0 * 100.0;
+        assert_eq!(events.last().unwrap().at, ms(end));
+    }
+}
+
+#[test]
 fn the_youngest_is_preempted_and_finishes_later() {
-    let limits = Limits { max_running: 4, kv_tokens: 60, max_model_len: 60 };
+    // Four blocks.
+    let limits = Limits { max_running: 4, kv_tokens: 70, max_model_len: 60 };
     let mut engine = Engine::new(PROFILE, limits, Detail::EveryToken);
     engine.submit(Duration::ZERO, job(1, 20, 25, 25)).unwrap();
     engine.submit(Duration::ZERO, job(2, 20, 25, 25)).unwrap();
@@ -97,8 +113,8 @@ fn the_youngest_is_preempted_and_finishes_later() {
     assert_eq!(of(EventKind::Started), [1, 2]);
     assert_eq!(of(EventKind::Finished(FinishReason::Stop)), [1, 2]);
     assert_eq!(of(EventKind::FirstToken).len() + of(EventKind::Token).len(), 50);
-    // 10 tokens each fill the cache; the second request prefills 20 + 10 again.
-    assert_eq!(engine.counters().prompt_tokens, 20 + 20 + 30);
+    // 12 tokens each fill their two blocks; the second request prefills 20 + 12 again.
+    assert_eq!(engine.counters().prompt_tokens, 20 + 20 + 32);
 }
 
 #[test]
@@ -137,6 +153,12 @@ struct Run {
     engine: Engine,
 }
 
+/// Whole blocks of what every running sequence holds, counted one by one.
+fn held_by_hand(engine: &Engine) -> u64 {
+    let of = |s: &Sequence| s.held(engine.number()) + u32::from(s.decoding.is_some());
+    engine.running.iter().map(|s| u64::from(of(s).next_multiple_of(BLOCK_TOKENS))).sum()
+}
+
 /// A random workload; checks the limits at every event. `late` makes the clock overshoot events.
 fn run(seed: u64, detail: Detail, late: bool, cancels: bool) -> Run {
     let mut chance = Chance(seed);
@@ -145,12 +167,15 @@ fn run(seed: u64, detail: Detail, late: bool, cancels: bool) -> Run {
         kv_tokens: 200 + chance.below(2000),
         max_model_len: 100 + chance.below(400) as u32,
     };
-    let mut engine = Engine::new(PROFILE, limits, detail);
+    let growth = [0.0, 0.03, 0.7][chance.below(3) as usize];
+    let profile = LatencyProfile { tpot_growth_per_thousand_context_tokens: growth, ..PROFILE };
+    let mut engine = Engine::new(profile, limits, detail);
     let (mut events, mut cancelled, mut jobs) = (Vec::new(), Vec::new(), Vec::new());
     let mut now = Duration::ZERO;
     let check = |engine: &Engine| {
         assert!(engine.running() <= limits.max_running as usize);
         assert!(engine.kv_used_tokens() <= limits.kv_tokens, "seed {seed}");
+        assert_eq!(engine.kv_used_tokens(), held_by_hand(engine), "seed {seed}");
     };
     for id in 0..60 {
         now += Duration::from_micros(chance.below(60_000));

@@ -437,6 +437,7 @@ mod tests {
         let profile = LatencyProfile {
             tpot_ms: 1.0,
             tpot_growth_per_running: 0.0,
+            tpot_growth_per_thousand_context_tokens: 0.0,
             prefill_tokens_per_second: 1.0,
             overhead_ms: 0.0,
         };

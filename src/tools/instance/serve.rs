@@ -94,13 +94,12 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) fn new(options: InstanceOptions) -> Self {
-        let LatencyProfile { tpot_ms, tpot_growth_per_running, prefill_tokens_per_second, overhead_ms } =
-            options.pool.profile;
+        let (profile, scale) = (options.pool.profile, options.time_scale);
         let scaled = LatencyProfile {
-            tpot_ms: tpot_ms / options.time_scale,
-            tpot_growth_per_running,
-            prefill_tokens_per_second: prefill_tokens_per_second * options.time_scale,
-            overhead_ms: overhead_ms / options.time_scale,
+            tpot_ms: profile.tpot_ms / scale,
+            prefill_tokens_per_second: profile.prefill_tokens_per_second * scale,
+            overhead_ms: profile.overhead_ms / scale,
+            ..profile
         };
         let names = std::iter::once(&options.pool.served_model).chain(&options.aliases).chain(&options.adapters);
         let names = names.cloned().collect();
