@@ -1,7 +1,11 @@
 //! The lab: contenders on the same requests, in virtual time, what became of them, and a page to look at.
 
+pub mod builtin;
 pub mod cell;
+pub mod contenders;
 pub mod entrant;
 pub mod lines;
 pub mod measure;
+pub mod opinions;
+pub mod prompts;
 pub mod trace;

@@ -48,6 +48,7 @@ pub fn parsed<T: DeserializeOwned>(line: &str) -> Result<T> {
         let field = problem.path().to_string();
         // The line number of the file is said elsewhere; that of the line is always 1.
         let text = problem.inner().to_string().replace(" at line 1 column ", " at column ");
-        if field == "." { anyhow::anyhow!("{text}") } else { anyhow::anyhow!("{field}: {text}") }
+        let has_field = field != "." && problem.inner().is_data();
+        if has_field { anyhow::anyhow!("{field}: {text}") } else { anyhow::anyhow!("{text}") }
     })
 }
