@@ -27,7 +27,9 @@ pub fn prices(quality: &[Vec<f64>], shares: &[f64]) -> Vec<f64> {
     let mut least = dual(quality, &shares, &prices);
     let mut step = COARSEST;
     while step >= FINEST {
-        while let Some((better, value)) = best_move(quality, &shares, &prices, step).filter(|b| b.1 < least - LEAST_GAIN) {
+        while let Some((better, value)) =
+            best_move(quality, &shares, &prices, step).filter(|b| b.1 < least - LEAST_GAIN)
+        {
             (prices, least) = (better, value);
         }
         step /= 2.0;

@@ -70,7 +70,8 @@ impl Dispatcher {
                 first_least(&[*among.get(first)?, *among.get(second)?], requests)?
             }
             Dispatcher::LeastLoad => {
-                let seconds = |i: usize| fleet.pool_of(i).map_or(f64::INFINITY, |(_, pool)| seconds_left(pool, &load(i)));
+                let seconds =
+                    |i: usize| fleet.pool_of(i).map_or(f64::INFINITY, |(_, pool)| seconds_left(pool, &load(i)));
                 // Idle instances are equals: the one that has waited longest for a request comes first.
                 let order = |a: &usize, b: &usize| {
                     let (a, b) = (*a, *b);
@@ -166,14 +167,49 @@ mod tests {
         let sent = |seconds| LoadNow { last_dispatch: Duration::from_secs(seconds), ..idle };
         let rows: [(&str, Dispatcher, [LoadNow; 3], &[usize]); 9] = [
             ("in turn", RoundRobin, [idle; 3], &[0, 1, 2, 0]),
-            ("fewest requests", ShortestQueue, [busy(3.0, 0.0, 0.0, 0.0), busy(1.0, 1.0, 9.0, 0.0), busy(2.0, 1.0, 0.0, 0.0)], &[1, 1]),
-            ("least work, not fewest requests", LeastLoad, [busy(3.0, 0.0, 90.0, 0.1), busy(1.0, 0.0, 900.0, 0.1), busy(2.0, 0.0, 500.0, 0.1)], &[0]),
-            ("a cache that is nearly full", LeastLoad, [busy(3.0, 0.0, 90.0, 0.95), busy(1.0, 0.0, 900.0, 0.1), busy(2.0, 0.0, 950.0, 0.1)], &[1]),
+            (
+                "fewest requests",
+                ShortestQueue,
+                [busy(3.0, 0.0, 0.0, 0.0), busy(1.0, 1.0, 9.0, 0.0), busy(2.0, 1.0, 0.0, 0.0)],
+                &[1, 1],
+            ),
+            (
+                "least work, not fewest requests",
+                LeastLoad,
+                [busy(3.0, 0.0, 90.0, 0.1), busy(1.0, 0.0, 900.0, 0.1), busy(2.0, 0.0, 500.0, 0.1)],
+                &[0],
+            ),
+            (
+                "a cache that is nearly full",
+                LeastLoad,
+                [busy(3.0, 0.0, 90.0, 0.95), busy(1.0, 0.0, 900.0, 0.1), busy(2.0, 0.0, 950.0, 0.1)],
+                &[1],
+            ),
             ("of idle ones who waited longest", LeastLoad, [sent(3), sent(1), sent(2)], &[1]),
-            ("the shortest queue scores 1", WeightedScorers, [busy(9.0, 4.0, 0.0, 0.5), busy(9.0, 2.0, 0.0, 0.5), busy(9.0, 3.0, 0.0, 0.5)], &[1]),
-            ("equal queues: the emptiest cache", WeightedScorers, [busy(1.0, 0.0, 0.0, 0.5), busy(1.0, 0.0, 0.0, 0.4), busy(9.0, 0.0, 0.0, 0.3)], &[2]),
-            ("half the queues' span is half a cache", WeightedScorers, [busy(1.0, 2.0, 0.0, 0.0), busy(1.0, 1.0, 0.0, 0.4), busy(1.0, 0.0, 0.0, 1.0)], &[1]),
-            ("never the longer of two", PowerOfTwo, [busy(1.0, 0.0, 0.0, 0.0), busy(2.0, 0.0, 0.0, 0.0), busy(9.0, 0.0, 0.0, 0.0)], &[]),
+            (
+                "the shortest queue scores 1",
+                WeightedScorers,
+                [busy(9.0, 4.0, 0.0, 0.5), busy(9.0, 2.0, 0.0, 0.5), busy(9.0, 3.0, 0.0, 0.5)],
+                &[1],
+            ),
+            (
+                "equal queues: the emptiest cache",
+                WeightedScorers,
+                [busy(1.0, 0.0, 0.0, 0.5), busy(1.0, 0.0, 0.0, 0.4), busy(9.0, 0.0, 0.0, 0.3)],
+                &[2],
+            ),
+            (
+                "half the queues' span is half a cache",
+                WeightedScorers,
+                [busy(1.0, 2.0, 0.0, 0.0), busy(1.0, 1.0, 0.0, 0.4), busy(1.0, 0.0, 0.0, 1.0)],
+                &[1],
+            ),
+            (
+                "never the longer of two",
+                PowerOfTwo,
+                [busy(1.0, 0.0, 0.0, 0.0), busy(2.0, 0.0, 0.0, 0.0), busy(9.0, 0.0, 0.0, 0.0)],
+                &[],
+            ),
         ];
         for (name, dispatcher, loads, expected) in rows {
             let chosen = chosen(dispatcher, Some(0), &loads, expected.len().max(200));

@@ -112,9 +112,8 @@ impl Published {
         constraints: Option<&Constraints>,
         loads: &[LoadNow],
     ) -> Option<usize> {
-        let candidates: Vec<Candidate> = instances(fleet, None)
-            .filter_map(|i| self.candidate(fleet, template, longest, i, loads.get(i)?))
-            .collect();
+        let candidates: Vec<Candidate> =
+            instances(fleet, None).filter_map(|i| self.candidate(fleet, template, longest, i, loads.get(i)?)).collect();
         let candidates = self.filtered(fleet, template, constraints, candidates);
         let scores = score::paper(&candidates, &self.weights, self.quality);
         let objective = match self.tie {

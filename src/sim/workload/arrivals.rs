@@ -262,7 +262,10 @@ mod tests {
                     let is_in = |at: &&Duration| (begin..begin + span / 4.0).contains(&at.as_secs_f64());
                     let expected = (from + (to - from) * middle) * span / 4.0;
                     let come = times.iter().filter(is_in).count() as f64;
-                    assert!((come / expected - 1.0).abs() < 0.05, "{ramp:?}, quarter {quarter}: {come}, not {expected}");
+                    assert!(
+                        (come / expected - 1.0).abs() < 0.05,
+                        "{ramp:?}, quarter {quarter}: {come}, not {expected}"
+                    );
                 }
             }
         }

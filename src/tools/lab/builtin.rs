@@ -178,15 +178,20 @@ mod tests {
             assert_eq!(prompt.template.output_tokens[4], 0, "an embedding model writes nothing");
             for outlook in [prompt.template.outlook.as_ref().unwrap(), &opinions.knn] {
                 for (estimate, predicted) in &outlook.estimates {
-                    let Estimate { quality, quality_sd, output_tokens, output_tokens_p80, output_tokens_p90 } = estimate;
+                    let Estimate { quality, quality_sd, output_tokens, output_tokens_p80, output_tokens_p90 } =
+                        estimate;
                     assert!(predicted, "{}", prompt.id);
                     assert!((0.0..=1.0).contains(quality) && (0.0..=0.5).contains(quality_sd), "{}", prompt.id);
                     let tokens = [output_tokens, output_tokens_p80, output_tokens_p90];
                     assert!(*tokens[0] >= 1.0 && tokens.is_sorted() && tokens[2].is_finite(), "{}", prompt.id);
                 }
             }
-            let rules =
-                [opinions.best_route(0.0, 0), opinions.avengers_pro(0.8), opinions.routellm(0.4), opinions.semantic_router()];
+            let rules = [
+                opinions.best_route(0.0, 0),
+                opinions.avengers_pro(0.8),
+                opinions.routellm(0.4),
+                opinions.semantic_router(),
+            ];
             assert!(rules.iter().all(|model| *model < 4), "{}", prompt.id);
         }
         // As the data's card says.
@@ -216,6 +221,9 @@ mod tests {
         let json = include_str!("../../../envoy/routebalance.json").replace("Qwen2.5-7B-Instruct", "mine");
         let config = crate::config::Config::parse(json.as_bytes()).unwrap();
         let problem = format!("{:#}", prompts(&Router::new(config, None)).unwrap_err());
-        assert!(problem.starts_with("the lab's prompts:1: nobody asked mine these prompts, but Qwen2.5-3B"), "{problem}");
+        assert!(
+            problem.starts_with("the lab's prompts:1: nobody asked mine these prompts, but Qwen2.5-3B"),
+            "{problem}"
+        );
     }
 }

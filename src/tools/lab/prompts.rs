@@ -145,10 +145,8 @@ pub fn parse(name: &str, text: &str, router: &Router) -> Result<LabPrompts> {
         incomplete,
         format!("lack q or len of a generating model of the fleet, {missing} for one: left out"),
     ));
-    set.notes.extend(left_out(
-        without_text,
-        "have no text: what is expected of them are the models' priors".to_owned(),
-    ));
+    set.notes
+        .extend(left_out(without_text, "have no text: what is expected of them are the models' priors".to_owned()));
     if set.prompts.is_empty() {
         bail!("no row is left: {}", set.notes.join("; "));
     }
@@ -210,7 +208,8 @@ pub(super) mod tests {
 
     #[test]
     fn rows_become_templates() {
-        let text = [row(r#""prompt":"Why is the sky blue?","x":[1]"#), String::new(), row(r#""prompt_tokens":77,"id":"b""#)];
+        let text =
+            [row(r#""prompt":"Why is the sky blue?","x":[1]"#), String::new(), row(r#""prompt_tokens":77,"id":"b""#)];
         let set = parse("p.jsonl", &text.join("\n"), &router()).unwrap();
         let [first, second] = set.prompts.as_slice() else { panic!("{} rows", set.prompts.len()) };
         assert_eq!((first.id.as_str(), second.id.as_str()), ("p.jsonl:1", "b"));
@@ -231,7 +230,10 @@ pub(super) mod tests {
         assert_eq!(set.prompts.len(), 1);
         let [split, models] = set.notes.as_slice() else { panic!("{:?}", set.notes) };
         assert!(split.starts_with("p: 1 of 3 rows are in split train or val: left out"), "{split}");
-        assert!(models.starts_with("p: 1 of 3 rows lack q or len of a generating model of the fleet, Qwen2.5-3B"), "{models}");
+        assert!(
+            models.starts_with("p: 1 of 3 rows lack q or len of a generating model of the fleet, Qwen2.5-3B"),
+            "{models}"
+        );
     }
 
     #[test]

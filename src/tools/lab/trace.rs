@@ -52,9 +52,9 @@ pub fn parse(name: &str, text: &str) -> Result<Vec<Recorded>> {
     let timed = if text.trim_start().starts_with('{') { from_json(name, text)? } else { from_csv(name, text)? };
     ensure!(!timed.is_empty(), "{name}: has no request");
     let first = timed.iter().map(|(seconds, _)| *seconds).fold(f64::INFINITY, f64::min);
-    let placed = timed.into_iter().map(|(seconds, recorded)| {
-        Ok(Recorded { at: Duration::try_from_secs_f64(seconds - first)?, ..recorded })
-    });
+    let placed = timed
+        .into_iter()
+        .map(|(seconds, recorded)| Ok(Recorded { at: Duration::try_from_secs_f64(seconds - first)?, ..recorded }));
     let mut requests = placed.collect::<Result<Vec<Recorded>>>().with_context(|| format!("{name}: its times"))?;
     requests.sort_by_key(|request| request.at);
     Ok(requests)
@@ -160,7 +160,10 @@ mod tests {
                 "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9305900,396,0\n",
             ),
             ("ServeGen", "timestamp_s,input_tokens,output_tokens\n4.5,396,1\n0.25,374,44"),
-            ("a CSV file of somebody", "user, output_tokens ,TIMESTAMP,input_tokens\r\na,44,2023-11-16T18:15:46Z,374\r\nb,1,2023-11-16T18:15:50.25Z,396\r\n"),
+            (
+                "a CSV file of somebody",
+                "user, output_tokens ,TIMESTAMP,input_tokens\r\na,44,2023-11-16T18:15:46Z,374\r\nb,1,2023-11-16T18:15:50.25Z,396\r\n",
+            ),
             (
                 "Mooncake",
                 "{\"timestamp\":10,\"input_length\":374,\"output_length\":44}\n\n{\"timestamp\":4260,\"input_length\":396,\"output_length\":1,\"x\":2}",

@@ -146,7 +146,8 @@ fn tree(binned: &Binned, errors: &[f64], settings: &Settings, random: &mut Rando
     for level in 0..DEPTH {
         let mut next = Vec::with_capacity(members.len() * 2);
         for (place, rows) in members.into_iter().enumerate() {
-            let split = if level < settings.depth { best_split(binned, errors, &rows, &inputs, settings) } else { None };
+            let split =
+                if level < settings.depth { best_split(binned, errors, &rows, &inputs, settings) } else { None };
             let Some((input, bin)) = split else {
                 next.extend([rows, Vec::new()]);
                 continue;

@@ -73,9 +73,7 @@ pub fn table(accuracies: &[Accuracy]) -> Table {
     let mut table = Table::new();
     table.set_header(["pool", "rows", "TPOT trees", "MAE ms", "MAPE", "TTFT trees", "MAE ms", "MAPE"]);
     for Accuracy { pool, rows, tpot, ttft } in accuracies {
-        let errors = |e: &Errors| {
-            [e.trees.to_string(), format!("{:.2}", e.mae_ms), format!("{:.1} %", e.mape * 100.0)]
-        };
+        let errors = |e: &Errors| [e.trees.to_string(), format!("{:.2}", e.mae_ms), format!("{:.1} %", e.mape * 100.0)];
         let cells = [pool.clone(), rows.to_string()].into_iter().chain(errors(tpot)).chain(errors(ttft));
         table.add_row(cells.collect::<Vec<_>>());
     }
