@@ -1,18 +1,23 @@
 //! RouteBalance as published (sections 5 to 9 of its specification), and its arms.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::fitted::{Fitted, inputs, seconds};
 use super::{Choice, instances, is_free};
-use crate::fleet::{Fleet, Objective, Pool, QualityNormalisation, Weights};
+use crate::fleet::{Constraints, Fleet, Objective, Pool, QualityNormalisation, Tariff, Weights};
 use crate::latency;
 use crate::predictor::Estimate;
 use crate::reckoning::LoadNow;
 use crate::score::{self, Candidate};
+use crate::sim::filters::{Demand, Filter, Offer};
 use crate::sim::workload::Template;
 
 /// Where the published T has its time per output token from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Tpot {
+    /// What trees make of the instance's state and of the longest answer that any model is expected to give: the published one.
+    Fitted(Arc<Fitted>),
     /// What the engine really takes with the sequences that run.
     True,
     /// The same whatever the load, and no queue in T: arm 4.
@@ -41,7 +46,17 @@ pub struct Published {
     pub tie: Tie,
     /// Whether the longest requests of a batch come first.
     pub longest_first: bool,
+    /// Which instances its score chooses among.
+    pub filter: Filter,
+    /// Whether its filter predicts the time to the first token and knows how far predictions are off. As published it takes a constant
+    /// and knows nothing. Only with [`Tpot::Fitted`].
+    pub calibrated: bool,
 }
+
+/// What the published code takes for the time to the first token, seconds (section 4.3 of its specification).
+const TTFT_SECONDS: f64 = 0.05;
+/// Limit of output tokens of a request without one (section 10: the benchmark's).
+const MAX_TOKENS: f64 = 1024.0;
 
 impl Published {
     /// As in its published runs.
@@ -52,6 +67,8 @@ impl Published {
             tpot: Tpot::True,
             tie: Tie::Queue,
             longest_first: true,
+            filter: Filter::Off,
+            calibrated: false,
         }
     }
 
@@ -60,35 +77,44 @@ impl Published {
     pub(in crate::sim) fn assign(
         &self,
         fleet: &Fleet,
-        batch: &[&Template],
+        batch: &[(&Template, Option<Constraints>)],
         loads: &mut [LoadNow],
         now: Duration,
     ) -> Vec<(usize, Option<Choice>)> {
-        let mut order: Vec<(usize, f64)> = batch.iter().map(|t| longest(t)).enumerate().collect();
+        let mut order: Vec<(usize, f64)> = batch.iter().map(|(t, _)| longest(t)).enumerate().collect();
         if self.longest_first {
             order.sort_by(|a, b| b.1.total_cmp(&a.1));
         }
         order
             .into_iter()
             .filter_map(|(request, longest)| {
-                let template = batch.get(request)?;
-                let choice = self.choose(fleet, template, loads).map(|instance| {
+                let (template, constraints) = batch.get(request)?;
+                let choice = self.choose(fleet, template, longest, constraints.as_ref(), loads).map(|instance| {
                     if let Some(load) = loads.get_mut(instance) {
                         load.waiting += 1.0;
                         load.pending_prompt_tokens += f64::from(template.prompt_tokens);
                         load.pending_output_tokens += longest.floor();
                         load.last_dispatch = now;
                     }
-                    Choice::of(instance, template.prompt_tokens, longest)
+                    let max_tokens = constraints.and_then(|c| affordable(fleet, template, instance, c.budget.usd));
+                    Choice { max_tokens, ..Choice::of(instance, template.prompt_tokens, longest) }
                 });
                 Some((request, choice))
             })
             .collect()
     }
 
-    fn choose(&self, fleet: &Fleet, template: &Template, loads: &[LoadNow]) -> Option<usize> {
+    fn choose(
+        &self,
+        fleet: &Fleet,
+        template: &Template,
+        longest: f64,
+        constraints: Option<&Constraints>,
+        loads: &[LoadNow],
+    ) -> Option<usize> {
         let candidates: Vec<Candidate> =
-            instances(fleet, None).filter_map(|i| self.candidate(fleet, template, i, loads.get(i)?)).collect();
+            instances(fleet, None).filter_map(|i| self.candidate(fleet, template, longest, i, loads.get(i)?)).collect();
+        let candidates = self.filtered(fleet, template, constraints, candidates);
         let scores = score::paper(&candidates, &self.weights, self.quality);
         let objective = match self.tie {
             Tie::Queue => Objective::Paper,
@@ -99,12 +125,30 @@ impl Published {
         candidates.get(*order.first()?).map(|c| c.instance)
     }
 
-    fn candidate(&self, fleet: &Fleet, template: &Template, instance: usize, load: &LoadNow) -> Option<Candidate> {
-        let (_, pool) = fleet.pool_of(instance)?;
+    fn candidate(
+        &self,
+        fleet: &Fleet,
+        template: &Template,
+        longest: f64,
+        instance: usize,
+        load: &LoadNow,
+    ) -> Option<Candidate> {
+        let (pool_index, pool) = fleet.pool_of(instance)?;
         let tariff = fleet.model_of(pool)?.tariff;
         let estimate = estimate(template, pool.model)?;
         let output_tokens = length(template, estimate).floor().max(1.0);
-        let seconds = self.seconds(pool, load, output_tokens);
+        let state = || inputs(pool, load, f64::from(template.prompt_tokens), longest);
+        let (ttft_seconds, tpot_seconds) = match &self.tpot {
+            Tpot::Fitted(fitted) => {
+                let times = fitted.pool(pool_index)?;
+                let state = state();
+                let ttft = if self.calibrated { seconds(&times.ttft_ms, &state) } else { TTFT_SECONDS };
+                (ttft, seconds(&times.tpot_ms, &state))
+            }
+            Tpot::True => (TTFT_SECONDS, latency::tpot_seconds(&pool.profile, load.running)),
+            Tpot::Static => (TTFT_SECONDS, latency::tpot_seconds(&pool.profile, 0.0)),
+        };
+        let seconds = self.seconds(pool, load, tpot_seconds, output_tokens);
         let usd = f64::from(template.prompt_tokens) * tariff.usd_per_input_token
             + output_tokens * tariff.usd_per_output_token;
         Some(Candidate {
@@ -113,6 +157,8 @@ impl Published {
             quality: estimate.quality,
             output_tokens,
             seconds,
+            ttft_seconds,
+            tpot_seconds,
             e2e_seconds: seconds,
             usd,
             in_flight: load.in_flight(),
@@ -121,19 +167,74 @@ impl Published {
         })
     }
 
-    /// The published T.
-    fn seconds(&self, pool: &Pool, load: &LoadNow, output_tokens: f64) -> f64 {
-        match self.tpot {
-            Tpot::Static => latency::tpot_seconds(&pool.profile, 0.0) * output_tokens,
-            Tpot::True if is_free(load, pool.limits.max_running) => {
-                latency::tpot_seconds(&pool.profile, load.running) * output_tokens
-            }
-            Tpot::True => {
-                let steps = load.pending_output_tokens / load.running.max(1.0) + output_tokens;
-                latency::tpot_seconds(&pool.profile, load.running) * steps
-            }
+    /// The published T: the tokens' time, and behind a queue first that of what the instance owes, at its present batch.
+    fn seconds(&self, pool: &Pool, load: &LoadNow, tpot_seconds: f64, output_tokens: f64) -> f64 {
+        if self.tpot == Tpot::Static || is_free(load, pool.limits.max_running) {
+            return tpot_seconds * output_tokens;
         }
+        tpot_seconds * (load.pending_output_tokens / load.running.max(1.0) + output_tokens)
     }
+
+    fn filtered(
+        &self,
+        fleet: &Fleet,
+        template: &Template,
+        constraints: Option<&Constraints>,
+        candidates: Vec<Candidate>,
+    ) -> Vec<Candidate> {
+        if self.filter == Filter::Off {
+            return candidates;
+        }
+        let demand = demand(template, constraints);
+        let offers: Vec<Offer> = candidates.iter().filter_map(|c| self.offer(fleet, template, c)).collect();
+        let passed = self.filter.pass(&offers, &demand);
+        passed.into_iter().filter_map(|i| candidates.get(i).copied()).collect()
+    }
+
+    fn offer(&self, fleet: &Fleet, template: &Template, candidate: &Candidate) -> Option<Offer> {
+        let (index, pool) = fleet.pool_of(candidate.instance)?;
+        let tariff = fleet.model_of(pool)?.tariff;
+        let times = match &self.tpot {
+            Tpot::Fitted(fitted) => fitted.pool(index),
+            Tpot::True | Tpot::Static => None,
+        };
+        Some(Offer {
+            ttft: candidate.ttft_seconds,
+            tpot: candidate.tpot_seconds,
+            sd: times.map_or((0.0, 0.0), |t| t.sd),
+            residuals: times.filter(|_| self.calibrated).map(|t| t.residuals),
+            estimate: *estimate(template, candidate.model)?,
+            tariff,
+            // Nobody rents by the second here: the price of time is that of the tokens which fill it.
+            usd_per_second: tariff.usd_per_output_token / candidate.tpot_seconds.max(1e-9),
+            queue: candidate.in_flight,
+        })
+    }
+}
+
+/// What a request insists on, in the published terms; its own limits, or the published defaults where those are tighter.
+fn demand(template: &Template, constraints: Option<&Constraints>) -> Demand {
+    let defaults = Demand::default();
+    let limit = |own: Option<Duration>, default: f64| own.map_or(default, |d| d.as_secs_f64().min(default));
+    let slo = constraints.map(|c| c.slo).unwrap_or_default();
+    let budget = constraints.map(|c| c.budget).unwrap_or_default();
+    Demand {
+        prompt_tokens: f64::from(template.prompt_tokens),
+        max_tokens: template.prompt.max_tokens.map_or(MAX_TOKENS, f64::from),
+        ttft: limit(slo.ttft, defaults.ttft),
+        tpot: limit(slo.tpot, defaults.tpot),
+        budget_tokens: budget.tokens.map(f64::from),
+        budget_usd: budget.usd,
+        quality_min: constraints.and_then(|c| c.quality_min).unwrap_or(defaults.quality_min),
+    }
+}
+
+/// The limit of output tokens that is sent along with a budget (section 10 (c)): what the budget buys after the prompt, at least 1.
+fn affordable(fleet: &Fleet, template: &Template, instance: usize, usd: Option<f64>) -> Option<u32> {
+    let (_, pool) = fleet.pool_of(instance)?;
+    let Tariff { usd_per_input_token, usd_per_output_token } = fleet.model_of(pool)?.tariff;
+    let left = usd? - f64::from(template.prompt_tokens) * usd_per_input_token;
+    Some((left / usd_per_output_token).floor().max(1.0) as u32)
 }
 
 fn estimate(template: &Template, model: usize) -> Option<&Estimate> {

@@ -52,13 +52,7 @@ pub(super) fn run(config: &Value, quick: bool) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn row(
-    config: &Value,
-    policy: &'static str,
-    contender: Contender,
-    instances: usize,
-    requests: usize,
-) -> Result<Row> {
+fn row(config: &Value, policy: &'static str, contender: Contender, instances: usize, requests: usize) -> Result<Row> {
     let mut config = config.clone();
     grow(&mut config, instances)?;
     let config = Config::parse(config.to_string().as_bytes())?;
@@ -82,7 +76,15 @@ fn row(
 /// The rows for people.
 pub(super) fn table(rows: &[Row]) -> Table {
     let mut table = Table::new();
-    table.set_header(["policy", "instances", "requests", "answered", "offered per second", "took", "requests per second"]);
+    table.set_header([
+        "policy",
+        "instances",
+        "requests",
+        "answered",
+        "offered per second",
+        "took",
+        "requests per second",
+    ]);
     for row in rows {
         table.add_row([
             row.policy.to_owned(),
