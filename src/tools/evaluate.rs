@@ -1,9 +1,9 @@
 //! What the router is worth, measured in virtual time: one preset per question.
 
-mod cells;
+pub(in crate::tools) mod cells;
 mod gateways;
+mod lab;
 mod latency_error;
-mod objectives;
 mod scenarios;
 
 use std::path::PathBuf;
@@ -15,10 +15,16 @@ use clap::{Args, ValueEnum};
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Preset {
+    /// The lab: a look at every contender, in under a minute
+    Quick,
+    /// The lab: the paper's experiments, with every contender
+    Paper,
+    /// The lab: limits of times, and budgets
+    SloBudget,
+    /// The lab: bursts, waves, recorded requests, other prices, no largest model
+    Robustness,
     /// Latency behind 1, 2, 8 and 32 gateways at the same total load
     Gateways,
-    /// Quality, latency and cost of the objectives over their weights
-    Objectives,
     /// How far the forecast of a request's times is from what happens, by utilisation
     LatencyError,
     /// Small fleets with random faults, and what must hold after them; fails if it does not
@@ -28,9 +34,9 @@ pub enum Preset {
 /// Arguments of `evaluate`.
 #[derive(Args, Clone, Debug)]
 pub struct EvaluateArgs {
-    /// What to measure
+    /// What to measure [default: the lab, on the fleet and the requests that are given]
     #[arg(long)]
-    preset: Preset,
+    preset: Option<Preset>,
     /// The configuration
     #[arg(default_value = "envoy/routebalance.json")]
     file: PathBuf,
@@ -43,6 +49,8 @@ pub struct EvaluateArgs {
     /// Fewer seeds and shorter runs
     #[arg(long)]
     quick: bool,
+    #[command(flatten)]
+    lab: lab::LabArgs,
 }
 
 /// Runs a preset, prints its table and writes its result.
@@ -50,12 +58,17 @@ pub struct EvaluateArgs {
 /// # Errors
 /// The configuration does not load, or the result cannot be written.
 pub fn run(args: &EvaluateArgs) -> Result<ExitCode> {
-    let config = super::check::check(&args.file)?;
+    let file = args.lab.fleet.as_ref().unwrap_or(&args.file);
+    let config = super::check::check(file)?;
     let (result, passed) = match args.preset {
-        Preset::Gateways => gateways::run(&config, args)?,
-        Preset::Objectives => objectives::run(&config, args)?,
-        Preset::LatencyError => latency_error::run(&config, args)?,
-        Preset::Scenarios => scenarios::run(&config, args)?,
+        None | Some(Preset::Quick | Preset::Paper | Preset::SloBudget | Preset::Robustness) => {
+            let json = args.json.as_deref();
+            lab::run(file, &config, args.preset, args.seeds, &args.lab, json)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Some(Preset::Gateways) => gateways::run(&config, args)?,
+        Some(Preset::LatencyError) => latency_error::run(&config, args)?,
+        Some(Preset::Scenarios) => scenarios::run(&config, args)?,
     };
     if let Some(file) = &args.json {
         let text = serde_json::to_string_pretty(&result)?;

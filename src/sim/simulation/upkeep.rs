@@ -59,7 +59,10 @@ impl Simulation<'_> {
             Some(Ok(Some(load))) => self.after_network(Happening::Told(Box::new((scrape, Answer::Page(load))))),
             Some(Ok(None)) => {
                 let timeout = self.router.config().telemetry.scrape_timeout;
-                self.foresee(scrape.asked_at.saturating_add(timeout), Happening::Told(Box::new((scrape, Answer::TimedOut))));
+                self.foresee(
+                    scrape.asked_at.saturating_add(timeout),
+                    Happening::Told(Box::new((scrape, Answer::TimedOut))),
+                );
             }
             Some(Err(_)) | None => self.after_network(Happening::Told(Box::new((scrape, Answer::NobodyThere)))),
         }

@@ -4,18 +4,22 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 
+use super::contenders::{Fits, LabInputs};
 use super::entrant::{Entrant, Estimates};
+use super::opinions::Opinions;
 use super::source::{ArrivalKind, Feed, Source};
 use crate::config::Config;
-use crate::fleet::{Budget, Constraints, Fleet, Mode, ModelKind, Slo};
+use crate::fleet::{Budget, Constraints, Mode, ModelKind, Slo};
 use crate::random::Random;
-use crate::router::{Outlook, Router};
+use crate::router::Router;
 use crate::sim::contender::Contender;
 use crate::sim::workload::{Template, Workload, sustainable_rates};
 
 /// The published budgets' seed (RouteBalance, section 10 of its specification), and the output tokens that they are made for.
 const BUDGET_SEED: u64 = 42;
 const BUDGET_OUTPUT_TOKENS: f64 = 128.0;
+/// Sets of templates that are kept with others' estimates.
+const SEEN_MAX: usize = 16;
 
 /// What all requests of a cell insist on.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -27,6 +31,8 @@ pub struct Demand {
     pub budgets: f64,
     /// What happens where nothing keeps it.
     pub mode: Mode,
+    /// Whether nobody is told of it: it is only measured who keeps it.
+    pub unheard: bool,
 }
 
 impl Demand {
@@ -58,6 +64,11 @@ pub struct Ground {
     pub config: Config,
     /// The requests.
     pub source: Source,
+    /// The source's prompts as kinds of requests.
+    templates: Arc<[Template]>,
+    /// What learned contenders say of the prompts, if anybody asked them.
+    opinions: Option<Vec<Arc<Opinions>>>,
+    fits: Fits,
     seen: Mutex<Vec<Seen>>,
 }
 
@@ -72,13 +83,26 @@ struct Seen {
 impl Ground {
     /// This fleet with these prompts.
     pub fn new(config: Config, source: Source) -> Ground {
-        Ground { config, source, seen: Mutex::default() }
+        let prompts = source.prompts();
+        let templates = source.templates().clone();
+        let opinions = prompts.iter().map(|p| p.opinions.clone()).collect();
+        Ground { config, templates, opinions, source, fits: Fits::default(), seen: Mutex::default() }
     }
 
     /// Requests per second that all pools together sustain.
     pub fn sustainable_rate(&self) -> f64 {
-        let templates: Vec<Template> = self.source.prompts().iter().map(|p| p.template.clone()).collect();
-        sustainable_rates(&self.config.fleet, &templates).iter().sum()
+        sustainable_rates(&self.config.fleet, &self.templates).iter().sum()
+    }
+
+    /// What contenders are made from, for this rate.
+    pub fn inputs(&self, rate: f64) -> LabInputs<'_> {
+        LabInputs {
+            config: &self.config,
+            templates: &self.templates,
+            opinions: self.opinions.as_deref(),
+            rate,
+            fits: &self.fits,
+        }
     }
 
     /// The requests as a contender sees them, with the policy of index 0.
@@ -124,31 +148,20 @@ impl Ground {
             return Ok(feed.workload.clone());
         }
         let of = &feed.workload.templates;
-        let arrivals = feed.workload.arrivals.clone();
         let is_it = |seen: &&Seen| seen.estimates == estimates && Arc::ptr_eq(&seen.of, of);
         let mut all = self.seen.lock().map_err(|_| anyhow::anyhow!("another thread has panicked"))?;
         if let Some(seen) = all.iter().find(is_it) {
-            return Ok(Workload { templates: seen.are.clone(), arrivals });
+            return Ok(Workload { templates: seen.are.clone(), arrivals: feed.workload.arrivals.clone() });
         }
-        let fleet = &self.config.fleet;
-        let are: Arc<[Template]> = match estimates {
-            Estimates::Ours => of.clone(),
-            Estimates::Knn => {
-                let seen = source.as_the_paper_sees_it(feed);
-                seen.context("the paper's estimates are known of the lab's own prompts only: leave routebalance-paper-knn out")?.templates
-            }
-            Estimates::Truth => of.iter().map(|t| with(t, |m, outlook| true_estimate(t, m, outlook))).collect(),
-            Estimates::Constant => {
-                let means = means(fleet, of);
-                of.iter().map(|t| with(t, |m, _| means.estimates.get(m).map(|(e, _)| *e))).collect()
-            }
-        };
-        // Those of recorded requests are others for every seed: keeping them would keep all.
-        if all.len() >= 64 {
+        let workload = source.seen_by(feed, estimates).context(
+            "the published predictor's estimates are known of the lab's own prompts only: leave routebalance-paper-knn out",
+        )?;
+        // The kinds of requests of a trace are others for every seed: keeping them would keep all.
+        if all.len() >= SEEN_MAX {
             all.clear();
         }
-        all.push(Seen { estimates, of: of.clone(), are: are.clone() });
-        Ok(Workload { templates: are, arrivals })
+        all.push(Seen { estimates, of: of.clone(), are: workload.templates.clone() });
+        Ok(workload)
     }
 
     fn insist(&self, workload: &mut Workload, demand: &Demand) {
@@ -176,54 +189,5 @@ impl Ground {
         });
         let (least, most) = usd.fold((f64::INFINITY, 0.0_f64), |(low, high), usd| (low.min(usd), high.max(usd)));
         has_one.then(|| least + (most - least) * random.uniform())
-    }
-}
-
-/// A template with other estimates, where one is given.
-fn with(
-    template: &Template,
-    estimate: impl Fn(usize, &Outlook) -> Option<crate::predictor::Estimate>,
-) -> Template {
-    let outlook = template.outlook.as_ref().map(|outlook| {
-        let estimates = outlook.estimates.iter().enumerate();
-        Outlook {
-            estimates: estimates.map(|(m, (old, _))| (estimate(m, outlook).unwrap_or(*old), true)).collect(),
-            ..outlook.clone()
-        }
-    });
-    Template { outlook, ..template.clone() }
-}
-
-fn true_estimate(template: &Template, model: usize, outlook: &Outlook) -> Option<crate::predictor::Estimate> {
-    let (old, _) = outlook.estimates.get(model)?;
-    let tokens = f64::from(*template.output_tokens.get(model)?).max(1.0);
-    Some(crate::predictor::Estimate {
-        quality: *template.quality.get(model)?,
-        quality_sd: 0.0,
-        output_tokens: tokens,
-        output_tokens_p80: tokens,
-        output_tokens_p90: tokens,
-        ..*old
-    })
-}
-
-/// The mean of what is expected over all templates.
-fn means(fleet: &Fleet, templates: &[Template]) -> Outlook {
-    let outlooks: Vec<&Outlook> = templates.iter().filter_map(|t| t.outlook.as_ref()).collect();
-    let n = outlooks.len().max(1) as f64;
-    let mean = |m: usize, of: fn(&crate::predictor::Estimate) -> f64| {
-        outlooks.iter().filter_map(|o| o.estimates.get(m)).map(|(e, _)| of(e)).sum::<f64>() / n
-    };
-    let estimate = |m: usize| crate::predictor::Estimate {
-        quality: mean(m, |e| e.quality),
-        quality_sd: mean(m, |e| e.quality_sd),
-        output_tokens: mean(m, |e| e.output_tokens),
-        output_tokens_p80: mean(m, |e| e.output_tokens_p80),
-        output_tokens_p90: mean(m, |e| e.output_tokens_p90),
-    };
-    Outlook {
-        estimates: (0..fleet.models.len()).map(|m| (estimate(m), true)).collect(),
-        familiarity: None,
-        prototype: None,
     }
 }

@@ -60,10 +60,23 @@ pub fn measure(plan: &Plan, router: &Router, workload: &Workload) -> Cell {
         ..Options::default()
     };
     let last = workload.arrivals.last().map_or(Duration::ZERO, |a| a.at);
-    let mut simulation = Simulation::of(plan.contender.clone(), router, workload, &[], options);
+    let untold;
+    let heard = if plan.demand.unheard {
+        untold = without_constraints(workload);
+        &untold
+    } else {
+        workload
+    };
+    let mut simulation = Simulation::of(plan.contender.clone(), router, heard, &[], options);
     simulation.finish(last * PATIENCE + Duration::from_secs(3_600));
     let outcomes = simulation.into_outcomes();
     summarised(plan, &router.config().fleet, workload, &outcomes)
+}
+
+fn without_constraints(workload: &Workload) -> Workload {
+    let mut workload = workload.clone();
+    workload.arrivals.iter_mut().for_each(|arrival| arrival.constraints = None);
+    workload
 }
 
 fn summarised(plan: &Plan, fleet: &Fleet, workload: &Workload, outcomes: &[Outcome]) -> Cell {

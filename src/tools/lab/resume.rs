@@ -131,7 +131,8 @@ mod tests {
     fn a_torn_line_is_no_cell_and_spoils_no_other() {
         let dir = tempfile::tempdir().unwrap();
         let result = dir.path().join("r.json");
-        std::fs::write(dir.path().join("r.json.partial"), "{\"key\":\"00\",\"cell\":null}\n{\"key\":\"01\",\"ce").unwrap();
+        std::fs::write(dir.path().join("r.json.partial"), "{\"key\":\"00\",\"cell\":null}\n{\"key\":\"01\",\"ce")
+            .unwrap();
         let mut partial = Partial::with(&result, vec![1]).unwrap();
         assert!(partial.found("00").is_some() && partial.found("01").is_none());
         partial.keep("02".to_owned(), None).unwrap();

@@ -64,7 +64,7 @@ pub struct Job {
 
 impl Job {
     /// Everything that tells it from the other jobs of the same inputs.
-    fn identity(&self) -> String {
+    pub fn identity(&self) -> String {
         let Job { ground, entrant, asked, task, overhead, gateways, variant } = self;
         let Entrant { policy, setting, weights, .. } = &**entrant;
         format!("{ground}|{policy}|{setting}|{weights:?}|{asked:?}|{task:?}|{}|{gateways}|{variant}", overhead.name())

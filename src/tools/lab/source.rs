@@ -234,6 +234,11 @@ impl Source {
         Source { course: Course::Drawn(arrivals), ..self.clone() }
     }
 
+    /// The prompts as kinds of requests, with the limit of their answers.
+    pub fn templates(&self) -> &Arc<[Template]> {
+        &self.templates
+    }
+
     /// The prompts.
     pub fn prompts(&self) -> &[LabPrompt] {
         &self.prompts
