@@ -174,7 +174,7 @@ enum Course {
 #[derive(Clone, Debug)]
 pub struct Source {
     fleet: Fleet,
-    prompts: Vec<LabPrompt>,
+    prompts: Arc<[LabPrompt]>,
     templates: Arc<[Template]>,
     course: Course,
     output_cap: Option<u32>,
@@ -225,7 +225,7 @@ impl Source {
 
     fn new(fleet: Fleet, set: LabPrompts, course: Course, output_cap: Option<u32>) -> Source {
         let templates = set.prompts.iter().map(|p| capped(p.template.clone(), output_cap)).collect();
-        Source { fleet, prompts: set.prompts, templates, course, output_cap, notes: set.notes }
+        Source { fleet, prompts: set.prompts.into(), templates, course, output_cap, notes: set.notes }
     }
 
     /// The same prompts at times of another kind.
@@ -271,7 +271,8 @@ impl Source {
         }
     }
 
-    /// Requests of a policy. A mean rate other than the source's own stretches time. Of recorded requests the first ones are taken;
+    /// Requests of a policy. A mean rate other than the source's own moves recorded
+    /// requests together or apart, and multiplies the rates of waves and ramps. Of recorded requests the first ones are taken;
     /// they come at the same times for every seed. The same arguments give the same requests.
     ///
     /// # Errors

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use super::super::prompts::mean_output_tokens;
 use super::*;
+use crate::sim::simulation::{Options, Simulation};
 use crate::tools::setup::package_root;
 
 const MOONCAKE: &str = "models/data/traces/mooncake_synthetic_trace.jsonl.gz";
@@ -164,4 +165,57 @@ fn a_file_that_is_not_there_is_named() {
     let missing = Some(Path::new("no/such.csv").to_owned());
     let problem = Source::open(&SourceArgs { trace: missing, ..SourceArgs::default() }, &config()).unwrap_err();
     assert_eq!(problem.to_string(), "no/such.csv cannot be read");
+}
+
+#[test]
+fn arguments_exclude_each_other() {
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        source: SourceArgs,
+    }
+    let parse = |line: &str| {
+        let cli = <Cli as clap::Parser>::try_parse_from(std::iter::once("lab").chain(line.split_whitespace()));
+        cli.map(|cli| cli.source).map_err(|problem| problem.to_string())
+    };
+    assert_eq!(parse("").unwrap().arrivals, ArrivalKind::Poisson);
+    assert_eq!(parse("--arrivals gamma:0.3").unwrap().arrivals, ArrivalKind::Gamma { shape: 0.3 });
+    let own = parse("--trace a.csv --prompts b.jsonl --trace-lengths prompt --output-cap 1024").unwrap();
+    assert_eq!((own.trace_lengths, own.output_cap), (TraceLengths::Prompt, Some(1_024)));
+    assert!(parse("--from-access-log a.log").is_ok());
+    let refused = [
+        ("--arrivals gamma", "the shape must be a number from 0.01"),
+        ("--arrivals constant --trace a.csv", "cannot be used with"),
+        ("--from-access-log a.log --trace a.csv", "cannot be used with"),
+        ("--from-access-log a.log --prompts b.jsonl", "cannot be used with"),
+        ("--trace-lengths prompt", "--trace <FILE>"),
+        ("--output-cap 0", "0 is not in 1.."),
+    ];
+    for (line, problem) in refused {
+        let said = parse(line).unwrap_err();
+        assert!(said.contains(problem), "{line}: {said}");
+    }
+}
+
+/// Whatever requests come from, the router decides them and the fleet answers them.
+#[test]
+fn what_is_fed_is_served() {
+    let config = config();
+    let log = Some(package_root().join("tests/fixtures/access-log/access.log"));
+    let logged = Source::open(&SourceArgs { from_access_log: log, ..SourceArgs::default() }, &config).unwrap();
+    let sources = [
+        (Source::built_in(&config, ArrivalKind::Poisson, Some(1_024)).unwrap(), Some(2.0), 100),
+        (traced(AZURE, TraceLengths::Trace), Some(2.0), 100),
+        (traced(MOONCAKE, TraceLengths::Prompt), Some(1.0), 50),
+        (logged, None, 17),
+    ];
+    let router = Router::new(config, None);
+    for (source, rate, requests) in sources {
+        let feed = source.feed(rate, Some(requests), router.config().default_policy, 1).unwrap();
+        let mut simulation = Simulation::new(&router, &feed.workload, &[], Options::default());
+        simulation.finish(Duration::from_secs(100_000));
+        let outcomes = simulation.outcomes();
+        assert_eq!(outcomes.len(), requests, "{}", source.name());
+        assert!(outcomes.iter().all(|o| o.is_answered()), "{}", source.name());
+    }
 }
