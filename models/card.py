@@ -73,11 +73,11 @@ def show_lab(report):
     """What lab.py measured."""
     print(f"{report['rows']} prompts, every estimate from a fit without the prompt's fold:\n")
     for name, values in report["estimates"].items():
-        print(f"{name}: " + ", ".join(f"{COLUMNS[key]} {cell(value)}" for key, value in values.items()))
+        print(f"- {name}: " + ", ".join(f"{COLUMNS[key]} {cell(value)}" for key, value in values.items()))
     best, win = report["best_route"], report["routellm"]
-    print(f"best-route: names the best model of {cell(best['accuracy'])} (always the most frequent: {cell(best['accuracy_of_most_frequent'])}; published: {cell(best['published_accuracy'])})")
-    print(f"routellm: auc {cell(win['auc'])} of 'the largest beats the smallest', which {cell(win['wins'])} do")
-    print(f"semantic router: names the category of {cell(report['semantic_router']['category_accuracy'])}\n")
+    print(f"- best-route: names the best model of {cell(best['accuracy'])} (always the most frequent: {cell(best['accuracy_of_most_frequent'])}; published: {cell(best['published_accuracy'])})")
+    print(f"- routellm: auc {cell(win['auc'])} of 'the largest beats the smallest', which {cell(win['wins'])} do")
+    print(f"- semantic router: names the category of {cell(report['semantic_router']['category_accuracy'])}\n")
     table(LAB_COLUMNS, (lab_row(name, values) for name, values in report["contenders"].items()))
 
 

@@ -88,8 +88,8 @@ def chosen_classifier(candidates, x, classes, groups):
 
 def best_route(x, q, groups, others):
     """BEST-Route with a class per model: probabilities that each model is the best. Its labels come from a judge's scores, which are
-    seldom equal; ours are 0 or 1, so the best models of a prompt share it. (Given to the smallest, half of the prompts are the
-    smallest model's and the classifier names no other.) -> (name of the classifier, probabilities)"""
+    seldom equal; ours are 0 or 1, so the best models of a prompt share it. (Given to the smallest, half of the prompts would
+    be the smallest model's.) -> (name of the classifier, probabilities)"""
     classes = among_best(q)
     name, make = chosen_classifier([*logistic(), *perceptrons()], x, classes, groups)
     return name, probabilities(make, x, classes, others)

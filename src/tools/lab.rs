@@ -1,5 +1,6 @@
 //! The lab: contenders on the same requests, in virtual time, what became of them, and a page to look at.
 
+pub mod access_log;
 pub mod builtin;
 pub mod cell;
 pub mod contenders;
@@ -7,5 +8,8 @@ pub mod entrant;
 pub mod lines;
 pub mod measure;
 pub mod opinions;
+mod outlook;
+pub mod pairing;
 pub mod prompts;
+pub mod source;
 pub mod trace;

@@ -137,7 +137,10 @@ pub fn parse(name: &str, text: &str, router: &Router) -> Result<(LabPrompts, Vec
             notes.push(format!("{name}: {count} {what}"));
         }
     };
-    note(unfinished, "of them have no whole answer: it is taken to be as long as expected, or as long as it got if that is longer");
+    note(
+        unfinished,
+        "of them have no whole answer: it is taken to be as long as expected, or as long as it got if that is longer",
+    );
     note(others, "lines are of requests that the filter did not route, refused ones among them: left out");
     note(not_text, "lines are of requests for no text: left out");
     note(elsewhere, &format!("lines are of models that the fleet does not have, {foreign} for one: left out"));
@@ -172,7 +175,11 @@ impl Routed {
     fn template(&self, router: &Router, chosen: usize, score: Option<f64>) -> Template {
         let fleet = &router.config().fleet;
         let seen_tokens = (self.estimated_prompt_tokens.round() as u32).max(1);
-        let blank = Template::of_counts(seen_tokens, Vec::new(), Vec::new());
+        let mut blank = Template::of_counts(seen_tokens, Vec::new(), Vec::new());
+        // Percentiles are equal where the client's limit cuts all of them.
+        if self.predicted_output_tokens == self.predicted_output_tokens_p90 {
+            blank.prompt.max_tokens = Some((self.predicted_output_tokens.round() as u32).max(1));
+        }
         let prior = priors(router, &blank.prompt);
         let own = Estimate {
             quality: self.predicted_quality,
@@ -193,11 +200,7 @@ impl Routed {
         }
         let prompt_tokens = self.response.as_ref().and_then(|r| r.prompt_tokens).map(|tokens| tokens.round() as u32);
         Template {
-            outlook: Some(Outlook {
-                estimates: expected,
-                familiarity: self.familiarity,
-                prototype: self.prototype,
-            }),
+            outlook: Some(Outlook { estimates: expected, familiarity: self.familiarity, prototype: self.prototype }),
             ..Template::of(
                 blank.prompt,
                 prompt_tokens.unwrap_or(seen_tokens).max(1),
@@ -236,4 +239,91 @@ fn others(fleet: &Fleet, prior: &Outlook, chosen: usize, own: &Estimate) -> Vec<
 fn odds(probability: f64) -> f64 {
     let p = probability.clamp(CERTAIN, 1.0 - CERTAIN);
     p / (1.0 - p)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::prompts::tests::router;
+    use super::*;
+
+    const LOG: &str = include_str!("../../../tests/fixtures/access-log/access.log");
+
+    #[test]
+    fn a_recorded_log_is_read() {
+        let (set, times) = parse("log", LOG, &router()).unwrap();
+        assert_eq!((set.prompts.len(), times.len()), (17, 17));
+        assert!(times.is_sorted() && times[0].is_zero());
+        assert_eq!(times[1], Duration::from_millis(134));
+        let notes = set.notes.join("\n");
+        for expected in [
+            "log: 17 requests; what other models",
+            "score for 1 of them",
+            "log: 1 of them have no whole answer",
+            "log: 1 lines are of requests that the filter did not route",
+            "log: 2 lines are of requests for no text",
+        ] {
+            assert!(notes.contains(expected), "{expected}\n{notes}");
+        }
+        let last = &set.prompts[16];
+        assert_eq!(last.id, "412042c7-b246-441c-be1e-550e7bcb4d36");
+        let Template { prompt_tokens, output_tokens, quality, outlook, .. } = &last.template;
+        assert_eq!((*prompt_tokens, last.template.prompt.token_ids, output_tokens[1]), (126, 113, 66));
+        // Priors of 330, 290, 250 and 250 tokens; the second model answered.
+        assert_eq!(output_tokens[..], [75, 66, 57, 57, 0]);
+        let outlook = outlook.as_ref().unwrap();
+        let expected: Vec<f64> = outlook.estimates[..4].iter().map(|(e, _)| e.quality).collect();
+        assert_eq!((expected[1], quality[1]), (0.6268282484482077, 0.25), "expected, and the feedback's score");
+        assert!(expected.is_sorted() && quality[3] == expected[3] && expected[3] < 0.78, "{expected:?}");
+        assert!((outlook.estimates[0].0.output_tokens - 140.0 * 330.0 / 290.0).abs() < 1e-9);
+        assert_eq!((outlook.prototype, outlook.estimates[1].0.output_tokens_p90), (Some(3), 212.0));
+        let unfinished = &set.prompts[15].template;
+        assert_eq!((unfinished.output_tokens[1], unfinished.prompt.max_tokens), (20, Some(20)), "as long as expected");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let line = LOG.lines().next().unwrap();
+        let rows = [
+            (line.replace("\"api\":\"chat_completions\",", ""), "log:1: decision.: missing field `api`"),
+            (
+                line.replace("0.5200011273950351", "2"),
+                "log:1: decision.predicted_quality: must be between 0 and 1, is 2",
+            ),
+            (
+                line.replace("\"completion_tokens\":40", "\"completion_tokens\":\"x\""),
+                "log:1: decision.response.completion_tokens: invalid",
+            ),
+            (line.replace("2026-11-22T12", "yesterday"), "log:1: time: \"yesterday"),
+            (line.replace("Qwen2.5-7B-Instruct", "gone"), "log: no request to simulate: 0 lines are"),
+            ("{".to_owned(), "log:1: EOF"),
+            (String::new(), "log: no request to simulate"),
+        ];
+        for (text, expected) in rows {
+            let problem = format!("{:#}", parse("log", &text, &router()).unwrap_err());
+            assert!(problem.starts_with(expected), "{problem}\nexpected: {expected}");
+        }
+    }
+
+    /// The filter, which cannot be compiled here, writes what is read.
+    #[test]
+    fn the_filter_writes_these_fields() {
+        let filter = include_str!("../../filter/access_log.rs");
+        let reader = include_str!("access_log.rs");
+        let fields = |from: &str, to: &str| {
+            let part = reader.split_once(from).unwrap().1.split_once(to).unwrap().0;
+            let names = part.lines().filter_map(|line| line.trim().split_once(": ").map(|(name, _)| name.to_owned()));
+            names.filter(|name| !name.contains('/') && *name != "response").collect::<Vec<String>>()
+        };
+        let read = [fields("struct Routed {", "\n}"), fields("struct Response {", "\n}")].concat();
+        assert_eq!(read.len(), 13, "{read:?}");
+        for field in read {
+            assert!(filter.contains(&format!("    {field}: ")), "{field}");
+        }
+        for field in ["\"outcome\": \"feedback\"", "\"id\": id", "\"score\": score"] {
+            assert!(filter.contains(field), "{field}");
+        }
+        for api in GENERATING_APIS {
+            assert!(filter.contains(&format!("=> \"{api}\"")), "{api}");
+        }
+    }
 }

@@ -217,6 +217,9 @@ mod tests {
         let paired = pairing.paired(&requests, 1);
         assert_eq!(paired.requests, [0, 0, 1, 2]);
         assert_eq!(paired.templates[2].blocks[..], [3, 5]);
-        assert_eq!(paired.templates[1].prompt_tokens, 100, "not the prompt's own 120, which is not what the blocks are of");
+        assert_eq!(
+            paired.templates[1].prompt_tokens, 100,
+            "not the prompt's own 120, which is not what the blocks are of"
+        );
     }
 }

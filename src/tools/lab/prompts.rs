@@ -38,14 +38,6 @@ pub struct LabPrompts {
     pub notes: Vec<String>,
 }
 
-impl LabPrompts {
-    /// Mean output tokens of the generating models over all prompts.
-    pub fn mean_output_tokens(&self, fleet: &Fleet) -> f64 {
-        let sum: f64 = self.prompts.iter().map(|p| mean_output_tokens(fleet, &p.template)).sum();
-        sum / self.prompts.len().max(1) as f64
-    }
-}
-
 /// Mean output tokens of a fleet's generating models.
 pub(super) fn mean_output_tokens(fleet: &Fleet, template: &Template) -> f64 {
     let generating = generating(fleet);
