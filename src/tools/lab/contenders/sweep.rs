@@ -22,7 +22,7 @@ const RATES: [f64; 10] = [1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 14.0, 18.0, 24.0, 30.0]
 /// The highest of them is so many times what the instance sustains: enough that it queues, on slow and fast pools alike.
 const HIGHEST_UTILISATION: f64 = 1.2;
 /// Published requests of each rate.
-const REQUESTS: usize = 2_000;
+pub const REQUESTS: usize = 2_000;
 /// Published share of rows for validation.
 const VALIDATION: f64 = 0.2;
 /// Published seed.
