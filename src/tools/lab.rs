@@ -1,3 +1,7 @@
 //! The lab: contenders on the same requests, in virtual time, what became of them, and a page to look at.
 
 pub mod cell;
+pub mod frontier;
+pub mod page;
+pub mod statistics;
+pub mod summary;

@@ -11,6 +11,22 @@ pub struct Cells {
     pub preset: String,
     /// One per contender, setting, weights, workload, rate, overhead and seed.
     pub cells: Vec<Cell>,
+    /// Published numbers beside ours, for the page; empty for none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reproduction: Vec<Reproduced>,
+}
+
+/// A published number and ours, in words.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reproduced {
+    /// What is compared.
+    pub what: String,
+    /// As published, with its unit.
+    pub published: String,
+    /// As measured here, with its unit.
+    pub ours: String,
+    /// Why it differs; empty if it does not.
+    pub why: String,
 }
 
 /// The weights of a policy, a sum of 1.
