@@ -5,3 +5,4 @@ pub mod frontier;
 pub mod page;
 pub mod statistics;
 pub mod summary;
+pub mod targets;

@@ -118,8 +118,6 @@ fn colours() -> String {
 fn content(body: &mut String, cells: &Cells, view: &View) {
     let plots = plots(view);
     head(body, cells, view);
-    section(body, "glance", "At a glance", &glance(view));
-    section(body, "paper", "Against the paper, frontier against frontier", &tables::against_the_paper(view));
     for (part, id, title, intro) in PARTS {
         let mut html = String::new();
         if part == Section::Rates {
@@ -130,7 +128,12 @@ fn content(body: &mut String, cells: &Cells, view: &View) {
             continue;
         }
         let _ = write!(html, "<p>{intro}</p>\n<div class=\"plots\">\n");
+        let mut group = "";
         for plot in own {
+            if plot.group != group {
+                group = plot.group;
+                let _ = write!(html, "</div>\n<h3>{}</h3>\n<div class=\"plots\">\n", escaped(group));
+            }
             let _ = writeln!(
                 html,
                 "<figure class=\"w{}\" id=\"{}\">{}</figure>",
@@ -141,6 +144,11 @@ fn content(body: &mut String, cells: &Cells, view: &View) {
         }
         html.push_str("</div>\n");
         section(body, id, title, &html);
+        if part == Section::Frontiers {
+            section(body, "glance", "At a glance", &glance(view));
+            let against = tables::against_the_paper(view);
+            section(body, "paper", "Against the paper, frontier against frontier", &against);
+        }
     }
     if !cells.reproduction.is_empty() {
         section(body, "reproduction", "The paper's numbers, reproduced", &tables::reproduction(&cells.reproduction));

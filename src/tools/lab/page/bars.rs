@@ -10,19 +10,19 @@ const ROW: f64 = 22.0;
 
 /// A contender's number.
 #[derive(Clone, Debug)]
-pub struct Bar {
+pub(super) struct Bar {
     /// The contender.
-    pub contender: String,
+    pub(super) contender: String,
     /// The number.
-    pub value: f64,
+    pub(super) value: f64,
     /// Its 95 % interval.
-    pub interval: Option<[f64; 2]>,
+    pub(super) interval: Option<[f64; 2]>,
     /// What stands behind the bar.
-    pub note: String,
+    pub(super) note: String,
 }
 
 /// The bars below each other, in the order given.
-pub fn scene(title: &str, subtitle: &str, width: f64, bars: &[Bar], looks: &Looks) -> Scene {
+pub(super) fn scene(title: &str, subtitle: &str, width: f64, bars: &[Bar], looks: &Looks) -> Scene {
     let mut scene = Scene { width, title: title.to_owned(), ..Default::default() };
     let top = heading(&mut scene, title, subtitle) + 4.0;
     let longest = |text: fn(&Bar) -> &str| bars.iter().map(|bar| labels::width(text(bar))).fold(0.0, f64::max);
@@ -44,21 +44,23 @@ pub fn scene(title: &str, subtitle: &str, width: f64, bars: &[Bar], looks: &Look
         let words = if leads { ink } else { Ink::Text };
         scene.text(words, (left - 8.0, y + 4.0), SMALL, Anchor::End, leads, &bar.contender).of(&bar.contender);
         let tip = format!("{}: {}", bar.contender, number(bar.value, 4));
-        let (from, to) = (place(axis_start(&axis)), place(bar.value));
+        let from = place(axis_start(&axis));
+        let to = if bar.value.is_finite() { place(bar.value) } else { from };
         if axis.log {
             let line = Shape::Line { points: vec![(from, y), (to, y)], width: 1.2, dashed: false };
             scene.add(ink, line).faint(0.4).of(&bar.contender);
             let mark = looks.mark(&bar.contender).outline((to, y), 5.0);
-            scene.add(ink, Shape::Area { points: mark }).of(&bar.contender).says(&tip);
+            scene.add(ink, Shape::Area { points: mark, rim: true }).of(&bar.contender).says(&tip);
         } else {
             let points = vec![(from, y - 7.0), (to, y - 7.0), (to, y + 7.0), (from, y + 7.0)];
-            scene.add(ink, Shape::Area { points }).of(&bar.contender).says(&tip);
+            let opacity = if leads { 1.0 } else { 0.6 };
+            scene.add(ink, Shape::Area { points, rim: false }).faint(opacity).of(&bar.contender).says(&tip);
         }
-        if let Some([low, high]) = bar.interval {
+        if let Some([low, high]) = bar.interval.filter(|ends| ends.iter().all(|end| end.is_finite())) {
             let points = vec![(place(low), y), (place(high), y)];
             scene.add(Ink::Text, Shape::Line { points, width: 1.2, dashed: false }).faint(0.7).of(&bar.contender);
         }
-        let end = bar.interval.map_or(to, |[_, high]| place(high).max(to));
+        let end = bar.interval.map_or(to, |[_, high]| to.max(place(high)));
         scene.text(Ink::Muted, (end + 9.0, y + 4.0), SMALL, Anchor::Start, false, &bar.note).of(&bar.contender);
     }
     scene

@@ -5,53 +5,53 @@ use super::labels::{self, Label};
 use super::scene::{Anchor, Ink, Mark, Point, Scene, Shape};
 
 /// Height of the words at axes and points.
-pub const SMALL: f64 = 12.0;
+pub(super) const SMALL: f64 = 12.0;
 /// Height of a chart's title.
-pub const TITLE: f64 = 15.0;
+pub(super) const TITLE: f64 = 15.0;
 
 /// A value to show as a mark.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Dot {
+pub(super) struct Dot {
     /// Where, in the axes' units.
-    pub at: Point,
+    pub(super) at: Point,
     /// What a person reads who points at it.
-    pub tip: String,
+    pub(super) tip: String,
     /// Half its width.
-    pub size: f64,
+    pub(super) size: f64,
     /// 0 invisible to 1 opaque.
-    pub opacity: f64,
+    pub(super) opacity: f64,
 }
 
 /// What is drawn in one colour.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Series {
+pub(super) struct Series {
     /// The contender that it shows, if it shows one.
-    pub contender: Option<String>,
+    pub(super) contender: Option<String>,
     /// What stands beside it.
-    pub label: Option<String>,
+    pub(super) label: Option<String>,
     /// Where the label belongs, in the axes' units; `None` for where the line ends.
-    pub label_at: Option<Point>,
+    pub(super) label_at: Option<Point>,
     /// Its colour.
-    pub ink: Ink,
+    pub(super) ink: Ink,
     /// Its marks.
-    pub mark: Mark,
+    pub(super) mark: Mark,
     /// Its line's points, in the axes' units.
-    pub line: Vec<Point>,
+    pub(super) line: Vec<Point>,
     /// Its line's width.
-    pub width: f64,
+    pub(super) width: f64,
     /// Whether its line is interrupted.
-    pub dashed: bool,
+    pub(super) dashed: bool,
     /// Whether everything between its line and the axis is filled.
-    pub filled: bool,
+    pub(super) filled: bool,
     /// 0 invisible to 1 opaque, of its line or area.
-    pub opacity: f64,
+    pub(super) opacity: f64,
     /// Its values.
-    pub dots: Vec<Dot>,
+    pub(super) dots: Vec<Dot>,
 }
 
 impl Series {
     /// A line of a colour, without marks and label.
-    pub fn line(ink: Ink, line: Vec<Point>) -> Series {
+    pub(super) fn line(ink: Ink, line: Vec<Point>) -> Series {
         Series {
             contender: None,
             label: None,
@@ -70,7 +70,7 @@ impl Series {
 
 /// Where the series' labels stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Labels {
+pub(super) enum Labels {
     /// In a column at the right, where the lines end.
     Ends,
     /// Beside their points.
@@ -79,45 +79,45 @@ pub enum Labels {
 
 /// A chart.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Chart {
+pub(super) struct Chart {
     /// What the data say.
-    pub title: String,
+    pub(super) title: String,
     /// What is drawn against what.
-    pub subtitle: String,
+    pub(super) subtitle: String,
     /// Its width.
-    pub width: f64,
+    pub(super) width: f64,
     /// Its height.
-    pub height: f64,
+    pub(super) height: f64,
     /// To the right.
-    pub x: Axis,
+    pub(super) x: Axis,
     /// Upwards.
-    pub y: Axis,
+    pub(super) y: Axis,
     /// What `x` is, with its unit.
-    pub x_title: String,
+    pub(super) x_title: String,
     /// What `y` is, with its unit.
-    pub y_title: String,
+    pub(super) y_title: String,
     /// What is drawn, the first below the others.
-    pub series: Vec<Series>,
+    pub(super) series: Vec<Series>,
     /// Where labels stand.
-    pub labels: Labels,
+    pub(super) labels: Labels,
 }
 
 /// The part of a picture inside the axes.
 #[derive(Clone, Copy, Debug)]
-pub struct Frame {
+pub(super) struct Frame {
     /// Its left edge.
-    pub left: f64,
+    pub(super) left: f64,
     /// Its right edge.
-    pub right: f64,
+    pub(super) right: f64,
     /// Its upper edge.
-    pub top: f64,
+    pub(super) top: f64,
     /// Its lower edge.
-    pub bottom: f64,
+    pub(super) bottom: f64,
 }
 
 impl Chart {
     /// The chart drawn.
-    pub fn scene(&self) -> Scene {
+    pub(super) fn scene(&self) -> Scene {
         let mut scene =
             Scene { width: self.width, height: self.height, title: self.title.clone(), ..Default::default() };
         let top = heading(&mut scene, &self.title, &self.subtitle);
@@ -177,8 +177,7 @@ impl Chart {
             Labels::Ends => labels::column(scene, wanted.collect(), frame),
             Labels::Near => {
                 let dots = self.series.iter().flat_map(|series| &series.dots).filter(|dot| is_known(&dot.at));
-                let lines = self.series.iter().flat_map(|series| &series.line).filter(|at| is_known(at));
-                let lines = lines.map(|at| (place(*at), 2.0));
+                let lines = self.series.iter().flat_map(|series| along(&series.line, place)).map(|at| (at, 2.5));
                 let marks: Vec<(Point, f64)> = dots.map(|dot| (place(dot.at), dot.size + 1.0)).chain(lines).collect();
                 labels::near(scene, wanted.collect(), &marks, frame);
             }
@@ -187,7 +186,7 @@ impl Chart {
 }
 
 /// Title and subtitle; gives back where they end.
-pub fn heading(scene: &mut Scene, title: &str, subtitle: &str) -> f64 {
+pub(super) fn heading(scene: &mut Scene, title: &str, subtitle: &str) -> f64 {
     let width = scene.width - 8.0;
     let mut y = 16.0;
     if !title.is_empty() {
@@ -207,7 +206,7 @@ fn draw_line(scene: &mut Scene, series: &Series, place: &dyn Fn(Point) -> Point,
     let shape = if series.filled {
         points.push((points[points.len() - 1].0, bottom));
         points.push((points[0].0, bottom));
-        Shape::Area { points }
+        Shape::Area { points, rim: false }
     } else {
         Shape::Line { points, width: series.width, dashed: series.dashed }
     };
@@ -219,11 +218,8 @@ fn draw_line(scene: &mut Scene, series: &Series, place: &dyn Fn(Point) -> Point,
 fn draw_dots(scene: &mut Scene, series: &Series, place: &dyn Fn(Point) -> Point) {
     for dot in series.dots.iter().filter(|dot| is_known(&dot.at)) {
         let at = place(dot.at);
-        // A rim of the ground's colour keeps marks apart.
-        let rim = scene.add(Ink::Ground, Shape::Area { points: series.mark.outline(at, dot.size + 1.2) });
-        rim.faint(dot.opacity).contender.clone_from(&series.contender);
-        let outline = series.mark.outline(at, dot.size);
-        let item = scene.add(series.ink, Shape::Area { points: outline }).faint(dot.opacity).says(&dot.tip);
+        let mark = Shape::Area { points: series.mark.outline(at, dot.size), rim: true };
+        let item = scene.add(series.ink, mark).faint(dot.opacity).says(&dot.tip);
         item.contender.clone_from(&series.contender);
     }
 }
@@ -231,4 +227,17 @@ fn draw_dots(scene: &mut Scene, series: &Series, place: &dyn Fn(Point) -> Point)
 /// Whether both coordinates are numbers: what no request answered has no mean.
 fn is_known(at: &Point) -> bool {
     at.0.is_finite() && at.1.is_finite()
+}
+
+/// Points close to each other along a line.
+fn along(line: &[Point], place: &dyn Fn(Point) -> Point) -> Vec<Point> {
+    const STEP: f64 = 8.0;
+    let corners: Vec<Point> = line.iter().copied().filter(is_known).map(place).collect();
+    let between = |pair: &[Point]| {
+        let (from, to) = (pair[0], pair[1]);
+        let steps = ((to.0 - from.0).hypot(to.1 - from.1) / STEP).ceil().max(1.0);
+        let at = move |i: usize| i as f64 / steps;
+        (0..steps as usize).map(move |i| (from.0 + (to.0 - from.0) * at(i), from.1 + (to.1 - from.1) * at(i)))
+    };
+    corners.windows(2).flat_map(between).collect()
 }

@@ -3,7 +3,7 @@
 use super::axis::{Axis, number};
 use super::chart::{Chart, Labels, Series};
 use super::scene::{Ink, Point};
-use super::view::{Plot, Section, View, per_second, rivals, seconds, width};
+use super::view::{Plot, Section, View, capitalised, file_name, per_second, rivals, seconds, width};
 use crate::tools::lab::cell::Slice;
 use crate::tools::lab::summary::{ORACLE, OURS, PAPER, Summary};
 
@@ -13,7 +13,7 @@ const SLICES_MIN: usize = 4;
 const OTHERS_MAX: usize = 4;
 
 /// The highest rate of the main comparison, and every workload whose rate changes.
-pub fn plots(view: &View) -> Vec<Plot> {
+pub(super) fn plots(view: &View) -> Vec<Plot> {
     let mut plots = Vec::new();
     let main = (view.experiment.clone(), view.highest(), view.main.clone());
     let changing = |workload: &str| ["square", "wave", "ramp", "trace"].iter().any(|word| workload.contains(word));
@@ -25,14 +25,14 @@ pub fn plots(view: &View) -> Vec<Plot> {
             continue;
         }
         let name = if experiment == view.experiment {
-            format!("{} at {}", experiment.workload, per_second(rate))
+            format!("{} at {}", capitalised(&experiment.workload), per_second(rate))
         } else {
-            format!("{} at {} on average", view.difference(&experiment), per_second(rate))
+            format!("{} at {} on average", capitalised(&view.difference(&experiment)), per_second(rate))
         };
-        let id: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+        let id = file_name(&name);
         let mut add = |kind: &str, sixths: usize, chart: Chart| {
-            let id = format!("{kind}-{}", id.to_lowercase());
-            plots.push(Plot { id, section: Section::Course, sixths, scene: chart.scene() });
+            let id = format!("{kind}-{id}");
+            plots.push(Plot { id, section: Section::Course, sixths, group: "", scene: chart.scene() });
         };
         add("e2e-over-time", 6, times(view, &standing, &name));
         if changing(&experiment.workload) {

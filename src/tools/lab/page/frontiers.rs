@@ -32,6 +32,14 @@ impl Against {
         }
     }
 
+    fn heading(self) -> &'static str {
+        match self {
+            Against::Time => "Quality against time",
+            Against::Cost => "Quality against cost",
+            Against::Throughput => "Quality against throughput, where contenders differ",
+        }
+    }
+
     fn axis_title(self) -> &'static str {
         match self {
             Against::Time => "mean time to the last token (E2E), seconds; better to the left",
@@ -50,7 +58,7 @@ impl Against {
 
     fn words(self, value: f64) -> String {
         match self {
-            Against::Time => format!("{} s", number(value, 2)),
+            Against::Time => format!("{}\u{a0}s", number(value, 2)),
             Against::Cost => format!("USD {} per 1,000 requests", number(value, 2)),
             Against::Throughput => format!("{} answers/s", number(value, 3)),
         }
@@ -62,23 +70,31 @@ impl Against {
 }
 
 /// The frontiers at the highest rate, and small ones at every rate if there are several.
-pub fn plots(view: &View) -> Vec<Plot> {
+pub(super) fn plots(view: &View) -> Vec<Plot> {
     let mut plots = Vec::new();
     for (which, sixths) in [(Against::Time, 6), (Against::Cost, 3), (Against::Throughput, 3)] {
         let id = format!("quality-{}", which.name());
         let scene = overview(view, which, view.highest(), width(sixths)).scene();
-        plots.push(Plot { id, section: Section::Frontiers, sixths, scene });
+        plots.push(Plot { id, section: Section::Frontiers, sixths, group: "", scene });
     }
     if view.rates.len() > 1 {
         for which in [Against::Time, Against::Cost, Against::Throughput] {
-            for rate in &view.rates {
+            for rate in
+                view.rates.iter().filter(|rate| which != Against::Throughput || throughput_differs(view, **rate))
+            {
                 let id = format!("quality-{}-{}", which.name(), number(*rate, 4));
                 let scene = small(view, which, *rate).scene();
-                plots.push(Plot { id, section: Section::Rates, sixths: 2, scene });
+                plots.push(Plot { id, section: Section::Rates, sixths: 2, group: which.heading(), scene });
             }
         }
     }
     plots
+}
+
+/// Whether some contender answers less than another: below saturation all answer what comes.
+fn throughput_differs(view: &View, rate: f64) -> bool {
+    let values = || view.main.iter().filter(|s| s.rate() == rate).map(|s| s.throughput_rps);
+    values().fold(0.0, f64::max) > values().fold(f64::INFINITY, f64::min) * 1.03
 }
 
 fn overview(view: &View, which: Against, rate: f64, width: f64) -> Chart {
@@ -140,7 +156,9 @@ fn at_the_papers_best(view: &View, which: Against, rate: f64) -> Option<Best> {
 }
 
 fn chart(view: &View, which: Against, rate: f64, large: bool) -> Chart {
-    let cells: Vec<&Summary> = view.main.iter().copied().filter(|summary| summary.rate() == rate).collect();
+    // Small panels are compared with each other, so they share their axes; throughput is bounded by each panel's own rate.
+    let shared = |own: bool| view.main.iter().filter(move |summary| !own || summary.rate() == rate);
+    let own_x = large || which == Against::Throughput;
     // Ours is drawn last, above the others; labels are placed in the reverse order, ours first.
     let mut series: Vec<Series> =
         view.contenders.iter().filter_map(|name| one(view, which, name, rate, large)).collect();
@@ -150,8 +168,8 @@ fn chart(view: &View, which: Against, rate: f64, large: bool) -> Chart {
         subtitle: String::new(),
         width: 0.0,
         height: 0.0,
-        x: Axis::of(cells.iter().map(|summary| which.value(summary)), 3.5, false),
-        y: Axis::of(cells.iter().map(|summary| summary.quality.mean), f64::INFINITY, false),
+        x: Axis::of(shared(own_x).map(|summary| which.value(summary)), 3.5, false),
+        y: Axis::of(shared(large).map(|summary| summary.quality.mean), f64::INFINITY, false),
         x_title: if large { which.axis_title() } else { which.short_title() }.to_owned(),
         y_title: if large { "mean quality of the answers (0 to 1)" } else { "quality" }.to_owned(),
         series,

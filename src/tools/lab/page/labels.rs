@@ -8,21 +8,21 @@ const LINE: f64 = 15.0;
 
 /// A name and what it names.
 #[derive(Clone, Debug)]
-pub struct Label {
+pub(super) struct Label {
     /// The name.
-    pub text: String,
+    pub(super) text: String,
     /// The point that it names.
-    pub at: Point,
+    pub(super) at: Point,
     /// Its colour.
-    pub ink: Ink,
+    pub(super) ink: Ink,
     /// The contender that it names.
-    pub contender: Option<String>,
+    pub(super) contender: Option<String>,
     /// Whether it is bold.
-    pub bold: bool,
+    pub(super) bold: bool,
 }
 
 /// How wide a label is.
-pub fn width(text: &str) -> f64 {
+pub(super) fn width(text: &str) -> f64 {
     text_width(text, SMALL, false)
 }
 
@@ -36,7 +36,7 @@ fn leader(scene: &mut Scene, label: &Label, to: Point) {
 }
 
 /// Labels in a column at the frame's right, as near to their points' heights as fits.
-pub fn column(scene: &mut Scene, mut labels: Vec<Label>, frame: &Frame) {
+pub(super) fn column(scene: &mut Scene, mut labels: Vec<Label>, frame: &Frame) {
     labels.sort_by(|a, b| a.at.1.total_cmp(&b.at.1));
     let mut heights: Vec<f64> = Vec::new();
     for label in &labels {
@@ -72,7 +72,7 @@ impl Rect {
 }
 
 /// Labels beside their points, where they hide the least; the first have the first choice.
-pub fn near(scene: &mut Scene, labels: Vec<Label>, marks: &[(Point, f64)], frame: &Frame) {
+pub(super) fn near(scene: &mut Scene, labels: Vec<Label>, marks: &[(Point, f64)], frame: &Frame) {
     let around = |(at, size): &(Point, f64)| Rect {
         left: at.0 - size,
         right: at.0 + size,

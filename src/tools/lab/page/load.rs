@@ -6,18 +6,16 @@ use super::chart::{Chart, Dot, Labels, Series};
 use super::scene::{Ink, Point};
 use super::view::{Plot, Section, View, per_second, rivals, seconds, tip, width};
 use crate::tools::lab::cell::Cell;
-use crate::tools::lab::summary::{ORACLE, OURS, PAPER, Summary, balanced_quality, representatives};
-
-/// Share of requests that must be answered for a rate to be sustained.
-const ANSWERED_MIN: f64 = 0.97;
-/// Longest 99th percentile of the time to the first token at a sustained rate, milliseconds.
-const TTFT_P99_MAX_MS: f64 = 5000.0;
+use crate::tools::lab::summary::{
+    ORACLE, OURS, PAPER, SUSTAINED_ANSWERED_MIN, SUSTAINED_TTFT_P99_MAX_MS, Summary, balanced_quality, representatives,
+    sustained as sustained_cell,
+};
 
 /// All plots about load.
-pub fn plots(view: &View) -> Vec<Plot> {
+pub(super) fn plots(view: &View) -> Vec<Plot> {
     let mut plots = Vec::new();
     let mut add = |id: &str, sixths: usize, scene| {
-        plots.push(Plot { id: id.to_owned(), section: Section::Load, sixths, scene });
+        plots.push(Plot { id: id.to_owned(), section: Section::Load, sixths, group: "", scene });
     };
     if view.rates.len() > 1 {
         add("e2e-mean-rate", 3, over_rates(view, "Mean", |s| s.e2e_ms.mean).scene());
@@ -93,7 +91,7 @@ fn distribution(view: &View, token: &str, of: fn(&Cell) -> &Vec<f64>) -> Option<
     }
     let p = |list: &[f64], percent: usize| number(list[percent] / 1000.0, 2);
     let words: Vec<(&str, String)> =
-        all.iter().map(|(name, list)| (*name, format!("{} / {} s", p(list, 50), p(list, 99)))).collect();
+        all.iter().map(|(name, list)| (*name, format!("{}\u{a0}/\u{a0}{}\u{a0}s", p(list, 50), p(list, 99)))).collect();
     let points = |list: &[f64]| list.iter().enumerate().map(|(i, ms)| (i as f64, ms / 1000.0)).collect::<Vec<_>>();
     let series: Vec<Series> = all.iter().rev().map(|(name, list)| line(view, name, points(list))).collect();
     // The fastest percent of a log axis would take most of its height.
@@ -114,11 +112,10 @@ fn distribution(view: &View, token: &str, of: fn(&Cell) -> &Vec<f64>) -> Option<
 
 fn sustained(view: &View) -> super::scene::Scene {
     let quality = balanced_quality(&view.main);
-    let kept = |s: &&&Summary| s.answered >= ANSWERED_MIN && s.ttft_p99_ms <= TTFT_P99_MAX_MS;
     let mut bars: Vec<Bar> = Vec::new();
     for name in &view.contenders {
         let cells = representatives(&view.main, name, quality);
-        let best = cells.iter().filter(kept).max_by(|a, b| a.throughput_rps.total_cmp(&b.throughput_rps));
+        let best = sustained_cell(&cells);
         let value = best.map_or(0.0, |s| s.throughput_rps);
         let note =
             best.map_or("none".to_owned(), |s| format!("{} of {} offered", number(value, 3), number(s.rate(), 3)));
@@ -129,8 +126,8 @@ fn sustained(view: &View) -> super::scene::Scene {
     let title = format!("Most answers per second without falling behind: {}", rivals(&words));
     let subtitle = format!(
         "The highest throughput among rates at which at least {} % of the requests are answered and the p99 time to the first token is at most {} s; uniform weights.",
-        ANSWERED_MIN * 100.0,
-        TTFT_P99_MAX_MS / 1000.0
+        SUSTAINED_ANSWERED_MIN * 100.0,
+        SUSTAINED_TTFT_P99_MAX_MS / 1000.0
     );
     bars.sort_by(|a, b| (a.contender == ORACLE).cmp(&(b.contender == ORACLE)).then(b.value.total_cmp(&a.value)));
     bars::scene(&title, &subtitle, width(6), &bars, &view.looks)

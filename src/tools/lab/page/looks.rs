@@ -8,14 +8,14 @@ use crate::tools::lab::summary::{ORACLE, OURS, PAPER, Summary, contenders};
 
 /// Colours and marks of the contenders and models of a result.
 #[derive(Clone, Debug)]
-pub struct Looks {
+pub(super) struct Looks {
     contenders: BTreeMap<String, (Ink, Mark)>,
     models: Vec<String>,
 }
 
 impl Looks {
     /// Of all contenders and models that occur.
-    pub fn new(summaries: &[Summary]) -> Looks {
+    pub(super) fn new(summaries: &[Summary]) -> Looks {
         let all: Vec<&Summary> = summaries.iter().collect();
         let (mut kin, mut others) = (0, 0);
         let look = |name: &str| match name {
@@ -40,22 +40,22 @@ impl Looks {
     }
 
     /// A contender's colour.
-    pub fn ink(&self, contender: &str) -> Ink {
+    pub(super) fn ink(&self, contender: &str) -> Ink {
         self.contenders.get(contender).map_or(Ink::Muted, |(ink, _)| *ink)
     }
 
     /// A contender's mark.
-    pub fn mark(&self, contender: &str) -> Mark {
+    pub(super) fn mark(&self, contender: &str) -> Mark {
         self.contenders.get(contender).map_or(Mark::Circle, |(_, mark)| *mark)
     }
 
     /// All models, the smallest first.
-    pub fn models(&self) -> &[String] {
+    pub(super) fn models(&self) -> &[String] {
         &self.models
     }
 
     /// A model's colour: the larger, the darker.
-    pub fn model_ink(&self, model: &str) -> Ink {
+    pub(super) fn model_ink(&self, model: &str) -> Ink {
         let at = self.models.iter().position(|name| name == model).unwrap_or(0);
         Ink::Model((at * (MODELS - 1)).checked_div(self.models.len().saturating_sub(1)).unwrap_or(MODELS / 2))
     }

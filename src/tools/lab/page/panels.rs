@@ -2,16 +2,16 @@
 
 use super::axis::number;
 use super::bars::{self, Bar};
-use super::view::{Plot, Section, View, per_second, rivals, seconds, width};
+use super::view::{Plot, Section, View, capitalised, file_name, per_second, rivals, seconds, width};
 use crate::tools::lab::cell::Cell;
 use crate::tools::lab::statistics::mean;
 use crate::tools::lab::summary::{ORACLE, OURS, Summary};
 
 /// All panels.
-pub fn plots(view: &View) -> Vec<Plot> {
+pub(super) fn plots(view: &View) -> Vec<Plot> {
     let mut plots = Vec::new();
     for (experiment, rate, cells) in view.others() {
-        let name = format!("{}, {}", view.difference(&experiment), per_second(rate));
+        let name = format!("{}, {}", capitalised(&view.difference(&experiment)), per_second(rate));
         let standing = view.standing(&cells, rate);
         if standing.len() > 1 {
             plots.push(plot(Section::Robustness, &format!("mean-e2e {name}"), times(view, &standing, &name)));
@@ -24,8 +24,7 @@ pub fn plots(view: &View) -> Vec<Plot> {
 }
 
 fn plot(section: Section, name: &str, scene: super::scene::Scene) -> Plot {
-    let id: String = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
-    Plot { id: id.to_lowercase().replace("--", "-"), section, sixths: 3, scene }
+    Plot { id: file_name(name), section, sixths: 3, group: "", scene }
 }
 
 /// Ours first among equals, the oracle last.

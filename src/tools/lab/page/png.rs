@@ -9,7 +9,7 @@ use plotters::prelude::*;
 use plotters::style::register_font;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::scene::{Anchor, Item, Scene, Shape};
+use super::scene::{Anchor, Ink, Item, Scene, Shape};
 
 /// Pixels of the file per unit of the scene.
 const DENSITY: usize = 2;
@@ -17,8 +17,8 @@ const DENSITY: usize = 2;
 const OVERSAMPLING: usize = 3;
 /// Font size that plotters' renderer needs for a size of 1: it scales a font's full height, not its em square.
 const FONT_SCALE: f64 = 1.164;
-/// DejaVu Sans's ascent over its full height.
-const ASCENT: f64 = 0.797;
+/// How far below the point that it is given plotters' renderer sets the base line, over the full height.
+const BASE_LINE: f64 = 0.49;
 
 const FONT: &str = "DejaVu Sans";
 
@@ -39,7 +39,7 @@ fn register_fonts() {
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn write(scene: &Scene, file: &Path) -> Result<()> {
+pub(super) fn write(scene: &Scene, file: &Path) -> Result<()> {
     register_fonts();
     let scale = DENSITY * OVERSAMPLING;
     let size = |length: f64, scale: usize| (length.ceil() as usize) * scale;
@@ -93,7 +93,13 @@ fn draw(area: &Area, item: &Item, scale: f64) -> Result<()> {
                 area.draw(&PathElement::new(part.into_iter().map(pixel).collect::<Vec<_>>(), style))?;
             }
         }
-        Shape::Area { points } => {
+        Shape::Area { points, rim } => {
+            if *rim {
+                let (r, g, b) = Ink::Ground.rgb();
+                let style = RGBColor(r, g, b).mix(item.opacity).stroke_width((2.0 * scale) as u32);
+                let around = points.iter().chain(points.iter().take(2)).copied().map(pixel);
+                area.draw(&PathElement::new(around.collect::<Vec<_>>(), style))?;
+            }
             area.draw(&Polygon::new(points.iter().copied().map(pixel).collect::<Vec<_>>(), colour.filled()))?;
         }
         Shape::Text { at, text, size, anchor, bold } => {
@@ -107,7 +113,7 @@ fn draw(area: &Area, item: &Item, scale: f64) -> Result<()> {
             let font = FontDesc::new(FontFamily::Name(FONT), full, style);
             let style = TextStyle::from(font).color(&colour).pos(Pos::new(horizontal, VPos::Top));
             let (x, y) = pixel(*at);
-            area.draw(&Text::new(text.clone(), (x, y - (full * ASCENT).round() as i32), style))?;
+            area.draw(&Text::new(text.clone(), (x, y - (full * BASE_LINE).round() as i32), style))?;
         }
     }
     Ok(())

@@ -5,12 +5,12 @@ use std::fmt::Write;
 use super::scene::{Anchor, Ink, Item, Scene, Shape};
 
 /// A character of HTML or SVG text or of an attribute, or what stands for it.
-pub fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 /// The scene as an element of an HTML page.
-pub fn element(scene: &Scene) -> String {
+pub(super) fn element(scene: &Scene) -> String {
     let mut out = String::new();
     let _ = write!(
         out,
@@ -25,7 +25,7 @@ pub fn element(scene: &Scene) -> String {
 }
 
 /// The scene as a file of its own, on a light ground.
-pub fn file(scene: &Scene) -> String {
+pub(super) fn file(scene: &Scene) -> String {
     let mut out = String::new();
     let (w, h) = (scene.width, scene.height);
     let _ = writeln!(
@@ -34,6 +34,8 @@ pub fn file(scene: &Scene) -> String {
     );
     let _ = writeln!(out, "<title>{}</title>", escaped(&scene.title));
     out.push_str("<style>text{font-family:\"DejaVu Sans\",Verdana,sans-serif}.b{font-weight:bold}.l{fill:none;stroke-linejoin:round;stroke-linecap:round}");
+    let (r, g, b) = Ink::Ground.rgb();
+    let _ = write!(out, ".r{{stroke:#{r:02x}{g:02x}{b:02x};stroke-width:2;paint-order:stroke}}");
     for ink in Ink::all() {
         let ((r, g, b), class) = (ink.rgb(), ink.class());
         let _ = write!(out, ".f-{class}{{fill:#{r:02x}{g:02x}{b:02x}}}.s-{class}{{stroke:#{r:02x}{g:02x}{b:02x}}}");
@@ -76,8 +78,9 @@ fn draw(item: &Item, out: &mut String) {
                 corners(points)
             )
         }
-        Shape::Area { points } => {
-            write!(out, "<polygon class=\"f-{class}\" points=\"{}\"{opacity}/>", corners(points))
+        Shape::Area { points, rim } => {
+            let rim = if *rim { " r" } else { "" };
+            write!(out, "<polygon class=\"f-{class}{rim}\" points=\"{}\"{opacity}/>", corners(points))
         }
         Shape::Text { at, text, size, anchor, bold } => {
             let anchor = match anchor {

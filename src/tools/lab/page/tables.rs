@@ -2,13 +2,14 @@
 
 use std::fmt::Write;
 
-use super::axis::number;
+use super::axis::{fixed, number, with_interval};
 use super::svg::escaped;
 use super::view::{View, per_second};
 use crate::tools::lab::cell::{Cell, Reproduced};
 use crate::tools::lab::frontier::{Against, COST_SLACK, Outcome, QUALITY_SLACK, TIE, against, dominated};
 use crate::tools::lab::statistics::{Estimate, paired};
 use crate::tools::lab::summary::{ORACLE, OURS, PAPER, Summary};
+use crate::tools::lab::targets::targets;
 
 /// A table that is written cell by cell.
 struct Table {
@@ -62,18 +63,12 @@ fn row_class(contender: &str) -> &'static str {
     }
 }
 
-/// A mean and half its interval, as `0.412 ±0.004`.
-fn with_interval(estimate: Estimate, digits: i32) -> String {
-    let half = (estimate.high - estimate.low) / 2.0;
-    if half > 0.0 {
-        format!("{} ±{}", number(estimate.mean, digits), number(half, 2))
-    } else {
-        number(estimate.mean, digits)
-    }
+fn estimated(estimate: Estimate) -> String {
+    with_interval(estimate.mean, (estimate.high - estimate.low) / 2.0)
 }
 
 /// Per contender its best, its cheapest and its balanced cell at one rate.
-pub fn glance(view: &View, rate: f64) -> String {
+pub(super) fn glance(view: &View, rate: f64) -> String {
     let standing = view.standing(&view.main, rate);
     let mut rows: Vec<(&str, String, &Summary)> = Vec::new();
     for name in &view.contenders {
@@ -113,12 +108,12 @@ pub fn glance(view: &View, rate: f64) -> String {
         table.words(name);
         table.words(&kinds);
         table.words(&s.knobs());
-        table.value(s.quality.mean, &with_interval(s.quality, 3), rival && s.quality.mean >= quality);
-        table.value(s.cost_usd.mean, &with_interval(s.cost_usd.scaled(1e3), 3), rival && s.cost_usd.mean <= cost);
-        table.value(s.e2e_ms.mean, &with_interval(s.e2e_ms.scaled(1e-3), 3), rival && s.e2e_ms.mean <= mean);
-        table.value(s.e2e_p99_ms, &number(s.e2e_p99_ms / 1e3, 3), rival && s.e2e_p99_ms <= p99);
-        table.value(s.ttft_p99_ms, &number(s.ttft_p99_ms / 1e3, 3), rival && s.ttft_p99_ms <= ttft);
-        table.value(s.throughput_rps, &number(s.throughput_rps, 3), false);
+        table.value(s.quality.mean, &estimated(s.quality), rival && s.quality.mean >= quality);
+        table.value(s.cost_usd.mean, &estimated(s.cost_usd.scaled(1e3)), rival && s.cost_usd.mean <= cost);
+        table.value(s.e2e_ms.mean, &estimated(s.e2e_ms.scaled(1e-3)), rival && s.e2e_ms.mean <= mean);
+        table.value(s.e2e_p99_ms, &fixed(s.e2e_p99_ms / 1e3, 3), rival && s.e2e_p99_ms <= p99);
+        table.value(s.ttft_p99_ms, &fixed(s.ttft_p99_ms / 1e3, 3), rival && s.ttft_p99_ms <= ttft);
+        table.value(s.throughput_rps, &fixed(s.throughput_rps, 3), false);
         table.value(s.answered, &format!("{} %", number(s.answered * 100.0, 3)), false);
         table.end_row();
     }
@@ -126,7 +121,7 @@ pub fn glance(view: &View, rate: f64) -> String {
 }
 
 /// Every contender minus ours with balanced weights, on the same seeds; empty if fewer than two seeds are shared.
-pub fn head_to_head(view: &View, rate: f64) -> String {
+pub(super) fn head_to_head(view: &View, rate: f64) -> String {
     let standing = view.standing(&view.main, rate);
     let Some(ours) = standing.iter().find(|summary| summary.policy() == OURS) else { return String::new() };
     let by_seed = |summary: &Summary, of: fn(&Cell) -> f64| -> Vec<(u64, f64)> {
@@ -150,7 +145,7 @@ pub fn head_to_head(view: &View, rate: f64) -> String {
         table.words(summary.policy());
         for estimate in columns.into_iter().flatten() {
             let sign = if estimate.mean > 0.0 { "+" } else { "" };
-            table.value(estimate.mean, &format!("{sign}{}", with_interval(estimate, 2)), !estimate.holds(0.0));
+            table.value(estimate.mean, &format!("{sign}{}", estimated(estimate)), !estimate.holds(0.0));
         }
         table.end_row();
     }
@@ -165,7 +160,7 @@ pub fn head_to_head(view: &View, rate: f64) -> String {
 }
 
 /// The duels of every rate; empty without ours or the paper's.
-pub fn against_the_paper(view: &View) -> String {
+pub(super) fn against_the_paper(view: &View) -> String {
     let all: Vec<Against> = view.rates.iter().map(|rate| against(&view.main, OURS, PAPER, *rate)).collect();
     let all: Vec<Against> = all.into_iter().filter(|a| !a.duels.is_empty()).collect();
     if all.is_empty() || !view.contenders.contains(&OURS) {
@@ -191,7 +186,7 @@ pub fn against_the_paper(view: &View) -> String {
         }
         for value in [one.mean_ratio(0.0), one.mean_ratio(0.5), one.p99_ratio(0.0), one.p99_ratio(0.5)] {
             let value = value.unwrap_or(f64::NAN);
-            table.value(value, &number(value, 3), value < 1.0 - TIE);
+            table.value(value, &fixed(value, 3), value < 1.0 - TIE);
         }
         table.end_row();
     }
@@ -210,7 +205,7 @@ pub fn against_the_paper(view: &View) -> String {
             duels(one)
         );
     }
-    html + &rivals_that_lead(view)
+    html + &rivals_that_lead(view) + &goals(view)
 }
 
 fn duels(one: &Against) -> String {
@@ -232,9 +227,9 @@ fn duels(one: &Against) -> String {
         table.row(None);
         let side = |table: &mut Table, summary: &Summary| {
             table.words(&summary.knobs());
-            table.value(summary.quality.mean, &number(summary.quality.mean, 3), false);
-            table.value(summary.cost_usd.mean, &number(summary.cost_usd.mean * 1e3, 3), false);
-            table.value(summary.e2e_ms.mean, &number(summary.e2e_ms.mean / 1e3, 3), false);
+            table.value(summary.quality.mean, &fixed(summary.quality.mean, 3), false);
+            table.value(summary.cost_usd.mean, &fixed(summary.cost_usd.mean * 1e3, 3), false);
+            table.value(summary.e2e_ms.mean, &fixed(summary.e2e_ms.mean / 1e3, 3), false);
         };
         side(&mut table, duel.theirs);
         match duel.ours {
@@ -243,7 +238,7 @@ fn duels(one: &Against) -> String {
         }
         for ratio in [duel.mean_ratio(), duel.p99_ratio()] {
             let ratio = ratio.unwrap_or(f64::NAN);
-            table.value(ratio, &number(ratio, 3), ratio < 1.0 - TIE);
+            table.value(ratio, &fixed(ratio, 3), ratio < 1.0 - TIE);
         }
         table.words(match duel.outcome {
             Outcome::Win => "faster",
@@ -280,9 +275,9 @@ fn rivals_that_lead(view: &View) -> String {
                     table.words(rival.policy());
                 }
                 table.words(&summary.knobs());
-                table.value(summary.quality.mean, &number(summary.quality.mean, 3), false);
-                table.value(summary.cost_usd.mean, &number(summary.cost_usd.mean * 1e3, 3), false);
-                table.value(summary.e2e_ms.mean, &number(summary.e2e_ms.mean / 1e3, 3), false);
+                table.value(summary.quality.mean, &fixed(summary.quality.mean, 3), false);
+                table.value(summary.cost_usd.mean, &fixed(summary.cost_usd.mean * 1e3, 3), false);
+                table.value(summary.e2e_ms.mean, &fixed(summary.e2e_ms.mean / 1e3, 3), false);
             }
             table.end_row();
         }
@@ -300,8 +295,21 @@ fn rivals_that_lead(view: &View) -> String {
     )
 }
 
+/// What was to be shown, and whether it is.
+fn goals(view: &View) -> String {
+    let mut table = Table::new(&["target", "measured", ""]);
+    for target in targets(view.all) {
+        table.row(None);
+        table.words(&target.what);
+        table.words(&target.measured);
+        table.words(if target.is_met { "met" } else { "not met" });
+        table.end_row();
+    }
+    format!("<h3>Targets</h3>\n{}", table.done())
+}
+
 /// Published numbers beside ours.
-pub fn reproduction(rows: &[Reproduced]) -> String {
+pub(super) fn reproduction(rows: &[Reproduced]) -> String {
     let mut table = Table::new(&["what", "published", "here", "why it differs"]);
     for row in rows {
         table.row(None);

@@ -45,8 +45,9 @@ fn cell(name: &str, which: usize, rate: f64, seed: u64, workload: &str) -> Cell 
     };
     let shares = [0.5 - 0.4 * ambition, 0.2, 0.3 - 0.1 * ambition, 0.5 * ambition];
     let mix: BTreeMap<String, f64> = MODELS.iter().zip(shares).map(|(m, share)| ((*m).to_owned(), share)).collect();
-    let percentiles =
-        |scale: f64| (0..=100).map(move |p| scale * (0.3 + f64::from(p) / 90.0 + (f64::from(p) / 100.0).powi(30) * 3.0));
+    let percentiles = |scale: f64| {
+        (0..=100).map(move |p| scale * (0.3 + f64::from(p) / 90.0 + (f64::from(p) / 100.0).powi(30) * 3.0))
+    };
     let wave = |at: f64| if workload == "square-40-6" && (at / 20.0) as usize % 2 == 0 { 1.8 } else { 0.6 };
     let slices = (0..30).map(|i| {
         let at_s = f64::from(i) * 5.0;

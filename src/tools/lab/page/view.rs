@@ -9,7 +9,7 @@ use crate::tools::lab::summary::{
 
 /// Which part of the page a plot is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Section {
+pub(super) enum Section {
     /// Frontiers at the highest rate.
     Frontiers,
     /// Frontiers at every rate.
@@ -26,45 +26,47 @@ pub enum Section {
 
 /// A picture with its place.
 #[derive(Clone, Debug)]
-pub struct Plot {
+pub(super) struct Plot {
     /// Its file's name, without the ending.
-    pub id: String,
+    pub(super) id: String,
     /// Its part of the page.
-    pub section: Section,
+    pub(super) section: Section,
     /// Its width in sixths of the page.
-    pub sixths: usize,
+    pub(super) sixths: usize,
+    /// A heading above it, the same for plots that belong together; empty for none.
+    pub(super) group: &'static str,
     /// The picture.
-    pub scene: Scene,
+    pub(super) scene: Scene,
 }
 
 /// Width of a plot over the whole page; others are fractions of it.
-pub const PAGE_WIDTH: f64 = 1120.0;
+pub(super) const PAGE_WIDTH: f64 = 1120.0;
 
 /// Width of a plot that spans so many sixths of the page.
-pub fn width(sixths: usize) -> f64 {
+pub(super) fn width(sixths: usize) -> f64 {
     const GAP: f64 = 24.0;
     (PAGE_WIDTH + GAP) * sixths as f64 / 6.0 - GAP
 }
 
 /// A result, arranged.
-pub struct View<'a> {
+pub(super) struct View<'a> {
     /// Everything.
-    pub all: &'a [Summary<'a>],
+    pub(super) all: &'a [Summary<'a>],
     /// What all cells of the main comparison share.
-    pub experiment: Experiment,
+    pub(super) experiment: Experiment,
     /// The main comparison.
-    pub main: Vec<&'a Summary<'a>>,
+    pub(super) main: Vec<&'a Summary<'a>>,
     /// Its rates, lowest first.
-    pub rates: Vec<f64>,
+    pub(super) rates: Vec<f64>,
     /// Its contenders, ours first.
-    pub contenders: Vec<&'a str>,
+    pub(super) contenders: Vec<&'a str>,
     /// Colours and marks.
-    pub looks: Looks,
+    pub(super) looks: Looks,
 }
 
 impl<'a> View<'a> {
     /// Arranges a result; `None` of one without cells.
-    pub fn new(all: &'a [Summary<'a>]) -> Option<View<'a>> {
+    pub(super) fn new(all: &'a [Summary<'a>]) -> Option<View<'a>> {
         let experiment = main_experiment(all)?;
         let main: Vec<&Summary> = all.iter().filter(|summary| summary.experiment == experiment).collect();
         let (rates, contenders) = (rates(&main), contenders(&main));
@@ -72,24 +74,24 @@ impl<'a> View<'a> {
     }
 
     /// The highest rate of the main comparison.
-    pub fn highest(&self) -> f64 {
+    pub(super) fn highest(&self) -> f64 {
         self.rates.last().copied().unwrap_or(0.0)
     }
 
     /// The cells of a contender of the main comparison at a rate.
-    pub fn at(&self, contender: &str, rate: f64) -> Vec<&'a Summary<'a>> {
+    pub(super) fn at(&self, contender: &str, rate: f64) -> Vec<&'a Summary<'a>> {
         self.main.iter().copied().filter(|s| s.policy() == contender && s.rate() == rate).collect()
     }
 
     /// The cells that stand for contenders at one rate of a comparison: of each that has one, ours first.
-    pub fn standing(&self, of: &[&'a Summary<'a>], rate: f64) -> Vec<&'a Summary<'a>> {
+    pub(super) fn standing(&self, of: &[&'a Summary<'a>], rate: f64) -> Vec<&'a Summary<'a>> {
         let quality = balanced_quality(of);
         let chosen = contenders(of).into_iter().flat_map(|name| representatives(of, name, quality));
         chosen.filter(|summary| summary.rate() == rate).collect()
     }
 
     /// The cells of every other comparison, each comparison at its highest rate.
-    pub fn others(&self) -> Vec<(Experiment, f64, Vec<&'a Summary<'a>>)> {
+    pub(super) fn others(&self) -> Vec<(Experiment, f64, Vec<&'a Summary<'a>>)> {
         let mut experiments: Vec<&Experiment> = self.all.iter().map(|summary| &summary.experiment).collect();
         experiments.sort();
         experiments.dedup();
@@ -102,7 +104,7 @@ impl<'a> View<'a> {
     }
 
     /// What tells a comparison from the main one, in words.
-    pub fn difference(&self, experiment: &Experiment) -> String {
+    pub(super) fn difference(&self, experiment: &Experiment) -> String {
         let mut words = Vec::new();
         if experiment.workload != self.experiment.workload {
             words.push(experiment.workload.clone());
@@ -122,17 +124,17 @@ impl<'a> View<'a> {
 }
 
 /// Milliseconds as seconds in words.
-pub fn seconds(ms: f64) -> String {
-    format!("{} s", number(ms / 1000.0, 2))
+pub(super) fn seconds(ms: f64) -> String {
+    format!("{}\u{a0}s", number(ms / 1000.0, 2))
 }
 
 /// A rate in words.
-pub fn per_second(rate: f64) -> String {
-    format!("{} req/s", number(rate, 3))
+pub(super) fn per_second(rate: f64) -> String {
+    format!("{}\u{a0}req/s", number(rate, 3))
 }
 
 /// What a person reads who points at a cell.
-pub fn tip(summary: &Summary) -> String {
+pub(super) fn tip(summary: &Summary) -> String {
     let knobs = Some(summary.knobs()).filter(|knobs| !knobs.is_empty()).map(|knobs| format!(" ({knobs})"));
     format!(
         "{}{}\nquality {}\nE2E mean {}, p99 {}\nUSD per 1,000 requests {}\nanswered per second {}",
@@ -147,7 +149,7 @@ pub fn tip(summary: &Summary) -> String {
 }
 
 /// "routebalance 2.1 s, routebalance-paper 3 s" of those that occur; of others the first.
-pub fn rivals(values: &[(&str, String)]) -> String {
+pub(super) fn rivals(values: &[(&str, String)]) -> String {
     let named = |name: &&str| values.iter().find(|(of, _)| of == name).map(|(of, value)| format!("{of} {value}"));
     let both: Vec<String> = [OURS, PAPER].iter().filter_map(named).collect();
     if both.is_empty() {
@@ -155,4 +157,16 @@ pub fn rivals(values: &[(&str, String)]) -> String {
     } else {
         both.join(", ")
     }
+}
+
+/// A name that begins a title.
+pub(super) fn capitalised(name: &str) -> String {
+    let mut letters = name.chars();
+    letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
+}
+
+/// A title as the name of a file.
+pub(super) fn file_name(title: &str) -> String {
+    let parts = title.split(|c: char| !c.is_ascii_alphanumeric() && c != '.');
+    parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-").to_lowercase()
 }
