@@ -168,7 +168,7 @@ const PARTS: [(Section, &str, &str, &str); 6] = [
         Section::Rates,
         "rates",
         "The same at every rate",
-        "Axes differ between panels. Point at a mark to see its numbers.",
+        "Panels of one kind have the same axes, except throughput. Point at a mark to see its numbers.",
     ),
     (
         Section::Load,
@@ -267,9 +267,9 @@ fn glance(view: &View) -> String {
         tables::glance(view, view.highest())
     );
     for rate in view.rates.iter().rev().skip(1) {
-        let _ = write!(
+        let _ = writeln!(
             html,
-            "<details><summary>At {}</summary>{}</details>\n",
+            "<details><summary>At {}</summary>{}</details>",
             per_second(*rate),
             tables::glance(view, *rate)
         );

@@ -149,7 +149,7 @@ fn dispatchers(main: &[&Summary]) -> Option<Target> {
         let fast = own.filter(|s| s.e2e_ms.mean <= theirs.e2e_ms.mean);
         fast.map(|s| s.quality.mean).fold(f64::NEG_INFINITY, f64::max) - theirs.quality.mean
     };
-    let gains: Vec<f64> = theirs.map(|theirs| gain(theirs)).collect();
+    let gains: Vec<f64> = theirs.map(gain).collect();
     let least = gains.iter().copied().reduce(f64::min)?;
     let measured = if least.is_finite() {
         format!("at least {least:+.3}")

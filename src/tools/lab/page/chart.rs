@@ -151,8 +151,8 @@ impl Chart {
             scene.rule(Ink::Grid, (frame.left, y), (frame.right, y), 1.0);
             scene.text(Ink::Muted, (frame.left - 6.0, y + 4.0), SMALL, Anchor::End, false, text);
         }
-        let count = ((frame.right - frame.left) / 80.0) as usize;
-        for (value, text) in self.x.ticks(count.clamp(3, 9)) {
+        let count = ((frame.right - frame.left) / 65.0) as usize;
+        for (value, text) in self.x.ticks(count.clamp(3, 10)) {
             let x = frame.left + self.x.place(value) * (frame.right - frame.left);
             scene.rule(Ink::Grid, (x, frame.top), (x, frame.bottom + 4.0), 1.0);
             scene.text(Ink::Muted, (x, frame.bottom + 17.0), SMALL, Anchor::Middle, false, &text);
@@ -163,7 +163,8 @@ impl Chart {
     }
 
     fn draw_labels(&self, scene: &mut Scene, frame: &Frame, place: &dyn Fn(Point) -> Point) {
-        let wanted = self.series.iter().filter_map(|series| {
+        // What is drawn last, above the others, is the first to choose its place.
+        let wanted = self.series.iter().rev().filter_map(|series| {
             let at = series.label_at.or(series.line.last().copied()).filter(is_known)?;
             Some(Label {
                 text: series.label.clone()?,

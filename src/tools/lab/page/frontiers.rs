@@ -59,7 +59,7 @@ impl Against {
     fn words(self, value: f64) -> String {
         match self {
             Against::Time => format!("{}\u{a0}s", number(value, 2)),
-            Against::Cost => format!("USD {} per 1,000 requests", number(value, 2)),
+            Against::Cost => format!("USD\u{a0}{}", number(value, 2)),
             Against::Throughput => format!("{} answers/s", number(value, 3)),
         }
     }
@@ -101,10 +101,11 @@ fn overview(view: &View, which: Against, rate: f64, width: f64) -> Chart {
     let at = per_second(rate);
     let title = match at_the_papers_best(view, which, rate) {
         Some(Best { quality, ours: Some(ours), paper }) => format!(
-            "Quality {} at {at}: {} with {OURS}, {} with {PAPER}",
+            "Quality {} at {at}: {} with {OURS}, {} with {PAPER}{}",
             number(quality, 3),
             which.words(ours),
-            which.words(paper)
+            which.words(paper),
+            if which == Against::Cost { " (per 1,000 requests)" } else { "" }
         ),
         Some(Best { quality, ours: None, .. }) => {
             format!("Quality {} of {PAPER} at {at} is not reached by {OURS}", number(quality, 3))
@@ -123,7 +124,7 @@ fn overview(view: &View, which: Against, rate: f64, width: f64) -> Chart {
 fn small(view: &View, which: Against, rate: f64) -> Chart {
     let subtitle = match at_the_papers_best(view, which, rate) {
         Some(Best { ours: Some(ours), paper, .. }) if paper > 0.0 => {
-            format!("at the paper's best quality: {} of its {}", number(ours / paper, 2) + " x", which.name())
+            format!("at the paper's best quality: {} x its {}", number(ours / paper, 2), which.name())
         }
         Some(Best { ours: None, .. }) => "the paper's best quality is not reached".to_owned(),
         _ => String::new(),
@@ -159,7 +160,7 @@ fn chart(view: &View, which: Against, rate: f64, large: bool) -> Chart {
     // Small panels are compared with each other, so they share their axes; throughput is bounded by each panel's own rate.
     let shared = |own: bool| view.main.iter().filter(move |summary| !own || summary.rate() == rate);
     let own_x = large || which == Against::Throughput;
-    // Ours is drawn last, above the others; labels are placed in the reverse order, ours first.
+    // Ours is drawn last, above the others.
     let mut series: Vec<Series> =
         view.contenders.iter().filter_map(|name| one(view, which, name, rate, large)).collect();
     series.reverse();

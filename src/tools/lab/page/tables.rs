@@ -198,9 +198,9 @@ pub(super) fn against_the_paper(view: &View) -> String {
         table.done()
     );
     for one in &all {
-        let _ = write!(
+        let _ = writeln!(
             html,
-            "<details><summary>Every cell at {}</summary>{}</details>\n",
+            "<details><summary>Every cell at {}</summary>{}</details>",
             per_second(one.rate),
             duels(one)
         );

@@ -6,6 +6,7 @@ use super::*;
 use crate::random::Random;
 use crate::tools::lab::cell::{Cell, CellWeights, Intervals, Reproduced, Slice, TimesMs};
 use crate::tools::lab::frontier::{dominated, pareto};
+use crate::tools::lab::targets::targets;
 
 /// Name, speed, best quality and settings of made-up contenders.
 const MADE_UP: [(&str, f64, f64, usize); 14] = [
@@ -48,7 +49,7 @@ fn cell(name: &str, which: usize, rate: f64, seed: u64, workload: &str) -> Cell 
     let percentiles = |scale: f64| {
         (0..=100).map(move |p| scale * (0.3 + f64::from(p) / 90.0 + (f64::from(p) / 100.0).powi(30) * 3.0))
     };
-    let wave = |at: f64| if workload == "square-40-6" && (at / 20.0) as usize % 2 == 0 { 1.8 } else { 0.6 };
+    let wave = |at: f64| if workload == "square-40-6" && ((at / 20.0) as usize).is_multiple_of(2) { 1.8 } else { 0.6 };
     let slices = (0..30).map(|i| {
         let at_s = f64::from(i) * 5.0;
         let growth = 1.0 + load * f64::from(i) / 40.0;
@@ -140,7 +141,7 @@ fn is_balanced(html: &str) -> Result<(), String> {
     let mut open: Vec<String> = Vec::new();
     for part in format!("{before}{after}").split('<').skip(1) {
         let (tag, text) = part.split_once('>').ok_or(format!("<{part} does not end"))?;
-        if text.contains('>') && !open.last().is_some_and(|name| name == "style") {
+        if text.contains('>') && open.last().is_none_or(|name| name != "style") {
             return Err(format!("a bare > after <{tag}>"));
         }
         if let Some(name) = tag.strip_prefix('/') {
@@ -288,6 +289,27 @@ fn duels_are_won_by_time_at_no_less_quality_and_no_more_cost() {
 }
 
 #[test]
+fn targets_are_met_by_who_meets_them() {
+    let cells = whole();
+    let all = targets(&summaries(&cells));
+    assert_eq!(all.len(), 9, "{all:?}");
+    assert!(all.iter().all(|target| target.is_met), "{all:?}");
+    // The same with the names of ours and the paper's exchanged: only what both keep is met.
+    let mut swapped = cells;
+    for cell in &mut swapped.cells {
+        match cell.policy.as_str() {
+            OURS => cell.policy = PAPER.to_owned(),
+            PAPER => cell.policy = OURS.to_owned(),
+            _ => {}
+        }
+    }
+    let all = targets(&summaries(&swapped));
+    let met: Vec<&str> = all.iter().filter(|target| target.is_met).map(|target| target.what.as_str()).collect();
+    assert_eq!(met, ["the cheapest cell, tied with the cheapest"], "{all:?}");
+    assert!(targets(&summaries(&Cells::default())).is_empty());
+}
+
+#[test]
 fn the_oracle_dominates_nobody() {
     let cells = Cells {
         cells: vec![cell(OURS, 3, 12.0, 1, "poisson"), cell(ORACLE, 3, 12.0, 1, "poisson")],
@@ -309,5 +331,13 @@ fn zz_dump() {
     let out = Path::new("/tmp/pg/out");
     std::fs::create_dir_all(out).unwrap();
     std::fs::write(out.join("page.html"), html(&whole())).unwrap();
-    write_plots(&whole(), &out.join("plots")).unwrap();
+    let mut one = whole();
+    one.cells.retain(|cell| {
+        cell.rate == 30.0
+            && cell.policy != PAPER
+            && cell.seed == 1
+            && cell.workload == "poisson"
+            && (cell.weights.is_none() || cell.policy == OURS)
+    });
+    std::fs::write(out.join("quick.html"), html(&one)).unwrap();
 }
