@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::fleet::{Fleet, LatencyProfile, Limits, ModelKind};
+use crate::fleet::{Constraints, Fleet, LatencyProfile, Limits, ModelKind};
 use crate::openai::{Api, Prompt, RequestScan};
 use crate::predictor::{Estimate, PriorSpread};
 use crate::random::Random;
@@ -34,7 +34,7 @@ impl Template {
 }
 
 /// A request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Arrival {
     /// When it reaches its gateway.
     pub at: Duration,
@@ -44,6 +44,8 @@ pub struct Arrival {
     pub policy: usize,
     /// How long its client waits for the end of the answer; `None` for as long as it takes.
     pub patience: Option<Duration>,
+    /// What it insists on; `None` for what its policy says.
+    pub constraints: Option<Constraints>,
 }
 
 /// All requests of a simulation.
@@ -59,8 +61,13 @@ impl Workload {
     /// Requests of one policy at these times, each of a kind drawn at random.
     pub fn drawn(templates: Vec<Template>, times: &[Duration], policy: usize, seed: u64) -> Workload {
         let mut random = Random::for_use(seed, 1);
-        let arrival =
-            |at: &Duration| Arrival { at: *at, template: random.below(templates.len()), policy, patience: None };
+        let arrival = |at: &Duration| Arrival {
+            at: *at,
+            template: random.below(templates.len()),
+            policy,
+            patience: None,
+            constraints: None,
+        };
         let arrivals = times.iter().map(arrival).collect();
         Workload { templates, arrivals }
     }
