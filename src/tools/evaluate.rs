@@ -51,19 +51,33 @@ pub struct EvaluateArgs {
     quick: bool,
     #[command(flatten)]
     lab: lab::LabArgs,
+    /// Measure nothing: draw a result of the lab that was written before
+    #[arg(long, value_name = "FILE", conflicts_with = "preset")]
+    from: Option<PathBuf>,
+    /// Write the result as one HTML page to this file
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Write the page's plots as PNG and SVG into this folder
+    #[arg(long, value_name = "FOLDER")]
+    plots: Option<PathBuf>,
 }
 
 /// Runs a preset, prints its table and writes its result.
 ///
 /// # Errors
-/// The configuration does not load, or the result cannot be written.
+/// The configuration does not load, or the result cannot be read or written.
 pub fn run(args: &EvaluateArgs) -> Result<ExitCode> {
+    if let Some(result) = &args.from {
+        super::lab::page::render(result, args.html.as_deref(), args.plots.as_deref())?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let file = args.lab.fleet.as_ref().unwrap_or(&args.file);
     let config = super::check::check(file)?;
     let (result, passed) = match args.preset {
         None | Some(Preset::Quick | Preset::Paper | Preset::SloBudget | Preset::Robustness) => {
             let json = args.json.as_deref();
-            lab::run(file, &config, args.preset, args.seeds, &args.lab, json)?;
+            let cells = lab::run(file, &config, args.preset, args.seeds, &args.lab, json)?;
+            super::lab::page::write(&cells, args.html.as_deref(), args.plots.as_deref())?;
             return Ok(ExitCode::SUCCESS);
         }
         Some(Preset::Gateways) => gateways::run(&config, args)?,

@@ -11,6 +11,7 @@ pub mod lines;
 pub mod measure;
 pub mod opinions;
 mod outlook;
+pub mod page;
 pub mod pairing;
 pub mod presets;
 pub mod prompts;

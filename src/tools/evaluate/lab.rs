@@ -190,7 +190,7 @@ pub(super) fn run(
     let name = preset.and_then(|preset| Some(preset.to_possible_value()?.get_name().to_owned()));
     let mut cells = Cells { preset: name.unwrap_or_else(|| "custom".to_owned()), cells: measured, ..Cells::default() };
     if preset == Some(Preset::Paper) {
-        cells.targets = targets::of(&cells);
+        cells.targets = targets::targets(&summaries(&cells));
     }
     cells.reproduction = reproduction::of(&cells);
     println!("{}", table(&cells));
@@ -271,7 +271,7 @@ fn show_targets(cells: &Cells) {
         let mut table = Table::new();
         table.set_header(["target", "measured", "met"]);
         for target in &cells.targets {
-            table.add_row([target.what.as_str(), &target.measured, if target.met { "yes" } else { "no" }]);
+            table.add_row([target.what.as_str(), &target.measured, if target.is_met { "yes" } else { "no" }]);
         }
         println!("{table}");
     }

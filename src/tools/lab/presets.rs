@@ -10,6 +10,7 @@ use super::entrant::Entrant;
 use super::ground::{Asked, Demand, Ground};
 use super::run::{Job, Overhead, Task};
 use super::source::ArrivalKind;
+use super::targets::SUSTAINED;
 use crate::fleet::{Mode, Slo, Weights};
 
 mod slo_budget;
@@ -280,7 +281,7 @@ fn sustained(study: &mut Study<'_>, policies: &[&str]) -> Result<()> {
     let task = Task::Sustain { up_to };
     let rates = vec![Some(*RATES.last().unwrap_or(&up_to))];
     study.add(&Grid {
-        variant: "sustained",
+        variant: SUSTAINED,
         policies,
         weights: vec![UNIFORM],
         rates,

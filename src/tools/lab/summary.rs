@@ -194,3 +194,14 @@ pub fn balanced_quality(summaries: &[&Summary]) -> f64 {
     };
     of(|s| s.policy() == OURS && s.is_uniform()).or_else(|| of(|_| true)).unwrap_or(0.0)
 }
+
+/// Share of requests that must be answered for a rate to be sustained.
+pub const SUSTAINED_ANSWERED_MIN: f64 = 0.97;
+/// Longest 99th percentile of the time to the first token at a sustained rate, milliseconds.
+pub const SUSTAINED_TTFT_P99_MAX_MS: f64 = 5000.0;
+
+/// Of a contender's cells, the one with the highest throughput among those that keep up with what is offered.
+pub fn sustained<'s, 'a>(cells: &[&'s Summary<'a>]) -> Option<&'s Summary<'a>> {
+    let keeps_up = |s: &&&Summary| s.answered >= SUSTAINED_ANSWERED_MIN && s.ttft_p99_ms <= SUSTAINED_TTFT_P99_MAX_MS;
+    cells.iter().filter(keeps_up).copied().max_by(|a, b| a.throughput_rps.total_cmp(&b.throughput_rps))
+}
