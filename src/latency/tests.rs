@@ -73,7 +73,8 @@ fn the_forecast_counts_steps() {
         assert!((slow.ttft - 2.0 * ttft).abs() < 1e-9 && (slow.tpot - 3.0 * tpot).abs() < 1e-9, "{name}: {slow:?}");
         assert_eq!((slow.uncorrected_ttft, slow.uncorrected_tpot), (f.ttft, f.tpot), "{name}");
     }
-    let learnt = Pace { overhead: 0.0, prompt_token: 0.0, step: 1.0, step_per_running: 0.0, step_per_context_token: 0.0 };
+    let learnt =
+        Pace { overhead: 0.0, prompt_token: 0.0, step: 1.0, step_per_running: 0.0, step_per_context_token: 0.0 };
     let f = forecast(&PROFILE, &LIMITS, &load(2.0, 0.0, 0.0), &cached, &Speed { pace: Some(learnt), ..speed });
     assert_eq!((f.ttft, f.tpot), (1.5, 1.0), "the profile has no say");
 }

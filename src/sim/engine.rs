@@ -430,9 +430,7 @@ impl Engine {
         let to_full = self.kv.steps_until_full(self.number().saturating_add(1)).saturating_add(1);
         // Behind a head that does not fit, an arrival changes nothing: KV only grows until somebody ends.
         let to_arrival = match self.arriving.front() {
-            Some(next) if self.waiting.is_empty() => {
-                step.ended_by(next.arrives_ns.saturating_sub(1)).saturating_add(1)
-            }
+            Some(next) if self.waiting.is_empty() => step.ended_by(next.arrives_ns.saturating_sub(1)).saturating_add(1),
             _ => u64::MAX,
         };
         to_finish.min(to_full).min(to_arrival).max(1)

@@ -1,6 +1,7 @@
 //! What the router is worth, measured in virtual time: one preset per question.
 
 mod cells;
+mod engine;
 mod gateways;
 mod latency_error;
 mod objectives;
@@ -21,6 +22,9 @@ pub enum Preset {
     Objectives,
     /// How far the forecast of a request's times is from what happens, by utilisation
     LatencyError,
+    /// The simulated engine against measured vLLM servers: fitted to half of what they did; fails if means of the other half are
+    /// off by more than 20 %
+    Engine,
     /// Small fleets with random faults, and what must hold after them; fails if it does not
     Scenarios,
 }
@@ -55,6 +59,7 @@ pub fn run(args: &EvaluateArgs) -> Result<ExitCode> {
         Preset::Gateways => gateways::run(&config, args)?,
         Preset::Objectives => objectives::run(&config, args)?,
         Preset::LatencyError => latency_error::run(&config, args)?,
+        Preset::Engine => engine::run()?,
         Preset::Scenarios => scenarios::run(&config, args)?,
     };
     if let Some(file) = &args.json {

@@ -74,7 +74,8 @@ fn residuals_are_those_that_were_seen() {
 /// A pace nobody told of, from responses at various loads.
 #[test]
 fn the_pace_is_learnt_from_responses_alone() {
-    let truth = Pace { overhead: 0.03, prompt_token: 2e-4, step: 0.02, step_per_running: 3e-4, step_per_context_token: 0.0 };
+    let truth =
+        Pace { overhead: 0.03, prompt_token: 2e-4, step: 0.02, step_per_running: 3e-4, step_per_context_token: 0.0 };
     let mut speeds = Speeds::default();
     for i in 0..800_u32 {
         let (batch, prompt) = (f64::from(i * 7 % 40), f64::from(50 + i * 13 % 900));
