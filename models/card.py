@@ -29,6 +29,8 @@ TASK_COLUMNS = {
     "mae_ln_len_prior": "of the priors",
 }
 
+LAB_COLUMNS = ("contender", "dearest setting: quality, USD per 1,000", "cheapest setting", "best setting", "gain over 72B", "best model", "gap closed")
+
 
 def cell(value, of=5):
     if value is None:
@@ -67,6 +69,29 @@ def show(report):
     print(f"{report['bytes']}, weight decay {report['weight_decay']:g}, graph against head: {report['graph_error']:.1e}")
 
 
+def show_lab(report):
+    """What lab.py measured."""
+    print(f"{report['rows']} prompts, every estimate from a fit without the prompt's fold:\n")
+    for name, values in report["estimates"].items():
+        print(f"- {name}: " + ", ".join(f"{COLUMNS[key]} {cell(value)}" for key, value in values.items()))
+    best, win = report["best_route"], report["routellm"]
+    print(f"- best-route: names the best model of {cell(best['accuracy'])} (always the most frequent: {cell(best['accuracy_of_most_frequent'])}; published: {cell(best['published_accuracy'])})")
+    print(f"- routellm: auc {cell(win['auc'])} of 'the largest beats the smallest', which {cell(win['wins'])} do")
+    print(f"- semantic router: names the category of {cell(report['semantic_router']['category_accuracy'])}\n")
+    table(LAB_COLUMNS, (lab_row(name, values) for name, values in report["contenders"].items()))
+
+
+def lab_row(name, values):
+    """The settings at both ends and the best one."""
+    first, last = values["settings"][0], values["settings"][-1]
+    best = max(values["settings"], key=lambda point: point["quality"])
+    end = lambda point: f"{point['quality']:.3f} at {point['usd_per_1000']:.4f}" + (f" ({point['setting']})" if point["setting"] else "")
+    gain = f"{best['gain']:+.3f} ± {best['gain_se']:.3f}"
+    ends = [end(first), end(last)] if len(values["settings"]) > 1 else ["", ""]
+    return [name, *ends, end(best), gain, f"{best['best_model']:.3f}", cell(values["gap_closed"])]
+
+
 if __name__ == "__main__":
     for path in sys.argv[1:] or [Path(__file__).parent / "report.json"]:
-        show(json.loads(Path(path).read_text()))
+        report = json.loads(Path(path).read_text())
+        (show_lab if "contenders" in report else show)(report)

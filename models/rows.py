@@ -24,6 +24,7 @@ class Rows:
     """Aligned arrays; q, ln_len are [rows, models]. Without lengths ln_len has no columns."""
 
     models: list
+    ids: np.ndarray  # Of the file; empty where it has none.
     datasets: np.ndarray
     splits: np.ndarray
     groups: np.ndarray  # Equal where the prompts are: a group never falls on both sides of a split.
@@ -175,6 +176,7 @@ def load(paths, models=None, exclude=(), bits=F.SLOT_BITS_MAX):
     lengths = [[max(row["len"][m], 1) for m in models] for row in rows] if has_lengths else np.ones((len(rows), 0))
     return Rows(
         models=list(models),
+        ids=np.array([str(row.get("id", "")) for row in rows]),
         datasets=np.array([row.get("dataset", "") for row in rows]),
         splits=np.array([row["split"] for row in rows]),
         groups=np.array([group for _, group in kept]),

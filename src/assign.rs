@@ -8,7 +8,7 @@ mod batcher;
 
 use std::time::Duration;
 
-pub use batcher::{Batcher, Waiting};
+pub use batcher::{Batcher, Waiting, first_batch, next_batch};
 
 use crate::learning::Learned;
 use crate::openai::Api;

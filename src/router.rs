@@ -7,6 +7,7 @@ mod admitting;
 mod candidates;
 mod holding;
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use admitting::Entrants;
@@ -281,20 +282,20 @@ impl Router {
 
     /// Decides. `loads` is in the order of the fleet's instances; `None` if there is none to read.
     pub fn route(&self, ask: &Ask<'_>, loads: Option<&[LoadNow]>, learned: &Learned) -> Verdict {
-        self.verdict(ask, loads, learned, |models| self.outlook(ask.prompt, models))
+        self.verdict(ask, loads, learned, |models| Cow::Owned(self.outlook(ask.prompt, models)))
     }
 
     /// Decides as [`Router::route`] does, with an outlook made elsewhere: by a simulation, or once for many decisions.
     pub fn decide(&self, ask: &Ask<'_>, outlook: &Outlook, loads: Option<&[LoadNow]>, learned: &Learned) -> Verdict {
-        self.verdict(ask, loads, learned, |_| outlook.clone())
+        self.verdict(ask, loads, learned, |_| Cow::Borrowed(outlook))
     }
 
-    fn verdict(
+    fn verdict<'o>(
         &self,
         ask: &Ask<'_>,
         loads: Option<&[LoadNow]>,
         learned: &Learned,
-        outlook: impl FnOnce(&[usize]) -> Outlook,
+        outlook: impl FnOnce(&[usize]) -> Cow<'o, Outlook>,
     ) -> Verdict {
         if self.config.drills(Drill::Router) {
             return Verdict::Untouched("drill");
@@ -306,7 +307,9 @@ impl Router {
         let Some(policy) = self.config.policies.get(ask.policy) else {
             return Verdict::Untouched("no_policy");
         };
-        let Outlook { estimates: unlearned, familiarity, prototype } = outlook(&models);
+        let outlook = outlook(&models);
+        let Outlook { estimates: unlearned, familiarity, prototype } = outlook.as_ref();
+        let (familiarity, prototype) = (*familiarity, *prototype);
         let estimates: Vec<Estimate> = unlearned
             .iter()
             .enumerate()

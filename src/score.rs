@@ -8,7 +8,7 @@ use crate::latency::{self, Forecast, Speed, Work};
 use crate::reckoning::LoadNow;
 
 /// One (model, instance) pair that may serve a request, with what is expected of it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Candidate {
     /// Index of the instance.
     pub instance: usize,
@@ -108,7 +108,7 @@ fn absolute(candidate: &Candidate, weights: &Weights, references: &References) -
 
 /// `w_q Q + w_c (1 - C / max C) + w_l (1 - T / max T)`, maxima over the candidates of this request (RouteBalance, section 7 of its
 /// specification).
-fn paper(candidates: &[Candidate], weights: &Weights, normalisation: QualityNormalisation) -> Vec<f64> {
+pub fn paper(candidates: &[Candidate], weights: &Weights, normalisation: QualityNormalisation) -> Vec<f64> {
     let max = |value: fn(&Candidate) -> f64| candidates.iter().map(value).fold(0.0, f64::max) + EPSILON;
     let max_usd = max(|c| c.usd);
     let max_seconds = max(|c| c.seconds);

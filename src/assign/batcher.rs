@@ -47,10 +47,7 @@ pub struct Batcher<T> {
 impl<T> Batcher<T> {
     /// A batcher where nobody waits.
     pub fn new(batching: Batching) -> Batcher<T> {
-        let (size, window) = match batching.sizing {
-            BatchSizing::Adaptive => INITIAL,
-            BatchSizing::Fixed { size, window } => (size, window),
-        };
+        let (size, window) = first_batch(&batching);
         Batcher { batching, size, window, waiting: VecDeque::new(), last_arrival: None }
     }
 
@@ -90,10 +87,7 @@ impl<T> Batcher<T> {
 
     /// Chooses the size and the window of the next batches by the share of instances where requests queue, if they are adaptive.
     pub fn adapt(&mut self, queueing_share: f64) {
-        let row = PUBLISHED.iter().find(|(below, ..)| queueing_share < *below);
-        if let (BatchSizing::Adaptive, Some((_, size, window))) = (self.batching.sizing, row) {
-            (self.size, self.window) = (*size, *window);
-        }
+        (self.size, self.window) = next_batch(&self.batching, queueing_share, Some((self.size, self.window)));
     }
 
     /// A worker's share of a batch.
@@ -106,6 +100,23 @@ impl<T> Batcher<T> {
         self.last_arrival.map_or(0.0, |(at, before)| {
             before * fading(now.saturating_sub(at)) * self.window.as_secs_f64() / MEMORY.as_secs_f64()
         })
+    }
+}
+
+/// Size and window of the first batch.
+pub fn first_batch(batching: &Batching) -> (usize, Duration) {
+    match batching.sizing {
+        BatchSizing::Adaptive => INITIAL,
+        BatchSizing::Fixed { size, window } => (size, window),
+    }
+}
+
+/// Size and window of the next batch, after one of these.
+pub fn next_batch(batching: &Batching, queueing_share: f64, last: Option<(usize, Duration)>) -> (usize, Duration) {
+    let row = PUBLISHED.iter().find(|(below, ..)| queueing_share < *below);
+    match (batching.sizing, row) {
+        (BatchSizing::Adaptive, Some((_, size, window))) => (*size, *window),
+        _ => last.unwrap_or_else(|| first_batch(batching)),
     }
 }
 

@@ -11,6 +11,8 @@ use crate::learning::speed::{Speeds, Timing};
 use crate::random::Random;
 use crate::reckoning::{self, Counters, Dispatch, LoadNow, Reports};
 use crate::router::Decision;
+use crate::sim::contender::Turns;
+use crate::sim::simulation::Desk;
 
 /// What one VM has counted, and what of it the other VMs of its gateway can see.
 #[derive(Clone, Debug)]
@@ -37,6 +39,10 @@ pub struct Gateway {
     /// How often it was restarted: what was meant for an earlier process does not reach this one.
     pub(super) epoch: u32,
     pub(super) random: Random,
+    /// Whose turn it is, of dispatchers that take turns.
+    pub(super) turns: Turns,
+    /// Requests that wait for their decisions.
+    pub(super) desk: Desk,
 }
 
 impl Gateway {
@@ -54,6 +60,8 @@ impl Gateway {
             asking: vec![false; instances],
             epoch: 0,
             random,
+            turns: Turns::default(),
+            desk: Desk::default(),
         }
     }
 

@@ -3,8 +3,9 @@
 //!
 //! [`simulation`] is the loop over events; [`gateway`] and [`server`] are what it moves requests between; [`workload`] says what
 //! is asked for, [`fault`] what goes wrong, [`outcome`] what became of it. [`scenarios`] draws small fleets with faults and says what must
-//! hold after them; [`filters`] are published filters to compare with.
+//! hold after them; [`contender`]s are algorithms that decide, [`filters`] published filters to compare with.
 
+pub mod contender;
 pub mod engine;
 pub mod fault;
 pub mod filters;

@@ -35,7 +35,11 @@ pub struct Outcome {
     pub gateway: usize,
     /// When it came.
     pub at: Duration,
-    /// What was decided, with what was expected of it; `None` if nothing was.
+    /// From its arrival to its decision; `None` before.
+    pub decided: Option<Duration>,
+    /// Index of the model that it was decided for.
+    pub model: Option<usize>,
+    /// What our router decided, with what was expected of it; `None` if nothing was, or if it is not kept.
     pub decision: Option<Box<Decision>>,
     /// The instance that it was sent to last.
     pub instance: Option<usize>,

@@ -9,20 +9,22 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
 use std::time::Duration;
 
-use crate::learning::Learned;
-use crate::openai::Api;
 use crate::random::Random;
-use crate::reckoning::{Dispatch, InstanceCounters, LoadNow};
-use crate::router::{Ask, Decision, Router, Verdict};
+use crate::reckoning::{Dispatch, InstanceCounters};
+use crate::router::Router;
+use crate::sim::contender::{Contender, Deciding};
 use crate::sim::engine::{Event, EventKind, Job};
 use crate::sim::fault::Scheduled;
 use crate::sim::gateway::Gateway;
 use crate::sim::outcome::{End, Outcome};
 use crate::sim::server::Server;
-use crate::sim::workload::{Arrival, Template, Workload};
+use crate::sim::workload::Workload;
 use crate::telemetry::Load;
 
+mod deciding;
 mod upkeep;
+
+pub use deciding::Desk;
 
 /// What a simulation has besides the router's configuration and the workload.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +45,10 @@ pub struct Options {
     pub per_try_idle: Duration,
     /// Share of scrapes that get lost, 0 to 1.
     pub scrape_loss: f64,
+    /// What deciding takes.
+    pub deciding: Deciding,
+    /// Whether outcomes keep our router's decisions; they are large.
+    pub keep_decisions: bool,
     /// Seed of what happens by chance: who serves which request, scrapes lost, draws of the router.
     pub seed: u64,
 }
@@ -59,6 +65,8 @@ impl Default for Options {
             retry_back_off: Duration::from_millis(10),
             per_try_idle: Duration::from_secs(120),
             scrape_loss: 0.0,
+            deciding: Deciding::default(),
+            keep_decisions: true,
             seed: 1,
         }
     }
@@ -119,6 +127,8 @@ enum Answer {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Happening {
     Arrive(usize),
+    Close { gateway: usize, batch: u64 },
+    Decide { gateway: usize, request: Option<usize> },
     Reach { flight: usize, attempt: usize },
     Step { instance: usize },
     Hear { flight: usize, attempt: usize, news: News },
@@ -157,6 +167,7 @@ const ATTEMPTS: u64 = 16;
 /// A fleet, its gateways and their clients in virtual time.
 pub struct Simulation<'a> {
     router: &'a Router,
+    contender: Contender,
     workload: &'a Workload,
     faults: &'a [Scheduled],
     options: Options,
@@ -169,6 +180,8 @@ pub struct Simulation<'a> {
     gateways: Vec<Gateway>,
     /// By arrival; `None` before and after.
     flights: Vec<Option<Flight>>,
+    /// By arrival, the worker that has it.
+    workers: Vec<usize>,
     open: BTreeSet<usize>,
     arrived: usize,
     outcomes: Vec<Outcome>,
@@ -177,8 +190,19 @@ pub struct Simulation<'a> {
 }
 
 impl<'a> Simulation<'a> {
-    /// Everything idle at time zero.
+    /// Everything idle at time zero, and our router decides.
     pub fn new(router: &'a Router, workload: &'a Workload, faults: &'a [Scheduled], options: Options) -> Self {
+        Simulation::of(Contender::Ours, router, workload, faults, options)
+    }
+
+    /// Everything idle at time zero. Fleet and telemetry are the router's, whoever decides.
+    pub fn of(
+        contender: Contender,
+        router: &'a Router,
+        workload: &'a Workload,
+        faults: &'a [Scheduled],
+        options: Options,
+    ) -> Self {
         let fleet = &router.config().fleet;
         let instances = fleet.instances.len();
         let servers: Vec<Server> =
@@ -188,6 +212,7 @@ impl<'a> Simulation<'a> {
         let gateways: Vec<Gateway> = (0..options.gateways).map(gateway).collect();
         let mut simulation = Simulation {
             router,
+            contender,
             workload,
             faults,
             now: Duration::ZERO,
@@ -197,6 +222,7 @@ impl<'a> Simulation<'a> {
             servers,
             gateways,
             flights: vec![None; workload.arrivals.len()],
+            workers: Vec::with_capacity(workload.arrivals.len()),
             open: BTreeSet::new(),
             arrived: 0,
             outcomes: Vec::with_capacity(workload.arrivals.len()),
@@ -248,16 +274,6 @@ impl<'a> Simulation<'a> {
         &self.gateways
     }
 
-    /// The load of every instance now, as a gateway's first worker sees it.
-    pub fn loads(&self, gateway: usize) -> Vec<LoadNow> {
-        let config = self.router.config();
-        let seen = self
-            .gateways
-            .get(gateway)
-            .map(|g| g.loads(g.slot_of(0), &config.fleet, &config.telemetry, self.now, 0.5).0);
-        seen.unwrap_or_default()
-    }
-
     fn foresee_all(&mut self) {
         let period = self.router.config().telemetry.scrape_period;
         if let Some(first) = self.workload.arrivals.first() {
@@ -292,6 +308,8 @@ impl<'a> Simulation<'a> {
         self.now = at;
         match what {
             Happening::Arrive(arrival) => self.arrive(arrival),
+            Happening::Close { gateway, batch } => self.close(gateway, batch),
+            Happening::Decide { gateway, request } => self.decided(gateway, request),
             Happening::Reach { flight, attempt } => self.reach(flight, attempt),
             Happening::Step { instance } => {
                 if self.steps.get(instance).copied().flatten() == Some(at) {
@@ -319,93 +337,7 @@ impl<'a> Simulation<'a> {
         true
     }
 
-    // === requests at the gateway ===
-
-    fn arrive(&mut self, index: usize) {
-        self.arrived = index.saturating_add(1);
-        if let Some(next) = self.workload.arrivals.get(self.arrived) {
-            self.foresee(next.at, Happening::Arrive(self.arrived));
-        }
-        let Some(arrival) = self.workload.arrivals.get(index).copied() else { return };
-        let gateway = self.random.below(self.gateways.len());
-        let worker = self.random.below(self.options.workers);
-        let mut outcome = Outcome {
-            template: arrival.template,
-            gateway,
-            at: self.now,
-            decision: None,
-            instance: None,
-            attempts: 0,
-            ttft: None,
-            e2e: None,
-            output_tokens: 0,
-            end: End::Refused,
-        };
-        let template = self.workload.templates.get(arrival.template);
-        let decided = template.and_then(|t| Some((t, self.decide(gateway, worker, &arrival, t)?)));
-        let Some((template, decision)) = decided else {
-            self.outcomes.push(outcome);
-            return;
-        };
-        let output_tokens = template.output_tokens.get(decision.model).copied().unwrap_or_default();
-        outcome.end = End::Open;
-        outcome.output_tokens = output_tokens.min(template.prompt.max_tokens.unwrap_or(u32::MAX));
-        let dispatch = Dispatch {
-            instance: decision.instance,
-            prompt_tokens: decision.prefill_tokens(),
-            output_tokens: decision.output_tokens,
-        };
-        let Some(home) = self.gateways.get_mut(gateway) else { return };
-        let slot = home.slot_of(worker);
-        home.dispatch(slot, &dispatch, self.now);
-        let flight = Flight {
-            gateway,
-            epoch: home.epoch,
-            slot,
-            targets: std::iter::once(decision.instance).chain(decision.fallbacks.iter().copied()).collect(),
-            attempt: 0,
-            reached: false,
-            dispatch: Some(dispatch),
-            seen: 0,
-            began: false,
-            progressed_at: self.now,
-            job: Job {
-                id: 0,
-                prompt_tokens: template.prompt_tokens,
-                output_tokens,
-                max_tokens: template.prompt.max_tokens.unwrap_or(u32::MAX),
-            },
-        };
-        outcome.decision = Some(decision);
-        self.outcomes.push(outcome);
-        if let Some(place) = self.flights.get_mut(index) {
-            *place = Some(flight);
-        }
-        self.open.insert(index);
-        if let Some(patience) = arrival.patience {
-            self.foresee(self.now.saturating_add(patience), Happening::Leave { flight: index });
-        }
-        self.foresee(self.now.saturating_add(self.options.per_try_idle), Happening::Idle { flight: index, attempt: 0 });
-        self.after_network(Happening::Reach { flight: index, attempt: 0 });
-    }
-
-    fn decide(&mut self, gateway: usize, worker: usize, arrival: &Arrival, t: &Template) -> Option<Box<Decision>> {
-        let config = self.router.config();
-        let gateway = self.gateways.get_mut(gateway)?;
-        let (load_draw, draw) = (gateway.random.uniform(), gateway.random.uniform());
-        let slot = gateway.slot_of(worker);
-        let (loads, sequence) = gateway.loads(slot, &config.fleet, &config.telemetry, self.now, load_draw);
-        let ask = Ask { sequence, draw, ..Ask::new(Api::ChatCompletions, &t.prompt, arrival.policy) };
-        let learned: &Learned = &gateway.learned;
-        let verdict = match &t.outlook {
-            Some(outlook) => self.router.decide(&ask, outlook, Some(&loads), learned),
-            None => self.router.route(&ask, Some(&loads), learned),
-        };
-        match verdict {
-            Verdict::Decided(decision) => Some(decision),
-            Verdict::Refused(_) | Verdict::Pooled(_) | Verdict::Untouched(_) => None,
-        }
-    }
+    // === requests on their way ===
 
     fn flight(&mut self, index: usize) -> Option<&mut Flight> {
         self.flights.get_mut(index)?.as_mut()
@@ -490,8 +422,17 @@ impl<'a> Simulation<'a> {
         if !matches!(end, End::Answered | End::Refused) {
             self.withdraw(index);
         }
-        let Some(mut flight) = self.flights.get_mut(index).and_then(Option::take) else { return };
-        self.open.remove(&index);
+        if !self.open.remove(&index) {
+            return;
+        }
+        let Some(mut flight) = self.flights.get_mut(index).and_then(Option::take) else {
+            // It has not been decided.
+            if let Some(outcome) = self.outcomes.get_mut(index) {
+                outcome.end = end;
+                outcome.e2e = Some(self.now.saturating_sub(outcome.at));
+            }
+            return;
+        };
         if let Some(gateway) = self.gateways.get_mut(flight.gateway).filter(|g| g.epoch == flight.epoch)
             && let Some(dispatch) = flight.dispatch.take()
             // What a dead worker has counted stays until its slot is found out.

@@ -2,8 +2,11 @@ use serde_json::json;
 
 use super::*;
 use crate::config::Config;
+use crate::fleet::{BatchSizing, Batching};
+use crate::sim::contender::Dispatcher;
 use crate::sim::fault::Fault;
 use crate::sim::outcome::Summary;
+use crate::sim::workload::Template;
 use crate::sim::workload::{Arrivals, ChatMix, sustainable_rates};
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -137,4 +140,47 @@ fn the_error_is_what_was_on_its_way_and_what_others_did() {
             }
         }
     }
+}
+
+/// What deciding takes is part of a request's times; batches are full or their window is over.
+#[test]
+fn deciding_takes_its_time() {
+    let router = pool_of(2);
+    let ms = Duration::from_millis;
+    let fixed = |size, window| Deciding::InBatches {
+        time: ms(30),
+        batching: Batching { sizing: BatchSizing::Fixed { size, window: ms(window) }, max_wait: SECOND },
+    };
+    let arrivals = [100, 110, 120, 400];
+    for (name, deciding, expected) in [
+        ("at once", Deciding::default(), [0, 0, 0, 0]),
+        ("side by side", Deciding::Concurrently(ms(50)), [50, 50, 50, 50]),
+        ("one after the other", Deciding::Serially(ms(50)), [50, 90, 130, 50]),
+        ("full, then over", fixed(2, 100), [40, 30, 150, 130]),
+        ("full at once", fixed(1, 100), [30, 50, 70, 30]),
+        ("the published first batch is not full", Deciding::published(ms(30)), [130, 120, 110, 80]),
+    ] {
+        for contender in [Contender::Ours, Contender::Dispatch(Dispatcher::ShortestQueue)] {
+            let workload = alone(&arrivals);
+            let options = Options { deciding, ..Options::default() };
+            let mut simulation = Simulation::of(contender, &router, &workload, &[], options);
+            simulation.finish(60 * SECOND);
+            let decided: Vec<u128> = simulation.outcomes().iter().map(|o| o.decided.unwrap().as_millis()).collect();
+            assert_eq!(decided, expected, "{name}");
+            assert!(simulation.outcomes().iter().all(Outcome::is_answered), "{name}");
+            assert_eq!(simulation.outcomes()[0].instance, Some(0), "{name}");
+        }
+    }
+}
+
+#[test]
+fn who_leaves_before_the_decision_is_not_decided() {
+    let router = pool_of(2);
+    let mut workload = alone(&[100, 110]);
+    workload.arrivals[1].patience = Some(Duration::from_millis(20));
+    let options = Options { deciding: Deciding::Serially(Duration::from_millis(50)), ..Options::default() };
+    let mut simulation = Simulation::new(&router, &workload, &[], options);
+    simulation.finish(60 * SECOND);
+    let [first, second] = simulation.outcomes() else { panic!() };
+    assert_eq!((first.end, second.end, second.decided), (End::Answered, End::Left, None));
 }

@@ -132,7 +132,9 @@ impl Simulation<'_> {
                 self.foresee(self.now.saturating_add(SLOT_TTL), Happening::Retire { gateway, epoch, slot });
             }
             Fault::RestartGateway { gateway } => {
-                for index in self.open_where(|f| f.gateway == gateway) {
+                let mut lost = self.open_where(|f| f.gateway == gateway);
+                lost.extend(self.undecided(gateway));
+                for index in lost {
                     self.end(index, End::GatewayDied);
                 }
                 if let Some(gateway) = self.gateways.get_mut(gateway) {
@@ -150,8 +152,15 @@ impl Simulation<'_> {
     /// A whole answer of the first attempt teaches its gateway.
     pub(super) fn learn(&mut self, index: usize, gateway: usize, epoch: u32) {
         let Some(gateway) = self.gateways.get_mut(gateway).filter(|g| g.epoch == epoch) else { return };
-        let Some(outcome) = self.outcomes.get(index).filter(|o| o.is_answered() && o.attempts == 1) else { return };
-        if let (Some(decision), Some(ttft), Some(e2e)) = (&outcome.decision, outcome.ttft, outcome.e2e) {
+        let keeps = self.options.keep_decisions;
+        let Some(outcome) = self.outcomes.get_mut(index) else { return };
+        let kept = if keeps { None } else { outcome.decision.take() };
+        let outcome = &*outcome;
+        if !outcome.is_answered() || outcome.attempts != 1 {
+            return;
+        }
+        let decision = kept.as_ref().or(outcome.decision.as_ref());
+        if let (Some(decision), Some(ttft), Some(e2e)) = (decision, outcome.ttft, outcome.e2e) {
             let output_tokens = u64::from(outcome.output_tokens);
             let timing = Timing { ttft: Some(ttft.as_secs_f64()), e2e: e2e.as_secs_f64(), output_tokens };
             gateway.learn(self.router.config(), decision, &timing);
@@ -161,7 +170,7 @@ impl Simulation<'_> {
     pub(super) fn has_healthy_peer(&self, index: usize) -> bool {
         let fleet = &self.router.config().fleet;
         let Some(outcome) = self.outcomes.get(index) else { return false };
-        let pool = outcome.decision.as_ref().map(|d| d.pool);
+        let pool = outcome.instance.and_then(|i| fleet.instances.get(i)).map(|instance| instance.pool);
         let in_pool = |i: usize| fleet.instances.get(i).map(|instance| instance.pool) == pool;
         self.servers.iter().enumerate().any(|(i, s)| in_pool(i) && s.worked_since(outcome.at))
     }

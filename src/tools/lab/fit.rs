@@ -2,7 +2,7 @@
 
 use crate::fleet::{LatencyProfile, Limits};
 use crate::sim::engine::{Detail, Engine, EventKind, Job};
-use crate::tools::lab::measured::Logged;
+use crate::tools::lab::recordings::Logged;
 
 /// A server to simulate.
 #[derive(Clone, Copy, Debug, PartialEq)]

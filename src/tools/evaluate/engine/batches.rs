@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{AMPLE_KV_TOKENS, PROFILE_HEADERS, limits, profile_columns, profile_json, summary};
 use crate::tools::evaluate::cells::measured;
 use crate::tools::lab::fit::{Server, first_guess, fit, simulate};
-use crate::tools::lab::measured::{Batch, Logged, batches};
+use crate::tools::lab::recordings::{Batch, Logged, batches};
 
 /// Part of a lone request's time that the search takes its prefill for at first.
 const PREFILL_GUESS: f64 = 0.02;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{AMPLE_KV_TOKENS, PROFILE_HEADERS, limits, profile_columns, profile_json, summary};
 use crate::tools::evaluate::cells::measured;
 use crate::tools::lab::fit::{Server, Times, distance, first_guess, fit, simulate};
-use crate::tools::lab::measured::{Log, Logged, logs};
+use crate::tools::lab::recordings::{Log, Logged, logs};
 
 /// Mean times to the first and to the last token of the other half are to be off by at most this.
 const AIM: f64 = 0.2;

@@ -1,0 +1,107 @@
+//! Contenders: what decides in a simulation, ours and those it is compared with. All of them see the same loads.
+//!
+//! A contender that chooses the model first and its instance afterwards is a **pipeline**: as none of those published looks at the
+//! load to choose the model, the models of all kinds of requests are chosen before the simulation begins.
+
+mod dispatcher;
+mod published;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::fleet::{BatchSizing, Batching, Fleet, ModelKind};
+use crate::reckoning::{Dispatch, LoadNow};
+use crate::router::Decision;
+
+pub use dispatcher::{Dispatcher, Turns};
+pub use published::{Published, Tie, Tpot};
+
+/// An algorithm that decides.
+#[derive(Clone, Debug)]
+pub enum Contender {
+    /// The filter's router, with the policy of each arrival.
+    Ours,
+    /// RouteBalance as published.
+    Published(Published),
+    /// A model for each kind of request, in the order of the workload's templates, then one of its instances.
+    Pipeline {
+        /// Index of the model.
+        models: Arc<[usize]>,
+        /// How its instance is chosen.
+        dispatcher: Dispatcher,
+    },
+    /// Any instance, whatever its model.
+    Dispatch(Dispatcher),
+}
+
+/// How long requests wait for their decisions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Deciding {
+    /// Each for itself, all at the same time.
+    Concurrently(Duration),
+    /// One after the other.
+    Serially(Duration),
+    /// In batches, one after the other (RouteBalance, section 8 of its specification): the first request is waited for, then further
+    /// ones until the batch is full or its window is over; then it is decided.
+    InBatches {
+        /// Of a whole batch.
+        time: Duration,
+        /// Size and window.
+        batching: Batching,
+    },
+}
+
+/// Each at once, in no time.
+impl Default for Deciding {
+    fn default() -> Deciding {
+        Deciding::Concurrently(Duration::ZERO)
+    }
+}
+
+impl Deciding {
+    /// The published batches.
+    pub fn published(time: Duration) -> Deciding {
+        Deciding::InBatches { time, batching: Batching { sizing: BatchSizing::Adaptive, max_wait: Duration::MAX } }
+    }
+
+    /// Whether requests are decided as they come.
+    pub fn is_immediate(&self) -> bool {
+        matches!(self, Deciding::Concurrently(time) if time.is_zero())
+    }
+}
+
+/// Where a request goes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    /// Index of the instance.
+    pub instance: usize,
+    /// Where Envoy retries.
+    pub fallbacks: Vec<usize>,
+    /// What the counters are told that the instance was given to do.
+    pub dispatch: Dispatch,
+    /// What our router says of it.
+    pub decision: Option<Box<Decision>>,
+}
+
+impl Choice {
+    /// A choice of a contender that names no other instances.
+    fn of(instance: usize, prompt_tokens: u32, output_tokens: f64) -> Choice {
+        let dispatch =
+            Dispatch { instance, prompt_tokens: u64::from(prompt_tokens), output_tokens: output_tokens as u64 };
+        Choice { instance, fallbacks: Vec::new(), dispatch, decision: None }
+    }
+}
+
+/// The instances that generate text, of one model or of all.
+fn instances(fleet: &Fleet, model: Option<usize>) -> impl Iterator<Item = usize> + '_ {
+    fleet.instances.iter().enumerate().filter_map(move |(i, instance)| {
+        let pool = fleet.pools.get(instance.pool)?;
+        let generates = fleet.model_of(pool)?.kind == ModelKind::Generate;
+        (generates && model.is_none_or(|m| m == pool.model)).then_some(i)
+    })
+}
+
+/// What a load says to who counts requests: half a request, where a report is trusted in part, is nobody.
+fn is_free(load: &LoadNow, max_running: u32) -> bool {
+    load.running < f64::from(max_running) && load.waiting < 0.5
+}

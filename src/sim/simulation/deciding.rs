@@ -1,0 +1,281 @@
+//! Requests at the gateway: from their arrival to their dispatch.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::{Flight, Happening, Simulation};
+use crate::assign;
+use crate::fleet::{BatchSizing, Batching};
+use crate::openai::Api;
+use crate::reckoning::LoadNow;
+use crate::router::{Ask, Verdict};
+use crate::sim::contender::{Choice, Contender, Deciding};
+use crate::sim::engine::Job;
+use crate::sim::outcome::{End, Outcome};
+use crate::sim::workload::Template;
+
+/// Requests of a gateway that wait for their decisions, one batch after the other.
+#[derive(Clone, Debug, Default)]
+pub struct Desk {
+    waiting: VecDeque<usize>,
+    /// Size and window of the batch that is being formed.
+    batch: Option<(usize, Duration)>,
+    stage: Stage,
+    /// Tells the closing time of this batch from those of earlier ones.
+    batches: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    #[default]
+    Idle,
+    Collecting,
+    /// Deciding so many requests.
+    Busy(usize),
+}
+
+impl Simulation<'_> {
+    pub(super) fn arrive(&mut self, index: usize) {
+        self.arrived = index.saturating_add(1);
+        if let Some(next) = self.workload.arrivals.get(self.arrived) {
+            self.foresee(next.at, Happening::Arrive(self.arrived));
+        }
+        let Some(arrival) = self.workload.arrivals.get(index).copied() else { return };
+        let gateway = self.random.below(self.gateways.len());
+        let worker = self.random.below(self.options.workers);
+        self.outcomes.push(Outcome {
+            template: arrival.template,
+            gateway,
+            at: self.now,
+            decided: None,
+            model: None,
+            decision: None,
+            instance: None,
+            attempts: 0,
+            ttft: None,
+            e2e: None,
+            output_tokens: 0,
+            end: End::Open,
+        });
+        self.workers.push(worker);
+        self.open.insert(index);
+        if let Some(patience) = arrival.patience {
+            self.foresee(self.now.saturating_add(patience), Happening::Leave { flight: index });
+        }
+        match self.options.deciding {
+            deciding if deciding.is_immediate() => self.decide(gateway, &[index]),
+            Deciding::Concurrently(time) => {
+                self.foresee(self.now.saturating_add(time), Happening::Decide { gateway, request: Some(index) });
+            }
+            Deciding::Serially(_) | Deciding::InBatches { .. } => {
+                if let Some(home) = self.gateways.get_mut(gateway) {
+                    home.desk.waiting.push_back(index);
+                }
+                self.collect(gateway);
+            }
+        }
+    }
+
+    /// Forms a batch, unless one is being decided.
+    fn collect(&mut self, gateway: usize) {
+        let (batching, time) = match self.options.deciding {
+            Deciding::Concurrently(_) => return,
+            Deciding::Serially(time) => (one_by_one(), time),
+            Deciding::InBatches { time, batching } => (batching, time),
+        };
+        let now = self.now;
+        let Some(home) = self.gateways.get_mut(gateway) else { return };
+        let desk = &mut home.desk;
+        let (size, window) = *desk.batch.get_or_insert_with(|| assign::first_batch(&batching));
+        if matches!(desk.stage, Stage::Busy(_)) || desk.waiting.is_empty() {
+            return;
+        }
+        if desk.waiting.len() >= size {
+            let taken = size.min(desk.waiting.len());
+            desk.stage = Stage::Busy(taken);
+            desk.batches = desk.batches.saturating_add(1);
+            return self.foresee(now.saturating_add(time), Happening::Decide { gateway, request: None });
+        }
+        if desk.stage == Stage::Idle {
+            desk.stage = Stage::Collecting;
+            desk.batches = desk.batches.saturating_add(1);
+            let batch = desk.batches;
+            self.foresee(now.saturating_add(window), Happening::Close { gateway, batch });
+        }
+    }
+
+    /// The window of a batch is over.
+    pub(super) fn close(&mut self, gateway: usize, batch: u64) {
+        let (Deciding::Serially(time) | Deciding::InBatches { time, .. }) = self.options.deciding else { return };
+        let Some(home) = self.gateways.get_mut(gateway) else { return };
+        let desk = &mut home.desk;
+        if desk.stage == Stage::Collecting && desk.batches == batch {
+            desk.stage = Stage::Busy(desk.waiting.len());
+            self.foresee(self.now.saturating_add(time), Happening::Decide { gateway, request: None });
+        }
+    }
+
+    /// The time for a decision is over: one request's, or that of the gateway's batch.
+    pub(super) fn decided(&mut self, gateway: usize, request: Option<usize>) {
+        if let Some(index) = request {
+            return self.decide(gateway, &[index]);
+        }
+        let Some(home) = self.gateways.get_mut(gateway) else { return };
+        let desk = &mut home.desk;
+        let Stage::Busy(taken) = std::mem::take(&mut desk.stage) else { return };
+        let batch: Vec<usize> = desk.waiting.drain(..taken.min(desk.waiting.len())).collect();
+        if let Deciding::InBatches { batching, .. } = self.options.deciding {
+            let share = assign::queueing_share(&self.loads(gateway));
+            if let Some(home) = self.gateways.get_mut(gateway) {
+                home.desk.batch = Some(assign::next_batch(&batching, share, home.desk.batch));
+            }
+        }
+        self.decide(gateway, &batch);
+        self.collect(gateway);
+    }
+
+    /// Decides requests together, and sends them.
+    fn decide(&mut self, gateway: usize, requests: &[usize]) {
+        // Some may have left while they waited.
+        let open: Vec<usize> = requests.iter().copied().filter(|i| self.open.contains(i)).collect();
+        for (index, choice) in self.choices(gateway, &open) {
+            match choice {
+                Some(choice) => self.send(gateway, index, choice),
+                None => self.end(index, End::Refused),
+            }
+        }
+    }
+
+    fn choices(&mut self, gateway: usize, requests: &[usize]) -> Vec<(usize, Option<Choice>)> {
+        let config = self.router.config();
+        let fleet = &config.fleet;
+        let workload = self.workload;
+        let template_of =
+            |index: &usize| -> Option<&Template> { workload.templates.get(workload.arrivals.get(*index)?.template) };
+        let now = self.now;
+        let worker = |index: &usize| self.workers.get(*index).copied().unwrap_or_default();
+        let Some(home) = self.gateways.get_mut(gateway) else { return Vec::new() };
+        match &self.contender {
+            Contender::Ours => {
+                let mut choices = Vec::with_capacity(requests.len());
+                for index in requests {
+                    let slot = home.slot_of(worker(index));
+                    let (load_draw, draw) = (home.random.uniform(), home.random.uniform());
+                    let (loads, sequence) = home.loads(slot, fleet, &config.telemetry, now, load_draw);
+                    let asked = template_of(index).zip(workload.arrivals.get(*index));
+                    let verdict = asked.map(|(template, arrival)| {
+                        let ask = Ask {
+                            sequence,
+                            draw,
+                            constraints: arrival.constraints,
+                            ..Ask::new(Api::ChatCompletions, &template.prompt, arrival.policy)
+                        };
+                        match &template.outlook {
+                            Some(outlook) => self.router.decide(&ask, outlook, Some(&loads), &home.learned),
+                            None => self.router.route(&ask, Some(&loads), &home.learned),
+                        }
+                    });
+                    let choice = match verdict {
+                        Some(Verdict::Decided(decision)) => Some(Choice {
+                            instance: decision.instance,
+                            fallbacks: decision.fallbacks.clone(),
+                            dispatch: decision.dispatch(),
+                            decision: Some(decision),
+                        }),
+                        _ => None,
+                    };
+                    choices.push((*index, choice));
+                }
+                choices
+            }
+            Contender::Published(published) => {
+                let templates: Vec<&Template> = requests.iter().filter_map(template_of).collect();
+                let slot = home.slot_of(requests.first().map_or(0, worker));
+                let draw = home.random.uniform();
+                let (mut loads, _) = home.loads(slot, fleet, &config.telemetry, now, draw);
+                let assigned = published.assign(fleet, &templates, &mut loads, now);
+                assigned.into_iter().filter_map(|(i, choice)| Some((*requests.get(i)?, choice))).collect()
+            }
+            Contender::Pipeline { .. } | Contender::Dispatch(_) => {
+                let mut choices = Vec::with_capacity(requests.len());
+                for index in requests {
+                    let slot = home.slot_of(worker(index));
+                    let draw = home.random.uniform();
+                    let (loads, _) = home.loads(slot, fleet, &config.telemetry, now, draw);
+                    let choice =
+                        template_of(index).zip(workload.arrivals.get(*index)).and_then(|(template, arrival)| {
+                            let (model, dispatcher) = match &self.contender {
+                                Contender::Pipeline { models, dispatcher } => {
+                                    (Some(*models.get(arrival.template)?), *dispatcher)
+                                }
+                                Contender::Dispatch(dispatcher) => (None, *dispatcher),
+                                Contender::Ours | Contender::Published(_) => return None,
+                            };
+                            dispatcher.choose(fleet, model, template, &loads, &mut home.turns, &mut home.random)
+                        });
+                    choices.push((*index, choice));
+                }
+                choices
+            }
+        }
+    }
+
+    fn send(&mut self, gateway: usize, index: usize, choice: Choice) {
+        let now = self.now;
+        let fleet = &self.router.config().fleet;
+        let model = fleet.pool_of(choice.instance).map(|(_, pool)| pool.model);
+        let Some(outcome) = self.outcomes.get_mut(index) else { return };
+        let Some(template) = self.workload.templates.get(outcome.template) else { return };
+        let output_tokens = model.and_then(|m| template.output_tokens.get(m)).copied().unwrap_or_default();
+        let budget_limit = choice.decision.as_ref().and_then(|d| d.max_tokens).unwrap_or(u32::MAX);
+        let max_tokens = template.prompt.max_tokens.unwrap_or(u32::MAX).min(budget_limit);
+        outcome.output_tokens = output_tokens.min(max_tokens);
+        outcome.decided = Some(now.saturating_sub(outcome.at));
+        outcome.model = model;
+        outcome.instance = Some(choice.instance);
+        let Some(home) = self.gateways.get_mut(gateway) else { return };
+        let slot = home.slot_of(self.workers.get(index).copied().unwrap_or_default());
+        home.dispatch(slot, &choice.dispatch, now);
+        let flight = Flight {
+            gateway,
+            epoch: home.epoch,
+            slot,
+            targets: std::iter::once(choice.instance).chain(choice.fallbacks).collect(),
+            attempt: 0,
+            reached: false,
+            dispatch: Some(choice.dispatch),
+            seen: 0,
+            began: false,
+            progressed_at: now,
+            job: Job { id: 0, prompt_tokens: template.prompt_tokens, output_tokens, max_tokens },
+        };
+        outcome.decision = choice.decision;
+        if let Some(place) = self.flights.get_mut(index) {
+            *place = Some(flight);
+        }
+        self.foresee(now.saturating_add(self.options.per_try_idle), Happening::Idle { flight: index, attempt: 0 });
+        self.after_network(Happening::Reach { flight: index, attempt: 0 });
+    }
+
+    /// Requests of a gateway that wait for their decisions.
+    pub(super) fn undecided(&self, gateway: usize) -> Vec<usize> {
+        let waits = |i: &&usize| self.outcomes.get(**i).is_some_and(|o| o.gateway == gateway && o.decided.is_none());
+        self.open.iter().filter(waits).copied().collect()
+    }
+}
+
+fn one_by_one() -> Batching {
+    Batching { sizing: BatchSizing::Fixed { size: 1, window: Duration::ZERO }, max_wait: Duration::ZERO }
+}
+
+impl Simulation<'_> {
+    /// The load of every instance now, as a gateway's first worker sees it.
+    pub fn loads(&self, gateway: usize) -> Vec<LoadNow> {
+        let config = self.router.config();
+        let seen = self
+            .gateways
+            .get(gateway)
+            .map(|g| g.loads(g.slot_of(0), &config.fleet, &config.telemetry, self.now, 0.5).0);
+        seen.unwrap_or_default()
+    }
+}
