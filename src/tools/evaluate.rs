@@ -1,6 +1,7 @@
 //! What the router is worth, measured in virtual time: one preset per question.
 
 pub(in crate::tools) mod cells;
+mod engine;
 mod gateways;
 mod lab;
 mod latency_error;
@@ -27,6 +28,9 @@ pub enum Preset {
     Gateways,
     /// How far the forecast of a request's times is from what happens, by utilisation
     LatencyError,
+    /// The simulated engine against measured vLLM servers: fitted to half of what they did; fails if means of the other half are
+    /// off by more than 20 %
+    Engine,
     /// Small fleets with random faults, and what must hold after them; fails if it does not
     Scenarios,
 }
@@ -82,6 +86,7 @@ pub fn run(args: &EvaluateArgs) -> Result<ExitCode> {
         }
         Some(Preset::Gateways) => gateways::run(&config, args)?,
         Some(Preset::LatencyError) => latency_error::run(&config, args)?,
+        Some(Preset::Engine) => engine::run()?,
         Some(Preset::Scenarios) => scenarios::run(&config, args)?,
     };
     if let Some(file) = &args.json {
