@@ -172,9 +172,9 @@ fn tokens(value: f64) -> u32 {
 /// Requests per second that one instance sustains when it gets nothing but these requests for one model.
 ///
 /// The rate at which its time is fully used at the largest batch that it can hold: a request costs
-/// `E[prompt] / prefill rate + E[output] tau(b) / b`, where `tau(b) = tpot (1 + growth (b - 1))` and `b` is the smaller of
-/// `max_running` and the KV cache over the tokens that a running sequence holds on average over its steps,
-/// `E[(prompt + output / 2) output] / E[output]`.
+/// `E[prompt] / prefill rate + E[output] tau(b) / b`, where `tau(b) = tpot (1 + growth (b - 1) + context growth b held / 1000)`,
+/// `held` are the tokens that a running sequence holds on average over its steps, `E[(prompt + output / 2) output] / E[output]`,
+/// and `b` is the smaller of `max_running` and the KV cache over them.
 pub fn sustainable_rate(profile: &LatencyProfile, limits: &Limits, templates: &[Template], model: usize) -> f64 {
     let n = templates.len().max(1) as f64;
     let output = |t: &Template| t.output_tokens.get(model).copied().map_or(0.0, f64::from);
@@ -183,7 +183,8 @@ pub fn sustainable_rate(profile: &LatencyProfile, limits: &Limits, templates: &[
     let output_tokens = mean(&output);
     let held = mean(&|t| (f64::from(t.prompt_tokens) + output(t) / 2.0) * output(t)) / output_tokens.max(1.0);
     let batch = (limits.kv_tokens as f64 / held.max(1.0)).floor().min(f64::from(limits.max_running)).max(1.0);
-    let tau = profile.tpot_ms / 1e3 * (1.0 + profile.tpot_growth_per_running * (batch - 1.0));
+    let context = profile.tpot_growth_per_thousand_context_tokens * batch * held / 1e3;
+    let tau = profile.tpot_ms / 1e3 * (1.0 + profile.tpot_growth_per_running * (batch - 1.0) + context);
     1.0 / (prompt_tokens / profile.prefill_tokens_per_second + output_tokens * tau / batch)
 }
 
@@ -226,6 +227,7 @@ mod tests {
         let profile = LatencyProfile {
             tpot_ms: 10.0,
             tpot_growth_per_running: 0.1,
+            tpot_growth_per_thousand_context_tokens: 0.0,
             prefill_tokens_per_second: 1_000.0,
             overhead_ms: 20.0,
         };

@@ -5,6 +5,7 @@ mod gateways;
 mod latency_error;
 mod objectives;
 mod scenarios;
+mod tpot_fit;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,6 +24,8 @@ pub enum Preset {
     LatencyError,
     /// Small fleets with random faults, and what must hold after them; fails if it does not
     Scenarios,
+    /// How far the published predictor of times is off, trained on a simulated sweep of each pool
+    TpotFit,
 }
 
 /// Arguments of `evaluate`.
@@ -56,6 +59,7 @@ pub fn run(args: &EvaluateArgs) -> Result<ExitCode> {
         Preset::Objectives => objectives::run(&config, args)?,
         Preset::LatencyError => latency_error::run(&config, args)?,
         Preset::Scenarios => scenarios::run(&config, args)?,
+        Preset::TpotFit => tpot_fit::run(&config, args)?,
     };
     if let Some(file) = &args.json {
         let text = serde_json::to_string_pretty(&result)?;
