@@ -164,6 +164,10 @@ impl Published {
         load: &LoadNow,
         (ttft_seconds, tpot_seconds): (f64, f64),
     ) -> Option<Candidate> {
+        // A pool that nobody has fitted is no candidate.
+        if !tpot_seconds.is_finite() {
+            return None;
+        }
         let (_, pool) = fleet.pool_of(instance)?;
         let tariff = fleet.model_of(pool)?.tariff;
         let estimate = estimate(template, pool.model)?;
@@ -250,12 +254,14 @@ fn demand(template: &Template, constraints: Option<&Constraints>) -> Demand {
     let limit = |own: Option<Duration>, default: f64| own.map_or(default, |d| d.as_secs_f64().min(default));
     let slo = constraints.map(|c| c.slo).unwrap_or_default();
     let budget = constraints.map(|c| c.budget).unwrap_or_default();
+    // The inline filter makes tokens of a budget in USD; only who has none of either gets the default.
+    let budget_tokens = budget.tokens.map(f64::from).or(defaults.budget_tokens.filter(|_| budget.usd.is_none()));
     Demand {
         prompt_tokens: f64::from(template.prompt_tokens),
         max_tokens: template.prompt.max_tokens.map_or(MAX_TOKENS, f64::from),
         ttft: limit(slo.ttft, defaults.ttft),
         tpot: limit(slo.tpot, defaults.tpot),
-        budget_tokens: budget.tokens.map(f64::from),
+        budget_tokens,
         budget_usd: budget.usd,
         quality_min: constraints.and_then(|c| c.quality_min).unwrap_or(defaults.quality_min),
     }

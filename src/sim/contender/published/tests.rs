@@ -142,6 +142,19 @@ fn a_batch_reckons_with_itself() {
     assert_eq!(order, [0, 1, 2]);
 }
 
+/// What a request does not say is what the published code takes for it.
+#[test]
+fn defaults_of_a_demand() {
+    let template = template([0.5; 4], [100.0; 4]);
+    let of = |budget: Budget| demand(&template, Some(&Constraints { budget, ..Constraints::default() })).budget_tokens;
+    assert_eq!(of(Budget::default()), Some(256.0));
+    assert_eq!(of(Budget { usd: Some(1.0), tokens: None }), None);
+    assert_eq!(of(Budget { usd: Some(1.0), tokens: Some(7) }), Some(7.0));
+    let long = Constraints { slo: Slo { ttft: Some(Duration::MAX), tpot: None }, ..Constraints::default() };
+    let demand = demand(&template, Some(&long));
+    assert_eq!((demand.ttft, demand.tpot, demand.max_tokens), (10.0, 0.2, 1_024.0));
+}
+
 #[test]
 fn filters_and_budgets() {
     let fleet = fleet();
@@ -165,6 +178,13 @@ fn filters_and_budgets() {
         ("a constant to the first token: 50 ms", Filter::Tiered, false, limits(60, 25, None), 1),
         ("nobody: all", Filter::Tiered, false, limits(40, 25, None), 3),
         ("calibrated: 500 ms are too many, so all", Filter::SlosServe, true, limits(60, 25, None), 3),
+        (
+            "inline: 100 tokens are within the default of 256",
+            Filter::Inline(crate::fleet::Mode::Strict),
+            false,
+            limits(1_000, 35, None),
+            2,
+        ),
         // 100 prompt tokens and 100 of the answer: 4e-5 USD on the third, 7.8e-5 on the fourth.
         ("budget", Filter::Tiered, false, limits(9_000, 190, Some(5e-5)), 2),
         ("nobody within the budget: the cheapest", Filter::Tiered, false, limits(9_000, 190, Some(1e-6)), 0),
