@@ -16,8 +16,8 @@ use crate::reckoning::{Dispatch, LoadNow};
 use crate::router::Decision;
 
 pub use dispatcher::{Dispatcher, Turns};
-pub use fitted::{Fitted, INPUTS, PoolTimes, inputs};
-pub use forest::{DEPTH, Forest, SPLITS, Tree};
+pub use fitted::{Fitted, PoolTimes, inputs};
+pub use forest::{DEPTH, Forest, INPUTS_MAX, Inputs, SPLITS, Tree};
 pub use published::{Published, Tie, Tpot};
 
 /// An algorithm that decides.

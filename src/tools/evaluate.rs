@@ -6,6 +6,7 @@ mod gateways;
 mod lab;
 mod latency_error;
 mod scenarios;
+mod tpot_fit;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,6 +34,8 @@ pub enum Preset {
     Engine,
     /// Small fleets with random faults, and what must hold after them; fails if it does not
     Scenarios,
+    /// How far the published predictor of times is off, trained on a simulated sweep of each pool
+    TpotFit,
 }
 
 /// Arguments of `evaluate`.
@@ -88,6 +91,7 @@ pub fn run(args: &EvaluateArgs) -> Result<ExitCode> {
         Some(Preset::LatencyError) => latency_error::run(&config, args)?,
         Some(Preset::Engine) => engine::run()?,
         Some(Preset::Scenarios) => scenarios::run(&config, args)?,
+        Some(Preset::TpotFit) => tpot_fit::run(&config, args)?,
     };
     if let Some(file) = &args.json {
         let text = serde_json::to_string_pretty(&result)?;

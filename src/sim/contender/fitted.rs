@@ -1,23 +1,20 @@
 //! The published predictor of times: trees for each pool, on what an instance reports and what a request asks for (RouteBalance,
 //! section 4.2 of its specification).
 
-use super::forest::Forest;
+use super::forest::{Forest, Inputs};
 use crate::fleet::Pool;
 use crate::latency::Residuals;
 use crate::reckoning::LoadNow;
 use crate::sim::engine::MAX_BATCHED_TOKENS;
 
-/// Inputs of the published predictor.
-pub const INPUTS: usize = 25;
-
 /// Tokens of a block of vLLM's KV cache.
 const KV_BLOCK_TOKENS: f64 = 16.0;
 
-/// The inputs in the published order: 17 of the instance's state, the request's tokens, and what follows from them.
+/// The 25 inputs in the published order: 17 of the instance's state, the request's tokens, and what follows from them.
 ///
 /// What reports do not have is 0: the engine's moving averages (1 in ratios), the contexts of what decodes (95th percentile 1 in the
 /// ratio), evictions. So it was at the published serving time too, where nobody computed the averages (section 4.2, "skew").
-pub fn inputs(pool: &Pool, load: &LoadNow, prompt_tokens: f64, output_tokens: f64) -> [f32; INPUTS] {
+pub fn inputs(pool: &Pool, load: &LoadNow, prompt_tokens: f64, output_tokens: f64) -> Inputs {
     let (p, o) = (prompt_tokens, output_tokens);
     let used = load.kv_use.unwrap_or(0.0);
     let free_blocks = (1.0 - used) * pool.limits.kv_tokens as f64 / KV_BLOCK_TOKENS;
@@ -43,7 +40,7 @@ pub fn inputs(pool: &Pool, load: &LoadNow, prompt_tokens: f64, output_tokens: f6
     ];
     let request = [p, o, p + (o - 1.0) / 2.0, p + o - 1.0];
     let ratios = [load.pending_prompt_tokens + load.pending_output_tokens, p, o, p + o - 1.0];
-    let mut all = [0.0; INPUTS];
+    let mut all = Inputs::default();
     for (input, value) in all.iter_mut().zip(state.into_iter().chain(request).chain(ratios)) {
         *input = value as f32;
     }
@@ -75,9 +72,4 @@ impl Fitted {
     pub fn pool(&self, pool: usize) -> Option<&PoolTimes> {
         self.pools.get(pool)?.as_ref()
     }
-}
-
-/// The published clamp: no predicted time is less than 1 ms.
-pub(super) fn seconds(forest: &Forest, inputs: &[f32]) -> f64 {
-    forest.of(inputs).max(1.0) / 1e3
 }

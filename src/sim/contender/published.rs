@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::fitted::{Fitted, inputs, seconds};
+use super::fitted::{Fitted, inputs};
+use super::forest::{Forest, Inputs};
 use super::{Choice, instances, is_free};
 use crate::fleet::{Constraints, Fleet, Objective, Pool, QualityNormalisation, Tariff, Weights};
 use crate::latency;
@@ -112,8 +113,10 @@ impl Published {
         constraints: Option<&Constraints>,
         loads: &[LoadNow],
     ) -> Option<usize> {
-        let candidates: Vec<Candidate> =
-            instances(fleet, None).filter_map(|i| self.candidate(fleet, template, longest, i, loads.get(i)?)).collect();
+        let times = self.times(fleet, template, longest, loads);
+        let candidates: Vec<Candidate> = instances(fleet, None)
+            .filter_map(|i| self.candidate(fleet, template, i, loads.get(i)?, *times.get(i)?))
+            .collect();
         let candidates = self.filtered(fleet, template, constraints, candidates);
         let scores = score::paper(&candidates, &self.weights, self.quality);
         let objective = match self.tie {
@@ -125,29 +128,50 @@ impl Published {
         candidates.get(*order.first()?).map(|c| c.instance)
     }
 
+    /// Predicted seconds to the first and per further token on every instance.
+    fn times(&self, fleet: &Fleet, template: &Template, longest: f64, loads: &[LoadNow]) -> Vec<(f64, f64)> {
+        let mut times = vec![(TTFT_SECONDS, f64::INFINITY); fleet.instances.len()];
+        for (p, pool) in fleet.pools.iter().enumerate() {
+            let loads: Vec<(usize, &LoadNow)> =
+                pool.instances.iter().filter_map(|i| Some((*i, loads.get(*i)?))).collect();
+            let of = |tpot: &dyn Fn(&LoadNow) -> f64| loads.iter().map(|(_, load)| tpot(load)).collect::<Vec<f64>>();
+            let (ttfts, tpots) = match &self.tpot {
+                Tpot::True => (None, of(&|load| step_seconds(pool, load))),
+                Tpot::Static => (None, of(&|_| latency::tpot_seconds(&pool.profile, 0.0))),
+                Tpot::Fitted(fitted) => {
+                    let Some(learnt) = fitted.pool(p) else { continue };
+                    let prompt_tokens = f64::from(template.prompt_tokens);
+                    let states: Vec<Inputs> =
+                        loads.iter().map(|(_, load)| inputs(pool, load, prompt_tokens, longest)).collect();
+                    (self.calibrated.then(|| seconds(&learnt.ttft_ms, &states)), seconds(&learnt.tpot_ms, &states))
+                }
+            };
+            let ttfts = ttfts.unwrap_or_else(|| vec![TTFT_SECONDS; loads.len()]);
+            for (((i, _), ttft), tpot) in loads.iter().zip(ttfts).zip(tpots) {
+                if let Some(time) = times.get_mut(*i) {
+                    *time = (ttft, tpot);
+                }
+            }
+        }
+        times
+    }
+
     fn candidate(
         &self,
         fleet: &Fleet,
         template: &Template,
-        longest: f64,
         instance: usize,
         load: &LoadNow,
+        (ttft_seconds, tpot_seconds): (f64, f64),
     ) -> Option<Candidate> {
-        let (pool_index, pool) = fleet.pool_of(instance)?;
+        // A pool that nobody has fitted is no candidate.
+        if !tpot_seconds.is_finite() {
+            return None;
+        }
+        let (_, pool) = fleet.pool_of(instance)?;
         let tariff = fleet.model_of(pool)?.tariff;
         let estimate = estimate(template, pool.model)?;
         let output_tokens = length(template, estimate).floor().max(1.0);
-        let state = || inputs(pool, load, f64::from(template.prompt_tokens), longest);
-        let (ttft_seconds, tpot_seconds) = match &self.tpot {
-            Tpot::Fitted(fitted) => {
-                let times = fitted.pool(pool_index)?;
-                let state = state();
-                let ttft = if self.calibrated { seconds(&times.ttft_ms, &state) } else { TTFT_SECONDS };
-                (ttft, seconds(&times.tpot_ms, &state))
-            }
-            Tpot::True => (TTFT_SECONDS, latency::tpot_seconds(&pool.profile, load.running)),
-            Tpot::Static => (TTFT_SECONDS, latency::tpot_seconds(&pool.profile, 0.0)),
-        };
         let seconds = self.seconds(pool, load, tpot_seconds, output_tokens);
         let usd = f64::from(template.prompt_tokens) * tariff.usd_per_input_token
             + output_tokens * tariff.usd_per_output_token;
@@ -212,18 +236,32 @@ impl Published {
     }
 }
 
+/// What a step takes on an instance with what runs there and what its cache holds.
+fn step_seconds(pool: &Pool, load: &LoadNow) -> f64 {
+    let held = load.kv_use.unwrap_or(0.0) * pool.limits.kv_tokens as f64;
+    let context = pool.profile.tpot_growth_per_thousand_context_tokens * held / 1e3;
+    latency::tpot_seconds(&pool.profile, load.running) + pool.profile.tpot_ms / 1e3 * context
+}
+
+/// The published clamp: no predicted time is less than 1 ms.
+fn seconds(forest: &Forest, states: &[Inputs]) -> Vec<f64> {
+    forest.of_each(states).into_iter().map(|ms| ms.max(1.0) / 1e3).collect()
+}
+
 /// What a request insists on, in the published terms; its own limits, or the published defaults where those are tighter.
 fn demand(template: &Template, constraints: Option<&Constraints>) -> Demand {
     let defaults = Demand::default();
     let limit = |own: Option<Duration>, default: f64| own.map_or(default, |d| d.as_secs_f64().min(default));
     let slo = constraints.map(|c| c.slo).unwrap_or_default();
     let budget = constraints.map(|c| c.budget).unwrap_or_default();
+    // The inline filter makes tokens of a budget in USD; only who has none of either gets the default.
+    let budget_tokens = budget.tokens.map(f64::from).or(defaults.budget_tokens.filter(|_| budget.usd.is_none()));
     Demand {
         prompt_tokens: f64::from(template.prompt_tokens),
         max_tokens: template.prompt.max_tokens.map_or(MAX_TOKENS, f64::from),
         ttft: limit(slo.ttft, defaults.ttft),
         tpot: limit(slo.tpot, defaults.tpot),
-        budget_tokens: budget.tokens.map(f64::from),
+        budget_tokens,
         budget_usd: budget.usd,
         quality_min: constraints.and_then(|c| c.quality_min).unwrap_or(defaults.quality_min),
     }
@@ -251,3 +289,6 @@ pub(super) fn longest(template: &Template) -> f64 {
     let estimates = template.outlook.iter().flat_map(|outlook| &outlook.estimates);
     estimates.map(|(estimate, _)| length(template, estimate)).fold(1.0, f64::max)
 }
+
+#[cfg(test)]
+mod tests;

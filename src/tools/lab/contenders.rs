@@ -38,8 +38,6 @@ use super::entrant::{Entrant, Estimates};
 use super::opinions::Opinions;
 use crate::config::Config;
 use crate::fleet::{ModelKind, Weights};
-use crate::predictor::Estimate;
-use crate::router::Outlook;
 use crate::sim::contender::{Contender, Deciding, Dispatcher, Fitted};
 use crate::sim::workload::Template;
 
@@ -173,65 +171,6 @@ impl LabInputs<'_> {
             _ => bail!("{name} is learned from the lab's own prompts and knows nothing of others: leave it out"),
         }
     }
-
-    /// The same kinds of requests with the estimates of somebody else.
-    ///
-    /// # Errors
-    /// Nobody asked the published predictor about these prompts.
-    pub fn seen_with(&self, estimates: Estimates) -> Result<Arc<[Template]>> {
-        let with = |template: &Template, outlook: Outlook| Template { outlook: Some(outlook), ..template.clone() };
-        Ok(match estimates {
-            Estimates::Ours => self.templates.clone(),
-            Estimates::Knn => {
-                let known = self.templates.iter().zip(self.opinions("routebalance-paper-knn")?);
-                known.map(|(template, opinions)| with(template, opinions.knn.clone())).collect()
-            }
-            Estimates::Truth => self.templates.iter().map(|t| with(t, truth(t))).collect(),
-            Estimates::Constant => {
-                let constant = constant(self.templates);
-                self.templates.iter().map(|t| with(t, constant.clone())).collect()
-            }
-        })
-    }
-}
-
-/// What really happens, without doubt.
-fn truth(template: &Template) -> Outlook {
-    let estimate = |(quality, tokens): (&f64, &u32)| {
-        let tokens = f64::from(*tokens).max(1.0);
-        let estimate = Estimate {
-            quality: *quality,
-            quality_sd: 0.0,
-            output_tokens: tokens,
-            output_tokens_p80: tokens,
-            output_tokens_p90: tokens,
-        };
-        (estimate, true)
-    };
-    let estimates = template.quality.iter().zip(&template.output_tokens).map(estimate).collect();
-    Outlook { estimates, familiarity: Some(1.0), prototype: None }
-}
-
-/// What is true of the prompts as a whole: the models' mean quality, and percentiles of their lengths.
-fn constant(templates: &[Template]) -> Outlook {
-    let models = templates.first().map_or(0, |t| t.quality.len());
-    let n = templates.len().max(1) as f64;
-    let estimate = |m: usize| {
-        let quality = templates.iter().map(|t| t.quality[m]).sum::<f64>() / n;
-        let variance = templates.iter().map(|t| (t.quality[m] - quality).powi(2)).sum::<f64>() / n;
-        let mut tokens: Vec<f64> = templates.iter().map(|t| f64::from(t.output_tokens[m]).max(1.0)).collect();
-        tokens.sort_by(f64::total_cmp);
-        let percentile = |share: f64| tokens[((share * tokens.len() as f64) as usize).min(tokens.len() - 1)];
-        let estimate = Estimate {
-            quality,
-            quality_sd: variance.sqrt(),
-            output_tokens: percentile(0.5),
-            output_tokens_p80: percentile(0.8),
-            output_tokens_p90: percentile(0.9),
-        };
-        (estimate, true)
-    };
-    Outlook { estimates: (0..models).map(estimate).collect(), familiarity: Some(1.0), prototype: None }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! Boosting System*): the published predictor of times is made of such trees, and no crate at hand has its settings.
 
 use crate::random::Random;
-use crate::sim::contender::{DEPTH, Forest, SPLITS, Tree};
+use crate::sim::contender::{DEPTH, Forest, INPUTS_MAX, Inputs, Tree};
 
 /// Bins of an input's histogram (XGBoost's `max_bin`).
 const BINS: usize = 256;
@@ -37,10 +37,10 @@ pub const TPOT: Settings =
 pub const TTFT: Settings = Settings { depth: 5, rate: 0.08, leaf_rows: 10.0, l1: 0.1, ..TPOT };
 
 /// Inputs and what is to be said of them.
-#[derive(Clone, Debug)]
-pub struct Rows<const N: usize> {
+#[derive(Clone, Debug, Default)]
+pub struct Rows {
     /// Inputs.
-    pub inputs: Vec<[f32; N]>,
+    pub inputs: Vec<Inputs>,
     /// The truth.
     pub targets: Vec<f64>,
 }
@@ -54,11 +54,11 @@ struct Binned {
 }
 
 impl Binned {
-    fn of<const N: usize>(rows: &[[f32; N]]) -> Binned {
+    fn of(rows: &[Inputs]) -> Binned {
         let column = |i: usize| -> Vec<f32> { rows.iter().map(|row| row[i]).collect() };
-        let cuts: Vec<Vec<f32>> = (0..N).map(|i| cuts(column(i))).collect();
+        let cuts: Vec<Vec<f32>> = (0..INPUTS_MAX).map(|i| cuts(column(i))).collect();
         let bin = |i: usize, value: f32| cuts[i].partition_point(|cut| *cut < value) as u8;
-        let bins = (0..N).map(|i| column(i).into_iter().map(|v| bin(i, v)).collect()).collect();
+        let bins = (0..INPUTS_MAX).map(|i| column(i).into_iter().map(|v| bin(i, v)).collect()).collect();
         Binned { cuts, bins }
     }
 }
@@ -99,7 +99,7 @@ impl Sum {
 }
 
 /// Trees for the rows, as many as are best for the validation rows.
-pub fn grow<const N: usize>(rows: &Rows<N>, validation: &Rows<N>, settings: &Settings) -> Forest {
+pub fn grow(rows: &Rows, validation: &Rows, settings: &Settings) -> Forest {
     let mut random = Random::new(SEED);
     let n = rows.targets.len();
     if n == 0 {
@@ -115,7 +115,7 @@ pub fn grow<const N: usize>(rows: &Rows<N>, validation: &Rows<N>, settings: &Set
         let errors: Vec<f64> = rows.targets.iter().zip(&said).map(|(target, said)| target - said).collect();
         let tree = tree(&binned, &errors, settings, &mut random);
         let alone = Forest { base: 0.0, trees: vec![tree] };
-        let add = |said: &mut Vec<f64>, inputs: &[[f32; N]]| {
+        let add = |said: &mut Vec<f64>, inputs: &[Inputs]| {
             said.iter_mut().zip(inputs).for_each(|(said, inputs)| *said += alone.of(inputs));
         };
         add(&mut said, &rows.inputs);
@@ -141,7 +141,7 @@ fn tree(binned: &Binned, errors: &[f64], settings: &Settings, random: &mut Rando
     inputs.retain(|i| !binned.cuts[*i].is_empty());
 
     // Without a split, everything goes left.
-    let mut tree = Tree { splits: [(0, f32::INFINITY); SPLITS], leaves: [0.0; SPLITS + 1] };
+    let mut tree = Tree::default();
     let mut members: Vec<Vec<usize>> = vec![sampled];
     for level in 0..DEPTH {
         let mut next = Vec::with_capacity(members.len() * 2);
@@ -152,7 +152,8 @@ fn tree(binned: &Binned, errors: &[f64], settings: &Settings, random: &mut Rando
                 next.extend([rows, Vec::new()]);
                 continue;
             };
-            tree.splits[(1 << level) - 1 + place] = (input as u8, binned.cuts[input][bin]);
+            let split = (1 << level) - 1 + place;
+            (tree.inputs[split], tree.thresholds[split]) = (input as u8, binned.cuts[input][bin]);
             let column = &binned.bins[input];
             let (left, right) = rows.into_iter().partition(|row| usize::from(column[*row]) <= bin);
             next.extend([left, right]);
@@ -208,12 +209,15 @@ fn best_split(
 mod tests {
     use super::*;
 
-    fn rows(n: usize, seed: u64, noise: f64) -> Rows<3> {
+    fn rows(n: usize, seed: u64, noise: f64) -> Rows {
         let mut random = Random::new(seed);
-        let inputs: Vec<[f32; 3]> =
-            (0..n).map(|_| [random.uniform() as f32 * 10.0, random.uniform() as f32, 7.0]).collect();
-        let truth = |x: &[f32; 3]| f64::from(x[0]) * 2.0 + if x[1] > 0.5 { 5.0 } else { 0.0 };
-        let targets = inputs.iter().map(|x| truth(x) + noise * random.normal()).collect();
+        let mut row = || {
+            let mut inputs = Inputs::default();
+            (inputs[0], inputs[1], inputs[2]) = (random.uniform() as f32 * 10.0, random.uniform() as f32, 7.0);
+            let truth = f64::from(inputs[0]) * 2.0 + if inputs[1] > 0.5 { 5.0 } else { 0.0 };
+            (inputs, truth + noise * random.normal())
+        };
+        let (inputs, targets) = (0..n).map(|_| row()).unzip();
         Rows { inputs, targets }
     }
 
@@ -232,8 +236,8 @@ mod tests {
 
     #[test]
     fn the_smallest_cases() {
-        let none: Rows<3> = Rows { inputs: Vec::new(), targets: Vec::new() };
-        assert_eq!(grow(&none, &none, &TPOT).of(&[1.0, 1.0, 1.0]), 0.0);
+        let none = Rows::default();
+        assert_eq!(grow(&none, &none, &TPOT).of(&Inputs::default()), 0.0);
         let few = rows(8, 1, 0.0);
         let mean = few.targets.iter().sum::<f64>() / 8.0;
         let forest = grow(&few, &rows(8, 2, 0.0), &TPOT);

@@ -6,7 +6,6 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::{Knobs, LabInputs, OUR_DECISION};
-use crate::predictor::Estimate;
 use crate::sim::contender::{Contender, Deciding, Dispatcher};
 use crate::sim::workload::Template;
 use crate::tools::lab::entrant::Entrant;
@@ -110,27 +109,25 @@ pub(super) fn semantic_router(name: &'static str, knobs: Knobs, lab: &LabInputs<
     Ok(with_dispatchers(name, knobs, "", models, Deciding::Serially(DEBERTA)))
 }
 
-/// The models' estimates and costs for a template.
-fn offers(lab: &LabInputs<'_>, template: &Template) -> Vec<(usize, Estimate, f64)> {
+/// The models with the quality and the cost that we expect of their answers.
+fn offers(lab: &LabInputs<'_>, template: &Template) -> Vec<(usize, f64, f64)> {
     let offer = |model: usize| {
         let (estimate, _) = *template.outlook.as_ref()?.estimates.get(model)?;
         let tokens = estimate.output_tokens.min(template.prompt.max_tokens.map_or(f64::INFINITY, f64::from));
         let tariff = &lab.config.fleet.models.get(model)?.tariff;
         let usd = f64::from(template.prompt_tokens) * tariff.usd_per_input_token + tokens * tariff.usd_per_output_token;
-        Some((model, estimate, usd))
+        Some((model, estimate.quality, usd))
     };
     lab.models().into_iter().filter_map(offer).collect()
 }
 
-fn best(offers: &[(usize, Estimate, f64)]) -> usize {
+fn best(offers: &[(usize, f64, f64)]) -> usize {
     // Of equals the cheaper one.
-    let order = |a: &&(usize, Estimate, f64), b: &&(usize, Estimate, f64)| {
-        a.1.quality.total_cmp(&b.1.quality).then(b.2.total_cmp(&a.2))
-    };
+    let order = |a: &&(usize, f64, f64), b: &&(usize, f64, f64)| a.1.total_cmp(&b.1).then(b.2.total_cmp(&a.2));
     offers.iter().max_by(order).map_or(0, |offer| offer.0)
 }
 
-fn cheapest<'a>(offers: impl Iterator<Item = &'a (usize, Estimate, f64)>) -> Option<usize> {
+fn cheapest<'a>(offers: impl Iterator<Item = &'a (usize, f64, f64)>) -> Option<usize> {
     offers.min_by(|a, b| a.2.total_cmp(&b.2)).map(|offer| offer.0)
 }
 
@@ -141,7 +138,7 @@ pub(super) fn omnirouter(name: &'static str, knobs: Knobs, lab: &LabInputs<'_>) 
     let of = |threshold: &f64| {
         let model = |template: &Template| {
             let offers = offers(lab, template);
-            let good = offers.iter().filter(|offer| offer.1.quality >= *threshold);
+            let good = offers.iter().filter(|offer| offer.1 >= *threshold);
             cheapest(good).unwrap_or_else(|| best(&offers))
         };
         with_dispatchers(name, knobs, &format!("quality {threshold}"), lab.templates.iter().map(model), charged)
@@ -164,12 +161,20 @@ pub(super) fn cost_only(name: &'static str, lab: &LabInputs<'_>) -> Vec<Entrant>
 /// One model for all requests: the cheapest whose mean quality over the prompts reaches a threshold, else the best. Nothing is
 /// predicted.
 pub(super) fn cheapest_adequate(name: &'static str, knobs: Knobs, lab: &LabInputs<'_>) -> Vec<Entrant> {
-    let constant = super::constant(lab.templates);
-    let template = lab.templates.first().map(|t| Template { outlook: Some(constant), ..t.clone() });
-    let offers = template.map(|t| offers(lab, &t)).unwrap_or_default();
+    let n = lab.templates.len().max(1) as f64;
+    let mean = |of: &dyn Fn(&Template) -> f64| lab.templates.iter().map(of).sum::<f64>() / n;
+    let offer = |model: usize| {
+        let tariff = lab.config.fleet.models[model].tariff;
+        let usd = |t: &Template| {
+            f64::from(t.prompt_tokens) * tariff.usd_per_input_token
+                + f64::from(t.output_tokens[model]) * tariff.usd_per_output_token
+        };
+        (model, mean(&|t| t.quality[model]), mean(&usd))
+    };
+    let offers: Vec<(usize, f64, f64)> = lab.models().into_iter().map(offer).collect();
     let thresholds: &[f64] = if knobs == Knobs::All { &[0.4, 0.5, 0.6, 0.65] } else { &[0.5, 0.6] };
     let of = |threshold: &f64| {
-        let good = offers.iter().filter(|offer| offer.1.quality >= *threshold);
+        let good = offers.iter().filter(|offer| offer.1 >= *threshold);
         let model = cheapest(good).unwrap_or_else(|| best(&offers));
         let models = vec![model; lab.templates.len()].into();
         let contender = Contender::Pipeline { models, dispatcher: Dispatcher::LeastLoad };

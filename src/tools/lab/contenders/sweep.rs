@@ -13,7 +13,7 @@ use crate::latency::{BINS, Residuals};
 use crate::random::Random;
 use crate::reckoning::LoadNow;
 use crate::router::Router;
-use crate::sim::contender::{Contender, Dispatcher, Fitted, Forest, INPUTS, PoolTimes, inputs};
+use crate::sim::contender::{Contender, Dispatcher, Fitted, Forest, Inputs, PoolTimes, inputs};
 use crate::sim::simulation::{Options, Simulation};
 use crate::sim::workload::{Arrival, Template, Workload, sustainable_rate};
 
@@ -83,7 +83,7 @@ pub fn table(accuracies: &[Accuracy]) -> Table {
 fn fit(config: &Config, templates: &Arc<[Template]>, pool: usize, requests: usize) -> Option<(PoolTimes, Accuracy)> {
     let (alone, model) = alone(config, pool)?;
     let router = Router::new(alone, None);
-    let [mut tpot, mut ttft] = [(); 2].map(|()| Rows::<INPUTS> { inputs: Vec::new(), targets: Vec::new() });
+    let [mut tpot, mut ttft] = [(); 2].map(|()| Rows::default());
     for (i, rate) in RATES.iter().enumerate() {
         let seen = sweep(&router, templates, model, rate / RATES[RATES.len() - 1] * HIGHEST_UTILISATION, i, requests);
         for (inputs, ttft_ms, tpot_ms) in seen {
@@ -121,7 +121,7 @@ fn sweep(
     utilisation: f64,
     which: usize,
     requests: usize,
-) -> Vec<([f32; INPUTS], f64, f64)> {
+) -> Vec<(Inputs, f64, f64)> {
     let pool = &router.config().fleet.pools[0];
     let rate = utilisation * sustainable_rate(&pool.profile, &pool.limits, templates, model);
     let gap = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(Duration::from_secs(1));
@@ -149,9 +149,9 @@ fn sweep(
     simulation.outcomes().iter().zip(&states).filter_map(seen).collect()
 }
 
-fn head(rows: Rows<INPUTS>, settings: &boosting::Settings) -> (Forest, Errors, Residuals, f64) {
+fn head(rows: Rows, settings: &boosting::Settings) -> (Forest, Errors, Residuals, f64) {
     let mut random = Random::new(SEED);
-    let [mut train, mut validation] = [(); 2].map(|()| Rows { inputs: Vec::new(), targets: Vec::new() });
+    let [mut train, mut validation] = [(); 2].map(|()| Rows::default());
     for (inputs, target) in rows.inputs.into_iter().zip(rows.targets) {
         let side = if random.uniform() < VALIDATION { &mut validation } else { &mut train };
         side.inputs.push(inputs);

@@ -59,27 +59,12 @@ fn every_name_has_its_entrants() {
         let problem = entrants(name, Knobs::All, &[], &unknown).unwrap_err().to_string();
         assert!(problem.starts_with(name), "{problem}");
     }
-    assert!(unknown.seen_with(Estimates::Knn).is_err());
 }
 
 impl Entrant {
     fn contender_is_ours(&self) -> bool {
         matches!(self.contender, Contender::Ours)
     }
-}
-
-#[test]
-fn estimates_are_whose_they_are_said_to_be() {
-    let bench = Bench::new(40);
-    let lab = bench.lab(12.0);
-    let of = |estimates| lab.seen_with(estimates).unwrap();
-    let quality = |t: &Template, m: usize| t.outlook.as_ref().unwrap().estimates[m].0.quality;
-    let mean = |templates: &[Template]| templates.iter().map(|t| quality(t, 1)).sum::<f64>() / 40.0;
-    let (truth, constant) = (of(Estimates::Truth), of(Estimates::Constant));
-    assert!(truth.iter().all(|t| (0..4).all(|m| quality(t, m) == t.quality[m])));
-    assert!(constant.iter().all(|t| quality(t, 1) == quality(&constant[0], 1)));
-    assert!((mean(&truth) - quality(&constant[0], 1)).abs() < 1e-9);
-    assert!(of(Estimates::Knn).iter().zip(&bench.opinions).all(|(t, o)| t.outlook.as_ref() == Some(&o.knn)));
 }
 
 /// The models of pipelines' choices, as shares.
