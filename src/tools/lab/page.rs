@@ -148,6 +148,9 @@ fn content(body: &mut String, cells: &Cells, view: &View) {
             section(body, "glance", "At a glance", &glance(view));
             let against = tables::against_the_paper(view);
             section(body, "paper", "Against the paper, frontier against frontier", &against);
+            if !cells.targets.is_empty() {
+                section(body, "targets", "Targets", &tables::targets(&cells.targets));
+            }
         }
     }
     if !cells.reproduction.is_empty() {
@@ -233,7 +236,7 @@ fn findings(view: &View) -> Vec<(String, String, &'static str)> {
     let rivals = || view.main.iter().filter(|s| s.policy() != ORACLE);
     let words = |s: &Summary| {
         let knobs = Some(s.knobs()).filter(|knobs| !knobs.is_empty()).map(|knobs| format!(" ({knobs})"));
-        format!("{}{} at {}", s.policy(), knobs.unwrap_or_default(), per_second(s.rate()))
+        format!("{}{} at {}", s.policy(), knobs.unwrap_or_default(), per_second(s.rate))
     };
     let class = |s: &Summary| if s.policy() == OURS { "good" } else { "" };
     if let Some(best) = rivals().max_by(|a, b| a.quality.mean.total_cmp(&b.quality.mean)) {

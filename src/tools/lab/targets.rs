@@ -1,41 +1,32 @@
 //! What the lab set out to show of our contender, and whether the cells show it.
 
+use super::cell::{Cells, Target};
 use super::frontier::{COST_SLACK, QUALITY_SLACK, TIE, against};
 use super::statistics::Estimate;
 use super::summary::{
-    ORACLE, OURS, PAPER, Summary, balanced_quality, main_experiment, rates, representatives, sustained,
+    ORACLE, OURS, PAPER, Summary, balanced_quality, main_experiment, rates, representatives, summaries, sustained_rates,
 };
 
 /// Contenders that choose an instance without looking at the prompt.
 pub const DISPATCHERS: [&str; 6] =
     ["round-robin", "random", "shortest-queue", "power-of-two", "least-load", "weighted-scorers"];
 
-/// A target with what was measured.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// What should be.
-    pub what: String,
-    /// What is.
-    pub measured: String,
-    /// Whether it is as it should be.
-    pub is_met: bool,
-}
-
 /// Every target that the cells can tell something about.
-pub fn targets(all: &[Summary]) -> Vec<Target> {
-    let Some(experiment) = main_experiment(all) else { return Vec::new() };
+pub fn of(cells: &Cells) -> Vec<Target> {
+    let all = summaries(cells);
+    let Some(experiment) = main_experiment(&all) else { return Vec::new() };
     let main: Vec<&Summary> = all.iter().filter(|summary| summary.experiment == experiment).collect();
     if !main.iter().any(|summary| summary.policy() == OURS) {
         return Vec::new();
     }
     let mut targets: Vec<Target> = [peak(&main), cheapest(&main)].into_iter().flatten().collect();
     targets.extend(duels(&main));
-    targets.extend([throughput(&main), wave(all), dispatchers(&main)].into_iter().flatten());
+    targets.extend([throughput(&all, &main), wave(&all), dispatchers(&main)].into_iter().flatten());
     targets
 }
 
-fn target(what: impl Into<String>, measured: String, is_met: bool) -> Option<Target> {
-    Some(Target { what: what.into(), measured, is_met })
+fn target(what: impl Into<String>, measured: String, met: bool) -> Option<Target> {
+    Some(Target { what: what.into(), measured, met })
 }
 
 fn is_rival(summary: &&&Summary) -> bool {
@@ -111,16 +102,16 @@ fn duels(main: &[&Summary]) -> Vec<Target> {
 
 /// The least p99 E2E of ours with a quality within `slack` of a cell of theirs and a cost no higher, over its.
 fn tail_ratio(main: &[&Summary], theirs: &Summary, slack: f64) -> Option<f64> {
-    let own = main.iter().filter(|s| s.policy() == OURS && s.rate() == theirs.rate());
+    let own = main.iter().filter(|s| s.policy() == OURS && s.is_at(theirs.rate));
     let good = own.filter(|s| {
         s.quality.mean >= theirs.quality.mean - slack && s.cost_usd.mean <= theirs.cost_usd.mean * (1.0 + COST_SLACK)
     });
     good.map(|s| s.e2e_p99_ms / theirs.e2e_p99_ms).filter(|ratio| ratio.is_finite()).min_by(f64::total_cmp)
 }
 
-fn throughput(main: &[&Summary]) -> Option<Target> {
-    let quality = balanced_quality(main);
-    let of = |name| sustained(&representatives(main, name, quality)).map(|summary| summary.throughput_rps);
+fn throughput(all: &[Summary], main: &[&Summary]) -> Option<Target> {
+    let rates = sustained_rates(all, main);
+    let of = |name| rates.iter().find(|(of, ..)| *of == name).map(|(_, rate, _)| rate.mean);
     let (ours, theirs) = (of(OURS)?, of(PAPER)?);
     target(
         format!("sustained throughput with uniform weights at least 1.10 of {PAPER}'s"),
@@ -131,7 +122,7 @@ fn throughput(main: &[&Summary]) -> Option<Target> {
 
 fn wave(all: &[Summary]) -> Option<Target> {
     let wave: Vec<&Summary> =
-        all.iter().filter(|s| s.experiment.workload.contains("40-6") && s.experiment.variant.is_empty()).collect();
+        all.iter().filter(|s| s.experiment.workload.contains("40") && s.experiment.variant.is_empty()).collect();
     let quality = balanced_quality(&wave);
     let of = |name| representatives(&wave, name, quality).last().map(|summary| summary.e2e_ms.mean);
     let ratio = of(OURS)? / of(PAPER)?;
@@ -143,9 +134,9 @@ fn wave(all: &[Summary]) -> Option<Target> {
 }
 
 fn dispatchers(main: &[&Summary]) -> Option<Target> {
-    let theirs = main.iter().filter(|s| DISPATCHERS.contains(&s.policy()) && (12.0..=30.0).contains(&s.rate()));
+    let theirs = main.iter().filter(|s| DISPATCHERS.contains(&s.policy()) && (12.0..=30.0).contains(&s.rate));
     let gain = |theirs: &&Summary| {
-        let own = main.iter().filter(|s| s.policy() == OURS && s.rate() == theirs.rate());
+        let own = main.iter().filter(|s| s.policy() == OURS && s.is_at(theirs.rate));
         let fast = own.filter(|s| s.e2e_ms.mean <= theirs.e2e_ms.mean);
         fast.map(|s| s.quality.mean).fold(f64::NEG_INFINITY, f64::max) - theirs.quality.mean
     };

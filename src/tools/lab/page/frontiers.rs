@@ -93,7 +93,7 @@ pub(super) fn plots(view: &View) -> Vec<Plot> {
 
 /// Whether some contender answers less than another: below saturation all answer what comes.
 fn throughput_differs(view: &View, rate: f64) -> bool {
-    let values = || view.main.iter().filter(|s| s.rate() == rate).map(|s| s.throughput_rps);
+    let values = || view.main.iter().filter(|s| s.is_at(rate)).map(|s| s.throughput_rps);
     values().fold(0.0, f64::max) > values().fold(f64::INFINITY, f64::min) * 1.03
 }
 
@@ -110,7 +110,7 @@ fn overview(view: &View, which: Against, rate: f64, width: f64) -> Chart {
         Some(Best { quality, ours: None, .. }) => {
             format!("Quality {} of {PAPER} at {at} is not reached by {OURS}", number(quality, 3))
         }
-        None => format!("Quality against {} at {at}", which.name()),
+        None => highest_quality(view, which, rate),
     };
     let subtitle = "Each mark is one setting of a contender; filled marks are its frontier, faint ones are beaten by another of its own.";
     let mut chart = chart(view, which, rate, true);
@@ -119,6 +119,22 @@ fn overview(view: &View, which: Against, rate: f64, width: f64) -> Chart {
     chart.width = width;
     chart.height = if width > 800.0 { 540.0 } else { 430.0 };
     chart
+}
+
+/// Without ours or the paper's: what the highest quality of all but the oracle takes.
+fn highest_quality(view: &View, which: Against, rate: f64) -> String {
+    let rivals = view.main.iter().filter(|s| s.is_at(rate) && s.policy() != ORACLE);
+    let best = rivals.filter(|s| s.quality.mean.is_finite()).max_by(|a, b| a.quality.mean.total_cmp(&b.quality.mean));
+    match best {
+        Some(best) => format!(
+            "Highest quality at {}: {}, {} at {}",
+            per_second(rate),
+            best.policy(),
+            number(best.quality.mean, 3),
+            which.words(which.value(best))
+        ),
+        None => format!("Quality against {} at {}", which.name(), per_second(rate)),
+    }
 }
 
 fn small(view: &View, which: Against, rate: f64) -> Chart {
@@ -158,7 +174,7 @@ fn at_the_papers_best(view: &View, which: Against, rate: f64) -> Option<Best> {
 
 fn chart(view: &View, which: Against, rate: f64, large: bool) -> Chart {
     // Small panels are compared with each other, so they share their axes; throughput is bounded by each panel's own rate.
-    let shared = |own: bool| view.main.iter().filter(move |summary| !own || summary.rate() == rate);
+    let shared = |own: bool| view.main.iter().filter(move |summary| !own || summary.is_at(rate));
     let own_x = large || which == Against::Throughput;
     // Ours is drawn last, above the others.
     let mut series: Vec<Series> =
