@@ -95,7 +95,8 @@ fn budgets(view: &View, cells: &[&Summary], name: &str) -> Vec<Plot> {
         let value = |s: &Summary| mean(&s.cells.iter().filter_map(|cell| of(cell)).collect::<Vec<_>>());
         let balanced = cells.iter().filter(|s| s.weights().is_none() || s.is_uniform());
         let known: Vec<(&Summary, f64)> = balanced.filter_map(|s| Some((*s, value(s)? * 100.0))).collect();
-        if known.is_empty() {
+        // Nobody is refused where refusing is not asked for.
+        if known.is_empty() || (id == "shed" && known.iter().all(|(_, percent)| *percent == 0.0)) {
             continue;
         }
         let bars = known.iter().map(|(summary, percent)| Bar {

@@ -301,7 +301,7 @@ pub(super) fn targets(rows: &[Target]) -> String {
         table.row(None);
         table.words(&target.what);
         table.words(&target.measured);
-        table.words(if target.met { "met" } else { "not met" });
+        let _ = write!(table.html, "<td class=\"n {0}\">{0}</td>", if target.met { "met" } else { "missed" });
         table.end_row();
     }
     table.done()

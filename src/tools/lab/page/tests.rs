@@ -338,19 +338,3 @@ fn a_frontier_has_what_nothing_beats() {
     assert_eq!(pareto(&points, true), [(1.0, 0.4), (2.0, 0.6), (4.0, 0.7)]);
     assert_eq!(pareto(&points, false), [(4.0, 0.7)]);
 }
-
-#[test]
-fn zz_dump() {
-    let out = Path::new("/tmp/pg/out");
-    std::fs::create_dir_all(out).unwrap();
-    std::fs::write(out.join("page.html"), html(&whole())).unwrap();
-    let mut one = whole();
-    one.cells.retain(|cell| {
-        cell.rate == 30.0
-            && cell.policy != PAPER
-            && cell.seed == 1
-            && cell.workload == "poisson"
-            && (cell.weights.is_none() || cell.policy == OURS)
-    });
-    std::fs::write(out.join("quick.html"), html(&one)).unwrap();
-}
