@@ -109,7 +109,7 @@ fn workload(router: &Router, random: &mut Random, seed: u64) -> Workload {
     let arrivals = match random.below(3) {
         0 => Arrivals::Poisson { rate },
         1 => Arrivals::Gamma { rate, shape: 0.3 },
-        _ => Arrivals::Square { low: 0.5 * rate, high: 1.5 * rate, period: LENGTH / 6 },
+        _ => Arrivals::Square { high: 1.5 * rate, low: 0.5 * rate, hold: LENGTH / 12 },
     };
     let mut workload = Workload::drawn(templates, &arrivals.times(LENGTH, seed), router.config().default_policy, seed);
     for arrival in &mut workload.arrivals {

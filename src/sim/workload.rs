@@ -1,6 +1,11 @@
 //! What clients ask for, and when.
 
+mod arrivals;
+
+use std::sync::Arc;
 use std::time::Duration;
+
+pub use arrivals::Arrivals;
 
 use crate::fleet::{Constraints, Fleet, LatencyProfile, Limits, ModelKind};
 use crate::openai::{Api, Prompt, RequestScan};
@@ -21,6 +26,10 @@ pub struct Template {
     pub output_tokens: Vec<u32>,
     /// Quality of each model's answer, 0 to 1.
     pub quality: Vec<f64>,
+    /// A hash for each whole block of [`BLOCK_TOKENS`](crate::sim::engine::BLOCK_TOKENS) prompt tokens that covers all up to its
+    /// end, as [`Engine::submit_blocks`](crate::sim::engine::Engine::submit_blocks) takes them; empty if no other request shares
+    /// any.
+    pub blocks: Arc<[u64]>,
 }
 
 impl Template {
@@ -29,7 +38,12 @@ impl Template {
         let mut prompt = RequestScan::new(Api::ChatCompletions).so_far();
         prompt.token_ids = u64::from(prompt_tokens);
         prompt.has_input = true;
-        Template { prompt, outlook: None, prompt_tokens, output_tokens, quality }
+        Template::of(prompt, prompt_tokens, output_tokens, quality)
+    }
+
+    /// A request that says this, of which nothing else is known and which shares nothing with others.
+    pub fn of(prompt: Prompt, prompt_tokens: u32, output_tokens: Vec<u32>, quality: Vec<f64>) -> Template {
+        Template { prompt, outlook: None, prompt_tokens, output_tokens, quality, blocks: Arc::default() }
     }
 }
 
@@ -48,97 +62,51 @@ pub struct Arrival {
     pub constraints: Option<Constraints>,
 }
 
+impl Arrival {
+    /// A request that waits for as long as it takes, and insists on what its policy says.
+    pub fn new(at: Duration, template: usize, policy: usize) -> Arrival {
+        Arrival { at, template, policy, patience: None, constraints: None }
+    }
+}
+
 /// All requests of a simulation.
 #[derive(Clone, Debug, Default)]
 pub struct Workload {
     /// Kinds of requests.
-    pub templates: Vec<Template>,
+    pub templates: Arc<[Template]>,
     /// Requests in order of time.
     pub arrivals: Vec<Arrival>,
 }
 
 impl Workload {
     /// Requests of one policy at these times, each of a kind drawn at random.
-    pub fn drawn(templates: Vec<Template>, times: &[Duration], policy: usize, seed: u64) -> Workload {
+    pub fn drawn(templates: impl Into<Arc<[Template]>>, times: &[Duration], policy: usize, seed: u64) -> Workload {
+        let templates = templates.into();
         let mut random = Random::for_use(seed, 1);
-        let arrival = |at: &Duration| Arrival {
-            at: *at,
-            template: random.below(templates.len()),
-            policy,
-            patience: None,
-            constraints: None,
-        };
+        let arrival = |at: &Duration| Arrival::new(*at, random.below(templates.len()), policy);
         let arrivals = times.iter().map(arrival).collect();
         Workload { templates, arrivals }
     }
-}
 
-/// How requests come.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Arrivals {
-    /// Independent of each other.
-    Poisson {
-        /// Requests per second.
-        rate: f64,
-    },
-    /// Gaps are gamma distributed: in bursts for a shape below 1, more even than Poisson above.
-    Gamma {
-        /// Requests per second.
-        rate: f64,
-        /// Shape of the gaps; their squared coefficient of variation is its inverse.
-        shape: f64,
-    },
-    /// Poisson at two rates in turn, beginning with the low one.
-    Square {
-        /// Requests per second in the first half of a period.
-        low: f64,
-        /// Requests per second in the second half.
-        high: f64,
-        /// Both halves.
-        period: Duration,
-    },
-    /// At these times.
-    Given(Vec<Duration>),
-}
-
-impl Arrivals {
-    /// Times of the requests until `end`, in order.
-    pub fn times(&self, end: Duration, seed: u64) -> Vec<Duration> {
-        let mut random = Random::for_use(seed, 2);
-        let mut times = Vec::new();
-        let mut at = 0.0;
-        loop {
-            at += match self {
-                Arrivals::Given(given) => return given.iter().copied().filter(|at| *at < end).collect(),
-                Arrivals::Poisson { rate } => random.exponential(1.0 / rate),
-                Arrivals::Gamma { rate, shape } => random.gamma(*shape) / rate,
-                Arrivals::Square { low, high, period } => square_gap(at, *low, *high, *period, &mut random),
-            };
-            match Duration::try_from_secs_f64(at) {
-                Ok(time) if time < end => times.push(time),
-                _ => return times,
+    /// Requests of one policy at these times: passes over all kinds, each pass in an order of its own, so that kinds are as
+    /// frequent as each other. No requests if there are no kinds.
+    pub fn in_passes(templates: impl Into<Arc<[Template]>>, times: &[Duration], policy: usize, seed: u64) -> Workload {
+        let templates = templates.into();
+        let mut random = Random::for_use(seed, 1);
+        let mut pass: Vec<usize> = Vec::new();
+        let mut arrivals = Vec::with_capacity(times.len());
+        for at in times {
+            if pass.is_empty() {
+                pass.extend(0..templates.len());
+            }
+            let drawn = random.below(pass.len());
+            if drawn < pass.len() {
+                let template = pass.swap_remove(drawn);
+                arrivals.push(Arrival::new(*at, template, policy));
             }
         }
+        Workload { templates, arrivals }
     }
-}
-
-/// Time to the next arrival after `at`: a unit of exponential work, done at the rate of each half that it falls into.
-fn square_gap(at: f64, low: f64, high: f64, period: Duration, random: &mut Random) -> f64 {
-    let half = (period.as_secs_f64() / 2.0).max(1e-3);
-    let mut work = random.exponential(1.0);
-    let mut now = at;
-    // A rate of zero in both halves never ends its work.
-    for _ in 0..1_000_000 {
-        let index = (now / half).floor();
-        let rate = if index % 2.0 < 0.5 { low } else { high };
-        let room = ((index + 1.0) * half - now).max(1e-9);
-        if rate * room >= work {
-            return now + work / rate - at;
-        }
-        work -= rate * room;
-        now += room;
-    }
-    f64::INFINITY
 }
 
 /// Requests that look like chat: prompts and answers of log-normal length, a task that makes all models' answers longer or
@@ -237,28 +205,20 @@ mod tests {
     use wasm_bindgen_test::wasm_bindgen_test as test;
 
     #[test]
-    fn arrivals_come_at_their_rate() {
-        let end = Duration::from_secs(2_000);
-        let period = Duration::from_secs(20);
-        let rows = [
-            (Arrivals::Poisson { rate: 5.0 }, 5.0, 1.0),
-            (Arrivals::Gamma { rate: 5.0, shape: 0.25 }, 5.0, 4.0),
-            (Arrivals::Square { low: 2.0, high: 8.0, period }, 5.0, f64::NAN),
-            (Arrivals::Square { low: 0.0, high: 10.0, period }, 5.0, f64::NAN),
-        ];
-        for (arrivals, rate, variation) in rows {
-            let times = arrivals.times(end, 1);
-            assert!(times.is_sorted(), "{arrivals:?}");
-            let n = times.len() as f64;
-            assert!((n / end.as_secs_f64() / rate - 1.0).abs() < 0.05, "{arrivals:?}: {n}");
-            let gaps: Vec<f64> = times.windows(2).map(|w| (w[1] - w[0]).as_secs_f64()).collect();
-            let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
-            let squared = gaps.iter().map(|g| (g / mean - 1.0).powi(2)).sum::<f64>() / gaps.len() as f64;
-            assert!(variation.is_nan() || (squared / variation - 1.0).abs() < 0.15, "{arrivals:?}: {squared}");
+    fn passes_take_every_kind_once() {
+        let templates: Vec<Template> = (0..50).map(|i| Template::of_counts(i, vec![1], vec![1.0])).collect();
+        let times: Vec<Duration> = (0..120).map(Duration::from_secs).collect();
+        let workload = Workload::in_passes(templates, &times, 2, 9);
+        let kinds: Vec<usize> = workload.arrivals.iter().map(|a| a.template).collect();
+        for pass in kinds.chunks(50) {
+            let mut sorted = pass.to_vec();
+            sorted.sort_unstable();
+            sorted.dedup();
+            assert_eq!(sorted.len(), pass.len());
         }
-        let busy = Arrivals::Square { low: 0.0, high: 10.0, period }.times(end, 1);
-        assert!(busy.iter().all(|at| at.as_secs() % 20 >= 10), "nothing comes in the low half");
-        assert_eq!(Arrivals::Poisson { rate: 0.0 }.times(end, 1), []);
+        assert_ne!(kinds[..50], kinds[50..100], "each pass has an order of its own");
+        assert!(workload.arrivals.iter().zip(&times).all(|(a, at)| a.at == *at && a.policy == 2));
+        assert!(Workload::in_passes(Vec::new(), &times, 0, 9).arrivals.is_empty());
     }
 
     #[test]

@@ -163,6 +163,7 @@ fn templates(config: &Config) -> Result<Vec<Template>> {
             prompt_tokens: prompt.text.estimated_tokens() as u32,
             output_tokens: (0..fleet.models.len()).map(|m| of(&row.len, m).round() as u32).collect(),
             quality: (0..fleet.models.len()).map(|m| of(&row.q, m)).collect(),
+            blocks: std::sync::Arc::default(),
             prompt,
         })
     };

@@ -228,9 +228,13 @@ fn findings(view: &View) -> Vec<(String, String, &'static str)> {
         );
         tiles.push((format!("{wins} of {}", wins + ties + losses), text, class));
     }
-    if let Some(ratio) = duels.last().filter(|_| has_ours).and_then(|one| one.mean_ratio(0.0)) {
+    if let Some((last, ratio)) = duels.last().filter(|_| has_ours).and_then(|one| Some((one, one.mean_ratio(0.0)?))) {
         let class = if ratio < 1.0 { "good" } else { "bad" };
-        let text = format!("{OURS}'s mean E2E over {PAPER}'s at {at}, mean over its cells that are answered");
+        let answered = last.duels.iter().filter(|duel| duel.ours.is_some()).count();
+        let text = format!(
+            "{OURS}'s mean E2E over {PAPER}'s at {at}, mean over the {answered} of its {} cells for which {OURS} has one as good and as cheap",
+            last.duels.len()
+        );
         tiles.push((format!("{} x", number(ratio, 2)), text, class));
     }
     let rivals = || view.main.iter().filter(|s| s.policy() != ORACLE);

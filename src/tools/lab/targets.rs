@@ -93,9 +93,14 @@ fn duels(main: &[&Summary]) -> Vec<Target> {
             last.rate
         );
         let missing = tails.len() - known.len();
-        let none =
-            if missing > 0 { format!("; for {missing} there is none as good and as cheap") } else { String::new() };
-        targets.extend(target(what, format!("at worst {worst:.3}{none}"), missing == 0 && worst <= limit));
+        let mut measured = Vec::new();
+        if !known.is_empty() {
+            measured.push(format!("at worst {worst:.3}"));
+        }
+        if missing > 0 {
+            measured.push(format!("for {missing} there is none as good and as cheap"));
+        }
+        targets.extend(target(what, measured.join("; "), missing == 0 && worst <= limit));
     }
     targets
 }
