@@ -17,7 +17,7 @@ use crate::tools::lab::presets::{self, OUTPUT_CAP, TARIFFS, TRACES, Wishes, with
 use crate::tools::lab::resume::Partial;
 use crate::tools::lab::run::{self, Job, Overhead};
 use crate::tools::lab::source::{ArrivalKind, Source, SourceArgs};
-use crate::tools::lab::summary::{Summary, main_experiment, summaries};
+use crate::tools::lab::summary::{SUSTAINED, Summary, main_experiment, summaries};
 use crate::tools::lab::{reproduction, targets};
 
 /// The recorded requests of the robustness preset, in the order of [`TRACES`].
@@ -190,7 +190,7 @@ pub(super) fn run(
     let name = preset.and_then(|preset| Some(preset.to_possible_value()?.get_name().to_owned()));
     let mut cells = Cells { preset: name.unwrap_or_else(|| "custom".to_owned()), cells: measured, ..Cells::default() };
     if preset == Some(Preset::Paper) {
-        cells.targets = targets::targets(&summaries(&cells));
+        cells.targets = targets::of(&cells);
     }
     cells.reproduction = reproduction::of(&cells);
     println!("{}", table(&cells));
@@ -234,20 +234,20 @@ fn table(cells: &Cells) -> Table {
     let is_shown = |s: &&Summary| {
         let weights = !has_uniform || s.weights().is_none() || s.is_uniform();
         let variant =
-            cells.preset != "paper" || Some(&s.experiment) == main.as_ref() || s.experiment.variant == "sustained";
+            cells.preset != "paper" || Some(&s.experiment) == main.as_ref() || s.experiment.variant == SUSTAINED;
         weights && variant && Some(&s.experiment.overhead) == main.as_ref().map(|main| &main.overhead)
     };
     let mut shown: Vec<&Summary> = all.iter().filter(is_shown).collect();
     shown.sort_by(|a, b| {
         let experiment =
             (&a.experiment.workload, &a.experiment.variant).cmp(&(&b.experiment.workload, &b.experiment.variant));
-        experiment.then(a.rate().total_cmp(&b.rate()))
+        experiment.then(a.rate.total_cmp(&b.rate))
     });
     for s in shown {
         let e = &s.experiment;
         let variant = if e.variant.is_empty() { e.workload.clone() } else { format!("{}, {}", e.workload, e.variant) };
         table.add_row([
-            format!("{:.1}", s.rate()),
+            format!("{:.1}", s.rate),
             variant,
             s.policy().to_owned(),
             s.knobs(),
@@ -271,7 +271,7 @@ fn show_targets(cells: &Cells) {
         let mut table = Table::new();
         table.set_header(["target", "measured", "met"]);
         for target in &cells.targets {
-            table.add_row([target.what.as_str(), &target.measured, if target.is_met { "yes" } else { "no" }]);
+            table.add_row([target.what.as_str(), &target.measured, if target.met { "yes" } else { "no" }]);
         }
         println!("{table}");
     }

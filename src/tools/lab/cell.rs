@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::targets::Target;
-
 /// The lab's result: `{"cells": [...]}`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Cells {
@@ -19,6 +17,17 @@ pub struct Cells {
     /// What was aimed at; empty where the cells cannot tell.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub targets: Vec<Target>,
+}
+
+/// What was aimed at, and what came of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// What was aimed at.
+    pub what: String,
+    /// What was measured, in words.
+    pub measured: String,
+    /// Whether it was met.
+    pub met: bool,
 }
 
 /// A published number and ours, in words.

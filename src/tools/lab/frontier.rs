@@ -80,7 +80,7 @@ impl Against<'_, '_> {
 
 /// The cells of contender `ours` against those of contender `theirs` at one rate of one experiment.
 pub fn against<'s, 'a>(cells: &[&'s Summary<'a>], ours: &str, theirs: &str, rate: f64) -> Against<'s, 'a> {
-    let of = |name: &str| cells.iter().copied().filter(|s| s.policy() == name && s.rate() == rate).collect::<Vec<_>>();
+    let of = |name: &str| cells.iter().copied().filter(|s| s.policy() == name && s.is_at(rate)).collect::<Vec<_>>();
     let own = of(ours);
     let duel = |theirs: &'s Summary<'a>| {
         let answers = own.iter().copied().filter(|ours| is_as_good_and_cheap(ours, theirs));
@@ -103,7 +103,7 @@ fn is_as_good_and_cheap(this: &Summary, other: &Summary) -> bool {
 /// The cells of the frontier of contender `ours` at one rate that a cell of another contender, not the oracle, dominates: as
 /// good and as cheap within the slack, and faster by more than a tie. Each with the fastest that does.
 pub fn dominated<'s, 'a>(cells: &[&'s Summary<'a>], ours: &str, rate: f64) -> Vec<(&'s Summary<'a>, &'s Summary<'a>)> {
-    let at: Vec<&Summary> = cells.iter().copied().filter(|summary| summary.rate() == rate).collect();
+    let at: Vec<&Summary> = cells.iter().copied().filter(|summary| summary.is_at(rate)).collect();
     let (own, others): (Vec<&Summary>, Vec<&Summary>) = at.into_iter().partition(|summary| summary.policy() == ours);
     let fastest = |cell: &Summary, of: &[&'s Summary<'a>]| {
         let better = of

@@ -156,6 +156,9 @@ fn content(body: &mut String, cells: &Cells, view: &View) {
             section(body, "glance", "At a glance", &glance(view));
             let against = tables::against_the_paper(view);
             section(body, "paper", "Against the paper, frontier against frontier", &against);
+            if !cells.targets.is_empty() {
+                section(body, "targets", "Targets", &tables::targets(&cells.targets));
+            }
         }
     }
     if !cells.reproduction.is_empty() {
@@ -233,15 +236,19 @@ fn findings(view: &View) -> Vec<(String, String, &'static str)> {
         );
         tiles.push((format!("{wins} of {}", wins + ties + losses), text, class));
     }
-    if let Some(ratio) = duels.last().filter(|_| has_ours).and_then(|one| one.mean_ratio(0.0)) {
+    if let Some((last, ratio)) = duels.last().filter(|_| has_ours).and_then(|one| Some((one, one.mean_ratio(0.0)?))) {
         let class = if ratio < 1.0 { "good" } else { "bad" };
-        let text = format!("{OURS}'s mean E2E over {PAPER}'s at {at}, mean over its cells that are answered");
+        let answered = last.duels.iter().filter(|duel| duel.ours.is_some()).count();
+        let text = format!(
+            "{OURS}'s mean E2E over {PAPER}'s at {at}, mean over the {answered} of its {} cells for which {OURS} has one as good and as cheap",
+            last.duels.len()
+        );
         tiles.push((format!("{} x", number(ratio, 2)), text, class));
     }
     let rivals = || view.main.iter().filter(|s| s.policy() != ORACLE);
     let words = |s: &Summary| {
         let knobs = Some(s.knobs()).filter(|knobs| !knobs.is_empty()).map(|knobs| format!(" ({knobs})"));
-        format!("{}{} at {}", s.policy(), knobs.unwrap_or_default(), per_second(s.rate()))
+        format!("{}{} at {}", s.policy(), knobs.unwrap_or_default(), per_second(s.rate))
     };
     let class = |s: &Summary| if s.policy() == OURS { "good" } else { "" };
     if let Some(best) = rivals().max_by(|a, b| a.quality.mean.total_cmp(&b.quality.mean)) {

@@ -10,7 +10,7 @@ use super::entrant::Entrant;
 use super::ground::{Asked, Demand, Ground};
 use super::run::{Job, Overhead, Task};
 use super::source::ArrivalKind;
-use super::targets::SUSTAINED;
+use super::summary::SUSTAINED;
 use crate::fleet::{Mode, Slo, Weights};
 
 mod slo_budget;

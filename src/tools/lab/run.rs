@@ -10,6 +10,7 @@ use super::entrant::Entrant;
 use super::ground::{Asked, Ground};
 use super::measure::{Plan, measure};
 use super::resume::Partial;
+use super::summary::{SUSTAINED_SERVED_MIN, SUSTAINED_TTFT_P99_MAX_MS};
 use crate::tools::evaluate::cells::each_measured;
 
 /// Whether the time that deciding takes is charged.
@@ -122,13 +123,9 @@ impl Job {
 
 /// Rates are told apart so finely, requests per second.
 const RATE_STEP: f64 = 0.1;
-/// A rate is sustained if so many of its requests are answered in time ...
-const SERVED_MIN: f64 = 0.97;
-/// ... and the 99th percentile of the time to the first token is at most this, milliseconds.
-const TTFT_P99_MAX_MS: f64 = 5_000.0;
-
+/// Whether requests are answered as fast as they come, and begin to be answered soon enough.
 fn is_sustained(cell: &Cell) -> bool {
-    cell.served.is_some_and(|served| served >= SERVED_MIN) && cell.ttft_ms.p99 <= TTFT_P99_MAX_MS
+    cell.served.is_some_and(|served| served >= SUSTAINED_SERVED_MIN) && cell.ttft_ms.p99 <= SUSTAINED_TTFT_P99_MAX_MS
 }
 
 /// The cells of all jobs, in the order of the jobs. Finished ones are kept in `partial`, and not measured again.

@@ -1,46 +1,32 @@
 //! What the lab set out to show of our contender, and whether the cells show it.
 
-use serde::{Deserialize, Serialize};
-
+use super::cell::{Cells, Target};
 use super::frontier::{COST_SLACK, QUALITY_SLACK, TIE, against};
 use super::statistics::Estimate;
 use super::summary::{
-    ORACLE, OURS, PAPER, Summary, balanced_quality, main_experiment, rates, representatives, sustained,
+    ORACLE, OURS, PAPER, Summary, balanced_quality, main_experiment, rates, representatives, summaries, sustained_rates,
 };
 
 /// Contenders that choose an instance without looking at the prompt.
 pub const DISPATCHERS: [&str; 6] =
     ["round-robin", "random", "shortest-queue", "power-of-two", "least-load", "weighted-scorers"];
 
-/// Variation of cells at the highest rate that a contender sustains.
-pub const SUSTAINED: &str = "sustained";
-
-/// A target with what was measured.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Target {
-    /// What should be.
-    pub what: String,
-    /// What is.
-    pub measured: String,
-    /// Whether it is as it should be.
-    pub is_met: bool,
-}
-
 /// Every target that the cells can tell something about.
-pub fn targets(all: &[Summary]) -> Vec<Target> {
-    let Some(experiment) = main_experiment(all) else { return Vec::new() };
+pub fn of(cells: &Cells) -> Vec<Target> {
+    let all = summaries(cells);
+    let Some(experiment) = main_experiment(&all) else { return Vec::new() };
     let main: Vec<&Summary> = all.iter().filter(|summary| summary.experiment == experiment).collect();
     if !main.iter().any(|summary| summary.policy() == OURS) {
         return Vec::new();
     }
     let mut targets: Vec<Target> = [peak(&main), cheapest(&main)].into_iter().flatten().collect();
     targets.extend(duels(&main));
-    targets.extend([throughput(all, &main), wave(all), dispatchers(&main), uninformed(&main)].into_iter().flatten());
+    targets.extend([throughput(&all, &main), wave(&all), dispatchers(&main), uninformed(&main)].into_iter().flatten());
     targets
 }
 
-fn target(what: impl Into<String>, measured: String, is_met: bool) -> Option<Target> {
-    Some(Target { what: what.into(), measured, is_met })
+fn target(what: impl Into<String>, measured: String, met: bool) -> Option<Target> {
+    Some(Target { what: what.into(), measured, met })
 }
 
 fn is_rival(summary: &&&Summary) -> bool {
@@ -107,29 +93,31 @@ fn duels(main: &[&Summary]) -> Vec<Target> {
             last.rate
         );
         let missing = tails.len() - known.len();
-        let none =
-            if missing > 0 { format!("; for {missing} there is none as good and as cheap") } else { String::new() };
-        targets.extend(target(what, format!("at worst {worst:.3}{none}"), missing == 0 && worst <= limit));
+        let mut measured = Vec::new();
+        if !known.is_empty() {
+            measured.push(format!("at worst {worst:.3}"));
+        }
+        if missing > 0 {
+            measured.push(format!("for {missing} there is none as good and as cheap"));
+        }
+        targets.extend(target(what, measured.join("; "), missing == 0 && worst <= limit));
     }
     targets
 }
 
 /// The least p99 E2E of ours with a quality within `slack` of a cell of theirs and a cost no higher, over its.
 fn tail_ratio(main: &[&Summary], theirs: &Summary, slack: f64) -> Option<f64> {
-    let own = main.iter().filter(|s| s.policy() == OURS && s.rate() == theirs.rate());
+    let own = main.iter().filter(|s| s.policy() == OURS && s.is_at(theirs.rate));
     let good = own.filter(|s| {
         s.quality.mean >= theirs.quality.mean - slack && s.cost_usd.mean <= theirs.cost_usd.mean * (1.0 + COST_SLACK)
     });
     good.map(|s| s.e2e_p99_ms / theirs.e2e_p99_ms).filter(|ratio| ratio.is_finite()).min_by(f64::total_cmp)
 }
 
-/// Where the highest rates were looked for, they count; else the cells that keep up.
 fn throughput(all: &[Summary], main: &[&Summary]) -> Option<Target> {
-    let quality = balanced_quality(main);
-    let searched = |name: &str| highest_rate(all, name);
-    let of = |name| sustained(&representatives(main, name, quality)).map(|summary| summary.throughput_rps);
-    let rates = searched(OURS).zip(searched(PAPER));
-    let (ours, theirs) = rates.or_else(|| of(OURS).zip(of(PAPER)))?;
+    let rates = sustained_rates(all, main);
+    let of = |name| rates.iter().find(|(of, ..)| *of == name).map(|(_, rate, _)| rate.mean);
+    let (ours, theirs) = (of(OURS)?, of(PAPER)?);
     target(
         format!("sustained throughput with uniform weights at least 1.10 of {PAPER}'s"),
         format!("{:.2} ({ours:.1} and {theirs:.1} per second)", ours / theirs),
@@ -137,29 +125,17 @@ fn throughput(all: &[Summary], main: &[&Summary]) -> Option<Target> {
     )
 }
 
-/// The highest rate that was found for a contender with uniform weights, or with any knobs if it has no weights: mean over the seeds of
-/// the best of its settings, requests per second.
-pub(super) fn highest_rate(all: &[Summary], name: &str) -> Option<f64> {
-    let of = all.iter().filter(|s| s.experiment.variant == SUSTAINED && s.policy() == name);
-    let cells =
-        of.filter(|s| s.weights().is_none() || s.is_uniform() || s.policy().contains("-arm")).flat_map(|s| &s.cells);
-    let mut settings: std::collections::BTreeMap<&str, Vec<f64>> = std::collections::BTreeMap::new();
-    for cell in cells {
-        settings.entry(&cell.setting).or_default().push(cell.rate);
-    }
-    settings.values().filter_map(|rates| super::statistics::mean(rates)).reduce(f64::max)
-}
-
 /// Without a prediction for the prompt, against the cheapest adequate model for all and least load.
 fn uninformed(main: &[&Summary]) -> Option<Target> {
-    let rates = rates(main);
-    let mut ratios = Vec::new();
-    for rate in rates {
+    let of_rate = |rate: f64| {
         let duels = against(main, "routebalance-constant", "cheapest-adequate", rate).duels;
-        ratios.extend(duels.iter().map(|duel| duel.mean_ratio()));
+        duels.iter().map(|duel| duel.mean_ratio()).collect::<Vec<_>>()
+    };
+    let ratios: Vec<Option<f64>> = rates(main).into_iter().flat_map(of_rate).collect();
+    if ratios.is_empty() {
+        return None;
     }
     let kept = ratios.iter().flatten().filter(|ratio| **ratio <= 1.0 + TIE).count();
-    (!ratios.is_empty()).then_some(())?;
     let worst = ratios.iter().flatten().copied().fold(0.0, f64::max);
     target(
         "with the same estimates for every prompt no worse than one adequate model for all by least load",
@@ -170,7 +146,7 @@ fn uninformed(main: &[&Summary]) -> Option<Target> {
 
 fn wave(all: &[Summary]) -> Option<Target> {
     let wave: Vec<&Summary> =
-        all.iter().filter(|s| s.experiment.workload.contains("40-6") && s.experiment.variant.is_empty()).collect();
+        all.iter().filter(|s| s.experiment.workload.contains("40") && s.experiment.variant.is_empty()).collect();
     let quality = balanced_quality(&wave);
     let of = |name| representatives(&wave, name, quality).last().map(|summary| summary.e2e_ms.mean);
     let ratio = of(OURS)? / of(PAPER)?;
@@ -182,9 +158,9 @@ fn wave(all: &[Summary]) -> Option<Target> {
 }
 
 fn dispatchers(main: &[&Summary]) -> Option<Target> {
-    let theirs = main.iter().filter(|s| DISPATCHERS.contains(&s.policy()) && (12.0..=30.0).contains(&s.rate()));
+    let theirs = main.iter().filter(|s| DISPATCHERS.contains(&s.policy()) && (12.0..=30.0).contains(&s.rate));
     let gain = |theirs: &&Summary| {
-        let own = main.iter().filter(|s| s.policy() == OURS && s.rate() == theirs.rate());
+        let own = main.iter().filter(|s| s.policy() == OURS && s.is_at(theirs.rate));
         let fast = own.filter(|s| s.e2e_ms.mean <= theirs.e2e_ms.mean);
         fast.map(|s| s.quality.mean).fold(f64::NEG_INFINITY, f64::max) - theirs.quality.mean
     };

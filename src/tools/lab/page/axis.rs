@@ -11,7 +11,8 @@ pub(super) fn number(value: f64, digits: i32) -> String {
     let magnitude = value.abs().log10().floor() as i32;
     let decimals = (digits - 1 - magnitude).max(0) as usize;
     let text = format!("{value:.decimals$}");
-    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { grouped(&text) }
+    let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
+    if text.contains('.') { text.to_owned() } else { grouped(text) }
 }
 
 /// The same with the zeros at its end, for columns.
@@ -134,6 +135,7 @@ mod tests {
             (0.41234, 3, "0.412"),
             (0.4, 3, "0.4"),
             (64_204.0, 3, "64,204"),
+            (6_605_046.0, 12, "6,605,046"),
             (1234.5, 2, "1,234"),
             (27.63, 3, "27.6"),
             (-0.013, 2, "-0.013"),

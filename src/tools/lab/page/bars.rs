@@ -13,6 +13,8 @@ const ROW: f64 = 22.0;
 pub(super) struct Bar {
     /// The contender.
     pub(super) contender: String,
+    /// What stands before the bar.
+    pub(super) label: String,
     /// The number.
     pub(super) value: f64,
     /// Its 95 % interval.
@@ -26,7 +28,7 @@ pub(super) fn scene(title: &str, subtitle: &str, width: f64, bars: &[Bar], looks
     let mut scene = Scene { width, title: title.to_owned(), ..Default::default() };
     let top = heading(&mut scene, title, subtitle) + 4.0;
     let longest = |text: fn(&Bar) -> &str| bars.iter().map(|bar| labels::width(text(bar))).fold(0.0, f64::max);
-    let left = longest(|bar| &bar.contender) + 16.0;
+    let left = longest(|bar| &bar.label) + 16.0;
     let right = width - longest(|bar| &bar.note) - 16.0;
     let bottom = top + ROW * bars.len() as f64;
     scene.height = bottom + 26.0;
@@ -42,8 +44,8 @@ pub(super) fn scene(title: &str, subtitle: &str, width: f64, bars: &[Bar], looks
         let ink = looks.ink(&bar.contender);
         let leads = matches!(ink, Ink::Ours | Ink::Paper);
         let words = if leads { ink } else { Ink::Text };
-        scene.text(words, (left - 8.0, y + 4.0), SMALL, Anchor::End, leads, &bar.contender).of(&bar.contender);
-        let tip = format!("{}: {}", bar.contender, number(bar.value, 4));
+        scene.text(words, (left - 8.0, y + 4.0), SMALL, Anchor::End, leads, &bar.label).of(&bar.contender);
+        let tip = format!("{}: {}", bar.label, number(bar.value, 4));
         let from = place(axis_start(&axis));
         let to = if bar.value.is_finite() { place(bar.value) } else { from };
         if axis.log {

@@ -20,7 +20,7 @@ pub(super) fn plots(view: &View) -> Vec<Plot> {
     let others = view.others().into_iter().filter(|(experiment, ..)| changing(&experiment.workload));
     for (experiment, rate, cells) in std::iter::once(main).chain(others) {
         let standing: Vec<&Summary> = view.standing(&cells, rate);
-        let standing: Vec<&Summary> = standing.into_iter().filter(|s| s.first().timeline.len() >= SLICES_MIN).collect();
+        let standing: Vec<&Summary> = standing.into_iter().filter(|s| course(s).len() >= SLICES_MIN).collect();
         if standing.is_empty() {
             continue;
         }
@@ -46,16 +46,16 @@ pub(super) fn plots(view: &View) -> Vec<Plot> {
 }
 
 fn course<'a>(summary: &Summary<'a>) -> &'a [Slice] {
-    &summary.first().timeline
+    summary.with_timeline().map_or(&[], |cell| &cell.timeline)
 }
 
 fn end_of(slices: &[Slice]) -> f64 {
     slices.last().map_or(1.0, |slice| slice.at_s + slice_s(slices))
 }
 
-/// How long a slice is.
+/// How long a slice is: one without requests may be missing.
 fn slice_s(slices: &[Slice]) -> f64 {
-    slices.windows(2).map(|pair| pair[1].at_s - pair[0].at_s).next().unwrap_or(1.0)
+    slices.windows(2).map(|pair| pair[1].at_s - pair[0].at_s).reduce(f64::min).unwrap_or(1.0)
 }
 
 fn times(view: &View, standing: &[&Summary], name: &str) -> Chart {
@@ -68,7 +68,7 @@ fn times(view: &View, standing: &[&Summary], name: &str) -> Chart {
     let worst = |s: &Summary| course(s).iter().map(|slice| slice.e2e_ms).fold(0.0, f64::max);
     let words: Vec<(&str, String)> = chosen.iter().map(|s| (s.policy(), seconds(worst(s)))).collect();
     let points = |s: &Summary| -> Vec<Point> {
-        let kept = course(s).iter().filter(|slice| slice.requests > 0);
+        let kept = course(s).iter().filter(|slice| slice.e2e_ms > 0.0);
         kept.map(|slice| (slice.at_s + slice_s(course(s)) / 2.0, slice.e2e_ms / 1000.0)).collect()
     };
     let series: Vec<Series> = chosen

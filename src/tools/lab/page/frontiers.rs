@@ -93,24 +93,21 @@ pub(super) fn plots(view: &View) -> Vec<Plot> {
 
 /// Whether some contender answers less than another: below saturation all answer what comes.
 fn throughput_differs(view: &View, rate: f64) -> bool {
-    let values = || view.main.iter().filter(|s| s.rate() == rate).map(|s| s.throughput_rps);
+    let values = || view.main.iter().filter(|s| s.is_at(rate)).map(|s| s.throughput_rps);
     values().fold(0.0, f64::max) > values().fold(f64::INFINITY, f64::min) * 1.03
 }
 
 fn overview(view: &View, which: Against, rate: f64, width: f64) -> Chart {
     let at = per_second(rate);
-    let title = match at_the_papers_best(view, which, rate) {
-        Some(Best { quality, ours: Some(ours), paper }) => format!(
+    let title = match at_common_quality(view, which, rate) {
+        Some(Common { quality, ours, paper }) => format!(
             "Quality {} at {at}: {} with {OURS}, {} with {PAPER}{}",
             number(quality, 3),
             which.words(ours),
             which.words(paper),
             if which == Against::Cost { " (per 1,000 requests)" } else { "" }
         ),
-        Some(Best { quality, ours: None, .. }) => {
-            format!("Quality {} of {PAPER} at {at} is not reached by {OURS}", number(quality, 3))
-        }
-        None => format!("Quality against {} at {at}", which.name()),
+        None => highest_quality(view, which, rate),
     };
     let subtitle = "Each mark is one setting of a contender; filled marks are its frontier, faint ones are beaten by another of its own.";
     let mut chart = chart(view, which, rate, true);
@@ -121,12 +118,27 @@ fn overview(view: &View, which: Against, rate: f64, width: f64) -> Chart {
     chart
 }
 
+/// Without ours or the paper's: what the highest quality of all but the oracle takes.
+fn highest_quality(view: &View, which: Against, rate: f64) -> String {
+    let rivals = view.main.iter().filter(|s| s.is_at(rate) && s.policy() != ORACLE);
+    let best = rivals.filter(|s| s.quality.mean.is_finite()).max_by(|a, b| a.quality.mean.total_cmp(&b.quality.mean));
+    match best {
+        Some(best) => format!(
+            "Highest quality at {}: {}, {} at {}",
+            per_second(rate),
+            best.policy(),
+            number(best.quality.mean, 3),
+            which.words(which.value(best))
+        ),
+        None => format!("Quality against {} at {}", which.name(), per_second(rate)),
+    }
+}
+
 fn small(view: &View, which: Against, rate: f64) -> Chart {
-    let subtitle = match at_the_papers_best(view, which, rate) {
-        Some(Best { ours: Some(ours), paper, .. }) if paper > 0.0 => {
-            format!("at the paper's best quality: {} x its {}", number(ours / paper, 2), which.name())
+    let subtitle = match at_common_quality(view, which, rate) {
+        Some(Common { quality, ours, paper }) if paper > 0.0 => {
+            format!("at quality {}: {} x the paper's {}", number(quality, 3), number(ours / paper, 2), which.name())
         }
-        Some(Best { ours: None, .. }) => "the paper's best quality is not reached".to_owned(),
         _ => String::new(),
     };
     let mut chart = chart(view, which, rate, false);
@@ -137,28 +149,27 @@ fn small(view: &View, which: Against, rate: f64) -> Chart {
     chart
 }
 
-struct Best {
+struct Common {
     quality: f64,
-    ours: Option<f64>,
+    ours: f64,
     paper: f64,
 }
 
-/// What the paper's best quality takes, and what of ours as good takes least.
-fn at_the_papers_best(view: &View, which: Against, rate: f64) -> Option<Best> {
-    let paper = view.at(PAPER, rate).into_iter().max_by(|a, b| a.quality.mean.total_cmp(&b.quality.mean))?;
-    let own = view.at(OURS, rate);
-    if own.is_empty() {
-        return None;
-    }
-    let good = own.into_iter().filter(|s| s.quality.mean >= paper.quality.mean - QUALITY_SLACK);
-    let values = good.map(|summary| which.value(summary));
-    let ours = if which.is_better_low() { values.reduce(f64::min) } else { values.reduce(f64::max) };
-    Some(Best { quality: paper.quality.mean, ours, paper: which.value(paper) })
+/// The highest quality that ours and the paper's both reach, and the best of what it takes either.
+fn at_common_quality(view: &View, which: Against, rate: f64) -> Option<Common> {
+    let (own, theirs) = (view.at(OURS, rate), view.at(PAPER, rate));
+    let best = |cells: &[&Summary]| cells.iter().map(|s| s.quality.mean).reduce(f64::max);
+    let quality = best(&own)?.min(best(&theirs)?);
+    let takes = |cells: &[&Summary]| {
+        let good = cells.iter().filter(|s| s.quality.mean >= quality - QUALITY_SLACK).map(|s| which.value(s));
+        if which.is_better_low() { good.reduce(f64::min) } else { good.reduce(f64::max) }
+    };
+    Some(Common { quality, ours: takes(&own)?, paper: takes(&theirs)? })
 }
 
 fn chart(view: &View, which: Against, rate: f64, large: bool) -> Chart {
     // Small panels are compared with each other, so they share their axes; throughput is bounded by each panel's own rate.
-    let shared = |own: bool| view.main.iter().filter(move |summary| !own || summary.rate() == rate);
+    let shared = |own: bool| view.main.iter().filter(move |summary| !own || summary.is_at(rate));
     let own_x = large || which == Against::Throughput;
     // Ours is drawn last, above the others.
     let mut series: Vec<Series> =

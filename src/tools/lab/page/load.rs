@@ -6,11 +6,11 @@ use super::chart::{Chart, Dot, Labels, Series};
 use super::scene::{Ink, Point};
 use super::view::{Plot, Section, View, per_second, rivals, seconds, tip, width};
 use crate::tools::lab::cell::Cell;
+use crate::tools::lab::statistics::Estimate;
 use crate::tools::lab::summary::{
-    ORACLE, OURS, PAPER, SUSTAINED_ANSWERED_MIN, SUSTAINED_TTFT_P99_MAX_MS, Summary, balanced_quality, representatives,
-    sustained as sustained_cell,
+    ORACLE, OURS, PAPER, SUSTAINED_SERVED_MIN, SUSTAINED_TTFT_P99_MAX_MS, Summary, balanced_quality, representatives,
+    sustained_rates,
 };
-use crate::tools::lab::targets::{SUSTAINED, highest_rate};
 
 /// All plots about load.
 pub(super) fn plots(view: &View) -> Vec<Plot> {
@@ -28,8 +28,8 @@ pub(super) fn plots(view: &View) -> Vec<Plot> {
     if let Some(chart) = distribution(view, "last", |cell| &cell.e2e_percentiles_ms) {
         add("e2e-cdf", 3, chart.scene());
     }
-    if view.rates.len() > 1 {
-        add("sustained", 6, sustained(view));
+    if let Some(scene) = sustained(view) {
+        add("sustained", 6, scene);
     }
     plots
 }
@@ -54,10 +54,10 @@ fn over_rates(view: &View, what: &str, of: fn(&Summary) -> f64) -> Chart {
     let mut last = Vec::new();
     for name in view.contenders.iter().rev() {
         let cells = representatives(&view.main, name, quality);
-        let point = |s: &&Summary| (s.rate(), of(s) / 1000.0);
+        let point = |s: &&Summary| (s.rate, of(s) / 1000.0);
         let size = if [OURS, PAPER].contains(name) { 4.5 } else { 3.2 };
         let dots = cells.iter().map(|s| Dot { at: point(s), tip: tip(s), size, opacity: 1.0 });
-        last.extend(cells.iter().filter(|s| s.rate() == view.highest()).map(|s| (*name, seconds(of(s)))));
+        last.extend(cells.iter().filter(|s| s.is_at(view.highest())).map(|s| (*name, seconds(of(s)))));
         series.push(Series { dots: dots.collect(), ..line(view, name, cells.iter().map(point).collect()) });
     }
     let values: Vec<f64> = series.iter().flat_map(|s| s.line.iter().map(|(_, y)| *y)).collect();
@@ -111,39 +111,33 @@ fn distribution(view: &View, token: &str, of: fn(&Cell) -> &Vec<f64>) -> Option<
     })
 }
 
-fn sustained(view: &View) -> super::scene::Scene {
-    let quality = balanced_quality(&view.main);
-    let was_searched = view.all.iter().any(|s| s.experiment.variant == SUSTAINED);
-    let mut bars: Vec<Bar> = Vec::new();
-    for name in &view.contenders {
-        if let Some(rate) = highest_rate(view.all, name) {
-            bars.push(Bar {
-                contender: (*name).to_owned(),
-                value: rate,
-                interval: None,
-                note: format!("{} offered", number(rate, 3)),
-            });
-            continue;
-        }
-        // Where the highest rate was looked for, cells at a few rates are no match for it.
-        if was_searched {
-            continue;
-        }
-        let cells = representatives(&view.main, name, quality);
-        let best = sustained_cell(&cells);
-        let value = best.map_or(0.0, |s| s.throughput_rps);
-        let note =
-            best.map_or("none".to_owned(), |s| format!("{} of {} offered", number(value, 3), number(s.rate(), 3)));
-        bars.push(Bar { contender: (*name).to_owned(), value, interval: None, note });
+fn sustained(view: &View) -> Option<super::scene::Scene> {
+    let rates = sustained_rates(view.all, &view.main);
+    let was_sought = rates.first()?.2;
+    if !was_sought && view.rates.len() < 2 {
+        return None;
     }
+    let bar = |(contender, rate, _): &(&str, Estimate, bool)| Bar {
+        contender: (*contender).to_owned(),
+        label: (*contender).to_owned(),
+        value: rate.mean,
+        interval: (rate.high > rate.low).then_some([rate.low, rate.high]),
+        note: if rate.mean > 0.0 { number(rate.mean, 3) } else { "none".to_owned() },
+    };
+    let mut bars: Vec<Bar> = rates.iter().map(bar).collect();
     let words: Vec<(&str, String)> =
         bars.iter().map(|bar| (bar.contender.as_str(), format!("{}/s", number(bar.value, 3)))).collect();
-    let title = format!("Most answers per second without falling behind: {}", rivals(&words));
-    let subtitle = format!(
-        "The highest throughput among rates at which at least {} % of the requests are answered and the p99 time to the first token is at most {} s; uniform weights.",
-        SUSTAINED_ANSWERED_MIN * 100.0,
+    let title = format!("Most requests per second without falling behind: {}", rivals(&words));
+    let limits = format!(
+        "at least {} % are answered while requests come and the p99 time to the first token is at most {} s",
+        SUSTAINED_SERVED_MIN * 100.0,
         SUSTAINED_TTFT_P99_MAX_MS / 1000.0
     );
+    let subtitle = if was_sought {
+        format!("The highest rate at which {limits}; uniform weights.")
+    } else {
+        format!("The highest throughput among the rates at which {limits}; uniform weights.")
+    };
     bars.sort_by(|a, b| (a.contender == ORACLE).cmp(&(b.contender == ORACLE)).then(b.value.total_cmp(&a.value)));
-    bars::scene(&title, &subtitle, width(6), &bars, &view.looks)
+    Some(bars::scene(&title, &subtitle, width(6), &bars, &view.looks))
 }

@@ -5,11 +5,10 @@ use std::fmt::Write;
 use super::axis::{fixed, number, with_interval};
 use super::svg::escaped;
 use super::view::{View, per_second};
-use crate::tools::lab::cell::{Cell, Reproduced};
+use crate::tools::lab::cell::{Cell, Reproduced, Target};
 use crate::tools::lab::frontier::{Against, COST_SLACK, Outcome, QUALITY_SLACK, TIE, against, dominated};
 use crate::tools::lab::statistics::{Estimate, paired};
 use crate::tools::lab::summary::{ORACLE, OURS, PAPER, Summary};
-use crate::tools::lab::targets::targets;
 
 /// A table that is written cell by cell.
 struct Table {
@@ -205,7 +204,7 @@ pub(super) fn against_the_paper(view: &View) -> String {
             duels(one)
         );
     }
-    html + &rivals_that_lead(view) + &goals(view)
+    html + &rivals_that_lead(view)
 }
 
 fn duels(one: &Against) -> String {
@@ -295,17 +294,17 @@ fn rivals_that_lead(view: &View) -> String {
     )
 }
 
-/// What was to be shown, and whether it is.
-fn goals(view: &View) -> String {
+/// What was aimed at, and whether it was met.
+pub(super) fn targets(rows: &[Target]) -> String {
     let mut table = Table::new(&["target", "measured", ""]);
-    for target in targets(view.all) {
+    for target in rows {
         table.row(None);
         table.words(&target.what);
         table.words(&target.measured);
-        table.words(if target.is_met { "met" } else { "not met" });
+        let _ = write!(table.html, "<td class=\"n {0}\">{0}</td>", if target.met { "met" } else { "missed" });
         table.end_row();
     }
-    format!("<h3>Targets</h3>\n{}", table.done())
+    table.done()
 }
 
 /// Published numbers beside ours.

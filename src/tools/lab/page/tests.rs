@@ -6,7 +6,7 @@ use super::*;
 use crate::random::Random;
 use crate::tools::lab::cell::{Cell, CellWeights, Intervals, Reproduced, Slice, TimesMs};
 use crate::tools::lab::frontier::{dominated, pareto};
-use crate::tools::lab::targets::targets;
+use crate::tools::lab::targets;
 
 /// Name, speed, best quality and settings of made-up contenders.
 const MADE_UP: [(&str, f64, f64, usize); 14] = [
@@ -98,7 +98,7 @@ fn cell(name: &str, which: usize, rate: f64, seed: u64, workload: &str) -> Cell 
         tpot_ms: TimesMs { mean: 18.0, p50: 17.0, p99: 40.0 },
         e2e_ms: TimesMs { mean, p50: mean * 0.85, p99: mean * 3.5 },
         throughput_rps: rate.min(24.0 / speed.sqrt()) - 0.2,
-        served: None,
+        served: Some(1.0),
         slo_attainment: slo.then_some(0.9 - 0.1 * speed),
         budget_exhausted: slo.then_some(0.1 * speed),
         shed: slo.then_some(0.0),
@@ -132,12 +132,10 @@ fn whole() -> Cells {
     }
     let row = ["peak quality", "0.419", "0.66", "another judge < & > \"other\" prompts"].map(str::to_owned);
     let [what, published, ours, why] = row;
-    Cells {
-        preset: "paper".to_owned(),
-        cells,
-        reproduction: vec![Reproduced { what, published, ours, why }],
-        ..Cells::default()
-    }
+    let reproduction = vec![Reproduced { what, published, ours, why }];
+    let mut cells = Cells { preset: "paper".to_owned(), cells, reproduction, ..Default::default() };
+    cells.targets = targets::of(&cells);
+    cells
 }
 
 /// Every element that is opened is closed in the right order; void elements and scripts aside.
@@ -199,7 +197,7 @@ fn a_whole_result_has_every_part() {
 fn data_decide_what_is_there() {
     let only = |keep: &dyn Fn(&Cell) -> bool| {
         let all = whole().cells.into_iter().filter(|cell| keep(cell)).collect();
-        Cells { preset: "quick".to_owned(), cells: all, ..Cells::default() }
+        Cells { preset: "quick".to_owned(), cells: all, ..Default::default() }
     };
     let first = |cell: &Cell| cell.seed == 1 && cell.rate == 12.0;
     let rows: [(&str, Cells, &[&str]); 5] = [
@@ -297,9 +295,9 @@ fn duels_are_won_by_time_at_no_less_quality_and_no_more_cost() {
 #[test]
 fn targets_are_met_by_who_meets_them() {
     let cells = whole();
-    let all = targets(&summaries(&cells));
+    let all = targets::of(&cells);
     assert_eq!(all.len(), 9, "{all:?}");
-    assert!(all.iter().all(|target| target.is_met), "{all:?}");
+    assert!(all.iter().all(|target| target.met), "{all:?}");
     // The same with the names of ours and the paper's exchanged: only what both keep is met.
     let mut swapped = cells;
     for cell in &mut swapped.cells {
@@ -309,10 +307,19 @@ fn targets_are_met_by_who_meets_them() {
             _ => {}
         }
     }
-    let all = targets(&summaries(&swapped));
-    let met: Vec<&str> = all.iter().filter(|target| target.is_met).map(|target| target.what.as_str()).collect();
+    let all = targets::of(&swapped);
+    let met: Vec<&str> = all.iter().filter(|target| target.met).map(|target| target.what.as_str()).collect();
     assert_eq!(met, ["the cheapest cell, tied with the cheapest"], "{all:?}");
-    assert!(targets(&summaries(&Cells::default())).is_empty());
+    assert!(targets::of(&Cells::default()).is_empty());
+}
+
+#[test]
+fn seeds_of_a_workload_with_its_own_rate_are_together() {
+    let rates = [(1, 10.2), (2, 10.9), (3, 9.8), (1, 12.0), (2, 12.0), (3, 12.0)];
+    let cells = rates.map(|(seed, rate)| Cell { rate, ..cell("round-robin", 0, 12.0, seed, "square-40-6") });
+    let cells = Cells { cells: cells.to_vec(), ..Default::default() };
+    let found: Vec<(usize, f64)> = summaries(&cells).iter().map(|s| (s.cells.len(), (s.rate * 10.0).round())).collect();
+    assert_eq!(found, [(3, 103.0), (3, 120.0)]);
 }
 
 #[test]
@@ -330,20 +337,4 @@ fn a_frontier_has_what_nothing_beats() {
     let points = [(2.0, 0.5), (1.0, 0.4), (3.0, 0.45), (2.0, 0.6), (4.0, 0.7), (f64::NAN, 0.9)];
     assert_eq!(pareto(&points, true), [(1.0, 0.4), (2.0, 0.6), (4.0, 0.7)]);
     assert_eq!(pareto(&points, false), [(4.0, 0.7)]);
-}
-
-#[test]
-fn zz_dump() {
-    let out = Path::new("/tmp/pg/out");
-    std::fs::create_dir_all(out).unwrap();
-    std::fs::write(out.join("page.html"), html(&whole())).unwrap();
-    let mut one = whole();
-    one.cells.retain(|cell| {
-        cell.rate == 30.0
-            && cell.policy != PAPER
-            && cell.seed == 1
-            && cell.workload == "poisson"
-            && (cell.weights.is_none() || cell.policy == OURS)
-    });
-    std::fs::write(out.join("quick.html"), html(&one)).unwrap();
 }

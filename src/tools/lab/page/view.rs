@@ -4,9 +4,8 @@ use super::axis::number;
 use super::looks::Looks;
 use super::scene::Scene;
 use crate::tools::lab::summary::{
-    Experiment, OURS, PAPER, Summary, balanced_quality, contenders, main_experiment, rates, representatives,
+    Experiment, OURS, PAPER, SUSTAINED, Summary, balanced_quality, contenders, main_experiment, rates, representatives,
 };
-use crate::tools::lab::targets::SUSTAINED;
 
 /// Which part of the page a plot is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,24 +80,22 @@ impl<'a> View<'a> {
 
     /// The cells of a contender of the main comparison at a rate.
     pub(super) fn at(&self, contender: &str, rate: f64) -> Vec<&'a Summary<'a>> {
-        self.main.iter().copied().filter(|s| s.policy() == contender && s.rate() == rate).collect()
+        self.main.iter().copied().filter(|s| s.policy() == contender && s.is_at(rate)).collect()
     }
 
     /// The cells that stand for contenders at one rate of a comparison: of each that has one, ours first.
     pub(super) fn standing(&self, of: &[&'a Summary<'a>], rate: f64) -> Vec<&'a Summary<'a>> {
         let quality = balanced_quality(of);
         let chosen = contenders(of).into_iter().flat_map(|name| representatives(of, name, quality));
-        chosen.filter(|summary| summary.rate() == rate).collect()
+        chosen.filter(|summary| summary.is_at(rate)).collect()
     }
 
     /// The cells of every other comparison, each comparison at its highest rate.
     pub(super) fn others(&self) -> Vec<(Experiment, f64, Vec<&'a Summary<'a>>)> {
         let mut experiments: Vec<&Experiment> = self.all.iter().map(|summary| &summary.experiment).collect();
-        // Its cells differ in their rates.
-        experiments.retain(|experiment| experiment.variant != SUSTAINED);
         experiments.sort();
         experiments.dedup();
-        experiments.retain(|experiment| **experiment != self.experiment);
+        experiments.retain(|experiment| **experiment != self.experiment && experiment.variant != SUSTAINED);
         let arranged = experiments.into_iter().map(|experiment| {
             let of: Vec<&Summary> = self.all.iter().filter(|summary| summary.experiment == *experiment).collect();
             (experiment.clone(), rates(&of).last().copied().unwrap_or(0.0), of)
