@@ -19,6 +19,29 @@ use crate::sim::simulation::Desk;
 struct Slot {
     own: Counters,
     written: Counters,
+    /// The instances whose counters have changed since they were written: of a large fleet a few.
+    changed: Vec<usize>,
+}
+
+impl Slot {
+    fn new(instances: usize) -> Slot {
+        Slot { own: Counters::new(instances), written: Counters::new(instances), changed: Vec::new() }
+    }
+
+    fn change(&mut self, instance: usize, change: impl FnOnce(&mut Counters)) {
+        change(&mut self.own);
+        if self.changed.last() != Some(&instance) {
+            self.changed.push(instance);
+        }
+    }
+
+    fn write(&mut self) {
+        for instance in self.changed.drain(..) {
+            if let (Some(written), Some(own)) = (self.written.0.get_mut(instance), self.own.0.get(instance)) {
+                *written = *own;
+            }
+        }
+    }
 }
 
 /// One gateway.
@@ -48,10 +71,9 @@ pub struct Gateway {
 impl Gateway {
     /// A gateway that has sent nothing and knows nothing.
     pub fn new(instances: usize, workers: usize, random: Random) -> Gateway {
-        let slot = Slot { own: Counters::new(instances), written: Counters::new(instances) };
         Gateway {
             instances,
-            slots: vec![slot; workers],
+            slots: vec![Slot::new(instances); workers],
             workers: (0..workers).collect(),
             reports: Reports(vec![Default::default(); instances]),
             learned: Learned::default(),
@@ -75,7 +97,7 @@ impl Gateway {
     pub(super) fn replace_worker(&mut self, worker: usize) -> Option<usize> {
         let old = *self.workers.get(worker)?;
         let new = self.slots.len();
-        self.slots.push(Slot { own: Counters::new(self.instances), written: Counters::new(self.instances) });
+        self.slots.push(Slot::new(self.instances));
         *self.workers.get_mut(worker)? = new;
         Some(old)
     }
@@ -109,22 +131,24 @@ impl Gateway {
     }
 
     pub(super) fn dispatch(&mut self, slot: usize, dispatch: &Dispatch, now: Duration) {
-        self.write(slot, |own| own.dispatch(dispatch, now));
+        self.write(slot, [dispatch.instance; 2], |own| own.dispatch(dispatch, now));
     }
 
     pub(super) fn move_to(&mut self, slot: usize, dispatch: &mut Dispatch, instance: usize, now: Duration) {
-        self.write(slot, |own| own.move_to(dispatch, instance, now));
+        self.write(slot, [dispatch.instance, instance], |own| own.move_to(dispatch, instance, now));
     }
 
     pub(super) fn finish(&mut self, slot: usize, dispatch: Dispatch) {
-        self.write(slot, |own| own.finish(dispatch));
+        self.write(slot, [dispatch.instance; 2], |own| own.finish(dispatch));
     }
 
     /// Progress of a stream: the other workers see it after the next tick.
     pub(super) fn progress(&mut self, slot: usize, dispatch: &mut Dispatch, tokens: u64) {
         if let Some(slot) = self.slots.get_mut(slot) {
-            slot.own.prefilled(dispatch);
-            slot.own.streamed(dispatch, tokens);
+            slot.change(dispatch.instance, |own| {
+                own.prefilled(dispatch);
+                own.streamed(dispatch, tokens);
+            });
         }
     }
 
@@ -147,18 +171,23 @@ impl Gateway {
 
     /// Every worker writes what it has counted.
     pub(super) fn tick(&mut self) {
-        self.slots.iter_mut().for_each(|slot| slot.written.clone_from(&slot.own));
+        self.slots.iter_mut().for_each(Slot::write);
     }
 
     /// A dead worker's slot is found out.
     pub(super) fn retire(&mut self, slot: usize) {
-        self.write(slot, Counters::retire);
+        if let Some(slot) = self.slots.get_mut(slot) {
+            slot.own.retire();
+            slot.written.clone_from(&slot.own);
+        }
     }
 
-    fn write(&mut self, slot: usize, change: impl FnOnce(&mut Counters)) {
+    /// Changes the counters of one or two instances, and writes them.
+    fn write(&mut self, slot: usize, [one, other]: [usize; 2], change: impl FnOnce(&mut Counters)) {
         if let Some(slot) = self.slots.get_mut(slot) {
-            change(&mut slot.own);
-            slot.written.clone_from(&slot.own);
+            slot.change(one, change);
+            slot.change(other, |_| ());
+            slot.write();
         }
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
+use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 
 use super::Preset;
@@ -217,6 +218,7 @@ fn text(cells: &Cells) -> Result<String> {
 /// Means over seeds, by rate; of contenders with weights the uniform ones, and the only ones where there are no others.
 fn table(cells: &Cells) -> Table {
     let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
     table.set_header([
         "rate",
         "variant",
@@ -269,6 +271,7 @@ fn table(cells: &Cells) -> Table {
 fn show_targets(cells: &Cells) {
     if !cells.targets.is_empty() {
         let mut table = Table::new();
+        table.load_style(UTF8_FULL_CONDENSED);
         table.set_header(["target", "measured", "met"]);
         for target in &cells.targets {
             table.add_row([target.what.as_str(), &target.measured, if target.met { "yes" } else { "no" }]);
@@ -277,6 +280,7 @@ fn show_targets(cells: &Cells) {
     }
     if !cells.reproduction.is_empty() {
         let mut table = Table::new();
+        table.load_style(UTF8_FULL_CONDENSED);
         table.set_header(["the paper's shape", "published", "measured here", "why it differs"]);
         for row in &cells.reproduction {
             table.add_row([&row.what, &row.published, &row.ours, &row.why]);
