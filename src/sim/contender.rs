@@ -4,6 +4,8 @@
 //! load to choose the model, the models of all kinds of requests are chosen before the simulation begins.
 
 mod dispatcher;
+mod fitted;
+mod forest;
 mod published;
 
 use std::sync::Arc;
@@ -14,6 +16,8 @@ use crate::reckoning::{Dispatch, LoadNow};
 use crate::router::Decision;
 
 pub use dispatcher::{Dispatcher, Turns};
+pub use fitted::{Fitted, PoolTimes, inputs};
+pub use forest::{DEPTH, Forest, INPUTS_MAX, Inputs, SPLITS, Tree};
 pub use published::{Published, Tie, Tpot};
 
 /// An algorithm that decides.
@@ -79,6 +83,8 @@ pub struct Choice {
     pub fallbacks: Vec<usize>,
     /// What the counters are told that the instance was given to do.
     pub dispatch: Dispatch,
+    /// The limit of the answer's tokens that its budget demands.
+    pub max_tokens: Option<u32>,
     /// What our router says of it.
     pub decision: Option<Box<Decision>>,
 }
@@ -88,7 +94,7 @@ impl Choice {
     fn of(instance: usize, prompt_tokens: u32, output_tokens: f64) -> Choice {
         let dispatch =
             Dispatch { instance, prompt_tokens: u64::from(prompt_tokens), output_tokens: output_tokens as u64 };
-        Choice { instance, fallbacks: Vec::new(), dispatch, decision: None }
+        Choice { instance, fallbacks: Vec::new(), dispatch, max_tokens: None, decision: None }
     }
 }
 

@@ -1,8 +1,9 @@
-//! `routebalance bench`: what the filter's work costs, as a table for people and as JSON for machines.
+//! `routebalance bench`: what the filter's work and the simulator's cost, as a table for people and as JSON for machines.
 
 mod body;
 mod fleet;
 mod predictor;
+mod simulator;
 
 use std::path::PathBuf;
 
@@ -43,6 +44,15 @@ enum What {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Requests per second that the simulator gets through on one core, by the number of requests and of instances
+    Simulator {
+        /// At most 100,000 requests
+        #[arg(long)]
+        quick: bool,
+        /// Write the rows to this file
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// Features and inference in microseconds, natively and inside Envoy, by the prompt's size
     Predictor {
         /// Repetitions per text
@@ -68,6 +78,10 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         What::Fleet { requests, json } => {
             let rows = runtime.block_on(fleet::run(&options()?, *requests))?;
             show(fleet::table(&rows), &rows, json.as_deref())
+        }
+        What::Simulator { quick, json } => {
+            let rows = simulator::run(&read_config()?, *quick)?;
+            show(simulator::table(&rows), &rows, json.as_deref())
         }
         What::Predictor { repeat, json } => {
             let report = runtime.block_on(predictor::run(options()?, *repeat))?;

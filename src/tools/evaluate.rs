@@ -6,6 +6,7 @@ mod gateways;
 mod latency_error;
 mod objectives;
 mod scenarios;
+mod tpot_fit;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -27,6 +28,8 @@ pub enum Preset {
     Engine,
     /// Small fleets with random faults, and what must hold after them; fails if it does not
     Scenarios,
+    /// How far the published predictor of times is off, trained on a simulated sweep of each pool
+    TpotFit,
 }
 
 /// Arguments of `evaluate`.
@@ -61,6 +64,7 @@ pub fn run(args: &EvaluateArgs) -> Result<ExitCode> {
         Preset::LatencyError => latency_error::run(&config, args)?,
         Preset::Engine => engine::run()?,
         Preset::Scenarios => scenarios::run(&config, args)?,
+        Preset::TpotFit => tpot_fit::run(&config, args)?,
     };
     if let Some(file) = &args.json {
         let text = serde_json::to_string_pretty(&result)?;

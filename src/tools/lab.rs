@@ -3,6 +3,7 @@
 pub mod access_log;
 pub mod builtin;
 pub mod cell;
+pub mod contenders;
 pub mod entrant;
 pub mod fit;
 pub mod lines;

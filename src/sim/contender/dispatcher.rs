@@ -1,7 +1,8 @@
 //! Dispatchers: which of some instances serves a request, whatever its model.
 
 use super::{Choice, instances};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Pool};
+use crate::latency;
 use crate::random::Random;
 use crate::reckoning::LoadNow;
 use crate::sim::workload::Template;
@@ -15,6 +16,13 @@ pub enum Dispatcher {
     Random,
     /// The fewest running and waiting requests; of equals the first (RouteBalance's baselines, section 12 of its specification).
     ShortestQueue,
+    /// Of two drawn at random the one with fewer requests (Mitzenmacher 2001, *The Power of Two Choices in Randomized Load
+    /// Balancing*; Envoy's `LEAST_REQUEST`).
+    PowerOfTwo,
+    /// The least work left, in seconds at the instance's full batch, with a penalty for a cache that fills up (`seconds_left`).
+    LeastLoad,
+    /// The highest weighted sum of scores for the queue and the KV cache (`scorers`); of equals any.
+    WeightedScorers,
 }
 
 /// How often it was whose turn, by model, and last over all of them.
@@ -45,13 +53,39 @@ impl Dispatcher {
         random: &mut Random,
     ) -> Option<Choice> {
         let among: Vec<usize> = instances(fleet, model).collect();
+        let load = |i: usize| loads.get(i).copied().unwrap_or_default();
+        let requests = |i: usize| load(i).in_flight();
         let instance = match self {
             Dispatcher::RoundRobin => {
                 let turn = turns.next(model.unwrap_or(fleet.models.len()));
                 *among.get((turn % among.len().max(1) as u64) as usize)?
             }
             Dispatcher::Random => *among.get(random.below(among.len()))?,
-            Dispatcher::ShortestQueue => least(&among, |i| loads.get(i).map_or(0.0, LoadNow::in_flight))?,
+            Dispatcher::ShortestQueue => first_least(&among, requests)?,
+            Dispatcher::PowerOfTwo => {
+                let first = random.below(among.len());
+                // The second is another one, if there is any.
+                let step = random.below(among.len().saturating_sub(1)).saturating_add(1);
+                let second = first.saturating_add(step) % among.len().max(1);
+                first_least(&[*among.get(first)?, *among.get(second)?], requests)?
+            }
+            Dispatcher::LeastLoad => {
+                let seconds =
+                    |i: usize| fleet.pool_of(i).map_or(f64::INFINITY, |(_, pool)| seconds_left(pool, &load(i)));
+                // Idle instances are equals: the one that has waited longest for a request comes first.
+                let order = |a: &usize, b: &usize| {
+                    let (a, b) = (*a, *b);
+                    seconds(a).total_cmp(&seconds(b)).then(load(a).last_dispatch.cmp(&load(b).last_dispatch))
+                };
+                among.iter().copied().min_by(order)?
+            }
+            Dispatcher::WeightedScorers => {
+                let scores = scorers(&among, load);
+                let best = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let winners: Vec<usize> =
+                    among.iter().zip(&scores).filter(|(_, score)| **score >= best).map(|(i, _)| *i).collect();
+                *winners.get(random.below(winners.len()))?
+            }
         };
         let (_, pool) = fleet.pool_of(instance)?;
         let estimate = template.outlook.as_ref().and_then(|o| o.estimates.get(pool.model));
@@ -62,6 +96,142 @@ impl Dispatcher {
 }
 
 /// The first of those with the least of something.
-fn least(among: &[usize], of: impl Fn(usize) -> f64) -> Option<usize> {
+fn first_least(among: &[usize], of: impl Fn(usize) -> f64) -> Option<usize> {
     among.iter().copied().min_by(|a, b| of(*a).total_cmp(&of(*b)))
+}
+
+/// What a KV cache in use `k` adds to the seconds of work: `.15 k / (1 - k)`, small until the cache is nearly full.
+const KV_PENALTY_SECONDS: f64 = 0.15;
+/// A full cache is still comparable with another full one.
+const KV_USE_MAX: f64 = 0.999;
+
+/// Tokens that the instance owes, prompts and answers, over the tokens it makes in a second when its batch is full, plus the
+/// penalty for its cache: the time-based load of token-aware balancers such as the KV router of NVIDIA Dynamo, which adds up the
+/// prefill and decode work that an instance holds.
+fn seconds_left(pool: &Pool, load: &LoadNow) -> f64 {
+    let batch = f64::from(pool.limits.max_running);
+    let tokens_per_second = batch / latency::tpot_seconds(&pool.profile, batch - 1.0).max(1e-9);
+    let tokens = load.pending_prompt_tokens + load.pending_output_tokens;
+    let used = load.kv_use.unwrap_or(0.0).clamp(0.0, KV_USE_MAX);
+    tokens / tokens_per_second + KV_PENALTY_SECONDS * used / (1.0 - used)
+}
+
+/// Weight of the queue's score and of the cache's.
+const QUEUE_WEIGHT: f64 = 2.0;
+const KV_WEIGHT: f64 = 2.0;
+
+/// The default profile of the Gateway API inference extension (llm-d's endpoint picker): the queue's score is linear from the
+/// longest of these queues (0) to the shortest (1), the cache's is its free share. Its third score, for cached prefixes (weight 3), is
+/// the same for all instances here: the lab's prompts share none.
+fn scorers(among: &[usize], load: impl Fn(usize) -> LoadNow) -> Vec<f64> {
+    let queues = || among.iter().map(|i| load(*i).waiting);
+    let (least, most) = (queues().fold(f64::INFINITY, f64::min), queues().fold(0.0, f64::max));
+    let score = |i: &usize| {
+        let load = load(*i);
+        let queue = if most > least { (most - load.waiting) / (most - least) } else { 1.0 };
+        QUEUE_WEIGHT * queue + KV_WEIGHT * (1.0 - load.kv_use.unwrap_or(0.0))
+    };
+    among.iter().map(score).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::Config;
+    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    fn fleet() -> Fleet {
+        Config::parse(include_bytes!("../../../envoy/routebalance.json")).unwrap().fleet
+    }
+
+    fn chosen(dispatcher: Dispatcher, model: Option<usize>, loads: &[LoadNow], times: usize) -> Vec<usize> {
+        let template = Template::of_counts(100, vec![100; 5], vec![0.5; 5]);
+        let (mut turns, mut random) = (Turns::default(), Random::new(1));
+        let fleet = fleet();
+        let mut choose = || dispatcher.choose(&fleet, model, &template, loads, &mut turns, &mut random);
+        (0..times).map(|_| choose().unwrap().instance).collect()
+    }
+
+    fn busy(running: f64, waiting: f64, tokens: f64, kv_use: f64) -> LoadNow {
+        LoadNow { running, waiting, pending_output_tokens: tokens, kv_use: Some(kv_use), ..LoadNow::default() }
+    }
+
+    /// The reference fleet's first three instances are of the smallest model, the next five of the second one.
+    #[test]
+    fn each_rule_chooses_as_its_source_says() {
+        use Dispatcher::*;
+        let idle = LoadNow::default();
+        let sent = |seconds| LoadNow { last_dispatch: Duration::from_secs(seconds), ..idle };
+        let rows: [(&str, Dispatcher, [LoadNow; 3], &[usize]); 9] = [
+            ("in turn", RoundRobin, [idle; 3], &[0, 1, 2, 0]),
+            (
+                "fewest requests",
+                ShortestQueue,
+                [busy(3.0, 0.0, 0.0, 0.0), busy(1.0, 1.0, 9.0, 0.0), busy(2.0, 1.0, 0.0, 0.0)],
+                &[1, 1],
+            ),
+            (
+                "least work, not fewest requests",
+                LeastLoad,
+                [busy(3.0, 0.0, 90.0, 0.1), busy(1.0, 0.0, 900.0, 0.1), busy(2.0, 0.0, 500.0, 0.1)],
+                &[0],
+            ),
+            (
+                "a cache that is nearly full",
+                LeastLoad,
+                [busy(3.0, 0.0, 90.0, 0.95), busy(1.0, 0.0, 900.0, 0.1), busy(2.0, 0.0, 950.0, 0.1)],
+                &[1],
+            ),
+            ("of idle ones who waited longest", LeastLoad, [sent(3), sent(1), sent(2)], &[1]),
+            (
+                "the shortest queue scores 1",
+                WeightedScorers,
+                [busy(9.0, 4.0, 0.0, 0.5), busy(9.0, 2.0, 0.0, 0.5), busy(9.0, 3.0, 0.0, 0.5)],
+                &[1],
+            ),
+            (
+                "equal queues: the emptiest cache",
+                WeightedScorers,
+                [busy(1.0, 0.0, 0.0, 0.5), busy(1.0, 0.0, 0.0, 0.4), busy(9.0, 0.0, 0.0, 0.3)],
+                &[2],
+            ),
+            (
+                "half the queues' span is half a cache",
+                WeightedScorers,
+                [busy(1.0, 2.0, 0.0, 0.0), busy(1.0, 1.0, 0.0, 0.4), busy(1.0, 0.0, 0.0, 1.0)],
+                &[1],
+            ),
+            (
+                "never the longer of two",
+                PowerOfTwo,
+                [busy(1.0, 0.0, 0.0, 0.0), busy(2.0, 0.0, 0.0, 0.0), busy(9.0, 0.0, 0.0, 0.0)],
+                &[],
+            ),
+        ];
+        for (name, dispatcher, loads, expected) in rows {
+            let chosen = chosen(dispatcher, Some(0), &loads, expected.len().max(200));
+            assert!(chosen.starts_with(expected), "{name}: {chosen:?}");
+            assert!(chosen.iter().all(|i| *i < 3), "{name}: its model's instances only");
+            assert!(dispatcher != PowerOfTwo || !chosen.contains(&2), "{name}: the longest queue");
+        }
+    }
+
+    #[test]
+    fn lots_fall_evenly() {
+        let loads = [LoadNow::default(); 14];
+        for (name, dispatcher, share) in [
+            ("any of all", Dispatcher::Random, 1.0 / 13.0),
+            ("equal scores", Dispatcher::WeightedScorers, 1.0 / 13.0),
+            ("in turn", Dispatcher::RoundRobin, 1.0 / 13.0),
+        ] {
+            let chosen = chosen(dispatcher, None, &loads, 13_000);
+            for instance in 0..13 {
+                let count = chosen.iter().filter(|i| **i == instance).count() as f64 / 13_000.0;
+                assert!((count / share - 1.0).abs() < 0.15, "{name}: {instance} {count}");
+            }
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Flight, Happening, Simulation};
 use crate::assign;
-use crate::fleet::{BatchSizing, Batching};
+use crate::fleet::{BatchSizing, Batching, Constraints};
 use crate::openai::Api;
 use crate::reckoning::LoadNow;
 use crate::router::{Ask, Verdict};
@@ -180,6 +180,7 @@ impl Simulation<'_> {
                             instance: decision.instance,
                             fallbacks: decision.fallbacks.clone(),
                             dispatch: decision.dispatch(),
+                            max_tokens: decision.max_tokens,
                             decision: Some(decision),
                         }),
                         _ => None,
@@ -189,11 +190,13 @@ impl Simulation<'_> {
                 choices
             }
             Contender::Published(published) => {
-                let templates: Vec<&Template> = requests.iter().filter_map(template_of).collect();
+                let constraints = |i: &usize| workload.arrivals.get(*i).and_then(|arrival| arrival.constraints);
+                let batch: Vec<(&Template, Option<Constraints>)> =
+                    requests.iter().filter_map(|i| Some((template_of(i)?, constraints(i)))).collect();
                 let slot = home.slot_of(requests.first().map_or(0, worker));
                 let draw = home.random.uniform();
                 let (mut loads, _) = home.loads(slot, fleet, &config.telemetry, now, draw);
-                let assigned = published.assign(fleet, &templates, &mut loads, now);
+                let assigned = published.assign(fleet, &batch, &mut loads, now);
                 assigned.into_iter().filter_map(|(i, choice)| Some((*requests.get(i)?, choice))).collect()
             }
             Contender::Pipeline { .. } | Contender::Dispatch(_) => {
@@ -227,8 +230,7 @@ impl Simulation<'_> {
         let Some(outcome) = self.outcomes.get_mut(index) else { return };
         let Some(template) = self.workload.templates.get(outcome.template) else { return };
         let output_tokens = model.and_then(|m| template.output_tokens.get(m)).copied().unwrap_or_default();
-        let budget_limit = choice.decision.as_ref().and_then(|d| d.max_tokens).unwrap_or(u32::MAX);
-        let max_tokens = template.prompt.max_tokens.unwrap_or(u32::MAX).min(budget_limit);
+        let max_tokens = template.prompt.max_tokens.unwrap_or(u32::MAX).min(choice.max_tokens.unwrap_or(u32::MAX));
         outcome.output_tokens = output_tokens.min(max_tokens);
         outcome.decided = Some(now.saturating_sub(outcome.at));
         outcome.model = model;

@@ -53,7 +53,7 @@ pub(super) async fn run(options: &GatewayOptions, requests: u32) -> Result<Vec<R
 }
 
 /// Gives the first pool as many instances more as the fleet lacks.
-fn grow(config: &mut Value, instances: usize) -> Result<()> {
+pub(super) fn grow(config: &mut Value, instances: usize) -> Result<()> {
     let pools = config["pools"].as_array_mut().context("the configuration has no pools")?;
     let now: usize = pools.iter().filter_map(|pool| pool["instances"].as_array()).map(Vec::len).sum();
     let first =

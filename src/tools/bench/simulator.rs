@@ -1,0 +1,100 @@
+//! `routebalance bench simulator`: requests per second of CPU that the simulator gets through, by the number of requests and of
+//! instances.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use comfy_table::Table;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::fleet::grow;
+use crate::config::Config;
+use crate::router::Router;
+use crate::sim::contender::{Contender, Dispatcher, Published};
+use crate::sim::simulation::{Options, Simulation};
+use crate::sim::workload::{Arrivals, ChatMix, Workload, sustainable_rates};
+
+/// Share of what the fleet sustains.
+const UTILISATION: f64 = 0.7;
+/// Instances of the reference fleet, and of a large one.
+const REFERENCE: usize = 14;
+const LARGE: usize = 1_000;
+
+/// One line of the table.
+#[derive(Debug, Serialize)]
+pub(super) struct Row {
+    policy: &'static str,
+    instances: usize,
+    requests: usize,
+    answered: usize,
+    rate: f64,
+    seconds: f64,
+    requests_per_second: f64,
+}
+
+/// Runs the benchmark on one thread; estimates are computed before it begins.
+pub(super) fn run(config: &Value, quick: bool) -> Result<Vec<Row>> {
+    let weights = crate::fleet::Weights { quality: 1.0 / 3.0, latency: 1.0 / 3.0, cost: 1.0 / 3.0 };
+    let paper = || Contender::Published(Published::new(weights));
+    let queue = || Contender::Dispatch(Dispatcher::ShortestQueue);
+    let mut rows = vec![
+        row(config, "routebalance", Contender::Ours, REFERENCE, 10_000)?,
+        row(config, "routebalance", Contender::Ours, REFERENCE, 100_000)?,
+        row(config, "routebalance-paper", paper(), REFERENCE, 100_000)?,
+        row(config, "shortest-queue", queue(), REFERENCE, 100_000)?,
+    ];
+    if !quick {
+        rows.push(row(config, "routebalance", Contender::Ours, REFERENCE, 1_000_000)?);
+        rows.push(row(config, "shortest-queue", queue(), LARGE, 1_000_000)?);
+        rows.push(row(config, "routebalance", Contender::Ours, LARGE, 1_000_000)?);
+    }
+    Ok(rows)
+}
+
+fn row(config: &Value, policy: &'static str, contender: Contender, instances: usize, requests: usize) -> Result<Row> {
+    let mut config = config.clone();
+    grow(&mut config, instances)?;
+    let config = Config::parse(config.to_string().as_bytes())?;
+    let default_policy = config.default_policy;
+    let router = Router::new(config, None);
+    let fleet = &router.config().fleet;
+    let templates = ChatMix::default().templates(fleet, 1);
+    let rate = UTILISATION * sustainable_rates(fleet, &templates).iter().sum::<f64>();
+    let times = Arrivals::Poisson { rate }.times_of(requests, 1);
+    let workload = Workload::drawn(templates, &times, default_policy, 1);
+    let last = times.last().copied().unwrap_or_default();
+    let options = Options { keep_decisions: false, ..Options::default() };
+    let began = Instant::now();
+    let mut simulation = Simulation::of(contender, &router, &workload, &[], options);
+    simulation.finish(last + Duration::from_secs(3_600));
+    let seconds = began.elapsed().as_secs_f64();
+    let answered = simulation.outcomes().iter().filter(|o| o.is_answered()).count();
+    Ok(Row { policy, instances, requests, answered, rate, seconds, requests_per_second: requests as f64 / seconds })
+}
+
+/// The rows for people.
+pub(super) fn table(rows: &[Row]) -> Table {
+    let mut table = Table::new();
+    table.set_header([
+        "policy",
+        "instances",
+        "requests",
+        "answered",
+        "offered per second",
+        "took",
+        "requests per second",
+    ]);
+    for row in rows {
+        table.add_row([
+            row.policy.to_owned(),
+            row.instances.to_string(),
+            row.requests.to_string(),
+            row.answered.to_string(),
+            format!("{:.1}", row.rate),
+            format!("{:.2} s", row.seconds),
+            format!("{:.0}", row.requests_per_second),
+        ]);
+    }
+    table
+}
