@@ -36,8 +36,8 @@ pub enum Preset {
 #[derive(Args, Clone, Debug)]
 pub struct EvaluateArgs {
     /// What to measure
-    #[arg(long)]
-    preset: Preset,
+    #[arg(long, required_unless_present = "from")]
+    preset: Option<Preset>,
     /// The configuration
     #[arg(default_value = "envoy/routebalance.json")]
     file: PathBuf,
@@ -50,15 +50,29 @@ pub struct EvaluateArgs {
     /// Fewer seeds and shorter runs
     #[arg(long)]
     quick: bool,
+    /// Measure nothing: draw a result of the lab that was written before
+    #[arg(long, value_name = "FILE", conflicts_with = "preset")]
+    from: Option<PathBuf>,
+    /// Write the result as one HTML page to this file
+    #[arg(long, value_name = "FILE", requires = "from")]
+    html: Option<PathBuf>,
+    /// Write the page's plots as PNG and SVG into this folder
+    #[arg(long, value_name = "FOLDER", requires = "from")]
+    plots: Option<PathBuf>,
 }
 
 /// Runs a preset, prints its table and writes its result.
 ///
 /// # Errors
-/// The configuration does not load, or the result cannot be written.
+/// The configuration does not load, or the result cannot be read or written.
 pub fn run(args: &EvaluateArgs) -> Result<ExitCode> {
+    if let Some(result) = &args.from {
+        super::lab::page::render(result, args.html.as_deref(), args.plots.as_deref())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let preset = args.preset.context("nothing to measure: give --preset")?;
     let config = super::check::check(&args.file)?;
-    let (result, passed) = match args.preset {
+    let (result, passed) = match preset {
         Preset::Gateways => gateways::run(&config, args)?,
         Preset::Objectives => objectives::run(&config, args)?,
         Preset::LatencyError => latency_error::run(&config, args)?,

@@ -11,6 +11,36 @@ pub struct Cells {
     pub preset: String,
     /// One per contender, setting, weights, workload, rate, overhead and seed.
     pub cells: Vec<Cell>,
+    /// Published numbers beside ours, for the page; empty for none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reproduction: Vec<Reproduced>,
+    /// What was aimed at; empty where the cells cannot tell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<Target>,
+}
+
+/// What was aimed at, and what came of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// What was aimed at.
+    pub what: String,
+    /// What was measured, in words.
+    pub measured: String,
+    /// Whether it was met.
+    pub met: bool,
+}
+
+/// A published number and ours, in words.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reproduced {
+    /// What is compared.
+    pub what: String,
+    /// As published, with its unit.
+    pub published: String,
+    /// As measured here, with its unit.
+    pub ours: String,
+    /// Why it differs; empty if it does not.
+    pub why: String,
 }
 
 /// The weights of a policy, a sum of 1.
@@ -96,6 +126,9 @@ pub struct Cell {
     pub e2e_ms: TimesMs,
     /// Answered requests over the time from the first arrival to the last answer, per second.
     pub throughput_rps: f64,
+    /// Answers that ended in the second half of the time of arrivals, over the requests that came in it: below 1 a queue grows.
+    #[serde(default)]
+    pub served: Option<f64>,
     /// Share of requests that kept both time limits; `null` without limits.
     pub slo_attainment: Option<f64>,
     /// Share of requests with a budget that used it up; `null` without budgets.

@@ -92,6 +92,7 @@ fn summarised(plan: &Plan, fleet: &Fleet, workload: &Workload, outcomes: &[Outco
         tpot_ms: times(&tpot),
         e2e_ms: times(&e2e),
         throughput_rps: answered.len() as f64 / end.saturating_sub(first).as_secs_f64().max(1e-9),
+        served: None,
         slo_attainment: None,
         budget_exhausted: None,
         shed: (refused > 0).then(|| refused as f64 / outcomes.len().max(1) as f64),
