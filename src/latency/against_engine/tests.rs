@@ -148,6 +148,16 @@ fn the_forecast_is_what_happens() {
 }
 
 #[test]
+fn the_forecast_knows_what_the_context_costs() {
+    let truth = LatencyProfile { tpot_growth_per_thousand_context_tokens: 0.01, ..PROFILE_7B };
+    for (told, knows) in [(truth, true), (PROFILE_7B, false)] {
+        let mut errors = run(&truth, &told, &LIMITS_7B, 4.0, 2_000, Basis::Prior);
+        let (ttft, e2e) = (quantile(&mut errors.ttft, 0.5), quantile(&mut errors.e2e, 0.5));
+        assert_eq!(ttft < 0.15 && e2e < 0.1, knows, "TTFT {ttft}, E2E {e2e}");
+    }
+}
+
+#[test]
 fn responses_set_a_wrong_profile_right() {
     let told = LatencyProfile { tpot_ms: 40.0, prefill_tokens_per_second: 4_000.0, ..PROFILE_7B };
     for rate in RATES {
