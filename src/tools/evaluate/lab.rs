@@ -10,7 +10,7 @@ use comfy_table::{CellAlignment, Table};
 use super::Preset;
 use crate::config::Config;
 use crate::fleet::Weights;
-use crate::tools::lab::cell::Cells;
+use crate::tools::lab::cell::{Cell, Cells};
 use crate::tools::lab::contenders::NAMES;
 use crate::tools::lab::ground::Ground;
 use crate::tools::lab::pairing::TraceLengths;
@@ -18,6 +18,7 @@ use crate::tools::lab::presets::{self, OUTPUT_CAP, TARIFFS, TRACES, Wishes, with
 use crate::tools::lab::resume::Partial;
 use crate::tools::lab::run::{self, Job, Overhead};
 use crate::tools::lab::source::{ArrivalKind, Source, SourceArgs};
+use crate::tools::lab::statistics::mean;
 use crate::tools::lab::summary::{SUSTAINED, Summary, main_experiment, summaries};
 use crate::tools::lab::{reproduction, targets};
 
@@ -219,7 +220,8 @@ fn text(cells: &Cells) -> Result<String> {
 fn table(cells: &Cells) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
-    table.set_header([
+    let limited = cells.cells.iter().any(|c| c.slo_attainment.is_some() || c.budget_exhausted.is_some());
+    let mut head = vec![
         "rate",
         "variant",
         "contender",
@@ -229,7 +231,11 @@ fn table(cells: &Cells) -> Table {
         "E2E mean s",
         "E2E p99 s",
         "answered per s",
-    ]);
+    ];
+    if limited {
+        head.extend(["kept limits", "used up", "refused"]);
+    }
+    table.set_header(&head);
     let all = summaries(cells);
     let main = main_experiment(&all);
     let has_uniform = all.iter().any(Summary::is_uniform);
@@ -248,7 +254,7 @@ fn table(cells: &Cells) -> Table {
     for s in shown {
         let e = &s.experiment;
         let variant = if e.variant.is_empty() { e.workload.clone() } else { format!("{}, {}", e.workload, e.variant) };
-        table.add_row([
+        let mut row = vec![
             format!("{:.1}", s.rate),
             variant,
             s.policy().to_owned(),
@@ -258,14 +264,24 @@ fn table(cells: &Cells) -> Table {
             format!("{:.2}", s.e2e_ms.mean / 1e3),
             format!("{:.2}", s.e2e_p99_ms / 1e3),
             format!("{:.1}", s.throughput_rps),
-        ]);
+        ];
+        if limited {
+            row.extend([share(s, |c| c.slo_attainment), share(s, |c| c.budget_exhausted), share(s, |c| c.shed)]);
+        }
+        table.add_row(row);
     }
-    for column in [0, 4, 5, 6, 7, 8] {
+    for column in [0, 4, 5, 6, 7, 8, 9, 10, 11] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
     table
+}
+
+/// Mean over seeds in percent; empty where nothing is measured.
+fn share(summary: &Summary, of: fn(&Cell) -> Option<f64>) -> String {
+    let values: Vec<f64> = summary.cells.iter().filter_map(|cell| of(cell)).collect();
+    mean(&values).map_or_else(String::new, |share| format!("{:.1} %", share * 100.0))
 }
 
 fn show_targets(cells: &Cells) {

@@ -397,3 +397,45 @@ fn published_slo() -> Slo {
 
 /// Our ways to treat what cannot be kept, by name.
 const MODES: [(&str, Mode); 2] = [("tiered", Mode::Tiered), ("strict", Mode::Strict)];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::tools::lab::source::Source;
+
+    #[test]
+    fn the_16_weights_are_different_and_whole() {
+        let weights = paper_weights();
+        assert_eq!(weights.len(), 16);
+        for (i, w) in weights.iter().enumerate() {
+            assert!((w.quality + w.latency + w.cost - 1.0).abs() < 1e-9, "{w:?}");
+            assert!(!weights[..i].contains(w), "{w:?}");
+        }
+    }
+
+    /// Dispatchers and pipelines alone: others need the fitted times, which take long to fit in a debug build.
+    #[test]
+    fn presets_measure_what_they_say() {
+        let config = Config::parse(include_bytes!("../../../envoy/routebalance.json")).unwrap();
+        let source = Source::built_in(&config, ArrivalKind::Poisson, Some(OUTPUT_CAP)).unwrap();
+        let grounds = [Ground::new(config, source)];
+        let wish = |names: &[&str]| Wishes {
+            policies: Some(names.iter().map(|name| (*name).to_owned()).collect()),
+            ..Wishes::default()
+        };
+        let jobs = paper(&grounds, &wish(&["routebalance"])).unwrap();
+        let main = |job: &&Job| job.variant.is_empty() && job.asked.arrivals == Some(ArrivalKind::Poisson);
+        assert_eq!(jobs.iter().filter(main).count(), 16 * 7 * 5 * 2, "weights, rates, seeds, overheads");
+        assert!(jobs.iter().all(|job| job.asked.requests == Some(3_534)));
+        let sought = jobs.iter().filter(|job| job.variant == SUSTAINED);
+        assert!(sought.count() == 3 && jobs.iter().any(|job| job.asked.arrivals == Some(WAVES[1])));
+        let quick = quick(&grounds, &wish(&["shortest-queue"])).unwrap();
+        assert_eq!(quick.iter().map(|job| job.asked.rate).collect::<Vec<_>>(), [Some(12.0), Some(30.0)]);
+        let custom = custom(&grounds, &wish(&["random"])).unwrap();
+        let rates: Vec<f64> = custom.iter().filter_map(|job| job.asked.rate).collect();
+        assert!(rates.len() == 3 && rates[2] > 2.9 * rates[0], "{rates:?}");
+        let problem = super::custom(&grounds, &wish(&["best"])).unwrap_err().to_string();
+        assert!(problem.starts_with("there is no contender best: there are routebalance, "), "{problem}");
+    }
+}

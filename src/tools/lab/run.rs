@@ -170,3 +170,66 @@ pub fn run(jobs: &[Job], grounds: &[Ground], mut partial: Option<&mut Partial>) 
         None => Ok(cells.into_iter().flatten().collect()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::tools::lab::presets::{self, Wishes};
+    use crate::tools::lab::source::{ArrivalKind, Source};
+
+    fn grounds() -> Vec<Ground> {
+        let config = Config::parse(include_bytes!("../../../envoy/routebalance.json")).unwrap();
+        let source = Source::built_in(&config, ArrivalKind::Poisson, Some(presets::OUTPUT_CAP)).unwrap();
+        vec![Ground::new(config, source)]
+    }
+
+    fn wishes(policies: &[&str]) -> Wishes {
+        Wishes {
+            policies: Some(policies.iter().map(|name| (*name).to_owned()).collect()),
+            rates: Some(vec![6.0]),
+            requests: Some(80),
+            ..Wishes::default()
+        }
+    }
+
+    #[test]
+    fn a_run_comes_out_the_same_and_goes_on_where_it_was_stopped() {
+        let grounds = grounds();
+        let jobs = presets::custom(&grounds, &wishes(&["routebalance", "shortest-queue", "avengers-pro"])).unwrap();
+        let whole = run(&jobs, &grounds, None).unwrap();
+        assert_eq!(whole.len(), jobs.len());
+        assert!(whole.iter().all(|cell| cell.requests == 80 && cell.failed == 0 && cell.quality > 0.2));
+        let dir = tempfile::tempdir().unwrap();
+        let result = dir.path().join("r.json");
+        let mut partial = Partial::open(&result, &[]).unwrap();
+        assert_eq!(run(&jobs[..3], &grounds, Some(&mut partial)).unwrap(), whole[..3]);
+        drop(partial);
+        let mut partial = Partial::open(&result, &[]).unwrap();
+        assert!(partial.found(&partial.key(&jobs[2].identity())).is_some());
+        assert!(partial.found(&partial.key(&jobs[3].identity())).is_none());
+        assert_eq!(run(&jobs, &grounds, Some(&mut partial)).unwrap(), whole, "half read, half measured");
+    }
+
+    #[test]
+    fn cells_that_cannot_be_told_apart_are_refused() {
+        let grounds = grounds();
+        let jobs = presets::custom(&grounds, &wishes(&["random"])).unwrap();
+        let twice: Vec<Job> = jobs.iter().chain(&jobs).cloned().collect();
+        let problem = run(&twice, &grounds, None).unwrap_err().to_string();
+        assert!(problem.starts_with("two cells are the same: 0|random"), "{problem}");
+    }
+
+    #[test]
+    fn the_highest_rate_is_sustained_and_the_next_one_is_not() {
+        let grounds = grounds();
+        let jobs = presets::custom(&grounds, &wishes(&["cost-only"])).unwrap();
+        let job = Job { task: Task::Sustain { up_to: 60.0 }, ..jobs[0].clone() };
+        let asked = Asked { requests: Some(400), ..job.asked.clone() };
+        let job = Job { asked, ..job };
+        let best = job.measured(&grounds).unwrap().unwrap();
+        assert!(is_sustained(&best), "{best:?}");
+        let above = Asked { rate: Some(best.rate + RATE_STEP), ..job.asked.clone() };
+        assert!(!is_sustained(&job.cell(&grounds[0], &above).unwrap()), "{}", best.rate);
+    }
+}
