@@ -144,6 +144,12 @@ pub fn forecast(profile: &LatencyProfile, limits: &Limits, load: &LoadNow, work:
     Forecast { e2e: forecast.e2e_of(work.output_tokens), ..forecast }
 }
 
+/// Seconds that a request takes on an idle instance that has nothing of it in its cache, by the profile.
+pub fn idle_seconds(profile: &LatencyProfile, work: &Work) -> f64 {
+    let prefill = work.prompt_tokens / profile.prefill_tokens_per_second;
+    profile.overhead_ms / 1e3 + prefill + work.output_tokens * profile.tpot_ms / 1e3
+}
+
 /// Seconds by which a request slows down the others of an instance, all together: every step with it and its context lasts longer
 /// for each of them, and each waits for its prefill.
 pub fn delay_seconds(profile: &LatencyProfile, load: &LoadNow, work: &Work, speed: &Speed) -> f64 {

@@ -4,8 +4,7 @@ use std::cmp::Ordering;
 use std::time::Duration;
 
 use crate::fleet::{Fleet, ModelKind, Objective, Policy, QualityNormalisation, Weights};
-use crate::latency::{self, Forecast, Speed, Work};
-use crate::reckoning::LoadNow;
+use crate::latency::{self, Forecast, Work};
 
 /// One (model, instance) pair that may serve a request, with what is expected of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -32,6 +31,8 @@ pub struct Candidate {
     pub e2e_seconds: f64,
     /// Seconds by which this request is expected to slow down those that the instance holds, all together.
     pub delay_seconds: f64,
+    /// Expected time to the last token if the instance were idle, seconds.
+    pub idle_seconds: f64,
     /// Expected cost, USD.
     pub usd: f64,
     /// Requests that the instance holds.
@@ -40,13 +41,20 @@ pub struct Candidate {
     pub last_dispatch: Duration,
 }
 
+impl Candidate {
+    /// Seconds that the request takes from itself and from the others on the instance.
+    fn burden_seconds(&self) -> f64 {
+        self.e2e_seconds + self.delay_seconds
+    }
+}
+
 /// Keeps a division by a maximum of zero defined, as the published code does.
 const EPSILON: f64 = 1e-8;
 
 /// What a difference in quality, time and money is measured against: what they typically are on this fleet when it is idle.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct References {
-    /// Best less worst mean quality of the models, 0 to 1.
+    /// Root mean square of the differences between two models' mean quality, 0 to 1.
     pub quality: f64,
     /// Mean time of an answer of typical length over the pools, seconds.
     pub seconds: f64,
@@ -63,7 +71,7 @@ impl References {
     /// The references of a fleet, from its priors, profiles and tariffs alone, so that weights mean the same on every fleet.
     pub fn of(fleet: &Fleet) -> References {
         let (mut seconds, mut usd, mut pools) = (0.0, 0.0, 0.0);
-        let (mut best, mut worst) = (0.0_f64, 1.0_f64);
+        let mut qualities: Vec<f64> = Vec::new();
         for pool in &fleet.pools {
             let Some(model) = fleet.model_of(pool).filter(|m| m.kind == ModelKind::Generate) else { continue };
             let work = Work {
@@ -71,24 +79,50 @@ impl References {
                 cached_tokens: 0.0,
                 output_tokens: model.output_tokens_prior,
             };
-            let idle = LoadNow::default();
-            seconds += latency::forecast(&pool.profile, &pool.limits, &idle, &work, &Speed::default()).e2e;
+            seconds += latency::idle_seconds(&pool.profile, &work);
             usd += work.prompt_tokens * model.tariff.usd_per_input_token
                 + work.output_tokens * model.tariff.usd_per_output_token;
             pools += 1.0;
-            best = best.max(model.quality_prior);
-            worst = worst.min(model.quality_prior);
+            qualities.push(model.quality_prior);
         }
         let mean = |sum: f64| if sum > 0.0 { sum / pools } else { 1.0 };
-        References { quality: (best - worst).max(LEAST_QUALITY_REFERENCE), seconds: mean(seconds), usd: mean(usd) }
+        let quality = root_mean_square_difference(&qualities).max(LEAST_QUALITY_REFERENCE);
+        References { quality, seconds: mean(seconds), usd: mean(usd) }
     }
+}
+
+/// Over all pairs; 0 for fewer than two values.
+fn root_mean_square_difference(values: &[f64]) -> f64 {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n.max(1.0);
+    let squares = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>();
+    (2.0 * squares / (n - 1.0).max(1.0)).sqrt()
+}
+
+/// A model on which a request takes more than so many times as long as on an idle instance does not make time cheaper any more.
+const CROWDING_MAX: f64 = 8.0;
+
+/// How many times as long as on the idle fleet a request takes now, at least 1: over the models, on the instance of each where it
+/// takes least.
+fn crowding(candidates: &[Candidate]) -> f64 {
+    let mut soonest: Vec<&Candidate> = Vec::new();
+    for candidate in candidates {
+        match soonest.iter_mut().find(|c| c.model == candidate.model) {
+            Some(best) if candidate.burden_seconds() < best.burden_seconds() => *best = candidate,
+            Some(_) => {}
+            None => soonest.push(candidate),
+        }
+    }
+    let now: f64 = soonest.iter().map(|c| c.burden_seconds().min(CROWDING_MAX * c.idle_seconds)).sum();
+    let idle: f64 = soonest.iter().map(|c| c.idle_seconds).sum();
+    if idle > 0.0 { (now / idle).max(1.0) } else { 1.0 }
 }
 
 /// The score of every candidate, higher is better, by the policy's objective. Round robin does not look at estimates: the
 /// `sequence`-th candidate in turn scores 1, the one after it less, and so on.
 pub fn scores(candidates: &[Candidate], policy: &Policy, references: &References, sequence: u64) -> Vec<f64> {
     match policy.objective {
-        Objective::Absolute => candidates.iter().map(|c| absolute(c, &policy.weights, references)).collect(),
+        Objective::Absolute => absolute(candidates, &policy.weights, references),
         Objective::Paper => paper(candidates, &policy.weights, policy.quality_normalisation),
         Objective::Prices => {
             let price = |model: usize| policy.prices.get(model).copied().unwrap_or(0.0);
@@ -98,12 +132,18 @@ pub fn scores(candidates: &[Candidate], policy: &Policy, references: &References
     }
 }
 
-/// `w_q Q/Q_ref - w_l (T + D)/T_ref - w_c C/C_ref`. T is the whole time that the request is expected to take, queue and prefill
-/// included, and D what it costs the others on the instance: without it each request serves itself best and all together worse.
-fn absolute(candidate: &Candidate, weights: &Weights, references: &References) -> f64 {
-    weights.quality * candidate.quality / references.quality
-        - weights.latency * (candidate.e2e_seconds + candidate.delay_seconds) / references.seconds
-        - weights.cost * candidate.usd / references.usd
+/// `w_q Q/Q_ref - w_l (T + D)/(crowding T_ref) - w_c C/C_ref`. T is the whole time that the request is expected to take, queue and
+/// prefill included, and D what it costs the others on the instance: without it each request serves itself best and all together
+/// worse. Where the whole fleet is slower, time costs as much less: sending everything to small models would not help. Where one
+/// model queues, it costs what it costs.
+fn absolute(candidates: &[Candidate], weights: &Weights, references: &References) -> Vec<f64> {
+    let typical_seconds = references.seconds * crowding(candidates);
+    let score = |c: &Candidate| {
+        weights.quality * c.quality / references.quality
+            - weights.latency * c.burden_seconds() / typical_seconds
+            - weights.cost * c.usd / references.usd
+    };
+    candidates.iter().map(score).collect()
 }
 
 /// `w_q Q + w_c (1 - C / max C) + w_l (1 - T / max T)`, maxima over the candidates of this request (RouteBalance, section 7 of its
@@ -139,13 +179,16 @@ fn round_robin(candidates: usize, sequence: u64) -> Vec<f64> {
 }
 
 /// Positions of `candidates`, best first: by score, then fewer requests in flight, then the one that has waited longest for a
-/// request, then the order of the file (the published tie-break). Prices know models only: there the expected time comes first.
+/// request, then the order of the file (the published tie-break). With prices, which know models only, and the absolute score,
+/// which may have a weight of zero for time, the expected time comes before these.
 pub fn rank(candidates: &[Candidate], scores: &[f64], objective: Objective) -> Vec<usize> {
     let mut order: Vec<(usize, &Candidate, f64)> =
         candidates.iter().zip(scores).enumerate().map(|(i, (c, s))| (i, c, *s)).collect();
     order.sort_by(|(_, a, score_a), (_, b, score_b)| {
-        let sooner =
-            if objective == Objective::Prices { a.e2e_seconds.total_cmp(&b.e2e_seconds) } else { Ordering::Equal };
+        let sooner = match objective {
+            Objective::Prices | Objective::Absolute => a.e2e_seconds.total_cmp(&b.e2e_seconds),
+            Objective::Paper | Objective::RoundRobin => Ordering::Equal,
+        };
         descending(*score_a, *score_b)
             .then(sooner)
             .then(a.in_flight.total_cmp(&b.in_flight))

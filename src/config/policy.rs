@@ -17,7 +17,7 @@ use crate::fleet::{
 pub(super) struct RawPolicy {
     pub(super) name: String,
     pub(super) weights: RawWeights,
-    #[serde(default = "paper")]
+    #[serde(default = "absolute")]
     pub(super) objective: Objective,
     #[serde(default = "min_max")]
     pub(super) quality_normalisation: QualityNormalisation,
@@ -41,8 +41,8 @@ pub(super) struct RawPolicy {
     pub(super) batching: Option<RawBatching>,
 }
 
-fn paper() -> Objective {
-    Objective::Paper
+fn absolute() -> Objective {
+    Objective::Absolute
 }
 
 fn min_max() -> QualityNormalisation {

@@ -69,6 +69,7 @@ impl Router {
                 tpot_seconds: forecast.tpot,
                 e2e_seconds: slowdown * forecast.e2e,
                 delay_seconds: slowdown * latency::delay_seconds(&pool.profile, &load, &work, speed),
+                idle_seconds: latency::idle_seconds(&pool.profile, &work),
                 usd,
                 in_flight: load.in_flight(),
                 last_dispatch: load.last_dispatch,

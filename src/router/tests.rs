@@ -371,6 +371,7 @@ fn the_log_of_one_policy_values_another() {
         ("/policies/0/exploration", json!(0.3)),
         // The estimate is normal only where the two policies agree often enough.
         ("/policies/0/objective", json!("paper")),
+        ("/policies/1/objective", json!("paper")),
         ("/policies/0/weights", json!({"quality": 0.575, "latency": 0.415, "cost": 0.01})),
     ];
     let router = router(&changes);

@@ -92,16 +92,11 @@ fn admission(config: &mut Value) {
     pool["limits"]["max_running"] = json!(2);
 }
 
-/// Time is priced in absolute units, prefill included, and a model has an adapter.
+/// A model has an adapter.
 pub(crate) static AFFINITY: Setup = Setup { name: "affinity", change: affinity, edit: Some(quick), ..Setup::PLAIN };
 
 fn affinity(config: &mut Value) {
     config["models"][1]["adapters"] = json!(["sql-adapter"]);
-    for policy in config["policies"].as_array_mut().expect("policies") {
-        if policy["name"] == "balanced" {
-            policy["objective"] = json!("absolute");
-        }
-    }
 }
 
 /// No load can be read: the first instance of a pool is always the first choice.
