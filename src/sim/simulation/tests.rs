@@ -184,3 +184,20 @@ fn who_leaves_before_the_decision_is_not_decided() {
     let [first, second] = simulation.outcomes() else { panic!() };
     assert_eq!((first.end, second.end, second.decided), (End::Answered, End::Left, None));
 }
+
+/// An instance keeps the blocks of a prompt: the next request that begins with them is answered sooner.
+#[test]
+fn blocks_that_prompts_share_are_prefilled_once() {
+    let router = pool_of(1);
+    let ttft = |blocks: Vec<u64>| {
+        let template = Template { blocks: blocks.into(), ..Template::of_counts(765, vec![2], vec![1.0]) };
+        let times = [100, 5_000].map(Duration::from_millis);
+        let workload = Workload::drawn(vec![template], &times, 0, 1);
+        let mut simulation = Simulation::new(&router, &workload, &[], Options::default());
+        simulation.finish(60 * SECOND);
+        [0, 1].map(|i| simulation.outcomes()[i].ttft.unwrap().as_millis())
+    };
+    assert_eq!(ttft(Vec::new()), [140, 140]);
+    // 640 of 765 tokens at 7,650 a second.
+    assert_eq!(ttft((0..40).collect()), [140, 140 - 84]);
+}
