@@ -62,8 +62,8 @@ pub fn paper_weights() -> Vec<Weights> {
 }
 
 /// Weights of time and of money, over that of quality, between and beyond the published ones.
-const SWEEP: ([f64; 9], [f64; 7]) =
-    ([0.0, 0.0075, 0.015, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0], [0.0, 0.03, 0.1, 0.3, 0.6, 1.0, 2.0]);
+const SWEEP: ([f64; 11], [f64; 6]) =
+    ([0.0, 0.01, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 1.5, 2.2, 3.5], [0.0, 0.1, 0.3, 0.6, 1.0, 2.0]);
 
 /// A denser sweep than the published one: what a contender can do at all.
 pub fn sweep_weights() -> Vec<Weights> {
@@ -214,6 +214,8 @@ fn study<'a>(
 
 /// Contenders whose whole frontier is drawn at all rates, with and without the time that deciding takes.
 const RIVALS: [&str; 2] = ["routebalance", "routebalance-paper"];
+/// Those that are tried with a denser sweep of weights.
+const SWEPT_CONTENDERS: [&str; 2] = ["routebalance", "routebalance-constant"];
 /// Those of robustness tests and of the search for the highest rate.
 const HEADLINES: [&str; 12] = [
     "routebalance",
@@ -253,7 +255,7 @@ pub fn paper(grounds: &[Ground], wishes: &Wishes) -> Result<Vec<Job>> {
         study.add(&Grid { weights: vec![UNIFORM], overheads: &BOTH, ..main.clone() })?;
         study.add(&Grid { knobs: Knobs::All, rates: KNOB_RATES.map(Some).to_vec(), ..main.clone() })?;
         if wishes.weights.is_none() {
-            study.add(&Grid { variant: SWEPT, policies: &["routebalance"], weights: sweep_weights(), ..main })?;
+            study.add(&Grid { variant: SWEPT, policies: &SWEPT_CONTENDERS, weights: sweep_weights(), ..main })?;
         }
         batching(study)?;
         unsteady(study)?;

@@ -26,7 +26,7 @@ pub fn of(cells: &Cells) -> Vec<Target> {
     let swept: Vec<&Summary> = all.iter().filter(is_swept).collect();
     if !swept.is_empty() {
         let both: Vec<&Summary> = main.iter().chain(&swept).copied().collect();
-        let more = duels(&both).into_iter().map(|target| Target {
+        let more = duels(&both).into_iter().chain(dispatchers(&both)).chain(uninformed(&both)).map(|target| Target {
             what: format!("{}; ours with a sweep of its weights beside the published ones", target.what),
             ..target
         });
