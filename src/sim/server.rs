@@ -84,13 +84,13 @@ impl Server {
         if self.health == Health::Up { self.engine.next_event() } else { None }
     }
 
-    /// Sends it a job.
+    /// Sends it a job, with the hashes of its prompt's blocks.
     ///
     /// # Errors
     /// Nobody accepts the connection.
-    pub fn submit(&mut self, now: Duration, job: Job) -> Result<Result<(), TooLong>, Refused> {
+    pub fn submit(&mut self, now: Duration, job: Job, blocks: &[u64]) -> Result<Result<(), TooLong>, Refused> {
         match self.health {
-            Health::Up => Ok(self.engine.submit(now, job)),
+            Health::Up => Ok(self.engine.submit_blocks(now, job, blocks.to_vec())),
             Health::Hung => {
                 self.swallowed.push(job.id);
                 Ok(Ok(()))

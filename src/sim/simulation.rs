@@ -487,8 +487,10 @@ impl<'a> Simulation<'a> {
         flight.reached = true;
         self.advance(instance);
         let now = self.now;
+        let template = self.outcomes.get(index).and_then(|o| self.workload.templates.get(o.template));
+        let blocks = template.map_or(&[][..], |t| &t.blocks);
         let Some(server) = self.servers.get_mut(instance) else { return };
-        match server.submit(now, job) {
+        match server.submit(now, job, blocks) {
             Ok(Ok(())) => self.plan_step(instance),
             Ok(Err(_)) => self.after_network(Happening::Hear { flight: index, attempt, news: News::TooLong }),
             Err(_) => self.after_network(Happening::Hear { flight: index, attempt, news: News::Lost }),
