@@ -488,7 +488,7 @@ impl<'a> Simulation<'a> {
         self.advance(instance);
         let now = self.now;
         let template = self.outcomes.get(index).and_then(|o| self.workload.templates.get(o.template));
-        let blocks = template.map_or(&[][..], |t| &t.blocks);
+        let blocks = template.map_or(&[][..], |template| &template.blocks);
         let Some(server) = self.servers.get_mut(instance) else { return };
         match server.submit(now, job, blocks) {
             Ok(Ok(())) => self.plan_step(instance),

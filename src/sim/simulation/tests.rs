@@ -32,19 +32,6 @@ fn alone(at: &[u64]) -> Workload {
 }
 
 #[test]
-fn an_instance_keeps_the_blocks_of_prompts() {
-    let router = pool_of(1);
-    let template = Template { blocks: (0..47).collect(), ..Template::of_counts(765, vec![101], vec![1.0]) };
-    let times = [0, 10].map(Duration::from_secs);
-    let workload = Workload::drawn(vec![template], &times, 0, 1);
-    let mut simulation = Simulation::new(&router, &workload, &[], Options::default());
-    simulation.finish(60 * SECOND);
-    let [first, second] = simulation.outcomes() else { panic!("two requests") };
-    let saved = first.ttft.unwrap().saturating_sub(second.ttft.unwrap()).as_secs_f64();
-    assert!((saved - 47.0 * 16.0 / 7_650.0).abs() < 1e-6, "47 blocks of 16 tokens, not {saved} s");
-}
-
-#[test]
 fn a_request_that_is_alone_takes_what_the_profile_says() {
     let router = pool_of(2);
     let workload = alone(&[100]);
@@ -196,4 +183,21 @@ fn who_leaves_before_the_decision_is_not_decided() {
     simulation.finish(60 * SECOND);
     let [first, second] = simulation.outcomes() else { panic!() };
     assert_eq!((first.end, second.end, second.decided), (End::Answered, End::Left, None));
+}
+
+/// An instance keeps the blocks of a prompt: the next request that begins with them is answered sooner.
+#[test]
+fn blocks_that_prompts_share_are_prefilled_once() {
+    let router = pool_of(1);
+    let ttft = |blocks: Vec<u64>| {
+        let template = Template { blocks: blocks.into(), ..Template::of_counts(765, vec![2], vec![1.0]) };
+        let times = [100, 5_000].map(Duration::from_millis);
+        let workload = Workload::drawn(vec![template], &times, 0, 1);
+        let mut simulation = Simulation::new(&router, &workload, &[], Options::default());
+        simulation.finish(60 * SECOND);
+        [0, 1].map(|i| simulation.outcomes()[i].ttft.unwrap().as_millis())
+    };
+    assert_eq!(ttft(Vec::new()), [140, 140]);
+    // 640 of 765 tokens at 7,650 a second.
+    assert_eq!(ttft((0..40).collect()), [140, 140 - 84]);
 }

@@ -10,7 +10,7 @@ use super::entrant::Entrant;
 use super::ground::{Asked, Demand, Ground};
 use super::run::{Job, Overhead, Task};
 use super::source::ArrivalKind;
-use super::summary::SUSTAINED;
+use super::summary::{SUSTAINED, SWEPT};
 use crate::fleet::{Mode, Slo, Weights};
 
 mod slo_budget;
@@ -59,6 +59,20 @@ pub fn paper_weights() -> Vec<Weights> {
     ];
     let listed = split.into_iter().chain(others).map(|(quality, latency, cost)| Weights { quality, latency, cost });
     std::iter::once(UNIFORM).chain(listed).collect()
+}
+
+/// Weights of time and of money, over that of quality, between and beyond the published ones.
+const SWEEP: ([f64; 9], [f64; 7]) =
+    ([0.0, 0.0075, 0.015, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0], [0.0, 0.03, 0.1, 0.3, 0.6, 1.0, 2.0]);
+
+/// A denser sweep than the published one: what a contender can do at all.
+pub fn sweep_weights() -> Vec<Weights> {
+    let (latencies, costs) = SWEEP;
+    let of = |latency: f64, cost: f64| {
+        let sum = 1.0 + latency + cost;
+        Weights { quality: 1.0 / sum, latency: latency / sum, cost: cost / sum }
+    };
+    latencies.iter().flat_map(|latency| costs.map(|cost| of(*latency, cost))).collect()
 }
 
 /// What of a preset the command line says otherwise; `None` and empty for nothing.
@@ -238,6 +252,9 @@ pub fn paper(grounds: &[Ground], wishes: &Wishes) -> Result<Vec<Job>> {
         study.add(&Grid { policies: &RIVALS, overheads: &[Overhead::Zero], ..main.clone() })?;
         study.add(&Grid { weights: vec![UNIFORM], overheads: &BOTH, ..main.clone() })?;
         study.add(&Grid { knobs: Knobs::All, rates: KNOB_RATES.map(Some).to_vec(), ..main.clone() })?;
+        if wishes.weights.is_none() {
+            study.add(&Grid { variant: SWEPT, policies: &["routebalance"], weights: sweep_weights(), ..main })?;
+        }
         batching(study)?;
         unsteady(study)?;
         sustained(study, &HEADLINES)

@@ -9,6 +9,8 @@ pub const OURS: &str = "routebalance";
 pub const PAPER: &str = "routebalance-paper";
 /// The variation of cells that are at the highest rate that their contender sustains.
 pub const SUSTAINED: &str = "sustained";
+/// The variation of our cells between and beyond the published weights.
+pub const SWEPT: &str = "sweep";
 /// The contender that knows quality and length: a bound, not a rival.
 pub const ORACLE: &str = "oracle";
 

@@ -4,7 +4,8 @@ use super::cell::{Cells, Target};
 use super::frontier::{COST_SLACK, QUALITY_SLACK, TIE, against};
 use super::statistics::Estimate;
 use super::summary::{
-    ORACLE, OURS, PAPER, Summary, balanced_quality, main_experiment, rates, representatives, summaries, sustained_rates,
+    Experiment, ORACLE, OURS, PAPER, SWEPT, Summary, balanced_quality, main_experiment, rates, representatives,
+    summaries, sustained_rates,
 };
 
 /// Contenders that choose an instance without looking at the prompt.
@@ -21,6 +22,16 @@ pub fn of(cells: &Cells) -> Vec<Target> {
     }
     let mut targets: Vec<Target> = [peak(&main), cheapest(&main)].into_iter().flatten().collect();
     targets.extend(duels(&main));
+    let is_swept = |s: &&Summary| s.experiment == Experiment { variant: SWEPT.to_owned(), ..experiment.clone() };
+    let swept: Vec<&Summary> = all.iter().filter(is_swept).collect();
+    if !swept.is_empty() {
+        let both: Vec<&Summary> = main.iter().chain(&swept).copied().collect();
+        let more = duels(&both).into_iter().map(|target| Target {
+            what: format!("{}; ours with a sweep of its weights beside the published ones", target.what),
+            ..target
+        });
+        targets.extend(more);
+    }
     targets.extend([throughput(&all, &main), wave(&all), dispatchers(&main), uninformed(&main)].into_iter().flatten());
     targets
 }
@@ -61,7 +72,10 @@ fn cheapest(main: &[&Summary]) -> Option<Target> {
     )
 }
 
-fn duels(main: &[&Summary]) -> Vec<Target> {
+fn duels(all: &[&Summary]) -> Vec<Target> {
+    // Its other settings are rivals of their own: 16 weights against 16.
+    let is_published = |s: &&Summary| s.policy() != PAPER || s.first().setting.is_empty();
+    let main: &[&Summary] = &all.iter().copied().filter(is_published).collect::<Vec<_>>();
     let rates = rates(main);
     let all: Vec<_> = rates.iter().map(|rate| against(main, OURS, PAPER, *rate)).collect();
     let every: Vec<Option<f64>> = all.iter().flat_map(|one| one.duels.iter().map(|duel| duel.mean_ratio())).collect();

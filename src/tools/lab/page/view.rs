@@ -4,7 +4,8 @@ use super::axis::number;
 use super::looks::Looks;
 use super::scene::Scene;
 use crate::tools::lab::summary::{
-    Experiment, OURS, PAPER, SUSTAINED, Summary, balanced_quality, contenders, main_experiment, rates, representatives,
+    Experiment, OURS, PAPER, SUSTAINED, SWEPT, Summary, balanced_quality, contenders, main_experiment, rates,
+    representatives,
 };
 
 /// Which part of the page a plot is in.
@@ -95,7 +96,9 @@ impl<'a> View<'a> {
         let mut experiments: Vec<&Experiment> = self.all.iter().map(|summary| &summary.experiment).collect();
         experiments.sort();
         experiments.dedup();
-        experiments.retain(|experiment| **experiment != self.experiment && experiment.variant != SUSTAINED);
+        experiments.retain(|experiment| {
+            **experiment != self.experiment && ![SUSTAINED, SWEPT].contains(&experiment.variant.as_str())
+        });
         let arranged = experiments.into_iter().map(|experiment| {
             let of: Vec<&Summary> = self.all.iter().filter(|summary| summary.experiment == *experiment).collect();
             (experiment.clone(), rates(&of).last().copied().unwrap_or(0.0), of)
