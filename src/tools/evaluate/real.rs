@@ -342,3 +342,85 @@ fn aim(simulated: &Cell, row: &Compared) -> Aim {
         met: row.agrees(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::super::EvaluateArgs;
+    use super::*;
+    use crate::tools::answer::Usage;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: EvaluateArgs,
+    }
+
+    #[test]
+    fn real_time_goes_with_what_envoy_can_do() {
+        Cli::command().debug_assert();
+        let rows: [(&[&str], bool); 6] = [
+            (&["--real"], true),
+            (&["--real", "--policies", "prices", "--rates", "6,12", "--weights", ".8/.1/.1", "--runs", "1"], true),
+            (&["--real", "--preset", "quick"], false),
+            (&["--real", "--trace", "a.csv"], false),
+            (&["--real", "--gateways", "2"], false),
+            (&["--runs", "2"], false),
+        ];
+        for (arguments, good) in rows {
+            let parsed = Cli::try_parse_from([&["evaluate"], arguments].concat());
+            assert_eq!(parsed.is_ok(), good, "{arguments:?}: {parsed:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_client_saw_becomes_an_outcome() {
+        let fleet = Config::parse(include_bytes!("../../../envoy/routebalance.json")).unwrap().fleet;
+        let seen = load::Outcome {
+            at: Duration::from_secs(1),
+            prompt: 3,
+            model: Some("Qwen2.5-7B-Instruct".to_owned()),
+            decision_us: Some(90),
+            ttft: Some(Duration::from_millis(50)),
+            e2e: Duration::from_millis(650),
+            usage: Some(Usage { prompt_tokens: 10, completion_tokens: 31 }),
+            failure: None,
+        };
+        let (outcome, reason) = as_simulated(&fleet, seen.clone());
+        assert_eq!((outcome.template, outcome.model, reason), (3, Some(1), None));
+        assert!(outcome.is_answered() && outcome.tpot() == Some(Duration::from_millis(20)));
+        let rows = [
+            (load::Outcome { failure: Some("status 503".to_owned()), ..seen.clone() }, "status 503"),
+            (load::Outcome { model: Some("GPT-1".to_owned()), ..seen.clone() }, "is no model of the fleet"),
+            (load::Outcome { usage: None, ..seen }, "has no usage"),
+        ];
+        for (seen, part) in rows {
+            let (outcome, reason) = as_simulated(&fleet, seen);
+            assert!(!outcome.is_answered() && reason.is_some_and(|reason| reason.contains(part)), "{part}");
+        }
+    }
+
+    #[test]
+    fn a_template_is_what_the_instance_reads_and_answers() {
+        let config = Config::parse(include_bytes!("../../../envoy/routebalance.json")).unwrap();
+        let router = Router::new(config, None);
+        let row = |models: &[&str]| PromptRow {
+            id: "a".to_owned(),
+            dataset: "d".to_owned(),
+            prompt: "x".repeat(400),
+            q: models.iter().map(|m| ((*m).to_owned(), 0.5)).collect(),
+            len: models.iter().map(|m| ((*m).to_owned(), 7.0)).collect(),
+        };
+        let all = ["Qwen2.5-3B-Instruct", "Qwen2.5-7B-Instruct", "Qwen2.5-32B-Instruct", "Qwen2.5-72B-Instruct"];
+        let template = template(&router, &row(&all)).unwrap();
+        // 400 characters and the chat template's 3 tokens; six whole blocks of 16 tokens.
+        assert_eq!((template.prompt_tokens, template.blocks.len()), (103, 6));
+        assert_eq!(
+            (template.prompt.max_tokens, template.output_tokens.as_slice()),
+            (Some(1_024), &[7, 7, 7, 7, 0][..])
+        );
+        let problem = super::template(&router, &row(&all[..3])).unwrap_err().to_string();
+        assert!(problem.contains("Qwen2.5-72B-Instruct") && problem.contains("prompt a"), "{problem}");
+    }
+}
