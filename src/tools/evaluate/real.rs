@@ -44,13 +44,16 @@ use cases::{Case, cases, names};
 const UTILISATION: f64 = 0.5;
 /// ... but no more requests per second than this: Envoy, all instances and the client share the machine's few cores, and a machine
 /// that falls behind would be measured instead of the router.
-const RATE_MAX: f64 = 12.0;
+const RATE_MAX: f64 = 24.0;
 /// How long requests come.
 const LENGTH: Duration = Duration::from_secs(60);
 /// The published cap of answers, as in the presets; it bounds the time after the last request.
 const MAX_TOKENS: u32 = 1_024;
 /// The longest answer takes the slowest model, busy, some 60 s.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(180);
+/// Simulated runs, which differ in what happens by chance (which worker has a request, when scrapes come): under a policy that follows
+/// the load chance decides which prompt meets which model, and so the quality of a run.
+const SIMULATED_RUNS: u64 = 9;
 /// Reasons of failures that are shown, most.
 const REASONS_SHOWN: usize = 5;
 
@@ -114,6 +117,7 @@ pub(super) fn run(file: &Path, args: &RealArgs, lab: &LabArgs) -> Result<(Cells,
             for case in cases(name, lab.weights.as_deref(), &inputs)? {
                 let job = field.job(&case, rate, requests)?;
                 let simulated = simulated(&job, field.predictor()?);
+                let title = title(&job.plan);
                 let measured = runtime.block_on(async {
                     tokio::select! {
                         measured = measured(&field, &job, args.runs) => measured.map(Some),
@@ -126,11 +130,11 @@ pub(super) fn run(file: &Path, args: &RealArgs, lab: &LabArgs) -> Result<(Cells,
                     return Ok((cells, ExitCode::from(INTERRUPTED)));
                 };
                 let compared = compared(&measured, &simulated);
-                println!("{}", table(&simulated, &compared));
+                println!("{}", table(&title, &compared));
                 agree &= compared.iter().all(Compared::agrees);
-                cells.targets.extend(compared.iter().map(|c| aim(&simulated, c)));
+                cells.targets.extend(compared.iter().map(|c| aim(&title, c)));
                 cells.cells.extend(measured);
-                cells.cells.push(simulated);
+                cells.cells.extend(simulated);
             }
         }
     }
@@ -215,9 +219,14 @@ fn target(config: &Config, url: String) -> Target {
     Target { url, model, max_tokens: MAX_TOKENS, timeout: REQUEST_TIMEOUT }
 }
 
-fn simulated(job: &Job<'_>, predictor: Option<Predictor>) -> Cell {
+/// The same requests in every run; the seed is of what happens by chance.
+fn simulated(job: &Job<'_>, predictor: Option<Predictor>) -> Vec<Cell> {
     let router = Router::new(job.config.clone(), predictor);
-    measure(&job.plan, &router, &job.workload)
+    let run = |number: u64| {
+        let plan = Plan { seed: number, variant: format!("run {number}"), ..job.plan.clone() };
+        Cell { seed: FIRST_SEED, ..measure(&plan, &router, &job.workload) }
+    };
+    (1..=SIMULATED_RUNS).map(run).collect()
 }
 
 /// A cell a run, each with an Envoy and instances of its own: nobody has learnt anything before.
@@ -305,16 +314,16 @@ fn as_simulated(fleet: &Fleet, seen: load::Outcome) -> (Outcome, Option<String>)
 }
 
 /// The contender with its knobs, for people.
-fn title(cell: &Cell) -> String {
-    let weights = cell.weights.map(|w| format!(" {:.2}/{:.2}/{:.2}", w.quality, w.latency, w.cost)).unwrap_or_default();
-    let setting = if cell.setting.is_empty() { String::new() } else { format!(", {}", cell.setting) };
-    format!("{}{weights}{setting}, {:.1} a second", cell.policy, cell.rate)
+fn title(plan: &Plan) -> String {
+    let weights = plan.weights.map(|w| format!(" {:.2}/{:.2}/{:.2}", w.quality, w.latency, w.cost)).unwrap_or_default();
+    let setting = if plan.setting.is_empty() { String::new() } else { format!(", {}", plan.setting) };
+    format!("{}{weights}{setting}, {:.1} a second", plan.policy, plan.rate)
 }
 
-fn table(simulated: &Cell, rows: &[Compared]) -> Table {
+fn table(title: &str, rows: &[Compared]) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
-    table.set_header([&title(simulated), "real, median", "each run", "simulated", "may differ by", "agree"]);
+    table.set_header([title, "real, median", "each run", "simulated, median", "may differ by", "agree"]);
     for row in rows {
         let number = |value: f64| format!("{value:.*}", row.decimals());
         table.add_row([
@@ -334,10 +343,10 @@ fn table(simulated: &Cell, rows: &[Compared]) -> Table {
     table
 }
 
-fn aim(simulated: &Cell, row: &Compared) -> Aim {
+fn aim(title: &str, row: &Compared) -> Aim {
     let number = |value: f64| format!("{value:.*}", row.decimals());
     Aim {
-        what: format!("{}: {} within {}", title(simulated), row.what, number(row.limit)),
+        what: format!("{title}: {} within {}", row.what, number(row.limit)),
         measured: format!("real {}, simulated {}", number(row.real), number(row.simulated)),
         met: row.agrees(),
     }

@@ -1,4 +1,4 @@
-//! Whether a simulated cell is what a real Envoy made of the same requests.
+//! Whether simulated cells are what a real Envoy made of the same requests.
 
 use std::collections::BTreeSet;
 
@@ -22,16 +22,17 @@ pub(super) struct Compared {
     pub(super) runs: Vec<f64>,
     /// The median of the real runs; not a number without any.
     pub(super) real: f64,
-    /// Of the simulated cell.
+    /// The median of the simulated ones.
     pub(super) simulated: f64,
     /// Most by which the two may differ.
     pub(super) limit: f64,
 }
 
 impl Compared {
-    fn new(what: String, real: &[Cell], simulated: &Cell, limit: f64, of: impl Fn(&Cell) -> f64) -> Compared {
+    fn new(what: String, real: &[Cell], simulated: &[Cell], limit: f64, of: impl Fn(&Cell) -> f64) -> Compared {
         let runs: Vec<f64> = real.iter().map(&of).collect();
-        Compared { what, real: median(&runs), runs, simulated: of(simulated), limit }
+        let simulated: Vec<f64> = simulated.iter().map(&of).collect();
+        Compared { what, real: median(&runs), runs, simulated: median(&simulated), limit }
     }
 
     /// Whether they differ by no more than the limit; what is not a number never agrees.
@@ -45,9 +46,9 @@ impl Compared {
     }
 }
 
-/// Everything that must agree. The median of each number over the real runs counts.
-pub(super) fn compared(real: &[Cell], simulated: &Cell) -> Vec<Compared> {
-    let models: BTreeSet<&String> = real.iter().chain([simulated]).flat_map(|cell| cell.mix.keys()).collect();
+/// Everything that must agree. The median of each number over the runs counts.
+pub(super) fn compared(real: &[Cell], simulated: &[Cell]) -> Vec<Compared> {
+    let models: BTreeSet<&String> = real.iter().chain(simulated).flat_map(|cell| cell.mix.keys()).collect();
     let share = |model: &String| {
         let of = |cell: &Cell| cell.mix.get(model).copied().unwrap_or(0.0);
         Compared::new(format!("share of {model}"), real, simulated, SHARE_LIMIT, of)
@@ -117,7 +118,7 @@ mod tests {
         }
     }
 
-    fn disagreeing(real: &[Cell], simulated: &Cell) -> Vec<String> {
+    fn disagreeing(real: &[Cell], simulated: &[Cell]) -> Vec<String> {
         compared(real, simulated).into_iter().filter(|c| !c.agrees()).map(|c| c.what).collect()
     }
 
@@ -136,14 +137,14 @@ mod tests {
             ("failures", Cell { failed: 1, ..real[0].clone() }, &["failed requests"]),
         ];
         for (name, simulated, expected) in rows {
-            assert_eq!(disagreeing(&real, &simulated), expected, "{name}");
+            assert_eq!(disagreeing(&real, &[simulated]), expected, "{name}");
         }
     }
 
     #[test]
     fn the_median_run_counts() {
         let run = |e2e| cell(0.40, 0.60, 50.0, e2e);
-        let simulated = run(4_000.0);
+        let simulated = [run(4_000.0), run(100.0), run(4_010.0)];
         let rows: [(&str, Vec<Cell>, f64, bool); 4] = [
             ("one bad run of three", vec![run(9_000.0), run(4_100.0), run(4_200.0)], 4_200.0, true),
             ("two bad runs of three", vec![run(9_000.0), run(4_100.0), run(6_000.0)], 6_000.0, false),
