@@ -44,7 +44,7 @@ use cases::{Case, cases, names};
 const UTILISATION: f64 = 0.5;
 /// ... but no more requests per second than this: Envoy, all instances and the client share the machine's few cores, and a machine
 /// that falls behind would be measured instead of the router.
-const RATE_MAX: f64 = 24.0;
+const RATE_MAX: f64 = 16.0;
 /// How long requests come.
 const LENGTH: Duration = Duration::from_secs(60);
 /// The published cap of answers, as in the presets; it bounds the time after the last request.
