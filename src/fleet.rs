@@ -203,6 +203,8 @@ pub enum Objective {
     Prices,
     /// Every instance in turn, whatever its model: the baseline of the demo.
     RoundRobin,
+    /// The instance that owes the least work, whatever its model: what load balancers for LLMs do.
+    LeastLoad,
 }
 
 /// Named weights, constraints and objective that a route uses.

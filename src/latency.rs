@@ -159,6 +159,22 @@ pub fn delay_seconds(profile: &LatencyProfile, load: &LoadNow, work: &Work, spee
     load.running.max(0.0) * (longer_step * work.output_tokens + prefill)
 }
 
+/// What a KV cache in use `k` adds to the seconds of work: `.15 k / (1 - k)`, small until the cache is nearly full.
+const KV_PENALTY_SECONDS: f64 = 0.15;
+/// A full cache is still comparable with another full one.
+const KV_USE_MAX: f64 = 0.999;
+
+/// Tokens that the instance owes, prompts and answers, over the tokens it makes in a second when its batch is full, plus the
+/// penalty for its cache: the time-based load of token-aware balancers such as the KV router of NVIDIA Dynamo, which adds up the
+/// prefill and decode work that an instance holds.
+pub fn owed_seconds(profile: &LatencyProfile, limits: &Limits, load: &LoadNow) -> f64 {
+    let batch = f64::from(limits.max_running);
+    let tokens_per_second = batch / tpot_seconds(profile, batch - 1.0).max(1e-9);
+    let tokens = load.pending_prompt_tokens + load.pending_output_tokens;
+    let used = load.kv_use.unwrap_or(0.0).clamp(0.0, KV_USE_MAX);
+    tokens / tokens_per_second + KV_PENALTY_SECONDS * used / (1.0 - used)
+}
+
 /// Tokens in a request's KV, mean over its steps.
 fn mean_held(work: &Work) -> f64 {
     work.prompt_tokens + 0.5 * work.output_tokens

@@ -33,6 +33,8 @@ pub struct Candidate {
     pub delay_seconds: f64,
     /// Expected time to the last token if the instance were idle, seconds.
     pub idle_seconds: f64,
+    /// Seconds of work that the instance owes already.
+    pub owed_seconds: f64,
     /// Expected cost, USD.
     pub usd: f64,
     /// Requests that the instance holds.
@@ -129,6 +131,7 @@ pub fn scores(candidates: &[Candidate], policy: &Policy, references: &References
             candidates.iter().map(|c| c.quality - price(c.model)).collect()
         }
         Objective::RoundRobin => round_robin(candidates.len(), sequence),
+        Objective::LeastLoad => candidates.iter().map(|c| -c.owed_seconds).collect(),
     }
 }
 
@@ -187,7 +190,7 @@ pub fn rank(candidates: &[Candidate], scores: &[f64], objective: Objective) -> V
     order.sort_by(|(_, a, score_a), (_, b, score_b)| {
         let sooner = match objective {
             Objective::Prices | Objective::Absolute => a.e2e_seconds.total_cmp(&b.e2e_seconds),
-            Objective::Paper | Objective::RoundRobin => Ordering::Equal,
+            Objective::Paper | Objective::RoundRobin | Objective::LeastLoad => Ordering::Equal,
         };
         descending(*score_a, *score_b)
             .then(sooner)

@@ -70,6 +70,7 @@ impl Router {
                 e2e_seconds: slowdown * forecast.e2e,
                 delay_seconds: slowdown * latency::delay_seconds(&pool.profile, &load, &work, speed),
                 idle_seconds: latency::idle_seconds(&pool.profile, &work),
+                owed_seconds: slowdown * latency::owed_seconds(&pool.profile, &pool.limits, &load),
                 usd,
                 in_flight: load.in_flight(),
                 last_dispatch: load.last_dispatch,

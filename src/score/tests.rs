@@ -17,6 +17,7 @@ fn candidate(instance: usize, quality: f64, seconds: f64, usd: f64) -> Candidate
         e2e_seconds: seconds,
         delay_seconds: 0.0,
         idle_seconds: seconds,
+        owed_seconds: 0.0,
         usd,
         in_flight: 0.0,
         last_dispatch: Duration::ZERO,
@@ -180,6 +181,20 @@ fn a_queue_costs_what_it_costs() {
     let [minute, hour] = [60.0, 3_600.0]
         .map(|s| rank(&[big(s), small], &scores(&[big(s), small], &paper, &UNIT, 0), Objective::Paper)[0]);
     assert_eq!((minute, hour), (0, 0), "relative to itself a queue is never too long");
+}
+
+#[test]
+fn least_load_takes_who_owes_least_whatever_its_model() {
+    let owing = |instance, owed_seconds| Candidate { owed_seconds, ..candidate(instance, 0.5, 1.0, 1.0) };
+    let used = |instance| Candidate { last_dispatch: Duration::from_secs(5), ..owing(instance, 0.0) };
+    let rows = [
+        ("least first", [owing(0, 3.0), owing(1, 1.0), owing(2, 2.0)], [1, 2, 0]),
+        ("of idle ones who waited longest", [used(0), owing(1, 0.0), owing(2, 0.5)], [1, 0, 2]),
+    ];
+    for (name, fleet, expected) in rows {
+        let scores = scores(&fleet, &policy(weights(1.0, 0.0, 0.0), Objective::LeastLoad), &UNIT, 0);
+        assert_eq!(rank(&fleet, &scores, Objective::LeastLoad), expected, "{name}");
+    }
 }
 
 #[test]

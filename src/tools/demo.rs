@@ -32,7 +32,7 @@ const MAX_TOKENS: u32 = 768;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(150);
 const REASONS_SHOWN: usize = 5;
 /// The convention of shells: 128 + SIGINT.
-const INTERRUPTED: u8 = 130;
+pub(super) const INTERRUPTED: u8 = 130;
 
 /// Arguments of `routebalance demo`.
 #[derive(Args, Clone, Debug)]
@@ -273,7 +273,7 @@ fn curl_line(gateway: &Gateway) -> String {
 }
 
 /// Ends when the user or the system asks the demo to end.
-async fn interrupted() -> Result<()> {
+pub(super) async fn interrupted() -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut terminate, mut hang_up) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
     tokio::select! {
@@ -320,6 +320,7 @@ mod tests {
         let row = r#"{"id":"a","dataset":"d","prompt":"Why?","q":{"Qwen2.5-72B-Instruct":0.5},"len":{}}"#;
         let prompts = PromptSet::from_jsonl(row).unwrap();
         let outcome = |model: &str, failure: Option<&str>| Outcome {
+            at: Duration::ZERO,
             prompt: 0,
             model: Some(model.to_owned()),
             decision_us: None,

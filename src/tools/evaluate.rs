@@ -5,6 +5,7 @@ mod engine;
 mod gateways;
 mod lab;
 mod latency_error;
+mod real;
 mod scenarios;
 mod tpot_fit;
 
@@ -58,6 +59,8 @@ pub struct EvaluateArgs {
     quick: bool,
     #[command(flatten)]
     lab: lab::LabArgs,
+    #[command(flatten)]
+    real: real::RealArgs,
     /// Measure nothing: draw a result of the lab that was written before
     #[arg(long, value_name = "FILE", conflicts_with = "preset")]
     from: Option<PathBuf>,
@@ -72,13 +75,19 @@ pub struct EvaluateArgs {
 /// Runs a preset, prints its table and writes its result.
 ///
 /// # Errors
-/// The configuration does not load, or the result cannot be read or written.
+/// The configuration does not load, the result cannot be read or written, or Envoy does not start.
 pub fn run(args: &EvaluateArgs) -> Result<ExitCode> {
     if let Some(result) = &args.from {
         super::lab::page::render(result, args.html.as_deref(), args.plots.as_deref())?;
         return Ok(ExitCode::SUCCESS);
     }
     let file = args.lab.fleet.as_ref().unwrap_or(&args.file);
+    if args.real.real {
+        let (cells, code) = real::run(file, &args.real, &args.lab)?;
+        lab::write(&cells, args.json.as_deref())?;
+        super::lab::page::write(&cells, args.html.as_deref(), args.plots.as_deref())?;
+        return Ok(code);
+    }
     let config = super::check::check(file)?;
     let (result, passed) = match args.preset {
         None | Some(Preset::Quick | Preset::Paper | Preset::SloBudget | Preset::Robustness) => {

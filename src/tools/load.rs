@@ -75,6 +75,8 @@ pub struct Target {
 /// What became of one request.
 #[derive(Clone, Debug)]
 pub struct Outcome {
+    /// When it was due, from the start.
+    pub at: Duration,
     /// Index of the prompt.
     pub prompt: usize,
     /// The model that answered, as the gateway says (`x-routebalance-model`).
@@ -108,10 +110,10 @@ pub async fn run(
         let due = start + arrival.at;
         sleep_until(due).await;
         let body = chat_request(&target, prompts.get(arrival.prompt).map_or("", String::as_str));
-        let (http, target, observer, prompt) = (http.clone(), target.clone(), observer.clone(), arrival.prompt);
+        let (http, target, observer, arrival) = (http.clone(), target.clone(), observer.clone(), *arrival);
         open.spawn(async move {
             // Nobody listens when the command was interrupted.
-            let _ = observer.send(send(&http, &target, body, prompt, due).await);
+            let _ = observer.send(send(&http, &target, body, &arrival, due).await);
         });
         while open.try_join_next().is_some() {}
     }
@@ -121,7 +123,8 @@ pub async fn run(
     Ok(())
 }
 
-fn chat_request(target: &Target, prompt: &str) -> String {
+/// The body of a request for a streamed answer to this prompt.
+pub fn chat_request(target: &Target, prompt: &str) -> String {
     json!({
         "model": target.model,
         "messages": [{"role": "user", "content": prompt}],
@@ -132,9 +135,18 @@ fn chat_request(target: &Target, prompt: &str) -> String {
     .to_string()
 }
 
-async fn send(http: &reqwest::Client, target: &Target, body: String, prompt: usize, due: Instant) -> Outcome {
-    let mut outcome =
-        Outcome { prompt, model: None, decision_us: None, ttft: None, e2e: Duration::ZERO, usage: None, failure: None };
+async fn send(http: &reqwest::Client, target: &Target, body: String, arrival: &Arrival, due: Instant) -> Outcome {
+    let Arrival { at, prompt } = *arrival;
+    let mut outcome = Outcome {
+        at,
+        prompt,
+        model: None,
+        decision_us: None,
+        ttft: None,
+        e2e: Duration::ZERO,
+        usage: None,
+        failure: None,
+    };
     let deadline = due + target.timeout;
     let answered = timeout_at(deadline, receive(http, target, body, due, &mut outcome)).await;
     outcome.failure = match answered {

@@ -1,7 +1,7 @@
 //! Dispatchers: which of some instances serves a request, whatever its model.
 
 use super::{Choice, instances};
-use crate::fleet::{Fleet, Pool};
+use crate::fleet::Fleet;
 use crate::latency;
 use crate::random::Random;
 use crate::reckoning::LoadNow;
@@ -19,7 +19,7 @@ pub enum Dispatcher {
     /// Of two drawn at random the one with fewer requests (Mitzenmacher 2001, *The Power of Two Choices in Randomized Load
     /// Balancing*; Envoy's `LEAST_REQUEST`).
     PowerOfTwo,
-    /// The least work left, in seconds at the instance's full batch, with a penalty for a cache that fills up (`seconds_left`).
+    /// The least work left, in seconds at the instance's full batch, with a penalty for a cache that fills up ([`latency::owed_seconds`]).
     LeastLoad,
     /// The highest weighted sum of scores for the queue and the KV cache (`scorers`); of equals any.
     WeightedScorers,
@@ -70,8 +70,11 @@ impl Dispatcher {
                 first_least(&[*among.get(first)?, *among.get(second)?], requests)?
             }
             Dispatcher::LeastLoad => {
-                let seconds =
-                    |i: usize| fleet.pool_of(i).map_or(f64::INFINITY, |(_, pool)| seconds_left(pool, &load(i)));
+                let seconds = |i: usize| {
+                    fleet
+                        .pool_of(i)
+                        .map_or(f64::INFINITY, |(_, pool)| latency::owed_seconds(&pool.profile, &pool.limits, &load(i)))
+                };
                 // Idle instances are equals: the one that has waited longest for a request comes first.
                 let order = |a: &usize, b: &usize| {
                     let (a, b) = (*a, *b);
@@ -98,22 +101,6 @@ impl Dispatcher {
 /// The first of those with the least of something.
 fn first_least(among: &[usize], of: impl Fn(usize) -> f64) -> Option<usize> {
     among.iter().copied().min_by(|a, b| of(*a).total_cmp(&of(*b)))
-}
-
-/// What a KV cache in use `k` adds to the seconds of work: `.15 k / (1 - k)`, small until the cache is nearly full.
-const KV_PENALTY_SECONDS: f64 = 0.15;
-/// A full cache is still comparable with another full one.
-const KV_USE_MAX: f64 = 0.999;
-
-/// Tokens that the instance owes, prompts and answers, over the tokens it makes in a second when its batch is full, plus the
-/// penalty for its cache: the time-based load of token-aware balancers such as the KV router of NVIDIA Dynamo, which adds up the
-/// prefill and decode work that an instance holds.
-fn seconds_left(pool: &Pool, load: &LoadNow) -> f64 {
-    let batch = f64::from(pool.limits.max_running);
-    let tokens_per_second = batch / latency::tpot_seconds(&pool.profile, batch - 1.0).max(1e-9);
-    let tokens = load.pending_prompt_tokens + load.pending_output_tokens;
-    let used = load.kv_use.unwrap_or(0.0).clamp(0.0, KV_USE_MAX);
-    tokens / tokens_per_second + KV_PENALTY_SECONDS * used / (1.0 - used)
 }
 
 /// Weight of the queue's score and of the cache's.

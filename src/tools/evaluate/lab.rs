@@ -45,16 +45,16 @@ pub(super) enum OverheadChoice {
 pub(super) struct LabArgs {
     /// Contenders, by name
     #[arg(long, value_name = "NAME,..", value_delimiter = ',')]
-    policies: Option<Vec<String>>,
+    pub(super) policies: Option<Vec<String>>,
     /// Weights of quality, latency and cost of the contenders that have some
     #[arg(long, value_name = "Q/L/C,..", value_delimiter = ',', value_parser = weights)]
-    weights: Option<Vec<Weights>>,
+    pub(super) weights: Option<Vec<Weights>>,
     /// Requests per second
     #[arg(long, value_name = "RATE,..", value_delimiter = ',', value_parser = rate)]
-    rates: Option<Vec<f64>>,
+    pub(super) rates: Option<Vec<f64>>,
     /// Requests of a cell
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    requests: Option<u32>,
+    pub(super) requests: Option<u32>,
     /// Gateways
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000))]
     gateways: Option<u32>,
@@ -197,13 +197,20 @@ pub(super) fn run(
     cells.reproduction = reproduction::of(&cells);
     println!("{}", table(&cells));
     show_targets(&cells);
-    if let Some(json) = json {
-        std::fs::write(json, text(&cells)?).with_context(|| format!("{} cannot be written", json.display()))?;
-    }
+    write(&cells, json)?;
     if let Some(partial) = partial {
         partial.remove()?;
     }
     Ok(cells)
+}
+
+/// Writes a result, if a file is named.
+///
+/// # Errors
+/// The file cannot be written.
+pub(super) fn write(cells: &Cells, json: Option<&Path>) -> Result<()> {
+    let Some(json) = json else { return Ok(()) };
+    std::fs::write(json, text(cells)?).with_context(|| format!("{} cannot be written", json.display()))
 }
 
 /// The result with a cell a line.

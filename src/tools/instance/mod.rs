@@ -43,6 +43,13 @@ use self::wire::Wire;
 use crate::fleet::{Fleet, LatencyProfile, Limits, ModelKind};
 use crate::tools::prompts::PromptSet;
 
+/// How many tokens an instance reads in a chat of one user's message, and the hashes of their blocks in its prefix cache.
+pub fn tokens_read(message: &str) -> (u32, Vec<u64>) {
+    let message = serde_json::json!({ "role": "user", "content": message });
+    let prompt = text::Prompt::chat(&[], std::slice::from_ref(&message));
+    (prompt.tokens, prompt.blocks(None))
+}
+
 /// After this time without a request the server closes a connection, as vLLM's uvicorn does.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 

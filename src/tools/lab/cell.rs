@@ -98,7 +98,7 @@ pub struct Cell {
     pub setting: String,
     /// Its weights; `null` for a contender without.
     pub weights: Option<CellWeights>,
-    /// `constant`, `poisson`, `gamma-0.3`, `square-40-6`, `ramp`, `trace`, ...
+    /// `constant`, `poisson`, `gamma-0.3`, `square-40-6`, `ramp`, `trace`, ...; of `--real`, `real` or `simulated`.
     pub workload: String,
     /// Requests per second, mean over the workload.
     pub rate: f64,
@@ -106,7 +106,8 @@ pub struct Cell {
     pub seed: u64,
     /// Gateways.
     pub gateways: usize,
-    /// What deciding takes: `zero`, or `charged` (the published time for published contenders, ours as measured).
+    /// What deciding takes: `zero`, or `charged` (the published time for published contenders, ours as measured); `measured` where
+    /// a real Envoy decides.
     pub overhead: String,
     /// Further variation of the experiment (`prices 3`, `no 72B`, `budgets 45 %`); empty for none.
     pub variant: String,

@@ -153,7 +153,7 @@ impl Entrant {
 }
 
 /// What a decision of ours takes inside Envoy for a body of 1 KB: the slowest that `bench body` measured (README).
-const OUR_DECISION: Duration = Duration::from_micros(55);
+pub(in crate::tools) const OUR_DECISION: Duration = Duration::from_micros(55);
 
 impl LabInputs<'_> {
     /// Indices of the models that write text and have an instance.

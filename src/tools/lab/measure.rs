@@ -42,7 +42,7 @@ pub struct Plan {
     pub seed: u64,
     /// Gateways.
     pub gateways: usize,
-    /// `zero` or `charged`.
+    /// `zero`, `charged` or `measured`.
     pub overhead: String,
     /// Further variation of the experiment.
     pub variant: String,
@@ -79,7 +79,8 @@ fn without_constraints(workload: &Workload) -> Workload {
     workload
 }
 
-fn summarised(plan: &Plan, fleet: &Fleet, workload: &Workload, outcomes: &[Outcome]) -> Cell {
+/// What a plan came to: outcomes of a workload's requests, in their order.
+pub(in crate::tools) fn summarised(plan: &Plan, fleet: &Fleet, workload: &Workload, outcomes: &[Outcome]) -> Cell {
     let answered: Vec<&Outcome> = outcomes.iter().filter(|o| o.is_answered()).collect();
     let n = answered.len().max(1) as f64;
     let quality: Vec<f64> = answered.iter().map(|o| quality(workload, o)).collect();

@@ -45,12 +45,12 @@ pub(super) fn mean_output_tokens(fleet: &Fleet, template: &Template) -> f64 {
 }
 
 /// Indices of the models that write text.
-pub(super) fn generating(fleet: &Fleet) -> Vec<usize> {
+pub(in crate::tools) fn generating(fleet: &Fleet) -> Vec<usize> {
     (0..fleet.models.len()).filter(|m| fleet.models[*m].kind == ModelKind::Generate).collect()
 }
 
 /// Values by name in the order of the fleet's models, and 0 where a model writes no text; the first generating model without one.
-pub(super) fn in_fleet_order(fleet: &Fleet, values: &BTreeMap<String, f64>) -> Result<Vec<f64>, String> {
+pub(in crate::tools) fn in_fleet_order(fleet: &Fleet, values: &BTreeMap<String, f64>) -> Result<Vec<f64>, String> {
     let value = |model: &crate::fleet::Model| match (values.get(&model.name), model.kind) {
         (_, ModelKind::Embed) => Ok(0.0),
         (Some(value), ModelKind::Generate) => Ok(*value),
@@ -171,7 +171,7 @@ pub(super) fn priors(router: &Router, prompt: &Prompt) -> Outlook {
 }
 
 /// An empty answer costs about what one token does; a model that writes no text has no tokens.
-pub(super) fn answered_tokens(fleet: &Fleet, tokens: &[f64]) -> Vec<u32> {
+pub(in crate::tools) fn answered_tokens(fleet: &Fleet, tokens: &[f64]) -> Vec<u32> {
     let of = |(model, tokens): (&crate::fleet::Model, &f64)| match model.kind {
         ModelKind::Generate => (tokens.round() as u32).max(1),
         ModelKind::Embed => 0,
