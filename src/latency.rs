@@ -105,7 +105,7 @@ impl Forecast {
 ///   whose prompt of `P` tokens the rest has to wait for;
 /// - `E2E = TTFT + (tokens - 1) TPOT`.
 pub fn forecast(profile: &LatencyProfile, limits: &Limits, load: &LoadNow, work: &Work, speed: &Speed) -> Forecast {
-    let pace = speed.pace.unwrap_or_else(|| Pace::of(profile));
+    let pace = speed.pace_on(profile);
     let traffic = speed
         .traffic
         .unwrap_or(Traffic { prompt_tokens: work.prompt_tokens, output_tokens: work.output_tokens.max(1.0) });
@@ -153,7 +153,7 @@ pub fn idle_seconds(profile: &LatencyProfile, work: &Work) -> f64 {
 /// Seconds by which a request slows down the others of an instance, all together: every step with it and its context lasts longer
 /// for each of them, and each waits for its prefill.
 pub fn delay_seconds(profile: &LatencyProfile, load: &LoadNow, work: &Work, speed: &Speed) -> f64 {
-    let pace = speed.pace.unwrap_or_else(|| Pace::of(profile));
+    let pace = speed.pace_on(profile);
     let prefill = (work.prompt_tokens - work.cached_tokens).max(0.0) * pace.prompt_token;
     let longer_step = pace.step_per_running + pace.step_per_context_token * mean_held(work);
     load.running.max(0.0) * (longer_step * work.output_tokens + prefill)

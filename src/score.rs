@@ -178,23 +178,66 @@ fn round_robin(candidates: usize, sequence: u64) -> Vec<f64> {
         .collect()
 }
 
-/// Positions of `candidates`, best first: by score, then fewer requests in flight, then the one that has waited longest for a
+/// Candidates in an order of preference: by score, then fewer requests in flight, then the one that has waited longest for a
 /// request, then the order of the file (the published tie-break). With prices, which know models only, and the absolute score,
 /// which may have a weight of zero for time, the expected time comes before these.
-pub fn rank(candidates: &[Candidate], scores: &[f64], objective: Objective) -> Vec<usize> {
-    let mut order: Vec<(usize, &Candidate, f64)> =
-        candidates.iter().zip(scores).enumerate().map(|(i, (c, s))| (i, c, *s)).collect();
-    order.sort_by(|(_, a, score_a), (_, b, score_b)| {
-        let sooner = match objective {
-            Objective::Prices | Objective::Absolute => a.e2e_seconds.total_cmp(&b.e2e_seconds),
+///
+/// Of a large fleet nobody asks for the whole order.
+#[derive(Clone, Copy, Debug)]
+pub struct Ranking<'a> {
+    candidates: &'a [Candidate],
+    scores: &'a [f64],
+    objective: Objective,
+}
+
+impl<'a> Ranking<'a> {
+    /// The order of candidates with these scores under an objective.
+    pub fn new(candidates: &'a [Candidate], scores: &'a [f64], objective: Objective) -> Ranking<'a> {
+        Ranking { candidates, scores, objective }
+    }
+
+    /// The position of the best candidate.
+    pub fn first(&self) -> Option<usize> {
+        (0..self.candidates.len()).min_by(|a, b| self.compare(*a, *b))
+    }
+
+    /// Positions of the best candidate of each model, best first.
+    pub fn of_models(&self) -> Vec<usize> {
+        let mut firsts: Vec<(usize, usize)> = Vec::new();
+        for (i, candidate) in self.candidates.iter().enumerate() {
+            match firsts.iter_mut().find(|(model, _)| *model == candidate.model) {
+                Some((_, first)) if self.compare(i, *first).is_lt() => *first = i,
+                Some(_) => {}
+                None => firsts.push((candidate.model, i)),
+            }
+        }
+        let firsts = firsts.into_iter().map(|(_, i)| i).collect();
+        self.best(firsts, usize::MAX)
+    }
+
+    /// The best of some positions, so many at most, best first.
+    pub fn best(&self, mut among: Vec<usize>, count: usize) -> Vec<usize> {
+        if count < among.len() {
+            among.select_nth_unstable_by(count, |a, b| self.compare(*a, *b));
+            among.truncate(count);
+        }
+        among.sort_unstable_by(|a, b| self.compare(*a, *b));
+        among
+    }
+
+    fn compare(&self, a: usize, b: usize) -> Ordering {
+        let of = |i: usize| self.candidates.get(i).zip(self.scores.get(i));
+        let (Some((first, first_score)), Some((second, second_score))) = (of(a), of(b)) else { return a.cmp(&b) };
+        let sooner = || match self.objective {
+            Objective::Prices | Objective::Absolute => first.e2e_seconds.total_cmp(&second.e2e_seconds),
             Objective::Paper | Objective::RoundRobin => Ordering::Equal,
         };
-        descending(*score_a, *score_b)
-            .then(sooner)
-            .then(a.in_flight.total_cmp(&b.in_flight))
-            .then(a.last_dispatch.cmp(&b.last_dispatch))
-    });
-    order.into_iter().map(|(i, ..)| i).collect()
+        descending(*first_score, *second_score)
+            .then_with(sooner)
+            .then_with(|| first.in_flight.total_cmp(&second.in_flight))
+            .then_with(|| first.last_dispatch.cmp(&second.last_dispatch))
+            .then(a.cmp(&b))
+    }
 }
 
 /// Higher first; what is not a number comes last.
