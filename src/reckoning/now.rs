@@ -189,6 +189,7 @@ fn max_running(pool: Option<&Pool>) -> f64 {
     pool.map_or(f64::MAX, |p| f64::from(p.limits.max_running))
 }
 
+#[inline]
 fn see(
     own: &InstanceCounters,
     report: &InstanceReport,
@@ -231,6 +232,7 @@ impl<'a> Place<'a> {
     }
 
     /// Requests of others as far as reports tell.
+    #[inline]
     fn foreign(&self, seen: &Seen, last_dispatch: Duration, now: Duration) -> f64 {
         let foreign = seen.trust * seen.foreign + (1.0 - seen.trust) * self.typical_foreign;
         if self.is_due_for_trial(seen, foreign, last_dispatch, now) { 0.0 } else { foreign }
@@ -245,6 +247,7 @@ impl<'a> Place<'a> {
         (1.0 - seen.age_s * running_share / (self.tokens_prior * tpot)).clamp(0.0, 1.0)
     }
 
+    #[inline]
     fn reckon(&self, seen: &Seen, foreign: f64, own: &InstanceCounters, report: &InstanceReport) -> LoadNow {
         let requests = seen.own + foreign;
 
@@ -279,6 +282,7 @@ impl<'a> Place<'a> {
 
     /// The reported KV use, with the prompts sent since and without what has ended since, whether it fits or not. Tokens decoded
     /// since are left out: less than a percent in the time between two reports.
+    #[inline]
     fn kv_of_all(&self, own: &InstanceCounters, report: &InstanceReport, reported_running: f64) -> Option<f64> {
         let reported = report.load.kv_use.filter(|kv| kv.is_finite())?;
         let sent = own.dispatched_prompt_tokens.saturating_sub(report.own.dispatched_prompt_tokens) as f64;

@@ -150,7 +150,7 @@ impl Router {
         };
         let in_pool = |i: usize| fleet.instances.get(i).is_some_and(|instance| instance.pool == pool);
         let others = candidates.iter().enumerate().filter(|(_, c)| c.instance != chosen && in_pool(c.instance));
-        let best = ranking.best(others.map(|(i, _)| i).collect(), FALLBACKS_MAX);
+        let best = ranking.best(others.map(|(i, _)| i), FALLBACKS_MAX);
         let mut fallbacks: Vec<usize> = best.iter().filter_map(|i| Some(candidates.get(*i)?.instance)).collect();
         if fallbacks.len() < FALLBACKS_MAX {
             let presence = |i: &usize| fleet.instances.get(*i).map_or(Presence::Gone, |i| i.presence);

@@ -47,7 +47,7 @@ fn close(a: &[f64], b: &[f64]) -> bool {
 
 /// The whole order.
 fn rank(candidates: &[Candidate], scores: &[f64], objective: Objective) -> Vec<usize> {
-    Ranking::new(candidates, scores, objective).best((0..candidates.len()).collect(), usize::MAX)
+    Ranking::new(candidates, scores, objective).best(0..candidates.len(), usize::MAX)
 }
 
 #[test]
