@@ -36,6 +36,7 @@ pub struct Held<'a> {
 
 impl Held<'_> {
     /// Prompt tokens that an instance need not prefill; of a prompt, at least the last one has to be.
+    #[inline]
     pub fn cached_tokens(&self, instance: usize, prompt_tokens: f64) -> f64 {
         self.cached_tokens.get(instance).copied().unwrap_or(0.0).min(prompt_tokens - 1.0).max(0.0)
     }

@@ -22,6 +22,7 @@ pub fn tpot_seconds(profile: &LatencyProfile, running: f64) -> f64 {
 
 /// The published T in seconds: `tau L` on an instance with a free slot, `tau (D / b + L)` otherwise, where D are the output
 /// tokens it still owes and b = max(running, 1). Prefill is not priced.
+#[inline]
 pub fn paper_seconds(profile: &LatencyProfile, limits: &Limits, load: &LoadNow, output_tokens: f64) -> f64 {
     let tau = tpot_seconds(profile, load.running);
     // Load is a mixture where a report is trusted in part: half a request is nobody.
@@ -76,6 +77,7 @@ pub struct Forecast {
 
 impl Forecast {
     /// The same, if the instance has something else to do first.
+    #[inline]
     pub fn after(self, seconds: f64) -> Forecast {
         Forecast {
             ttft: self.ttft + seconds,
@@ -104,8 +106,9 @@ impl Forecast {
 /// - `TPOT = step(b) + (b + 1) P / L prefill per token`: in a steady batch each sequence is followed by another one after `L` steps,
 ///   whose prompt of `P` tokens the rest has to wait for;
 /// - `E2E = TTFT + (tokens - 1) TPOT`.
+#[inline]
 pub fn forecast(profile: &LatencyProfile, limits: &Limits, load: &LoadNow, work: &Work, speed: &Speed) -> Forecast {
-    let pace = speed.pace.unwrap_or_else(|| Pace::of(profile));
+    let pace = speed.pace_on(profile);
     let traffic = speed
         .traffic
         .unwrap_or(Traffic { prompt_tokens: work.prompt_tokens, output_tokens: work.output_tokens.max(1.0) });
@@ -119,7 +122,8 @@ pub fn forecast(profile: &LatencyProfile, limits: &Limits, load: &LoadNow, work:
     let arriving = rest * running * traffic.prompt_tokens / traffic.output_tokens;
     let ahead = (AHEAD * load.pending_prompt_tokens).max(behind.min(waiting) * traffic.prompt_tokens) + arriving;
     let prefill_tokens = ahead + own;
-    let prefill_steps = (prefill_tokens / (STEP_TOKENS - running).max(1.0)).ceil().max(1.0);
+    let prefill_share = prefill_tokens / (STEP_TOKENS - running).max(1.0);
+    let prefill_steps = if prefill_share <= 1.0 { 1.0 } else { prefill_share.ceil().max(1.0) };
     let steps = rest + prefill_steps + drain_steps;
     let held_each = match load.kv_use {
         Some(used) if running >= 1.0 => used * limits.kv_tokens as f64 / running,
@@ -152,8 +156,9 @@ pub fn idle_seconds(profile: &LatencyProfile, work: &Work) -> f64 {
 
 /// Seconds by which a request slows down the others of an instance, all together: every step with it and its context lasts longer
 /// for each of them, and each waits for its prefill.
+#[inline]
 pub fn delay_seconds(profile: &LatencyProfile, load: &LoadNow, work: &Work, speed: &Speed) -> f64 {
-    let pace = speed.pace.unwrap_or_else(|| Pace::of(profile));
+    let pace = speed.pace_on(profile);
     let prefill = (work.prompt_tokens - work.cached_tokens).max(0.0) * pace.prompt_token;
     let longer_step = pace.step_per_running + pace.step_per_context_token * mean_held(work);
     load.running.max(0.0) * (longer_step * work.output_tokens + prefill)
@@ -181,6 +186,7 @@ fn mean_held(work: &Work) -> f64 {
 }
 
 /// Requests that must end before this one has a slot and KV, as many as would end in a steady batch meanwhile.
+#[inline]
 fn behind(limits: &Limits, load: &LoadNow, work: &Work, traffic: &Traffic) -> f64 {
     let without_slot = load.waiting.max(0.0) + 1.0 - (f64::from(limits.max_running) - load.running).max(0.0);
     let without_kv = load.kv_use.map_or(0.0, |used| {

@@ -75,9 +75,7 @@ impl Counters {
     /// Records that `tokens` more output tokens were streamed; tokens beyond the predicted ones were never counted.
     pub fn streamed(&mut self, dispatch: &mut Dispatch, tokens: u64) {
         if let Some(c) = self.0.get_mut(dispatch.instance) {
-            let tokens = tokens.min(dispatch.output_tokens);
-            c.finished_output_tokens = c.finished_output_tokens.saturating_add(tokens);
-            dispatch.output_tokens = dispatch.output_tokens.saturating_sub(tokens);
+            c.streamed(dispatch.stream(tokens));
         }
     }
 
@@ -102,11 +100,7 @@ impl Counters {
 
     /// Forgets what a dead worker had outstanding: its streams have died with it.
     pub fn retire(&mut self) {
-        for c in &mut self.0 {
-            c.finished_requests = c.dispatched_requests;
-            c.finished_prompt_tokens = c.dispatched_prompt_tokens;
-            c.finished_output_tokens = c.dispatched_output_tokens;
-        }
+        self.0.iter_mut().for_each(InstanceCounters::retire);
     }
 
     /// Adds another worker's counters; the last dispatch is the later one.
@@ -128,7 +122,40 @@ impl Counters {
     }
 }
 
+impl Dispatch {
+    /// So many more output tokens were streamed; returns how many of them were predicted.
+    pub fn stream(&mut self, tokens: u64) -> u64 {
+        let tokens = tokens.min(self.output_tokens);
+        self.output_tokens = self.output_tokens.saturating_sub(tokens);
+        tokens
+    }
+}
+
 impl InstanceCounters {
+    /// Records that so many of the predicted output tokens were streamed.
+    pub fn streamed(&mut self, tokens: u64) {
+        self.finished_output_tokens = self.finished_output_tokens.saturating_add(tokens);
+    }
+
+    /// Forgets what is outstanding.
+    pub fn retire(&mut self) {
+        self.finished_requests = self.dispatched_requests;
+        self.finished_prompt_tokens = self.dispatched_prompt_tokens;
+        self.finished_output_tokens = self.dispatched_output_tokens;
+    }
+
+    /// In this sum over workers, one worker's counters change from `before` to `after`.
+    pub fn change(&mut self, before: &InstanceCounters, after: &InstanceCounters) {
+        let grow = |sum: &mut u64, before: u64, after: u64| *sum = sum.saturating_add(after.saturating_sub(before));
+        grow(&mut self.dispatched_requests, before.dispatched_requests, after.dispatched_requests);
+        grow(&mut self.finished_requests, before.finished_requests, after.finished_requests);
+        grow(&mut self.dispatched_prompt_tokens, before.dispatched_prompt_tokens, after.dispatched_prompt_tokens);
+        grow(&mut self.finished_prompt_tokens, before.finished_prompt_tokens, after.finished_prompt_tokens);
+        grow(&mut self.dispatched_output_tokens, before.dispatched_output_tokens, after.dispatched_output_tokens);
+        grow(&mut self.finished_output_tokens, before.finished_output_tokens, after.finished_output_tokens);
+        self.last_dispatch = self.last_dispatch.max(after.last_dispatch);
+    }
+
     /// Requests sent and not finished.
     pub fn outstanding_requests(&self) -> u64 {
         self.dispatched_requests.saturating_sub(self.finished_requests)

@@ -323,11 +323,13 @@ impl Router {
             Err(refusal) => return Verdict::Refused(refusal),
         };
         let scores = score::scores(&admitted.candidates, policy, &self.references, ask.sequence);
-        let order = score::rank(&admitted.candidates, &scores, policy.objective);
-        let ranked_models: Vec<usize> = order.iter().filter_map(|i| Some(admitted.candidates.get(*i)?.model)).collect();
-        let choice = exploration::choose(&ranked_models, policy.exploration, ask.draw);
+        let ranking = score::Ranking::new(&admitted.candidates, &scores, policy.objective);
+        let firsts = ranking.of_models();
+        let models_ranked: Vec<usize> =
+            firsts.iter().filter_map(|i| Some(admitted.candidates.get(*i)?.model)).collect();
+        let choice = exploration::choose(&models_ranked, policy.exploration, ask.draw);
         let chosen = choice.and_then(|choice| {
-            let i = *order.get(choice.position)?;
+            let i = *firsts.get(choice.position)?;
             let candidate = admitted.candidates.get(i)?;
             let (pool_index, pool) = self.config.fleet.pool_of(candidate.instance)?;
             Some((choice, candidate, *scores.get(i)?, pool_index, pool))
@@ -348,7 +350,7 @@ impl Router {
             model,
             pool: pool_index,
             instance: chosen.instance,
-            fallbacks: self.fallbacks(chosen.instance, pool_index, &admitted.candidates, &order, ask.holder, loads),
+            fallbacks: self.fallbacks(chosen.instance, pool_index, &admitted.candidates, &ranking, ask.holder, loads),
             probe: loads.and_then(|l| l.get(chosen.instance)).is_some_and(|l| l.standing == Standing::HalfOpen),
             rung: rung(*predicted, loads.map(|l| l.get(chosen.instance).copied().unwrap_or_default())),
             prompt_tokens: prompt_tokens as u64,

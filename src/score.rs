@@ -107,16 +107,18 @@ const CROWDING_MAX: f64 = 8.0;
 /// How many times as long as on the idle fleet a request takes now, at least 1: over the models, on the instance of each where it
 /// takes least.
 fn crowding(candidates: &[Candidate]) -> f64 {
-    let mut soonest: Vec<&Candidate> = Vec::new();
+    // The least burden of each model, and the idle time where it is.
+    let mut soonest: Vec<(usize, f64, f64)> = Vec::new();
     for candidate in candidates {
-        match soonest.iter_mut().find(|c| c.model == candidate.model) {
-            Some(best) if candidate.burden_seconds() < best.burden_seconds() => *best = candidate,
+        let burden = candidate.burden_seconds();
+        match soonest.iter_mut().find(|(model, ..)| *model == candidate.model) {
+            Some((_, least, idle)) if burden < *least => (*least, *idle) = (burden, candidate.idle_seconds),
             Some(_) => {}
-            None => soonest.push(candidate),
+            None => soonest.push((candidate.model, burden, candidate.idle_seconds)),
         }
     }
-    let now: f64 = soonest.iter().map(|c| c.burden_seconds().min(CROWDING_MAX * c.idle_seconds)).sum();
-    let idle: f64 = soonest.iter().map(|c| c.idle_seconds).sum();
+    let now: f64 = soonest.iter().map(|(_, least, idle)| least.min(CROWDING_MAX * idle)).sum();
+    let idle: f64 = soonest.iter().map(|(.., idle)| idle).sum();
     if idle > 0.0 { (now / idle).max(1.0) } else { 1.0 }
 }
 
@@ -181,23 +183,83 @@ fn round_robin(candidates: usize, sequence: u64) -> Vec<f64> {
         .collect()
 }
 
-/// Positions of `candidates`, best first: by score, then fewer requests in flight, then the one that has waited longest for a
+/// Candidates in an order of preference: by score, then fewer requests in flight, then the one that has waited longest for a
 /// request, then the order of the file (the published tie-break). With prices, which know models only, and the absolute score,
 /// which may have a weight of zero for time, the expected time comes before these.
-pub fn rank(candidates: &[Candidate], scores: &[f64], objective: Objective) -> Vec<usize> {
-    let mut order: Vec<(usize, &Candidate, f64)> =
-        candidates.iter().zip(scores).enumerate().map(|(i, (c, s))| (i, c, *s)).collect();
-    order.sort_by(|(_, a, score_a), (_, b, score_b)| {
-        let sooner = match objective {
+///
+/// Of a large fleet nobody asks for the whole order.
+#[derive(Clone, Copy, Debug)]
+pub struct Ranking<'a> {
+    candidates: &'a [Candidate],
+    scores: &'a [f64],
+    objective: Objective,
+}
+
+impl<'a> Ranking<'a> {
+    /// The order of candidates with these scores under an objective.
+    pub fn new(candidates: &'a [Candidate], scores: &'a [f64], objective: Objective) -> Ranking<'a> {
+        Ranking { candidates, scores, objective }
+    }
+
+    /// The position of the best candidate.
+    pub fn first(&self) -> Option<usize> {
+        (0..self.candidates.len()).min_by(|a, b| self.compare(*a, *b))
+    }
+
+    /// Positions of the best candidate of each model, best first.
+    pub fn of_models(&self) -> Vec<usize> {
+        let mut firsts: Vec<(usize, usize)> = Vec::new();
+        // Instances of a model mostly follow each other.
+        let mut last = 0;
+        for (i, candidate) in self.candidates.iter().enumerate() {
+            if firsts.get(last).is_none_or(|(model, _)| *model != candidate.model) {
+                last = firsts.iter().position(|(model, _)| *model == candidate.model).unwrap_or(firsts.len());
+            }
+            match firsts.get_mut(last) {
+                Some((_, first)) if self.compare(i, *first).is_lt() => *first = i,
+                Some(_) => {}
+                None => firsts.push((candidate.model, i)),
+            }
+        }
+        self.best(firsts.into_iter().map(|(_, i)| i), usize::MAX)
+    }
+
+    /// The best of some positions, so many at most, best first.
+    pub fn best(&self, among: impl IntoIterator<Item = usize>, count: usize) -> Vec<usize> {
+        let mut best: Vec<usize> = Vec::new();
+        for i in among {
+            let worse = best.last().is_some_and(|last| self.compare(*last, i).is_lt());
+            if worse && best.len() >= count {
+                continue;
+            }
+            let at = best.partition_point(|other| self.compare(*other, i).is_lt());
+            best.insert(at, i);
+            best.truncate(count);
+        }
+        best
+    }
+
+    #[inline]
+    fn compare(&self, a: usize, b: usize) -> Ordering {
+        let of = |i: usize| self.scores.get(i).zip(self.candidates.get(i));
+        let (Some((first_score, first)), Some((second_score, second))) = (of(a), of(b)) else { return a.cmp(&b) };
+        match first_score.partial_cmp(second_score) {
+            Some(Ordering::Greater) => Ordering::Less,
+            Some(Ordering::Less) => Ordering::Greater,
+            Some(Ordering::Equal) | None => descending(*first_score, *second_score)
+                .then_with(|| self.sooner(first, second))
+                .then_with(|| first.in_flight.total_cmp(&second.in_flight))
+                .then_with(|| first.last_dispatch.cmp(&second.last_dispatch))
+                .then(a.cmp(&b)),
+        }
+    }
+
+    fn sooner(&self, a: &Candidate, b: &Candidate) -> Ordering {
+        match self.objective {
             Objective::Prices | Objective::Absolute => a.e2e_seconds.total_cmp(&b.e2e_seconds),
             Objective::Paper | Objective::RoundRobin | Objective::LeastLoad => Ordering::Equal,
-        };
-        descending(*score_a, *score_b)
-            .then(sooner)
-            .then(a.in_flight.total_cmp(&b.in_flight))
-            .then(a.last_dispatch.cmp(&b.last_dispatch))
-    });
-    order.into_iter().map(|(i, ..)| i).collect()
+        }
+    }
 }
 
 /// Higher first; what is not a number comes last.

@@ -1,5 +1,7 @@
 //! How far actual times were from predicted ones, and with it the probability that a time stays within a limit.
 
+use std::sync::LazyLock;
+
 /// Boundaries of the histogram, in `ln` of actual over predicted time: fine about 0, from an eighth to eight times.
 pub const EDGES: [f64; BINS + 1] = [
     -2.08, -1.2, -0.8, -0.6, -0.4, -0.3, -0.2, -0.15, -0.1, -0.05, 0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2,
@@ -13,6 +15,9 @@ const PRIOR_RESIDUALS: f64 = 10.0;
 /// Scale of that distribution, a logistic one about 0: 70 % of times are within 1.18 times the predicted one. As uncertain as
 /// the time to the first token in the emulator at nine tenths of capacity.
 const PRIOR_SCALE: f64 = 0.2;
+
+/// The distribution before any evidence, at [`EDGES`]: computed once, since every decision needs it.
+static PRIOR: LazyLock<[f64; BINS + 1]> = LazyLock::new(|| EDGES.map(|edge| 1.0 / (1.0 + (-edge / PRIOR_SCALE).exp())));
 
 /// The distribution of actual over predicted time.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,8 +49,7 @@ impl Residuals {
             seen += share.max(0.0);
             seen
         }));
-        for ((below, edge), seen) in below.iter_mut().zip(EDGES).zip(seen_by_edge) {
-            let prior = 1.0 / (1.0 + (-edge / PRIOR_SCALE).exp());
+        for ((below, prior), seen) in below.iter_mut().zip(*PRIOR).zip(seen_by_edge) {
             *below = (trust * seen + (1.0 - trust) * prior).clamp(0.0, 1.0);
         }
         Residuals { below }

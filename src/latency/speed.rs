@@ -85,6 +85,11 @@ impl Default for Speed {
 }
 
 impl Speed {
+    /// The pace learnt, or else what the profile promises.
+    pub fn pace_on(&self, profile: &LatencyProfile) -> Pace {
+        self.pace.unwrap_or_else(|| Pace::of(profile))
+    }
+
     /// Probability that the first token comes within `limit`, where it is predicted after `predicted` (both in seconds).
     pub fn probability_ttft_within(&self, predicted: f64, limit: f64) -> f64 {
         self.ttft_residuals.probability_within(predicted, limit)

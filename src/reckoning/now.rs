@@ -163,7 +163,7 @@ pub fn load_now(
         .map(|(i, sums)| {
             let pool = fleet.pools.get(i);
             let tokens_prior = pool.and_then(|p| fleet.model_of(p)).map_or(1.0, |m| m.output_tokens_prior);
-            Place { pool, sums: *sums, foreign_per_own: all.foreign_per_own(), tokens_prior }
+            Place::new(pool, *sums, all.foreign_per_own(), tokens_prior)
         })
         .collect();
     let place_of = |i: usize| fleet.instances.get(i).and_then(|instance| places.get(instance.pool));
@@ -189,6 +189,7 @@ fn max_running(pool: Option<&Pool>) -> f64 {
     pool.map_or(f64::MAX, |p| f64::from(p.limits.max_running))
 }
 
+#[inline]
 fn see(
     own: &InstanceCounters,
     report: &InstanceReport,
@@ -213,18 +214,27 @@ fn see(
 struct Place<'a> {
     pool: Option<&'a Pool>,
     sums: Sums,
-    foreign_per_own: f64,
     tokens_prior: f64,
+    /// Requests of others on an instance of which nothing is known.
+    typical_foreign: f64,
+    /// Output tokens left of a request of others: it is as far from its end as what this gateway has sent.
+    left_each: f64,
 }
 
-impl Place<'_> {
-    /// Requests of others as far as reports tell.
-    fn foreign(&self, seen: &Seen, last_dispatch: Duration, now: Duration) -> f64 {
-        let sums = &self.sums;
+impl<'a> Place<'a> {
+    /// In a fleet with so many foreign requests for each own one.
+    fn new(pool: Option<&'a Pool>, sums: Sums, foreign_per_own: f64, tokens_prior: f64) -> Place<'a> {
         let own_mean = sums.own / sums.instances.max(1.0);
-        let typical =
-            (sums.trusted_foreign + FLEET_WEIGHT * self.foreign_per_own * own_mean) / (sums.trust + FLEET_WEIGHT);
-        let foreign = seen.trust * seen.foreign + (1.0 - seen.trust) * typical;
+        let typical_foreign =
+            (sums.trusted_foreign + FLEET_WEIGHT * foreign_per_own * own_mean) / (sums.trust + FLEET_WEIGHT);
+        let left_each = if sums.own > 0.0 { sums.own_output_tokens / sums.own } else { 0.5 * tokens_prior };
+        Place { pool, sums, tokens_prior, typical_foreign, left_each }
+    }
+
+    /// Requests of others as far as reports tell.
+    #[inline]
+    fn foreign(&self, seen: &Seen, last_dispatch: Duration, now: Duration) -> f64 {
+        let foreign = seen.trust * seen.foreign + (1.0 - seen.trust) * self.typical_foreign;
         if self.is_due_for_trial(seen, foreign, last_dispatch, now) { 0.0 } else { foreign }
     }
 
@@ -237,8 +247,8 @@ impl Place<'_> {
         (1.0 - seen.age_s * running_share / (self.tokens_prior * tpot)).clamp(0.0, 1.0)
     }
 
+    #[inline]
     fn reckon(&self, seen: &Seen, foreign: f64, own: &InstanceCounters, report: &InstanceReport) -> LoadNow {
-        let sums = &self.sums;
         let requests = seen.own + foreign;
 
         // Where somebody waits, the batch is as large as the KV cache allows.
@@ -248,15 +258,14 @@ impl Place<'_> {
         let running = requests.min(batch.max(1.0));
         let waiting = requests - running;
 
-        // What others have sent is as far from its end as what this gateway has sent.
-        let left_each = if sums.own > 0.0 { sums.own_output_tokens / sums.own } else { 0.5 * self.tokens_prior };
+        let kv = if seen.trust > 0.0 { self.kv_of_all(own, report, seen.running) } else { None };
         LoadNow {
             running,
             waiting,
-            pending_output_tokens: own.outstanding_output_tokens() as f64 + foreign * left_each,
+            pending_output_tokens: own.outstanding_output_tokens() as f64 + foreign * self.left_each,
             pending_prompt_tokens: own.outstanding_prompt_tokens() as f64,
-            kv_use: if seen.trust > 0.0 { self.kv_use(own, report, seen.running) } else { None },
-            kv_wanted: if seen.trust > 0.0 { self.kv_wanted(own, report, seen) } else { None },
+            kv_use: kv.map(|kv| kv.clamp(0.0, 1.0)),
+            kv_wanted: kv.map(|kv| self.kv_wanted(kv, own, seen)),
             trust: seen.trust,
             unreachable: seen.unreachable,
             last_dispatch: own.last_dispatch,
@@ -264,19 +273,16 @@ impl Place<'_> {
         }
     }
 
-    /// The reported KV use, with the prompts sent since and without what has ended since. Tokens decoded since are left out: less
-    /// than a percent in the time between two reports.
-    fn kv_use(&self, own: &InstanceCounters, report: &InstanceReport, reported_running: f64) -> Option<f64> {
-        Some(self.kv_of_all(own, report, reported_running)?.clamp(0.0, 1.0))
-    }
-
-    /// The same without its bound, less the bounded one, and the prompts that waited when the report was made.
-    fn kv_wanted(&self, own: &InstanceCounters, report: &InstanceReport, seen: &Seen) -> Option<f64> {
-        let beyond = (self.kv_of_all(own, report, seen.running)? - 1.0).max(0.0);
+    /// What of the KV use does not fit, and the prompts that waited when the report was made.
+    fn kv_wanted(&self, kv: f64, own: &InstanceCounters, seen: &Seen) -> f64 {
+        let beyond = (kv - 1.0).max(0.0);
         let prompt = own.dispatched_prompt_tokens as f64 / (own.dispatched_requests as f64).max(1.0);
-        Some(beyond + seen.waiting * prompt / self.kv_tokens())
+        beyond + seen.waiting * prompt / self.kv_tokens()
     }
 
+    /// The reported KV use, with the prompts sent since and without what has ended since, whether it fits or not. Tokens decoded
+    /// since are left out: less than a percent in the time between two reports.
+    #[inline]
     fn kv_of_all(&self, own: &InstanceCounters, report: &InstanceReport, reported_running: f64) -> Option<f64> {
         let reported = report.load.kv_use.filter(|kv| kv.is_finite())?;
         let sent = own.dispatched_prompt_tokens.saturating_sub(report.own.dispatched_prompt_tokens) as f64;

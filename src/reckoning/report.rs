@@ -58,6 +58,7 @@ impl InstanceReport {
 
     /// Requests that it says the instance held, running and waiting; `None` if it says nothing that can be true of an instance
     /// with such a batch, at least half of which this gateway knows itself.
+    #[inline]
     pub(super) fn requests(&self, max_running: f64) -> Option<(f64, f64)> {
         let running = self.load.running?;
         let waiting = self.load.waiting.unwrap_or(0.0);
@@ -69,12 +70,14 @@ impl InstanceReport {
     }
 
     /// How far it is believed at `now`, 0 to 1, whatever it says.
+    #[inline]
     pub(super) fn trust_at(&self, now: Duration, telemetry: &Telemetry) -> f64 {
         self.at.map_or(0.0, |at| trust(now.saturating_sub(at), telemetry))
     }
 }
 
 /// How far a report of this age is trusted: fully while fresh, then falling linearly, not at all from the maximal age on.
+#[inline]
 pub fn trust(age: Duration, telemetry: &Telemetry) -> f64 {
     if age <= telemetry.fresh {
         return 1.0;

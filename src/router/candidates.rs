@@ -9,7 +9,7 @@ use crate::learning::Learned;
 use crate::openai::{Api, Prompt};
 use crate::predictor::Estimate;
 use crate::reckoning::LoadNow;
-use crate::score::Candidate;
+use crate::score::{Candidate, Ranking};
 
 /// Where Envoy may retry, most: it tries less often than that.
 const FALLBACKS_MAX: usize = 8;
@@ -28,50 +28,46 @@ impl Router {
         learned: &Learned,
     ) -> Vec<Candidate> {
         let fleet = &self.config.fleet;
-        let unknown = Speed::default();
         let adapter = self.adapter(ask.prompt);
         let there = |i: &usize| fleet.instances.get(*i).is_some_and(|i| i.presence != Presence::Gone);
         let holder = ask.holder.filter(there);
-        let (mut fitting, mut ejected, mut too_short, mut unreachable) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let offer = |(p, pool): (usize, &Pool)| {
+            let wanted = holder.is_some() || models.contains(&pool.model);
+            let estimate = estimates.get(pool.model).filter(|_| wanted)?;
+            self.offer(ask, (p, pool), estimate, prompt_tokens, learned)
+        };
+        let offers: Vec<Option<Offer>> = fleet.pools.iter().enumerate().map(offer).collect();
+        let unknown = LoadNow::default();
+        let mut fitting = Vec::with_capacity(if holder.is_some() { 1 } else { fleet.instances.len() });
+        let (mut ejected, mut too_short, mut unreachable) = (Vec::new(), Vec::new(), Vec::new());
         for (i, instance) in fleet.instances.iter().enumerate() {
-            let Some(pool) = fleet.pools.get(instance.pool) else { continue };
-            let wanted = holder.map_or_else(|| models.contains(&pool.model), |h| h == i);
-            let (Some(model), Some(estimate)) = (fleet.model_of(pool), estimates.get(pool.model)) else {
+            let wanted = holder.is_none_or(|h| h == i) && instance.presence != Presence::Gone;
+            let (Some(pool), Some(Some(offer)), true) =
+                (fleet.pools.get(instance.pool), offers.get(instance.pool), wanted)
+            else {
                 continue;
             };
-            if !wanted || instance.presence == Presence::Gone {
-                continue;
-            }
-            let load = loads.and_then(|l| l.get(i)).copied().unwrap_or_default();
-            let answer = self.answer(ask, pool, prompt_tokens);
-            let (output_tokens, output_tokens_p80) =
-                (answer.tokens(estimate.output_tokens), answer.tokens(estimate.output_tokens_p80));
-            let tariff = &model.tariff;
-            let usd = prompt_tokens * tariff.usd_per_input_token + output_tokens * tariff.usd_per_output_token;
-            let speed = learned.speed(instance.pool).unwrap_or(&unknown);
-            let work = Work {
-                cached_tokens: ask.held.cached_tokens(i, prompt_tokens),
-                ..answer.work(prompt_tokens, estimate)
-            };
-            let forecast = latency::forecast(&pool.profile, &pool.limits, &load, &work, speed);
+            let load = loads.and_then(|l| l.get(i)).unwrap_or(&unknown);
+            let work = Work { cached_tokens: ask.held.cached_tokens(i, prompt_tokens), ..offer.work };
+            let forecast = latency::forecast(&pool.profile, &pool.limits, load, &work, &offer.speed);
             let forecast = self.after_loading(ask, adapter, i, forecast);
             let slowdown = load.standing.slowdown();
+            let output_tokens = offer.output_tokens;
             let candidate = Candidate {
                 instance: i,
                 model: pool.model,
-                quality: estimate.quality,
+                quality: offer.quality,
                 output_tokens,
-                output_tokens_p80,
-                seconds: slowdown * latency::paper_seconds(&pool.profile, &pool.limits, &load, output_tokens.max(1.0)),
+                output_tokens_p80: offer.output_tokens_p80,
+                seconds: slowdown * latency::paper_seconds(&pool.profile, &pool.limits, load, output_tokens.max(1.0)),
                 forecast,
                 ttft_seconds: slowdown * forecast.ttft,
                 tpot_seconds: forecast.tpot,
                 e2e_seconds: slowdown * forecast.e2e,
-                delay_seconds: slowdown * latency::delay_seconds(&pool.profile, &load, &work, speed),
-                idle_seconds: latency::idle_seconds(&pool.profile, &work),
-                owed_seconds: slowdown * latency::owed_seconds(&pool.profile, &pool.limits, &load),
-                usd,
+                delay_seconds: slowdown * latency::delay_seconds(&pool.profile, load, &work, &offer.speed),
+                idle_seconds: offer.idle_seconds,
+                owed_seconds: slowdown * latency::owed_seconds(&pool.profile, &pool.limits, load),
+                usd: offer.usd,
                 in_flight: load.in_flight(),
                 last_dispatch: load.last_dispatch,
             };
@@ -86,6 +82,31 @@ impl Router {
             }
         }
         [fitting, ejected, too_short, unreachable].into_iter().find(|c| !c.is_empty()).unwrap_or_default()
+    }
+
+    /// What a pool makes of a request, whatever the load; `None` if nobody knows its model.
+    fn offer(
+        &self,
+        ask: &Ask<'_>,
+        (index, pool): (usize, &Pool),
+        estimate: &Estimate,
+        prompt_tokens: f64,
+        learned: &Learned,
+    ) -> Option<Offer> {
+        let tariff = &self.config.fleet.model_of(pool)?.tariff;
+        let answer = self.answer(ask, pool, prompt_tokens);
+        let output_tokens = answer.tokens(estimate.output_tokens);
+        let work = answer.work(prompt_tokens, estimate);
+        let speed = learned.speed(index).copied().unwrap_or_default();
+        Some(Offer {
+            quality: estimate.quality,
+            output_tokens,
+            output_tokens_p80: answer.tokens(estimate.output_tokens_p80),
+            usd: prompt_tokens * tariff.usd_per_input_token + output_tokens * tariff.usd_per_output_token,
+            idle_seconds: latency::idle_seconds(&pool.profile, &work),
+            work,
+            speed: Speed { pace: Some(speed.pace_on(&pool.profile)), ..speed },
+        })
     }
 
     /// Expected output tokens on the model that would write most of them.
@@ -120,7 +141,7 @@ impl Router {
         chosen: usize,
         pool: usize,
         candidates: &[Candidate],
-        order: &[usize],
+        ranking: &Ranking<'_>,
         holder: Option<usize>,
         loads: Option<&[LoadNow]>,
     ) -> Vec<usize> {
@@ -128,9 +149,10 @@ impl Router {
         let Some(instances) = fleet.pools.get(pool).filter(|_| holder.is_none()).map(|p| &p.instances) else {
             return Vec::new();
         };
-        let in_pool = |i: &usize| fleet.instances.get(*i).is_some_and(|instance| instance.pool == pool);
-        let scored = order.iter().filter_map(|i| candidates.get(*i).map(|c| c.instance));
-        let mut fallbacks: Vec<usize> = scored.filter(|i| *i != chosen && in_pool(i)).take(FALLBACKS_MAX).collect();
+        let in_pool = |i: usize| fleet.instances.get(i).is_some_and(|instance| instance.pool == pool);
+        let others = candidates.iter().enumerate().filter(|(_, c)| c.instance != chosen && in_pool(c.instance));
+        let best = ranking.best(others.map(|(i, _)| i), FALLBACKS_MAX);
+        let mut fallbacks: Vec<usize> = best.iter().filter_map(|i| Some(candidates.get(*i)?.instance)).collect();
         if fallbacks.len() < FALLBACKS_MAX {
             let presence = |i: &usize| fleet.instances.get(*i).map_or(Presence::Gone, |i| i.presence);
             let there = |i: &usize| *i != chosen && presence(i) != Presence::Gone && !fallbacks.contains(i);
@@ -144,6 +166,19 @@ impl Router {
         }
         fallbacks
     }
+}
+
+/// What is the same for all instances of a pool.
+struct Offer {
+    quality: f64,
+    output_tokens: f64,
+    output_tokens_p80: f64,
+    usd: f64,
+    idle_seconds: f64,
+    /// On an instance that has kept nothing.
+    work: Work,
+    /// With its pace, so that it is not made of the profile for each instance.
+    speed: Speed,
 }
 
 /// How long the answer to a request may be.

@@ -25,6 +25,7 @@ impl Router {
     }
 
     /// What is expected of a request on an instance that may have to load the adapter first.
+    #[inline]
     pub(super) fn after_loading(
         &self,
         ask: &Ask<'_>,

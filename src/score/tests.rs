@@ -46,6 +46,11 @@ fn close(a: &[f64], b: &[f64]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6)
 }
 
+/// The whole order.
+fn rank(candidates: &[Candidate], scores: &[f64], objective: Objective) -> Vec<usize> {
+    Ranking::new(candidates, scores, objective).best(0..candidates.len(), usize::MAX)
+}
+
 #[test]
 fn the_published_score() {
     let pair = [candidate(0, 0.4, 1.0, 1e-5), candidate(1, 0.8, 2.0, 4e-5)];

@@ -9,38 +9,62 @@ use crate::learning::Learned;
 use crate::learning::lengths::Lengths;
 use crate::learning::speed::{Speeds, Timing};
 use crate::random::Random;
-use crate::reckoning::{self, Counters, Dispatch, LoadNow, Reports};
+use crate::reckoning::{self, Counters, Dispatch, InstanceCounters, LoadNow, Reports};
 use crate::router::Decision;
 use crate::sim::contender::Turns;
 use crate::sim::simulation::Desk;
 
-/// What one VM has counted, and what of it the other VMs of its gateway can see.
+/// What one VM has counted, and what it sees.
 #[derive(Clone, Debug)]
 struct Slot {
     own: Counters,
+    /// What of its own the other VMs of its gateway see.
     written: Counters,
+    /// The counters of all VMs together, as this one sees them: kept up to date, since every decision reads all of them.
+    all: Counters,
+    /// Requests in `all`.
+    sent: u64,
+    /// Predicted output tokens streamed by the instance whose streams are being counted.
+    streamed: u64,
     /// The instances whose counters have changed since they were written: of a large fleet a few.
     changed: Vec<usize>,
 }
 
 impl Slot {
-    fn new(instances: usize) -> Slot {
-        Slot { own: Counters::new(instances), written: Counters::new(instances), changed: Vec::new() }
+    /// A slot that has counted nothing, where all others have written so much.
+    fn new(all: Counters) -> Slot {
+        let none = Counters::new(all.0.len());
+        let sent = all.dispatched_requests();
+        Slot { own: none.clone(), written: none, all, sent, streamed: 0, changed: Vec::new() }
     }
 
-    fn change(&mut self, instance: usize, change: impl FnOnce(&mut Counters)) {
+    /// Changes counters of an instance or two.
+    fn change(&mut self, instances: [usize; 2], change: impl FnOnce(&mut Counters)) {
+        let before = instances.map(|instance| self.own.0.get(instance).copied().unwrap_or_default());
         change(&mut self.own);
-        if self.changed.last() != Some(&instance) {
-            self.changed.push(instance);
-        }
-    }
-
-    fn write(&mut self) {
-        for instance in self.changed.drain(..) {
-            if let (Some(written), Some(own)) = (self.written.0.get_mut(instance), self.own.0.get(instance)) {
-                *written = *own;
+        let [one, other] = instances;
+        for (instance, before) in instances.into_iter().zip(before).take(if one == other { 1 } else { 2 }) {
+            if let Some(after) = self.own.0.get(instance).copied() {
+                self.see(instance, &before, &after);
+            }
+            if self.changed.last() != Some(&instance) {
+                self.changed.push(instance);
             }
         }
+    }
+
+    /// A worker's counters of an instance change.
+    fn see(&mut self, instance: usize, before: &InstanceCounters, after: &InstanceCounters) {
+        if let Some(all) = self.all.0.get_mut(instance) {
+            all.change(before, after);
+            self.sent = self.sent.saturating_add(after.dispatched_requests.saturating_sub(before.dispatched_requests));
+        }
+    }
+
+    /// Writes the counters of an instance: what they were for others, and what they are.
+    fn write(&mut self, instance: usize) -> Option<(InstanceCounters, InstanceCounters)> {
+        let (written, own) = (self.written.0.get_mut(instance)?, self.own.0.get(instance)?);
+        Some((std::mem::replace(written, *own), *own))
     }
 }
 
@@ -73,7 +97,7 @@ impl Gateway {
     pub fn new(instances: usize, workers: usize, random: Random) -> Gateway {
         Gateway {
             instances,
-            slots: vec![Slot::new(instances); workers],
+            slots: vec![Slot::new(Counters::new(instances)); workers],
             workers: (0..workers).collect(),
             reports: Reports(vec![Default::default(); instances]),
             learned: Learned::default(),
@@ -97,7 +121,9 @@ impl Gateway {
     pub(super) fn replace_worker(&mut self, worker: usize) -> Option<usize> {
         let old = *self.workers.get(worker)?;
         let new = self.slots.len();
-        self.slots.push(Slot::new(self.instances));
+        let mut all = Counters::new(self.instances);
+        self.slots.iter().for_each(|slot| all.add(&slot.written));
+        self.slots.push(Slot::new(all));
         *self.workers.get_mut(worker)? = new;
         Some(old)
     }
@@ -108,12 +134,8 @@ impl Gateway {
     }
 
     /// The counters of all workers together, as the owner of a slot sees them.
-    pub fn counters(&self, slot: usize) -> Counters {
-        let mut sum = Counters::new(self.instances);
-        for (i, s) in self.slots.iter().enumerate() {
-            sum.add(if i == slot { &s.own } else { &s.written });
-        }
-        sum
+    pub fn counters(&self, slot: usize) -> Option<&Counters> {
+        self.slots.get(slot).map(|slot| &slot.all)
     }
 
     /// The load of every instance, as the owner of a slot sees it, and how many requests were sent before.
@@ -125,30 +147,49 @@ impl Gateway {
         now: Duration,
         draw: f64,
     ) -> (Vec<LoadNow>, u64) {
-        let counters = self.counters(slot);
+        let Some(slot) = self.slots.get(slot) else { return (Vec::new(), 0) };
         let reports = telemetry.enabled.then_some(&self.reports);
-        (reckoning::load_now(fleet, &counters, reports, now, telemetry, draw), counters.dispatched_requests())
+        (reckoning::load_now(fleet, &slot.all, reports, now, telemetry, draw), slot.sent)
     }
 
     pub(super) fn dispatch(&mut self, slot: usize, dispatch: &Dispatch, now: Duration) {
-        self.write(slot, [dispatch.instance; 2], |own| own.dispatch(dispatch, now));
+        self.write_change(slot, [dispatch.instance; 2], |own| own.dispatch(dispatch, now));
     }
 
     pub(super) fn move_to(&mut self, slot: usize, dispatch: &mut Dispatch, instance: usize, now: Duration) {
-        self.write(slot, [dispatch.instance, instance], |own| own.move_to(dispatch, instance, now));
+        self.write_change(slot, [dispatch.instance, instance], |own| own.move_to(dispatch, instance, now));
     }
 
     pub(super) fn finish(&mut self, slot: usize, dispatch: Dispatch) {
-        self.write(slot, [dispatch.instance; 2], |own| own.finish(dispatch));
+        self.write_change(slot, [dispatch.instance; 2], |own| own.finish(dispatch));
     }
 
-    /// Progress of a stream: the other workers see it after the next tick.
+    /// The first token of a stream: the other workers see it after the next tick.
+    pub(super) fn begin(&mut self, slot: usize, dispatch: &mut Dispatch) {
+        if let Some(slot) = self.slots.get_mut(slot) {
+            slot.change([dispatch.instance; 2], |own| {
+                own.prefilled(dispatch);
+                own.streamed(dispatch, 1);
+            });
+        }
+    }
+
+    /// Progress of a stream, as [`Gateway::count_streams`] will find it.
     pub(super) fn progress(&mut self, slot: usize, dispatch: &mut Dispatch, tokens: u64) {
         if let Some(slot) = self.slots.get_mut(slot) {
-            slot.change(dispatch.instance, |own| {
-                own.prefilled(dispatch);
-                own.streamed(dispatch, tokens);
-            });
+            slot.streamed = slot.streamed.saturating_add(dispatch.stream(tokens));
+        }
+    }
+
+    /// Counts the progress of the streams of an instance, which is all that there was since the last time.
+    pub(super) fn count_streams(&mut self, instance: usize) {
+        for slot in &mut self.slots {
+            let streamed = std::mem::take(&mut slot.streamed);
+            if streamed > 0 {
+                slot.change([instance; 2], |own| {
+                    own.0.get_mut(instance).into_iter().for_each(|c| c.streamed(streamed));
+                });
+            }
         }
     }
 
@@ -171,23 +212,38 @@ impl Gateway {
 
     /// Every worker writes what it has counted.
     pub(super) fn tick(&mut self) {
-        self.slots.iter_mut().for_each(Slot::write);
+        (0..self.slots.len()).for_each(|slot| self.write(slot));
     }
 
     /// A dead worker's slot is found out.
     pub(super) fn retire(&mut self, slot: usize) {
-        if let Some(slot) = self.slots.get_mut(slot) {
-            slot.own.retire();
-            slot.written.clone_from(&slot.own);
+        for instance in 0..self.instances {
+            self.write_change(slot, [instance; 2], |own| {
+                own.0.get_mut(instance).into_iter().for_each(InstanceCounters::retire);
+            });
         }
     }
 
     /// Changes the counters of one or two instances, and writes them.
-    fn write(&mut self, slot: usize, [one, other]: [usize; 2], change: impl FnOnce(&mut Counters)) {
+    fn write_change(&mut self, slot: usize, instances: [usize; 2], change: impl FnOnce(&mut Counters)) {
         if let Some(slot) = self.slots.get_mut(slot) {
-            slot.change(one, change);
-            slot.change(other, |_| ());
-            slot.write();
+            slot.change(instances, change);
+        }
+        self.write(slot);
+    }
+
+    /// A worker writes what it has counted.
+    fn write(&mut self, slot: usize) {
+        let Some(writer) = self.slots.get_mut(slot) else { return };
+        let mut changed = std::mem::take(&mut writer.changed);
+        for instance in changed.drain(..) {
+            let Some((before, after)) = self.slots.get_mut(slot).and_then(|s| s.write(instance)) else { continue };
+            for (_, other) in self.slots.iter_mut().enumerate().filter(|(i, _)| *i != slot) {
+                other.see(instance, &before, &after);
+            }
+        }
+        if let Some(writer) = self.slots.get_mut(slot) {
+            writer.changed = changed;
         }
     }
 }

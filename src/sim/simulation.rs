@@ -388,9 +388,10 @@ impl<'a> Simulation<'a> {
                     if target != dispatch.instance {
                         gateway.move_to(flight.slot, dispatch, target, now);
                     }
-                    let tokens = u64::from(1u32.saturating_sub(flight.seen));
-                    gateway.progress(flight.slot, dispatch, tokens);
-                    flight.seen = flight.seen.max(1);
+                    if flight.seen == 0 {
+                        gateway.begin(flight.slot, dispatch);
+                        flight.seen = 1;
+                    }
                 }
                 if let Some(outcome) = self.outcomes.get_mut(index) {
                     outcome.ttft = Some(now.saturating_sub(outcome.at));

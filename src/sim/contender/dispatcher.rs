@@ -54,7 +54,7 @@ impl Dispatcher {
     ) -> Option<Choice> {
         let among: Vec<usize> = instances(fleet, model).collect();
         let load = |i: usize| loads.get(i).copied().unwrap_or_default();
-        let requests = |i: usize| load(i).in_flight();
+        let requests = |i: usize| loads.get(i).map_or(0.0, LoadNow::in_flight);
         let instance = match self {
             Dispatcher::RoundRobin => {
                 let turn = turns.next(model.unwrap_or(fleet.models.len()));
@@ -100,7 +100,7 @@ impl Dispatcher {
 
 /// The first of those with the least of something.
 fn first_least(among: &[usize], of: impl Fn(usize) -> f64) -> Option<usize> {
-    among.iter().copied().min_by(|a, b| of(*a).total_cmp(&of(*b)))
+    among.iter().map(|i| (*i, of(*i))).min_by(|(_, a), (_, b)| a.total_cmp(b)).map(|(i, _)| i)
 }
 
 /// Weight of the queue's score and of the cache's.

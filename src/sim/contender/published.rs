@@ -124,8 +124,8 @@ impl Published {
             // The order of prices has the time between score and queue.
             Tie::Time => Objective::Prices,
         };
-        let order = score::rank(&candidates, &scores, objective);
-        candidates.get(*order.first()?).map(|c| c.instance)
+        let first = score::Ranking::new(&candidates, &scores, objective).first()?;
+        candidates.get(first).map(|c| c.instance)
     }
 
     /// Predicted seconds to the first and per further token on every instance.

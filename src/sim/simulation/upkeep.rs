@@ -11,7 +11,7 @@ use crate::sim::server::{Health, Server};
 impl Simulation<'_> {
     pub(super) fn tick(&mut self) {
         let Simulation { servers, flights, gateways, now, .. } = self;
-        for server in servers.iter().filter(|s| s.health() == Health::Up) {
+        for (instance, server) in servers.iter().enumerate().filter(|(_, s)| s.health() == Health::Up) {
             for (job, generated) in server.engine().generated(*now) {
                 let (index, attempt) = flight_of(job);
                 let Some(flight) = flights.get_mut(index).and_then(Option::as_mut) else { continue };
@@ -26,6 +26,7 @@ impl Simulation<'_> {
                     gateway.progress(flight.slot, dispatch, u64::from(new));
                 }
             }
+            gateways.iter_mut().for_each(|gateway| gateway.count_streams(instance));
         }
         gateways.iter_mut().for_each(Gateway::tick);
         self.foresee(self.now.saturating_add(self.options.tick), Happening::Tick);
@@ -40,8 +41,7 @@ impl Simulation<'_> {
         if std::mem::replace(asking, true) {
             return self.foresee(now.saturating_add(self.options.tick), Happening::ScrapeDue { gateway, instance });
         }
-        let counters = home.counters(home.slot_of(0));
-        let own = counters.0.get(instance).copied().unwrap_or_default();
+        let own = home.counters(home.slot_of(0)).and_then(|all| all.0.get(instance)).copied().unwrap_or_default();
         let scrape = Scrape { gateway, epoch: home.epoch, instance, asked_at: now, own };
         let lost = self.random.uniform() < self.options.scrape_loss;
         if lost {

@@ -47,7 +47,7 @@ pub(super) fn run(config: &Value, quick: bool) -> Result<Vec<Row>> {
     if !quick {
         rows.push(row(config, "routebalance", Contender::Ours, REFERENCE, 1_000_000)?);
         rows.push(row(config, "shortest-queue", queue(), LARGE, 1_000_000)?);
-        rows.push(row(config, "routebalance", Contender::Ours, LARGE, 100_000)?);
+        rows.push(row(config, "routebalance", Contender::Ours, LARGE, 1_000_000)?);
     }
     Ok(rows)
 }
