@@ -105,7 +105,7 @@ fn cell(name: &str, which: usize, rate: f64, seed: u64, workload: &str) -> Cell 
         mix,
         decision_us: 300.0,
         intervals: Intervals {
-            quality: [quality - 0.004, quality + 0.004],
+            quality: [quality - 0.001, quality + 0.001],
             cost_usd: [1.6e-5, 1.8e-5],
             e2e_ms: [mean * 0.97, mean * 1.03],
         },
