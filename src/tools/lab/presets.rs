@@ -350,11 +350,14 @@ pub fn robustness(grounds: &[Ground], traced: usize, wishes: &Wishes) -> Result<
         study.add(&Grid { arrivals: Some(ramp), rates: vec![None], ..grid.clone() })?;
         let rates = vec![Some(12.0), Some(24.0)];
         for (trace, i) in TRACES.iter().take(traced).zip(1..) {
+            // Some traces have fewer requests than a cell.
+            let recorded = grounds.get(i).map_or(0, |ground| ground.source.own_requests());
             study.add(&Grid {
                 ground: i,
                 variant: trace,
                 arrivals: None,
                 rates: vec![Some(BURST_RATE)],
+                requests: Some(REQUESTS.min(recorded)),
                 ..grid.clone()
             })?;
         }
