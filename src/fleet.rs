@@ -194,8 +194,8 @@ pub enum QualityNormalisation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Objective {
-    /// Quality, time and money in units of the fleet: `w_q Q/Q_ref - w_l T/T_ref - w_c C/C_ref`, whatever the other candidates are.
-    /// A queue costs what it costs, so a saturated model spills over.
+    /// Quality, time and money in units of the fleet: `w_q Q/Q_ref - w_l T/T_ref - w_c C/C_ref`, where time counts less while all
+    /// models are slow. A queue costs what it costs, so a saturated model spills over.
     Absolute,
     /// RouteBalance as published: `w_q Q + w_c (1 - C/max C) + w_l (1 - T/max T)`.
     Paper,

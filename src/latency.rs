@@ -24,13 +24,18 @@ pub fn tpot_seconds(profile: &LatencyProfile, running: f64) -> f64 {
 /// tokens it still owes and b = max(running, 1). Prefill is not priced.
 #[inline]
 pub fn paper_seconds(profile: &LatencyProfile, limits: &Limits, load: &LoadNow, output_tokens: f64) -> f64 {
-    let tau = tpot_seconds(profile, load.running);
+    paper_seconds_at(tpot_seconds(profile, load.running), limits, load, output_tokens)
+}
+
+/// The same with another prediction of the seconds per output token.
+#[inline]
+pub fn paper_seconds_at(tpot_seconds: f64, limits: &Limits, load: &LoadNow, output_tokens: f64) -> f64 {
     // Load is a mixture where a report is trusted in part: half a request is nobody.
     let free_slot = load.running < f64::from(limits.max_running) && load.waiting < 0.5;
     if free_slot {
-        tau * output_tokens
+        tpot_seconds * output_tokens
     } else {
-        tau * (load.pending_output_tokens / load.running.max(1.0) + output_tokens)
+        tpot_seconds * (load.pending_output_tokens / load.running.max(1.0) + output_tokens)
     }
 }
 

@@ -19,7 +19,7 @@ pub struct Candidate {
     pub output_tokens: f64,
     /// Output tokens that 4 of 5 such requests do not exceed.
     pub output_tokens_p80: f64,
-    /// Expected time, seconds: the objective's T.
+    /// The objective's time, seconds: the published T, or under [`Objective::LeastLoad`] the work that the instance owes already.
     pub seconds: f64,
     /// Expected times on the instance if it is as well as ever: what its response is compared with.
     pub forecast: Forecast,
@@ -33,8 +33,6 @@ pub struct Candidate {
     pub delay_seconds: f64,
     /// Expected time to the last token if the instance were idle, seconds.
     pub idle_seconds: f64,
-    /// Seconds of work that the instance owes already.
-    pub owed_seconds: f64,
     /// Expected cost, USD.
     pub usd: f64,
     /// Requests that the instance holds.
@@ -133,7 +131,7 @@ pub fn scores(candidates: &[Candidate], policy: &Policy, references: &References
             candidates.iter().map(|c| c.quality - price(c.model)).collect()
         }
         Objective::RoundRobin => round_robin(candidates.len(), sequence),
-        Objective::LeastLoad => candidates.iter().map(|c| -c.owed_seconds).collect(),
+        Objective::LeastLoad => candidates.iter().map(|c| -c.seconds).collect(),
     }
 }
 

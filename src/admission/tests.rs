@@ -18,7 +18,6 @@ fn candidate(instance: usize, ttft_seconds: f64, e2e_seconds: f64) -> Candidate 
         e2e_seconds,
         delay_seconds: 0.0,
         idle_seconds: 1.0,
-        owed_seconds: 0.0,
         usd: 1e-5,
         in_flight: 0.0,
         last_dispatch: Duration::ZERO,

@@ -87,7 +87,7 @@ impl<T> Batcher<T> {
 
     /// Chooses the size and the window of the next batches by the share of instances where requests queue, if they are adaptive.
     pub fn adapt(&mut self, queueing_share: f64) {
-        (self.size, self.window) = next_batch(&self.batching, queueing_share, Some((self.size, self.window)));
+        (self.size, self.window) = next_batch(&self.batching, queueing_share, (self.size, self.window));
     }
 
     /// A worker's share of a batch.
@@ -112,11 +112,11 @@ pub fn first_batch(batching: &Batching) -> (usize, Duration) {
 }
 
 /// Size and window of the next batch, after one of these.
-pub fn next_batch(batching: &Batching, queueing_share: f64, last: Option<(usize, Duration)>) -> (usize, Duration) {
+pub fn next_batch(batching: &Batching, queueing_share: f64, last: (usize, Duration)) -> (usize, Duration) {
     let row = PUBLISHED.iter().find(|(below, ..)| queueing_share < *below);
     match (batching.sizing, row) {
         (BatchSizing::Adaptive, Some((_, size, window))) => (*size, *window),
-        _ => last.unwrap_or_else(|| first_batch(batching)),
+        _ => last,
     }
 }
 

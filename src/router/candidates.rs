@@ -2,7 +2,7 @@
 
 use super::{Ask, Outlook, Router};
 use crate::admission::spending;
-use crate::fleet::{ModelKind, Pool, Presence};
+use crate::fleet::{ModelKind, Objective, Pool, Presence};
 use crate::health::Standing;
 use crate::latency::{self, Speed, Work};
 use crate::learning::Learned;
@@ -36,6 +36,14 @@ impl Router {
             let estimate = estimates.get(pool.model).filter(|_| wanted)?;
             self.offer(ask, (p, pool), estimate, prompt_tokens, learned)
         };
+        let by_load = self.config.policies.get(ask.policy).is_some_and(|p| p.objective == Objective::LeastLoad);
+        let seconds = |pool: &Pool, load: &LoadNow, output_tokens: f64| {
+            if by_load {
+                latency::owed_seconds(&pool.profile, &pool.limits, load)
+            } else {
+                latency::paper_seconds(&pool.profile, &pool.limits, load, output_tokens.max(1.0))
+            }
+        };
         let offers: Vec<Option<Offer>> = fleet.pools.iter().enumerate().map(offer).collect();
         let unknown = LoadNow::default();
         let mut fitting = Vec::with_capacity(if holder.is_some() { 1 } else { fleet.instances.len() });
@@ -59,14 +67,13 @@ impl Router {
                 quality: offer.quality,
                 output_tokens,
                 output_tokens_p80: offer.output_tokens_p80,
-                seconds: slowdown * latency::paper_seconds(&pool.profile, &pool.limits, load, output_tokens.max(1.0)),
+                seconds: slowdown * seconds(pool, load, output_tokens),
                 forecast,
                 ttft_seconds: slowdown * forecast.ttft,
                 tpot_seconds: forecast.tpot,
                 e2e_seconds: slowdown * forecast.e2e,
                 delay_seconds: slowdown * latency::delay_seconds(&pool.profile, load, &work, &offer.speed),
                 idle_seconds: offer.idle_seconds,
-                owed_seconds: slowdown * latency::owed_seconds(&pool.profile, &pool.limits, load),
                 usd: offer.usd,
                 in_flight: load.in_flight(),
                 last_dispatch: load.last_dispatch,

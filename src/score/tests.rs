@@ -17,7 +17,6 @@ fn candidate(instance: usize, quality: f64, seconds: f64, usd: f64) -> Candidate
         e2e_seconds: seconds,
         delay_seconds: 0.0,
         idle_seconds: seconds,
-        owed_seconds: 0.0,
         usd,
         in_flight: 0.0,
         last_dispatch: Duration::ZERO,
@@ -190,7 +189,7 @@ fn a_queue_costs_what_it_costs() {
 
 #[test]
 fn least_load_takes_who_owes_least_whatever_its_model() {
-    let owing = |instance, owed_seconds| Candidate { owed_seconds, ..candidate(instance, 0.5, 1.0, 1.0) };
+    let owing = |instance, owed_seconds| candidate(instance, 0.5, owed_seconds, 1.0);
     let used = |instance| Candidate { last_dispatch: Duration::from_secs(5), ..owing(instance, 0.0) };
     let rows = [
         ("least first", [owing(0, 3.0), owing(1, 1.0), owing(2, 2.0)], [1, 2, 0]),

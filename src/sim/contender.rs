@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::fleet::{BatchSizing, Batching, Fleet, ModelKind};
-use crate::reckoning::{Dispatch, LoadNow};
+use crate::reckoning::Dispatch;
 use crate::router::Decision;
 
 pub use dispatcher::{Dispatcher, Turns};
@@ -27,15 +27,20 @@ pub enum Contender {
     Ours,
     /// RouteBalance as published.
     Published(Published),
-    /// A model for each kind of request, in the order of the workload's templates, then one of its instances.
+    /// A model for each kind of request, then one of its instances.
     Pipeline {
-        /// Index of the model.
-        models: Arc<[usize]>,
-        /// How its instance is chosen.
+        /// Indices of models, in the order of the workload's templates; `None` for any instance, whatever its model.
+        models: Option<Arc<[usize]>>,
+        /// How the instance is chosen.
         dispatcher: Dispatcher,
     },
-    /// Any instance, whatever its model.
-    Dispatch(Dispatcher),
+}
+
+impl Contender {
+    /// A dispatcher over all instances.
+    pub fn dispatch(dispatcher: Dispatcher) -> Contender {
+        Contender::Pipeline { models: None, dispatcher }
+    }
 }
 
 /// How long requests wait for their decisions.
@@ -105,9 +110,4 @@ fn instances(fleet: &Fleet, model: Option<usize>) -> impl Iterator<Item = usize>
         let generates = fleet.model_of(pool)?.kind == ModelKind::Generate;
         (generates && model.is_none_or(|m| m == pool.model)).then_some(i)
     })
-}
-
-/// What a load says to who counts requests: half a request, where a report is trusted in part, is nobody.
-fn is_free(load: &LoadNow, max_running: u32) -> bool {
-    load.running < f64::from(max_running) && load.waiting < 0.5
 }

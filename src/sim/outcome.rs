@@ -68,6 +68,12 @@ impl Outcome {
     }
 }
 
+/// The nearest-rank percentile of sorted values: the smallest value that at least `percent` % of them do not exceed; 0 of none.
+pub fn percentile(sorted: &[f64], percent: usize) -> f64 {
+    let rank = sorted.len().saturating_mul(percent).div_ceil(100);
+    sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
+}
+
 /// Times of many requests, seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Times {
@@ -85,9 +91,8 @@ impl Times {
         let mut seconds: Vec<f64> = values.map(|v| v.as_secs_f64()).collect();
         seconds.sort_by(f64::total_cmp);
         let n = seconds.len().max(1) as f64;
-        let rank = |share: f64| (share * seconds.len() as f64).ceil() as usize;
-        let at = |share: f64| seconds.get(rank(share).saturating_sub(1)).copied().unwrap_or_default();
-        Times { mean: seconds.iter().sum::<f64>() / n, p50: at(0.5), p99: at(0.99) }
+        let mean = seconds.iter().sum::<f64>() / n;
+        Times { mean, p50: percentile(&seconds, 50), p99: percentile(&seconds, 99) }
     }
 }
 
@@ -125,6 +130,23 @@ mod tests {
     use super::*;
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    #[test]
+    fn percentiles_are_nearest_rank() {
+        let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
+        let rows: [(&[f64], usize, f64); 7] = [
+            (&hundred, 0, 1.0),
+            (&hundred, 7, 7.0),
+            (&hundred, 50, 50.0),
+            (&hundred, 99, 99.0),
+            (&[7.0], 99, 7.0),
+            (&[1.0, 9.0], 50, 1.0),
+            (&[], 50, 0.0),
+        ];
+        for (values, percent, expected) in rows {
+            assert_eq!(percentile(values, percent), expected, "p{percent} of {} values", values.len());
+        }
+    }
 
     #[test]
     fn times_are_summed_up() {

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::sim::outcome::percentile;
+
 /// Mean and percentiles of a duration, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct MsSummary {
@@ -82,13 +84,13 @@ pub fn summarise(policy: &str, answered: &[Answered], failed: usize) -> PolicySu
         cost_usd: mean(answered.iter().map(|a| a.cost_usd)),
         ttft_ms: ms_summary(answered.iter().map(|a| a.ttft)),
         e2e_ms: ms_summary(answered.iter().map(|a| a.e2e)),
-        decision_us: UsSummary { p50: percentile(&decisions, 50.0), p99: percentile(&decisions, 99.0) },
+        decision_us: UsSummary { p50: percentile(&decisions, 50), p99: percentile(&decisions, 99) },
     }
 }
 
 fn ms_summary(durations: impl Iterator<Item = Duration>) -> MsSummary {
     let ms = sorted(durations.map(|d| d.as_secs_f64() * 1e3));
-    MsSummary { mean: mean(ms.iter().copied()), p50: percentile(&ms, 50.0), p99: percentile(&ms, 99.0) }
+    MsSummary { mean: mean(ms.iter().copied()), p50: percentile(&ms, 50), p99: percentile(&ms, 99) }
 }
 
 fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
@@ -103,30 +105,9 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
     if count == 0 { 0.0 } else { sum / count as f64 }
 }
 
-/// The nearest-rank percentile of sorted values: the smallest value that at least `percent` % of them do not exceed.
-pub fn percentile(sorted: &[f64], percent: f64) -> f64 {
-    let rank = (percent / 100.0 * sorted.len() as f64).ceil() as usize;
-    sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn percentiles_are_nearest_rank() {
-        let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
-        let rows: [(&[f64], f64, f64); 5] = [
-            (&hundred, 50.0, 50.0),
-            (&hundred, 99.0, 99.0),
-            (&[7.0], 99.0, 7.0),
-            (&[1.0, 9.0], 50.0, 1.0),
-            (&[], 50.0, 0.0),
-        ];
-        for (values, percent, expected) in rows {
-            assert_eq!(percentile(values, percent), expected, "p{percent} of {} values", values.len());
-        }
-    }
 
     #[test]
     fn a_summary_counts_every_request_once() {

@@ -221,7 +221,8 @@ pub(crate) async fn saturated_instances_shed(gateway: &Gateway) {
     let shedding = || chat("/latency", &json!({"model": SHEDDING_MODEL.1, "max_tokens": 4}));
     gateway.send(&shedding()).await.ok();
     let mut streams = Vec::new();
-    for _ in 0..instances.len() * 3 {
+    // Workers that decide in the same instant do not see each other's request: so many make a queue however unevenly they fall.
+    for _ in 0..instances.len() * 6 {
         let mut tcp = gateway.connect().await;
         Request::long_stream(SHEDDING_MODEL.1).write(&mut tcp).await;
         streams.push(tcp);

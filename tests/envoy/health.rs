@@ -273,8 +273,9 @@ pub(crate) async fn vm_dies(gateway: Gateway) {
     .await;
     drop(streams);
     eventually("what the dead VM left", open, |open| *open == 0).await;
-    let reply = gateway.send(&Request::chat(MODEL)).await.ok();
-    assert_eq!(reply.header("x-routebalance-rung"), Some("fused"), "{reply:?}");
+    // It may have been the one that scrapes: another one takes over.
+    let rung = async || gateway.send(&Request::chat(MODEL)).await.ok().header("x-routebalance-rung").map(str::to_owned);
+    eventually("fresh reports", rung, |rung| rung.as_deref() == Some("fused")).await;
     nobody_starves(&gateway).await;
 }
 

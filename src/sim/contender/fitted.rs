@@ -5,10 +5,7 @@ use super::forest::{Forest, Inputs};
 use crate::fleet::Pool;
 use crate::latency::Residuals;
 use crate::reckoning::LoadNow;
-use crate::sim::engine::MAX_BATCHED_TOKENS;
-
-/// Tokens of a block of vLLM's KV cache.
-const KV_BLOCK_TOKENS: f64 = 16.0;
+use crate::sim::engine::{BLOCK_TOKENS, MAX_BATCHED_TOKENS};
 
 /// The 25 inputs in the published order: 17 of the instance's state, the request's tokens, and what follows from them.
 ///
@@ -17,7 +14,7 @@ const KV_BLOCK_TOKENS: f64 = 16.0;
 pub fn inputs(pool: &Pool, load: &LoadNow, prompt_tokens: f64, output_tokens: f64) -> Inputs {
     let (p, o) = (prompt_tokens, output_tokens);
     let used = load.kv_use.unwrap_or(0.0);
-    let free_blocks = (1.0 - used) * pool.limits.kv_tokens as f64 / KV_BLOCK_TOKENS;
+    let free_blocks = (1.0 - used) * pool.limits.kv_tokens as f64 / f64::from(BLOCK_TOKENS);
     let step_tokens = f64::from(MAX_BATCHED_TOKENS);
     let state = [
         0.0,

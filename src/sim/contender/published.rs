@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::fitted::{Fitted, inputs};
 use super::forest::{Forest, Inputs};
-use super::{Choice, instances, is_free};
+use super::{Choice, instances};
 use crate::fleet::{Constraints, Fleet, Objective, Pool, QualityNormalisation, Tariff, Weights};
 use crate::latency;
 use crate::predictor::Estimate;
@@ -191,12 +191,12 @@ impl Published {
         })
     }
 
-    /// The published T: the tokens' time, and behind a queue first that of what the instance owes, at its present batch.
+    /// The published T; without a queue where the time per token knows no load.
     fn seconds(&self, pool: &Pool, load: &LoadNow, tpot_seconds: f64, output_tokens: f64) -> f64 {
-        if self.tpot == Tpot::Static || is_free(load, pool.limits.max_running) {
-            return tpot_seconds * output_tokens;
+        match self.tpot {
+            Tpot::Static => tpot_seconds * output_tokens,
+            Tpot::Fitted(_) | Tpot::True => latency::paper_seconds_at(tpot_seconds, &pool.limits, load, output_tokens),
         }
-        tpot_seconds * (load.pending_output_tokens / load.running.max(1.0) + output_tokens)
     }
 
     fn filtered(

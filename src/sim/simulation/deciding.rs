@@ -35,6 +35,14 @@ enum Stage {
 }
 
 impl Simulation<'_> {
+    /// The load of every instance now, as a gateway's first worker sees it.
+    pub fn loads(&self, gateway: usize) -> Vec<LoadNow> {
+        let config = self.router.config();
+        let home = self.gateways.get(gateway);
+        let seen = home.map(|g| g.loads(g.slot_of(0), &config.fleet, &config.telemetry, self.now, 0.5).0);
+        seen.unwrap_or_default()
+    }
+
     pub(super) fn arrive(&mut self, index: usize) {
         self.arrived = index.saturating_add(1);
         if let Some(next) = self.workload.arrivals.get(self.arrived) {
@@ -126,8 +134,8 @@ impl Simulation<'_> {
         let batch: Vec<usize> = desk.waiting.drain(..taken.min(desk.waiting.len())).collect();
         if let Deciding::InBatches { batching, .. } = self.options.deciding {
             let share = assign::queueing_share(&self.loads(gateway));
-            if let Some(home) = self.gateways.get_mut(gateway) {
-                home.desk.batch = Some(assign::next_batch(&batching, share, home.desk.batch));
+            if let Some(last) = self.gateways.get_mut(gateway).and_then(|home| home.desk.batch.as_mut()) {
+                *last = assign::next_batch(&batching, share, *last);
             }
         }
         self.decide(gateway, &batch);
@@ -199,23 +207,20 @@ impl Simulation<'_> {
                 let assigned = published.assign(fleet, &batch, &mut loads, now);
                 assigned.into_iter().filter_map(|(i, choice)| Some((*requests.get(i)?, choice))).collect()
             }
-            Contender::Pipeline { .. } | Contender::Dispatch(_) => {
+            Contender::Pipeline { models, dispatcher } => {
                 let mut choices = Vec::with_capacity(requests.len());
                 for index in requests {
                     let slot = home.slot_of(worker(index));
                     let draw = home.random.uniform();
                     let (loads, _) = home.loads(slot, fleet, &config.telemetry, now, draw);
-                    let choice =
-                        template_of(index).zip(workload.arrivals.get(*index)).and_then(|(template, arrival)| {
-                            let (model, dispatcher) = match &self.contender {
-                                Contender::Pipeline { models, dispatcher } => {
-                                    (Some(*models.get(arrival.template)?), *dispatcher)
-                                }
-                                Contender::Dispatch(dispatcher) => (None, *dispatcher),
-                                Contender::Ours | Contender::Published(_) => return None,
-                            };
-                            dispatcher.choose(fleet, model, template, &loads, &mut home.turns, &mut home.random)
-                        });
+                    let asked = template_of(index).zip(workload.arrivals.get(*index));
+                    let choice = asked.and_then(|(template, arrival)| {
+                        let model = match models {
+                            Some(models) => Some(*models.get(arrival.template)?),
+                            None => None,
+                        };
+                        dispatcher.choose(fleet, model, template, &loads, &mut home.turns, &mut home.random)
+                    });
                     choices.push((*index, choice));
                 }
                 choices
@@ -268,16 +273,4 @@ impl Simulation<'_> {
 
 fn one_by_one() -> Batching {
     Batching { sizing: BatchSizing::Fixed { size: 1, window: Duration::ZERO }, max_wait: Duration::ZERO }
-}
-
-impl Simulation<'_> {
-    /// The load of every instance now, as a gateway's first worker sees it.
-    pub fn loads(&self, gateway: usize) -> Vec<LoadNow> {
-        let config = self.router.config();
-        let seen = self
-            .gateways
-            .get(gateway)
-            .map(|g| g.loads(g.slot_of(0), &config.fleet, &config.telemetry, self.now, 0.5).0);
-        seen.unwrap_or_default()
-    }
 }

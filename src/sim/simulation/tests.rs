@@ -160,7 +160,7 @@ fn deciding_takes_its_time() {
         ("full at once", fixed(1, 100), [30, 50, 70, 30]),
         ("the published first batch is not full", Deciding::published(ms(30)), [130, 120, 110, 80]),
     ] {
-        for contender in [Contender::Ours, Contender::Dispatch(Dispatcher::ShortestQueue)] {
+        for contender in [Contender::Ours, Contender::dispatch(Dispatcher::ShortestQueue)] {
             let workload = alone(&arrivals);
             let options = Options { deciding, ..Options::default() };
             let mut simulation = Simulation::of(contender, &router, &workload, &[], options);

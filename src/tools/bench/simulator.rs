@@ -37,7 +37,7 @@ pub(super) struct Row {
 pub(super) fn run(config: &Value, quick: bool) -> Result<Vec<Row>> {
     let weights = crate::fleet::Weights { quality: 1.0 / 3.0, latency: 1.0 / 3.0, cost: 1.0 / 3.0 };
     let paper = || Contender::Published(Published::new(weights));
-    let queue = || Contender::Dispatch(Dispatcher::ShortestQueue);
+    let queue = || Contender::dispatch(Dispatcher::ShortestQueue);
     let mut rows = vec![
         row(config, "routebalance", Contender::Ours, REFERENCE, 10_000)?,
         row(config, "routebalance", Contender::Ours, REFERENCE, 100_000)?,

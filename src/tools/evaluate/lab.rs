@@ -314,7 +314,30 @@ fn show_targets(cells: &Cells) {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
+    use super::super::EvaluateArgs;
     use super::*;
+    use crate::tools::lab::entrant::Estimates;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: EvaluateArgs,
+    }
+
+    #[test]
+    fn every_request_of_the_robustness_preset_can_be_had() {
+        let config = Config::parse(include_bytes!("../../../envoy/routebalance.json")).unwrap();
+        let args = Cli::parse_from(["evaluate"]).args.lab;
+        let (grounds, _) = grounds(&config, &args, Some(Preset::Robustness)).unwrap();
+        let wishes = Wishes { policies: Some(vec!["shortest-queue".to_owned()]), ..Wishes::default() };
+        let jobs = presets::robustness(&grounds, TRACES.len(), &wishes).unwrap();
+        for job in jobs.iter().filter(|job| job.asked.seed == 1) {
+            let had = grounds[job.ground].workload(&job.asked, Estimates::Ours).unwrap().1.arrivals.len();
+            assert_eq!(Some(had), job.asked.requests, "{}", job.identity());
+        }
+    }
 
     #[test]
     fn weights_are_read() {

@@ -11,6 +11,7 @@ use super::cells::measured;
 use crate::config::Config;
 use crate::latency::Basis;
 use crate::router::Router;
+use crate::sim::outcome::percentile;
 use crate::sim::simulation::{Options, Simulation};
 use crate::sim::workload::{Arrivals, ChatMix, Workload, sustainable_rates};
 
@@ -145,9 +146,7 @@ impl Quantiles {
     /// Nearest-rank; zeros if there are no values.
     fn of(values: &mut [f64]) -> Quantiles {
         values.sort_by(f64::total_cmp);
-        let rank = |share: f64| (share * values.len() as f64).ceil() as usize;
-        let at = |share: f64| values.get(rank(share).saturating_sub(1)).copied().unwrap_or_default();
-        Quantiles { median: at(0.5), p90: at(0.9) }
+        Quantiles { median: percentile(values, 50), p90: percentile(values, 90) }
     }
 
     fn json(self) -> Value {

@@ -115,7 +115,7 @@ pub fn entrants(name: &str, knobs: Knobs, weights: &[Weights], lab: &LabInputs<'
     let Some(name) = NAMES.into_iter().find(|known| *known == name) else {
         bail!("there is no contender {name}: there are {}", NAMES.join(", "));
     };
-    let dispatch = |dispatcher| vec![Entrant::new(name, String::new(), Contender::Dispatch(dispatcher))];
+    let dispatch = |dispatcher| vec![Entrant::new(name, String::new(), Contender::dispatch(dispatcher))];
     Ok(match name {
         "round-robin" => dispatch(Dispatcher::RoundRobin),
         "random" => dispatch(Dispatcher::Random),

@@ -125,8 +125,8 @@ impl Ground {
     /// What decides, for the templates of a feed: a pipeline's models are those of prompts.
     pub fn contender(&self, entrant: &Entrant, feed: &Feed) -> Contender {
         match &entrant.contender {
-            Contender::Pipeline { models, dispatcher } => Contender::Pipeline {
-                models: feed.prompts.iter().filter_map(|p| models.get(*p).copied()).collect(),
+            Contender::Pipeline { models: Some(models), dispatcher } => Contender::Pipeline {
+                models: Some(feed.prompts.iter().filter_map(|p| models.get(*p).copied()).collect()),
                 dispatcher: *dispatcher,
             },
             other => other.clone(),

@@ -10,7 +10,7 @@ use crate::fleet::{Fleet, Weights};
 use crate::random::Random;
 use crate::router::Router;
 use crate::sim::contender::{Contender, Deciding};
-use crate::sim::outcome::{End, Outcome};
+use crate::sim::outcome::{End, Outcome, percentile};
 use crate::sim::simulation::{Options, Simulation};
 use crate::sim::workload::Workload;
 
@@ -210,12 +210,6 @@ fn budget_exhausted(fleet: &Fleet, workload: &Workload, outcomes: &[Outcome]) ->
 fn times(sorted: &[f64]) -> TimesMs {
     let mean = sorted.iter().sum::<f64>() / sorted.len().max(1) as f64;
     TimesMs { mean, p50: percentile(sorted, 50), p99: percentile(sorted, 99) }
-}
-
-/// Nearest rank; the least for 0.
-fn percentile(sorted: &[f64], percent: usize) -> f64 {
-    let rank = (sorted.len() * percent).div_ceil(100);
-    sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
 }
 
 fn percentiles(sorted: &[f64]) -> Vec<f64> {

@@ -2,6 +2,7 @@
 
 use crate::predictor::Estimate;
 use crate::router::Outlook;
+use crate::sim::outcome::percentile;
 use crate::sim::workload::{Template, Workload};
 
 /// What really comes of a request.
@@ -23,13 +24,10 @@ pub(super) fn constant(workload: &Workload) -> Outlook {
         let quality = |t: &Template| t.quality.get(m).copied().unwrap_or_default();
         let mean = workload.templates.iter().map(quality).sum::<f64>() / n;
         let squares = workload.templates.iter().map(|t| (quality(t) - mean).powi(2)).sum::<f64>() / n;
-        let mut tokens: Vec<u32> = workload.templates.iter().filter_map(|t| t.output_tokens.get(m).copied()).collect();
-        tokens.sort_unstable();
-        let percentile = |percent: usize| {
-            let rank = (tokens.len() * percent).div_ceil(100);
-            tokens.get(rank.saturating_sub(1)).map_or(1.0, |t| f64::from(*t).max(1.0))
-        };
-        (estimate(mean, squares.sqrt(), [percentile(50), percentile(80), percentile(90)]), true)
+        let tokens = workload.templates.iter().filter_map(|t| t.output_tokens.get(m));
+        let mut tokens: Vec<f64> = tokens.map(|tokens| f64::from(*tokens)).collect();
+        tokens.sort_by(f64::total_cmp);
+        (estimate(mean, squares.sqrt(), [50, 80, 90].map(|p| percentile(&tokens, p).max(1.0))), true)
     };
     Outlook { estimates: (0..models).map(of_model).collect(), familiarity: Some(1.0), prototype: None }
 }

@@ -7,10 +7,10 @@ use crate::config::Config;
 use crate::fleet::{Fleet, ModelKind, Objective, Policy, QualityNormalisation, Weights};
 use crate::tools::lab::contenders::{Knobs, LabInputs, NAMES, entrants, ours};
 use crate::tools::lab::entrant::Entrant;
+use crate::tools::lab::presets::UNIFORM;
 
 /// Contenders that the module runs, in the order in which they are run.
 pub(super) const REAL: [&str; 5] = ["routebalance", "routebalance-paper", "prices", "least-load", "round-robin"];
-const UNIFORM: Weights = Weights { quality: 1.0 / 3.0, latency: 1.0 / 3.0, cost: 1.0 / 3.0 };
 
 /// A contender with its knobs set.
 #[derive(Clone, Debug)]

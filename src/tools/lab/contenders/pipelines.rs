@@ -40,7 +40,7 @@ fn with_dispatchers(
     let models: Arc<[usize]> = models.collect();
     let of = |(dispatcher, dispatched): &(Dispatcher, &str)| {
         let setting = if setting.is_empty() { (*dispatched).to_owned() } else { format!("{setting}, {dispatched}") };
-        let contender = Contender::Pipeline { models: models.clone(), dispatcher: *dispatcher };
+        let contender = Contender::Pipeline { models: Some(models.clone()), dispatcher: *dispatcher };
         Entrant { charged, ..Entrant::new(name, setting, contender) }
     };
     dispatchers(knobs).iter().map(of).collect()
@@ -177,7 +177,7 @@ pub(super) fn cheapest_adequate(name: &'static str, knobs: Knobs, lab: &LabInput
         let good = offers.iter().filter(|offer| offer.1 >= *threshold);
         let model = cheapest(good).unwrap_or_else(|| best(&offers));
         let models = vec![model; lab.templates.len()].into();
-        let contender = Contender::Pipeline { models, dispatcher: Dispatcher::LeastLoad };
+        let contender = Contender::Pipeline { models: Some(models), dispatcher: Dispatcher::LeastLoad };
         Entrant::new(name, format!("quality {threshold}"), contender)
     };
     thresholds.iter().map(of).collect()

@@ -127,7 +127,7 @@ fn sweep(
     let gap = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(Duration::from_secs(1));
     let times: Vec<Duration> = (1..=requests as u32).map(|i| gap * i).collect();
     let workload = Workload::drawn(templates.clone(), &times, 0, SEED.wrapping_add(which as u64));
-    let contender = Contender::Dispatch(Dispatcher::RoundRobin);
+    let contender = Contender::dispatch(Dispatcher::RoundRobin);
     let options = Options { keep_decisions: false, seed: SEED, ..Options::default() };
     let mut simulation = Simulation::of(contender, router, &workload, &[], options);
     let before = |arrival: &Arrival| arrival.at.saturating_sub(Duration::from_nanos(1));

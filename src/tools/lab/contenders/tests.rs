@@ -71,7 +71,7 @@ impl Entrant {
 fn shares(name: &str, setting: &str, lab: &LabInputs<'_>) -> Vec<f64> {
     let all = entrants(name, Knobs::All, &[UNIFORM], lab).unwrap();
     let entrant = all.into_iter().find(|e| e.setting.starts_with(setting)).unwrap();
-    let Contender::Pipeline { models, .. } = entrant.contender else { panic!("{name} is a pipeline") };
+    let Contender::Pipeline { models: Some(models), .. } = entrant.contender else { panic!("{name} is a pipeline") };
     let count = |m: usize| models.iter().filter(|model| **model == m).count() as f64 / models.len() as f64;
     (0..4).map(count).collect()
 }
