@@ -7,11 +7,15 @@
 //! are what makes a router follow a plan. Pure: the tools read files, draw pages and run plans in the simulator.
 
 pub mod baselines;
+mod curve;
 pub mod interference;
 pub mod placement;
 pub mod prices;
 pub mod problem;
 pub mod profile;
 pub mod scores;
+pub mod search;
 pub mod setup;
+mod simplex;
 pub mod solution;
+mod solve;
