@@ -13,6 +13,7 @@ pub mod placement;
 pub mod prices;
 pub mod problem;
 pub mod profile;
+pub mod published;
 pub mod scores;
 pub mod search;
 pub mod setup;
