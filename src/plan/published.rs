@@ -186,7 +186,7 @@ mod tests {
         let (mut compared, mut missed) = (0, 0);
         // Each takes a second without optimisation.
         let placed = Setups::new(&problem).filter_map(|setup| Some((setup.clone(), place(&problem, &setup)?)));
-        for (setup, placement) in placed.step_by(9) {
+        for (setup, placement) in placed.step_by(6) {
             let ours = worker.solve(&setup, &placement, 1e-5, f64::NEG_INFINITY);
             let theirs = route(&planner, &problem.scores, &setup, 22.0, &TTFT, &Knobs::default());
             match (ours, theirs) {
