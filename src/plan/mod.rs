@@ -3,8 +3,9 @@
 //!
 //! [`problem`] says what is wanted, [`profile`] what is known of latency, [`scores`] of quality. [`setup`] enumerates ways to deploy
 //! the models, `placement` puts shards on GPUs, `solve` finds the best routing of one setup and `search` the best setup. [`prices`]
-//! are what makes a router follow a plan. Pure: the tools read files, draw pages and run plans in the simulator.
+//! are what makes a router follow a plan, and [`online`] what makes them follow live load. Pure: the tools read files, draw pages and run plans in the simulator.
 
+pub mod online;
 pub mod prices;
 pub mod problem;
 pub mod profile;
