@@ -155,8 +155,15 @@ impl Steering {
         }
     }
 
-    /// The same, if it can be of a fleet of so many models and these settings: every number finite and within its bounds.
+    /// The same with every number within its bounds; `None` if one is none, or if it is of another number of models.
     pub fn sound(mut self, models: usize, settings: Option<&OnlinePrices>) -> Option<Steering> {
+        let finite = |values: &[f64]| values.iter().all(|v| v.is_finite());
+        let whole = |values: &[f64]| values.len() == models && finite(values);
+        let models_fit = [&self.rates, &self.relief, &self.corrections, &self.prices].iter().all(|v| whole(v));
+        let counted = self.sent.is_empty() || self.sent.len() == models;
+        if !models_fit || !counted || !finite(&self.in_flight) || !self.surcharge.is_finite() {
+            return None;
+        }
         let bound = settings.map_or(0.0, |s| s.max_correction);
         let within =
             |values: &mut [f64], low: f64, high: f64| values.iter_mut().for_each(|v| *v = bounded(*v, low, high));
@@ -166,8 +173,7 @@ impl Steering {
         within(&mut self.relief, 0.0, RELIEF_MAX);
         within(&mut self.corrections, -bound, bound);
         within(&mut self.prices, 0.0, 1.0 + bound);
-        let fits = [&self.rates, &self.relief, &self.corrections, &self.prices].iter().all(|v| v.len() == models);
-        (fits && (self.sent.is_empty() || self.sent.len() == models)).then_some(self)
+        Some(self)
     }
 
     /// Requests per second over all gateways, as far as reports tell of the others'.
