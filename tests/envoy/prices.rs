@@ -1,5 +1,6 @@
 //! Prices that follow demand.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -7,7 +8,6 @@ use serde_json::{Value, json};
 
 use crate::harness::{Gateway, Request, eventually, prompts};
 use crate::setups::{PLANNED, PRICED_TTFT_MS, SCARCE};
-use crate::state::log_lines_of;
 
 /// Time between two requests: four times what the plan expects.
 const GAP: Duration = Duration::from_millis(50);
@@ -38,16 +38,18 @@ pub(crate) async fn forecast_too_low(gateway: &Gateway) {
         gateway.send(request).await.ok()
     });
     join_all(sent).await;
-    let lines = log_lines_of(gateway, &format!("priced {}", REQUESTS - 1)).await;
-    let decision = |i: usize| {
-        let id = format!("priced {i}");
-        &lines.iter().find(|line| line["request_id"] == id.as_str()).expect("its line")["decision"]
+    let written = async || {
+        let log = gateway.access_log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let number = |line: &Value| line["request_id"].as_str()?.strip_prefix("priced ")?.parse::<usize>().ok();
+        lines.filter_map(|mut line| Some((number(&line)?, line["decision"].take()))).collect::<BTreeMap<_, _>>()
     };
-    let scarce = |i: &usize| decision(*i)["model"] == SCARCE;
-    let ttft = |i: usize| decision(i)["response"]["ttft_ms"].as_f64().expect("a first token");
+    let decisions = eventually("the log", written, |lines| lines.len() == REQUESTS).await;
+    let scarce = |i: &usize| decisions[i]["model"] == SCARCE;
+    let ttft = |i: usize| decisions[&i]["response"]["ttft_ms"].as_f64().expect("a first token");
     let (early, late) = (0..20, REQUESTS - 80..REQUESTS);
     assert!(early.clone().filter(scarce).count() > 15, "the plan's price keeps nobody away");
-    let paid = |i: usize| decision(i)["price"].as_f64().expect("a price");
+    let paid = |i: usize| decisions[&i]["price"].as_f64().expect("a price");
     let dearest = late.clone().filter(scarce).map(paid).fold(0.0, f64::max);
     let served = late.clone().filter(scarce).count();
     assert!((1..40).contains(&served), "{served} of 80 late requests are for the scarce model");
