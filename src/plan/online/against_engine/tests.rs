@@ -6,6 +6,7 @@ use super::*;
 use crate::config::Config;
 use crate::fleet::Objective;
 use crate::plan::prices::prices;
+use crate::plan::scores::Scores;
 use crate::random::Random;
 use crate::router::Router;
 use crate::sim::fault::{Fault, Scheduled};
@@ -51,21 +52,21 @@ fn templates(config: &Config, lift: f64, seed: u64) -> Vec<Template> {
     templates
 }
 
-fn qualities(templates: &[Template]) -> Vec<Vec<f64>> {
-    let of = |t: &Template| t.outlook.as_ref().unwrap().estimates.iter().map(|(e, _)| e.quality).collect();
-    templates.iter().map(of).collect()
+fn scores(templates: &[Template]) -> Scores {
+    let of = |t: &Template| t.outlook.as_ref().unwrap().estimates.iter().map(|(e, _)| e.quality).collect::<Vec<f64>>();
+    Scores::new(MODELS, templates.iter().flat_map(of).collect()).unwrap()
 }
 
 /// The plan at a rate: prices at which no pool is used more than planned, and where requests go with them.
 fn planned(config: &Config, sample: &[Template], rate: f64) -> DemandLevel {
     let room: Vec<f64> = sustainable_rates(&config.fleet, sample).iter().map(|s| PLANNED_USE * s / rate).collect();
-    let quality = qualities(sample);
-    let prices = prices(&quality, &room);
+    let scores = scores(sample);
+    let prices = prices(&scores, &room);
     let mut fractions = vec![0.0; MODELS];
-    for row in &quality {
+    for row in scores.rows() {
         let gain = |m: &usize| row[*m] - prices[*m];
         let best = (0..MODELS).max_by(|a, b| gain(a).total_cmp(&gain(b))).unwrap();
-        fractions[best] += 1.0 / quality.len() as f64;
+        fractions[best] += 1.0 / scores.prompts() as f64;
     }
     DemandLevel { rate, prices, fractions }
 }
