@@ -1,0 +1,3 @@
+//! `routebalance plan FILE`: the best way to deploy models on GPUs for a rate, and what makes a gateway follow it.
+
+pub mod profiles;
