@@ -1,3 +1,4 @@
 //! `routebalance plan FILE`: the best way to deploy models on GPUs for a rate, and what makes a gateway follow it.
 
+pub mod file;
 pub mod profiles;
