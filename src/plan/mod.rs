@@ -5,6 +5,7 @@
 //! the models, `placement` puts shards on GPUs, `solve` finds the best routing of one setup and `search` the best setup. [`prices`]
 //! are what makes a router follow a plan. Pure: the tools read files, draw pages and run plans in the simulator.
 
+pub mod device;
 pub mod prices;
 pub mod problem;
 pub mod profile;
