@@ -46,7 +46,8 @@ fn batch_errors(device: &Device) -> Vec<f64> {
         let (tokens, batch, seconds) = (number(row[3]), number(row[4]), number(row[5]));
         let growth = profile.tpot_growth_per_running * (batch - 1.0)
             + profile.tpot_growth_per_thousand_context_tokens * batch * 1.5 * tokens / 1e3;
-        let predicted = batch * tokens / profile.prefill_tokens_per_second + tokens * profile.tpot_ms / 1e3 * (1.0 + growth);
+        let predicted =
+            batch * tokens / profile.prefill_tokens_per_second + tokens * profile.tpot_ms / 1e3 * (1.0 + growth);
         (predicted / seconds).ln()
     };
     of_kind.map(error).collect()
@@ -123,7 +124,8 @@ fn l40s_is_as_estimated() {
     let (a100, l40s) = (DEVICES[0], DEVICES[2]);
     let of = |gpu: &'static str| rows(ESTIMATES).filter(move |row| row[0] == gpu);
     let ratio = |column: usize| {
-        let logs: Vec<f64> = of("L40S").zip(of("A100")).map(|(l, a)| (number(l[column]) / number(a[column])).ln()).collect();
+        let logs: Vec<f64> =
+            of("L40S").zip(of("A100")).map(|(l, a)| (number(l[column]) / number(a[column])).ln()).collect();
         (logs.iter().sum::<f64>() / logs.len() as f64).exp()
     };
     assert!((a100.prefill / l40s.prefill / ratio(5) - 1.0).abs() < 0.001, "{}", ratio(5));
