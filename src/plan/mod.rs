@@ -7,6 +7,7 @@
 //! are what makes a router follow a plan. Pure: the tools read files, draw pages and run plans in the simulator.
 
 pub mod baselines;
+pub mod device;
 pub mod interference;
 pub mod placement;
 pub mod prices;
