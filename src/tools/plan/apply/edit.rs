@@ -11,7 +11,7 @@ pub(super) struct Edits {
 impl Edits {
     /// Sets a field of an object, whatever it was; says so if it was something else.
     pub(super) fn set(&mut self, object: &CstObject, place: &str, field: &str, value: CstInputValue) {
-        let words = words(&value);
+        let (written, words) = (whole(&value), short(&value));
         match object.get(field) {
             None => {
                 object.append(field, value);
@@ -19,13 +19,12 @@ impl Edits {
             }
             Some(property) => {
                 let before = property.value().map(|value| value.to_string()).unwrap_or_default();
-                let is_same = squeezed(&before) == squeezed(&words)
-                    || before.parse::<f64>().is_ok_and(|before| words.parse() == Ok(before));
+                let is_same = squeezed(&before) == squeezed(&written)
+                    || before.parse::<f64>().is_ok_and(|before| written.parse() == Ok(before));
                 if is_same {
                     return;
                 }
                 property.set_value(value);
-                let before = squeezed(&before);
                 let was = if before.len() > WORDS_MAX { "replaced".to_owned() } else { format!("was {before}") };
                 self.lines.push(format!("{place}: {field} = {words} ({was})"));
             }
@@ -46,24 +45,31 @@ impl Edits {
 /// Characters of an old value that are repeated.
 const WORDS_MAX: usize = 60;
 
-/// Without white space: no name or number of a configuration has any that matters here.
+/// Without white space: to compare values.
 fn squeezed(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    text.split_whitespace().collect()
 }
 
 /// A value on one line.
-fn words(value: &CstInputValue) -> String {
+fn whole(value: &CstInputValue) -> String {
     match value {
         CstInputValue::Null => "null".to_owned(),
         CstInputValue::Bool(value) => value.to_string(),
         CstInputValue::Number(number) => number.clone(),
         CstInputValue::String(text) => format!("\"{text}\""),
-        CstInputValue::Array(values) if values.len() > 3 => format!("{} entries", values.len()),
-        CstInputValue::Array(values) => format!("[{}]", values.iter().map(words).collect::<Vec<_>>().join(", ")),
+        CstInputValue::Array(values) => format!("[{}]", values.iter().map(whole).collect::<Vec<_>>().join(", ")),
         CstInputValue::Object(fields) => {
-            let field = |(name, value): &(String, CstInputValue)| format!("\"{name}\": {}", words(value));
+            let field = |(name, value): &(String, CstInputValue)| format!("\"{name}\": {}", whole(value));
             format!("{{ {} }}", fields.iter().map(field).collect::<Vec<_>>().join(", "))
         }
+    }
+}
+
+/// The same, or how much it is.
+fn short(value: &CstInputValue) -> String {
+    match value {
+        CstInputValue::Array(values) => format!("{} entries", values.len()),
+        _ => whole(value),
     }
 }
 
