@@ -2,7 +2,9 @@
 
 pub mod apply;
 pub mod file;
+pub mod measure;
 pub mod page;
 pub mod planned;
 pub mod profiles;
+pub mod sample;
 pub mod table;
