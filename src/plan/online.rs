@@ -156,7 +156,8 @@ impl Steering {
     /// The same, if it can be of a fleet of so many models and these settings: every number finite and within its bounds.
     pub fn sound(mut self, models: usize, settings: Option<&OnlinePrices>) -> Option<Steering> {
         let bound = settings.map_or(0.0, |s| s.max_correction);
-        let within = |values: &mut [f64], low: f64, high: f64| values.iter_mut().for_each(|v| *v = bounded(*v, low, high));
+        let within =
+            |values: &mut [f64], low: f64, high: f64| values.iter_mut().for_each(|v| *v = bounded(*v, low, high));
         within(&mut self.rates, 0.0, f64::MAX);
         within(&mut self.in_flight, 0.0, f64::MAX);
         within(std::slice::from_mut(&mut self.surcharge), 0.0, SURCHARGE_MAX);
@@ -196,7 +197,8 @@ impl Steering {
         let aim = Aim::at(levels, self.demand(levels));
         let fractions = self.fractions(&aim.fractions, seen);
         self.correct(&counts, &fractions, settings.max_correction, seconds, share);
-        let corrected: Vec<f64> = aim.prices.iter().zip(&self.corrections).map(|(price, delta)| price + delta).collect();
+        let corrected: Vec<f64> =
+            aim.prices.iter().zip(&self.corrections).map(|(price, delta)| price + delta).collect();
         self.prices = from_least(&corrected, seen);
     }
 
@@ -204,13 +206,17 @@ impl Steering {
     fn count(&mut self, seen: &Observation, seconds: f64) -> Vec<f64> {
         let totals: Vec<u64> = seen.models.iter().map(|m| m.sent).collect();
         let before = if self.sent.len() == totals.len() { &self.sent } else { &totals };
-        let counts: Vec<f64> = totals.iter().zip(before).map(|(now, before)| now.saturating_sub(*before) as f64).collect();
+        let counts: Vec<f64> =
+            totals.iter().zip(before).map(|(now, before)| now.saturating_sub(*before) as f64).collect();
         if seconds > 0.0 && !self.sent.is_empty() {
             let gain = 1.0 - (-seconds / RATE_SECONDS).exp();
             let smooth = |value: &mut f64, new: f64| *value = bounded(*value + gain * (new - *value), 0.0, f64::MAX);
             self.rates.iter_mut().zip(&counts).for_each(|(rate, count)| smooth(rate, count / seconds));
             let own = bounded(seen.own_in_flight, 0.0, f64::MAX);
-            self.in_flight.iter_mut().zip([bounded(seen.in_flight, own, f64::MAX), own]).for_each(|(v, new)| smooth(v, new));
+            self.in_flight
+                .iter_mut()
+                .zip([bounded(seen.in_flight, own, f64::MAX), own])
+                .for_each(|(v, new)| smooth(v, new));
         }
         self.sent = totals;
         counts
@@ -317,7 +323,11 @@ fn beyond(levels: &[DemandLevel], last: &DemandLevel, rate: f64) -> Vec<f64> {
         return last.fractions.clone();
     }
     let share = last.rate / rate;
-    last.fractions.iter().zip(&growth).map(|(fraction, growth)| fraction * share + growth / sum * (1.0 - share)).collect()
+    last.fractions
+        .iter()
+        .zip(&growth)
+        .map(|(fraction, growth)| fraction * share + growth / sum * (1.0 - share))
+        .collect()
 }
 
 /// The least price of the models that get anything.

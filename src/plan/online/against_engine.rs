@@ -119,7 +119,15 @@ fn run(policy: Policy, templates: &[Template], rate: f64, seconds: u64, faults: 
                 let t_: Vec<f64> = obs.models.iter().map(|m| m.ttft_seconds.unwrap_or(-1.0)).collect();
                 println!(
                     "t {t} rate {:.1} rates {} sur {:.2} relief {} delta {} prices {} ttft {} inflight {:.1} {:.1}",
-                    s.rate(), f(&s.rates), s.surcharge, f(&s.relief), f(&s.corrections), f(&s.prices), f(&t_), s.in_flight[0], s.in_flight[1]
+                    s.rate(),
+                    f(&s.rates),
+                    s.surcharge,
+                    f(&s.relief),
+                    f(&s.corrections),
+                    f(&s.prices),
+                    f(&t_),
+                    s.in_flight[0],
+                    s.in_flight[1]
                 );
             }
         }
@@ -143,10 +151,17 @@ fn experiment() {
     let wide = || [0.25, 0.5, 0.75, 1.0, 1.2, 1.5].map(level).to_vec();
     let seconds = std::env::var("SECONDS_").map_or(300, |s| s.parse().unwrap());
     let dead = [Scheduled { at: Duration::from_secs(60), fault: Fault::Kill { instance: 4 } }];
-    for (name, lift, heavy, faults) in [("as the sample", 0.0, 1.0, &[][..]), ("lifted", 0.15, 1.0, &[]), ("longer answers", 0.0, 1.2, &[]), ("dead", 0.0, 1.0, &dead)] {
+    for (name, lift, heavy, faults) in [
+        ("as the sample", 0.0, 1.0, &[][..]),
+        ("lifted", 0.15, 1.0, &[]),
+        ("longer answers", 0.0, 1.2, &[]),
+        ("dead", 0.0, 1.0, &dead),
+    ] {
         for share in [0.5, 0.8, 1.0, 1.2] {
             let mut real = templates(&config, lift, 2);
-            for t in &mut real { t.output_tokens.iter_mut().for_each(|o| *o = (*o as f64 * heavy) as u32); }
+            for t in &mut real {
+                t.output_tokens.iter_mut().for_each(|o| *o = (*o as f64 * heavy) as u32);
+            }
             for (who, levels, online_) in [
                 ("static", vec![], None),
                 ("one level, online", vec![level(1.0)], Some(online)),
@@ -154,7 +169,12 @@ fn experiment() {
                 ("levels, online", wide(), Some(online)),
             ] {
                 let s = run(policy(&config, levels, online_, &level(1.0)), &real, share * forecast, seconds, faults);
-                println!("{name:15} {share:3} {who:18} ttft {:7.0} ms score {:.4} {:.2?}", s.ttft * 1e3, s.score, s.fractions);
+                println!(
+                    "{name:15} {share:3} {who:18} ttft {:7.0} ms score {:.4} {:.2?}",
+                    s.ttft * 1e3,
+                    s.score,
+                    s.fractions
+                );
             }
         }
     }

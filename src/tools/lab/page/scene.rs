@@ -179,12 +179,28 @@ impl Scene {
     }
 
     /// Adds a text.
-    pub(in crate::tools) fn text(&mut self, ink: Ink, at: Point, size: f64, anchor: Anchor, bold: bool, text: &str) -> &mut Item {
+    pub(in crate::tools) fn text(
+        &mut self,
+        ink: Ink,
+        at: Point,
+        size: f64,
+        anchor: Anchor,
+        bold: bool,
+        text: &str,
+    ) -> &mut Item {
         self.add(ink, Shape::Text { at, text: text.to_owned(), size, anchor, bold })
     }
 
     /// Adds text over lines that are at most `width` wide, and gives back where the next line would stand.
-    pub(in crate::tools) fn paragraph(&mut self, ink: Ink, at: Point, width: f64, size: f64, bold: bool, text: &str) -> f64 {
+    pub(in crate::tools) fn paragraph(
+        &mut self,
+        ink: Ink,
+        at: Point,
+        width: f64,
+        size: f64,
+        bold: bool,
+        text: &str,
+    ) -> f64 {
         let mut y = at.1;
         for line in wrapped(text, width, size, bold) {
             self.text(ink, (at.0, y), size, Anchor::Start, bold, &line);
