@@ -1,4 +1,7 @@
-//! Planning from files: what models, GPUs and prompts are, profiles measured in the simulator, plans checked there.
+//! `routebalance plan FILE`: the best way to deploy models on GPUs for a rate, and what makes a gateway follow it.
 
+pub mod check;
+pub mod file;
 pub mod measure;
+pub mod profiles;
 pub mod sample;
