@@ -176,6 +176,7 @@ impl Simulation<'_> {
                             sequence,
                             draw,
                             constraints: arrival.constraints,
+                            prices: home.prices.of(arrival.policy),
                             ..Ask::new(Api::ChatCompletions, &template.prompt, arrival.policy)
                         };
                         match &template.outlook {

@@ -4,7 +4,6 @@ use super::{Answer, Flight, Happening, News, Scrape, Simulation, flight_of};
 use crate::learning::speed::Timing;
 use crate::shared::SLOT_TTL;
 use crate::sim::fault::Fault;
-use crate::sim::gateway::Gateway;
 use crate::sim::outcome::End;
 use crate::sim::server::{Health, Server};
 
@@ -28,7 +27,8 @@ impl Simulation<'_> {
             }
             gateways.iter_mut().for_each(|gateway| gateway.count_streams(instance));
         }
-        gateways.iter_mut().for_each(Gateway::tick);
+        let config = self.router.config();
+        self.gateways.iter_mut().for_each(|gateway| gateway.tick(config, self.now));
         self.foresee(self.now.saturating_add(self.options.tick), Happening::Tick);
     }
 

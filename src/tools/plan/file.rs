@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer};
 
 use self::scores::RawScores;
 use super::profiles::{ProfileRow, profiles, read_profiles};
+use crate::plan::device::ModelSize;
 use crate::plan::problem::{
     Beyond, Goal, GpuKind, Level, Limit, Metric, PlannedModel, Problem, ShardMemory, Space, Statistic,
 };
@@ -76,6 +77,12 @@ struct RawModel {
     weights_gb: Option<f64>,
     #[serde(default)]
     quality_prior: Option<f64>,
+    #[serde(default)]
+    layers: Option<u32>,
+    #[serde(default)]
+    kv_bytes_per_token: Option<u32>,
+    #[serde(default)]
+    max_model_len: Option<u32>,
 }
 
 /// GB of weights per billion parameters at 16 bits each.
@@ -312,6 +319,26 @@ impl PlanFile {
         ensure_profiled(&problem)?;
         ensure_in_reach(&problem)?;
         Ok((problem, notes))
+    }
+
+    /// What the device rule needs of each model; `None` where the file does not say all of it.
+    ///
+    /// # Errors
+    /// One sentence that names the field.
+    pub fn sizes(&self) -> Result<Vec<Option<ModelSize>>> {
+        let size = |(i, (raw, planned)): (usize, (&RawModel, PlannedModel))| {
+            let (Some(layers), Some(kv_bytes), Some(len)) = (raw.layers, raw.kv_bytes_per_token, raw.max_model_len) else {
+                return Ok(None);
+            };
+            let at = |field: &str| format!("models[{i}].{field}");
+            Ok(Some(ModelSize {
+                weights_gb: planned.weights_gb,
+                layers: number(&at("layers"), f64::from(layers), 1.0, 1e4)?,
+                kv_bytes_per_token: number(&at("kv_bytes_per_token"), f64::from(kv_bytes), 1.0, 1e9)?,
+                max_model_len: number(&at("max_model_len"), f64::from(len), 1.0, 1e8)? as u32,
+            }))
+        };
+        self.models.iter().zip(self.models()?).enumerate().map(size).collect()
     }
 
     fn kinds(&self) -> Result<Vec<GpuKind>> {

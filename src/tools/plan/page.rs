@@ -59,7 +59,7 @@ pub fn html(planned: &Planned, parts: &[Part]) -> String {
 }
 
 /// A picture of the page: `sixths` of its width.
-pub fn figure(scene: &Scene, sixths: usize) -> String {
+pub(in crate::tools) fn figure(scene: &Scene, sixths: usize) -> String {
     format!("<figure class=\"w{sixths}\">{}</figure>\n", svg::element(scene))
 }
 

@@ -1,5 +1,8 @@
 //! What the planner has found, for the table, the page and the JSON file.
 
+#[cfg(test)]
+pub(super) mod tests;
+
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 use serde_json::{Value, json};

@@ -45,7 +45,7 @@ pub fn text(planned: &Planned) -> String {
 
 fn table(heads: &[&str], numbers_from: usize) -> Table {
     let mut table = Table::new();
-    table.load_preset(UTF8_FULL_CONDENSED).set_header(heads);
+    table.load_style(UTF8_FULL_CONDENSED).set_header(heads);
     for column in numbers_from..heads.len() {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
