@@ -16,13 +16,15 @@ use crate::sim::outcome::percentile;
 use crate::sim::simulation::Options;
 use crate::tools::evaluate::cells;
 
-/// Rates at which a copy is measured, of what it does when all requests are there at once. Beyond the last one the mean depends on
-/// how long one looks, so that there is none.
+/// Rates at which a copy is measured, of what it does when all requests are there at once.
 const FRACTIONS: [f64; 13] = [0.02, 0.1, 0.2, 0.35, 0.5, 0.6, 0.7, 0.78, 0.85, 0.9, 0.94, 0.965, 0.98];
 /// The mean time to the first token is known to within this part of itself, with 95 % confidence ...
 const PRECISION: f64 = 0.015;
-/// ... unless that takes more requests than this.
-const REQUESTS_MAX: usize = 320_000;
+/// ... unless that takes more requests than this ...
+const REQUESTS_MAX: usize = 160_000;
+/// ... of which it must be known to within this part. Where it is not, the mean depends on how long one looks: the copy cannot keep
+/// up, and its profile ends before.
+const PRECISION_LEAST: f64 = 0.05;
 /// Requests of the first attempt.
 const REQUESTS_FIRST: usize = 10_000;
 /// Requests that show how many a copy serves when all are there at once.
@@ -114,13 +116,14 @@ fn profile(measuring: &Measuring, copy: &Copy, lengths: &[(u32, u32)]) -> Profil
     let max_tokens = measuring.max_tokens.unwrap_or(u32::MAX);
     let bench = Bench { profile, limits, lengths, max_tokens, seed: measuring.seed };
     let most = bench.at_once();
-    let mut points: Vec<Point> = FRACTIONS.iter().map(|fraction| bench.point(fraction * most)).collect();
+    let mut points: Vec<Point> = FRACTIONS.iter().map_while(|fraction| bench.point(fraction * most)).collect();
     make_monotone(&mut points);
     Profile {
         model: copy.model,
         kind: copy.device,
         tensor_parallel: copy.tensor_parallel,
         share_percent: copy.share_percent,
+        fixed_ms: profile.overhead_ms + network_ms(),
         points,
     }
 }
@@ -154,25 +157,31 @@ impl Bench<'_> {
         0.4 * REQUESTS_AT_ONCE as f64 / ((late - early) / 1e3)
     }
 
-    /// What happens at a rate, measured until the mean time to the first token is known well enough.
-    fn point(&self, rate: f64) -> Point {
+    /// What happens at a rate, measured until the mean time to the first token is known well enough; `None` if it never is.
+    fn point(&self, rate: f64) -> Option<Point> {
         let mut requests = REQUESTS_FIRST;
         loop {
             let run = self.run(rate, requests);
             let [from, to] = MEASURED.map(|part| (part * requests as f64) as usize);
-            if requests >= REQUESTS_MAX || relative_error(&run.ttft_ms[from..to]) <= PRECISION {
+            let error = relative_error(&run.ttft_ms[from..to]);
+            // The error falls with the root of the number.
+            let error_at_most = error * (requests as f64 / REQUESTS_MAX as f64).sqrt();
+            if error_at_most > 2.0 * PRECISION_LEAST || (requests >= REQUESTS_MAX && error > PRECISION_LEAST) {
+                return None;
+            }
+            if requests >= REQUESTS_MAX || error <= PRECISION {
                 let first = &run.ttft_ms[from..to];
                 let end = &run.e2e_ms[from..to];
                 let between = first.iter().zip(end).zip(&run.tokens[from..to]);
                 let per_token = between.filter(|(_, tokens)| **tokens > 1);
                 let tpot = per_token.map(|((first, end), tokens)| (end - first) / f64::from(tokens - 1)).collect();
-                return Point {
+                return Some(Point {
                     rate,
                     busy: run.busy,
                     ttft: times(first.to_vec()),
                     tpot: times(tpot),
                     e2e: times(end.to_vec()),
-                };
+                });
             }
             requests *= 2;
         }
@@ -189,7 +198,7 @@ impl Bench<'_> {
             tokens: Vec::with_capacity(requests),
             busy: 0.0,
         };
-        let network_ms = Options::default().network.as_secs_f64() * 2e3;
+        let network_ms = network_ms();
         let mut events: Vec<Event> = Vec::new();
         let note = |run: &mut Run, events: &mut Vec<Event>| {
             for event in events.drain(..) {
@@ -228,6 +237,11 @@ impl Bench<'_> {
         note(&mut run, &mut events);
         run
     }
+}
+
+/// There and back.
+fn network_ms() -> f64 {
+    Options::default().network.as_secs_f64() * 2e3
 }
 
 /// Half the width of the mean's 95 % interval over the mean, by means of consecutive batches.
@@ -320,12 +334,13 @@ mod tests {
         let bench = Bench { profile, limits, lengths: &[(100, 7)], max_tokens: 1, seed: 3 };
         assert!((bench.at_once() - 50.0).abs() < 0.5, "{}", bench.at_once());
         for rho in [0.1, 0.5, 0.8] {
-            let point = bench.point(rho * 50.0);
+            let point = bench.point(rho * 50.0).unwrap();
             let expected = 1.0 + 5.0 + 20.0 + rho * 20.0 / (2.0 * (1.0 - rho));
             assert!((point.ttft.mean_ms / expected - 1.0).abs() < 0.02, "{rho}: {} ms", point.ttft.mean_ms);
             assert!((point.busy / rho - 1.0).abs() < 0.03, "{rho}: busy {}", point.busy);
             assert_eq!(point.tpot.mean_ms, 0.0, "one token has no time between tokens");
         }
+        assert_eq!(bench.point(60.0), None, "it cannot keep up");
     }
 
     #[test]
@@ -337,7 +352,7 @@ mod tests {
         );
         let limits = Limits { max_running: 256, kv_tokens: 100_000, max_model_len: 500 };
         let bench = Bench { profile, limits, lengths: &[(100, 20), (600, 20)], max_tokens: 64, seed: 3 };
-        let point = bench.point(2.0);
+        let point = bench.point(2.0).unwrap();
         assert!((30.0..60.0).contains(&point.ttft.mean_ms), "{} ms", point.ttft.mean_ms);
         assert!((point.ttft.quantiles_ms.unwrap()[4]) < 100.0);
     }

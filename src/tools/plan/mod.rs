@@ -1,6 +1,7 @@
 //! `routebalance plan FILE`: the best way to deploy models on GPUs for a rate, and what makes a gateway follow it.
 
 pub mod apply;
+pub mod check;
 pub mod file;
 pub mod measure;
 pub mod page;

@@ -21,6 +21,9 @@ pub struct ProfileRow {
     pub tensor_parallel: u32,
     /// Compute that each shard may use, percent.
     pub share_percent: u32,
+    /// Part of the times to the first and to the last token that no GPU takes, milliseconds: neighbours do not slow it down.
+    #[serde(default)]
+    pub fixed_ms: f64,
     /// Requests that the copy got, per second.
     pub requests_per_second: f64,
     /// Share of the time that it had work, 0 to 1.
@@ -76,6 +79,7 @@ impl ProfileRow {
             gpu: gpu.to_owned(),
             tensor_parallel: profile.tensor_parallel,
             share_percent: profile.share_percent,
+            fixed_ms: rounded(profile.fixed_ms),
             requests_per_second: rounded(point.rate),
             busy: rounded(point.busy),
             ttft_mean_ms: rounded(point.ttft.mean_ms),
@@ -104,6 +108,11 @@ impl ProfileRow {
             self.requests_per_second.is_finite() && self.requests_per_second >= 0.0,
             "requests_per_second must be a number of at least 0, is {}",
             self.requests_per_second
+        );
+        ensure!(
+            (0.0..=self.ttft_mean_ms.min(self.e2e_mean_ms)).contains(&self.fixed_ms),
+            "fixed_ms must be between 0 and the mean time to the first token, is {}",
+            self.fixed_ms
         );
         ensure!((0.0..=1.0).contains(&self.busy), "busy must be between 0 and 1, is {}", self.busy);
         let ttft = [self.ttft_p50_ms, self.ttft_p75_ms, self.ttft_p90_ms, self.ttft_p95_ms, self.ttft_p99_ms];
@@ -186,6 +195,13 @@ pub fn profiles(rows: &[ProfileRow], models: &[PlannedModel], kinds: &[GpuKind])
             Some(profile) => {
                 let last = profile.points.last().copied().unwrap_or_default();
                 follows(&last, &point).with_context(|| place(row))?;
+                ensure!(
+                    row.fixed_ms == profile.fixed_ms,
+                    "{}: fixed_ms is {} and {}, but a profile has one",
+                    place(row),
+                    profile.fixed_ms,
+                    row.fixed_ms
+                );
                 profile.points.push(point);
             }
             None => all.push(Profile {
@@ -193,6 +209,7 @@ pub fn profiles(rows: &[ProfileRow], models: &[PlannedModel], kinds: &[GpuKind])
                 kind,
                 tensor_parallel: row.tensor_parallel,
                 share_percent: row.share_percent,
+                fixed_ms: row.fixed_ms,
                 points: vec![point],
             }),
         }
@@ -322,6 +339,7 @@ mod tests {
             kind: 0,
             tensor_parallel: 2,
             share_percent,
+            fixed_ms: 3.0,
             points: vec![point(1.0), point(2.5)],
         };
         let all = [profile(0, 50), profile(1, 50), profile(1, 100)];
