@@ -8,6 +8,7 @@
 //! live load. Pure: the tools read files, draw pages and run plans in the simulator.
 
 pub mod baselines;
+mod curve;
 pub mod device;
 pub mod interference;
 pub mod online;
@@ -16,5 +17,8 @@ pub mod prices;
 pub mod problem;
 pub mod profile;
 pub mod scores;
+pub mod search;
 pub mod setup;
+mod simplex;
 pub mod solution;
+mod solve;
