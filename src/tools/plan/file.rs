@@ -45,7 +45,7 @@ pub struct PlanFile {
     #[serde(default)]
     oversubscribe: bool,
     #[serde(default)]
-    interference: f64,
+    interference: Option<f64>,
     profiles: RawProfiles,
     #[serde(default)]
     profiles_beyond: RawBeyond,
@@ -145,7 +145,7 @@ impl PlanFile {
             replicas: list("replicas", &self.replicas, 0, GPUS_MAX)?,
             compute_min: number("compute_min", self.compute_min, 0.0, 1.0)?,
             oversubscribe: self.oversubscribe,
-            interference: number("interference", self.interference, 0.0, 100.0)?,
+            interference: self.interference.map(|strength| number("interference", strength, 0.0, 100.0)).transpose()?,
         };
         ensure!(space.replicas.iter().any(|n| *n > 0), "plan field replicas: with 0 alone no model is deployed");
         let deployment = Deployment { models, kinds, memory, space };

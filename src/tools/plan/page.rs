@@ -222,11 +222,14 @@ fn basis(planned: &Planned) -> String {
     let problem = &planned.problem;
     let mut html = format!(
         "<ul><li>{} prompts with predicted scores; {} latency profiles of single copies.</li>\
-         <li>Copies that share a GPU slow each other by {} times the others' caps while these are at work.</li>\
+         <li>{}</li>\
          <li>Every setup is solved with a bound that no routing exceeds; the choice is certified to within {} of the best score.</li>",
         number(problem.scores.prompts() as f64, 9),
         number(problem.profiles.len() as f64, 9),
-        number(problem.space.interference, 3),
+        problem.space.interference.map_or_else(
+            || "Copies that share a GPU are taken not to slow each other.".to_owned(),
+            |strength| format!("Copies that share a GPU slow each other by {} times the others' caps while these are at work: an assumption.", number(strength, 3)),
+        ),
         number(planned.gap(), 2)
     );
     for note in &planned.notes {

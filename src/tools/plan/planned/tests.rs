@@ -16,7 +16,7 @@ pub(in crate::tools::plan) fn sample() -> Planned {
             replicas: vec![1],
             compute_min: 1.0,
             oversubscribe: false,
-            interference: 0.2,
+            interference: Some(0.2),
         },
         profiles: Vec::new(),
         beyond: Beyond::Never,
