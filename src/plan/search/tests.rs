@@ -31,7 +31,14 @@ pub(in crate::plan) fn small(limits: &[Limit], rate: f64, interference: Option<f
                     Point { rate: u * 200.0 / size * power, busy: u, ttft: times, tpot: times, e2e: times }
                 };
                 let points = [0.05, 0.2, 0.4, 0.6, 0.75, 0.85, 0.95].map(point).to_vec();
-                problem.profiles.push(Profile { model, kind: 0, tensor_parallel, share_percent, points });
+                problem.profiles.push(Profile {
+                    model,
+                    kind: 0,
+                    tensor_parallel,
+                    share_percent,
+                    fixed_ms: 0.0,
+                    points,
+                });
             }
         }
     }

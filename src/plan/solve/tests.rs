@@ -30,7 +30,7 @@ fn profile(random: &mut Random, model: usize) -> Profile {
         let times = Times { mean_ms: ms, quantiles_ms: Some(quantiles) };
         points.push(Point { rate, busy: 0.5, ttft: times, tpot: times, e2e: times });
     }
-    Profile { model, kind: 0, tensor_parallel: 1, share_percent: 100, points }
+    Profile { model, kind: 0, tensor_parallel: 1, share_percent: 100, fixed_ms: 0.0, points }
 }
 
 fn terms(random: &mut Random, models: usize, limits: &[Limit], beyond: Beyond) -> Vec<Term> {

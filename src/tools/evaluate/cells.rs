@@ -43,7 +43,7 @@ pub(in crate::tools) fn each_measured<J: Sync, R: Send>(
 }
 
 /// `measure` of every job, in the order of the jobs.
-pub(super) fn measured<J: Sync, R: Send>(jobs: &[J], measure: impl Fn(&J) -> R + Sync) -> Vec<R> {
+pub(in crate::tools) fn measured<J: Sync, R: Send>(jobs: &[J], measure: impl Fn(&J) -> R + Sync) -> Vec<R> {
     let numbered: Vec<(usize, &J)> = jobs.iter().enumerate().collect();
     let mut results: Vec<Option<R>> = jobs.iter().map(|_| None).collect();
     each_measured(
@@ -58,7 +58,7 @@ pub(super) fn measured<J: Sync, R: Send>(jobs: &[J], measure: impl Fn(&J) -> R +
 }
 
 /// Mean and standard deviation over seeds.
-pub(super) fn spread(values: &[f64]) -> (f64, f64) {
+pub(in crate::tools) fn spread(values: &[f64]) -> (f64, f64) {
     let n = values.len().max(1) as f64;
     let mean = values.iter().sum::<f64>() / n;
     let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
