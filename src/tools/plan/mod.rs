@@ -1,0 +1,3 @@
+//! Plans: what they are compared with.
+
+pub mod rivals;
