@@ -43,7 +43,7 @@ pub(in crate::tools) fn each_measured<J: Sync, R: Send>(
 }
 
 /// `measure` of every job, in the order of the jobs.
-pub(super) fn measured<J: Sync, R: Send>(jobs: &[J], measure: impl Fn(&J) -> R + Sync) -> Vec<R> {
+pub(in crate::tools) fn measured<J: Sync, R: Send>(jobs: &[J], measure: impl Fn(&J) -> R + Sync) -> Vec<R> {
     let numbered: Vec<(usize, &J)> = jobs.iter().enumerate().collect();
     let mut results: Vec<Option<R>> = jobs.iter().map(|_| None).collect();
     each_measured(

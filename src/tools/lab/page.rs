@@ -7,6 +7,7 @@ mod axis;
 mod bars;
 mod chart;
 mod course;
+pub(in crate::tools) mod curves;
 mod frontiers;
 mod labels;
 mod load;

@@ -1,3 +1,4 @@
 //! Plans: what they are compared with.
 
+pub mod comparison;
 pub mod rivals;

@@ -84,7 +84,7 @@ pub fn auc(scores: &[Vec<f64>], quality: &[Vec<f64>]) -> Option<f64> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::tools::plan) mod tests {
     use super::*;
 
     /// Three models of growing size and quality on prompts of all difficulties, and estimates that know part of it.
