@@ -4,6 +4,7 @@
 
 mod affinity;
 mod batching;
+mod demand;
 mod discovery;
 mod fleet;
 mod health;

@@ -2,9 +2,11 @@
 
 mod batching;
 mod constraints;
+mod demand;
 
 pub use batching::{BatchSizing, Batching};
 pub use constraints::{Budget, Constraint, Constraints, Mode, Order, Overload, OverloadAction, Slo};
+pub use demand::{DemandLevel, OnlinePrices};
 
 /// What a model is for; a request's API decides which kind may answer it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,6 +222,11 @@ pub struct Policy {
     pub quality_normalisation: QualityNormalisation,
     /// What a request to a model costs under the objective `prices`, in units of quality, in the order of [`Fleet::models`].
     pub prices: Vec<f64>,
+    /// A plan's prices and fractions by demand, at growing rates. If there are any, [`Policy::prices`] hold only until the rate is
+    /// known.
+    pub demand_levels: Vec<DemandLevel>,
+    /// How prices follow live load; `None` if they follow the rate alone.
+    pub online_prices: Option<OnlinePrices>,
     /// What every request insists on.
     pub constraints: Constraints,
     /// Whether a request may insist on more, by its headers.

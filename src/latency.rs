@@ -57,6 +57,16 @@ pub struct Work {
     pub output_tokens: f64,
 }
 
+/// Prompt tokens of a typical request: the mean of the demo's prompts and of the paper's (361 characters) lies near it.
+const TYPICAL_PROMPT_TOKENS: f64 = 200.0;
+
+impl Work {
+    /// A request of which nothing is known but how long an answer usually is.
+    pub fn typical(output_tokens: f64) -> Work {
+        Work { prompt_tokens: TYPICAL_PROMPT_TOKENS, cached_tokens: 0.0, output_tokens }
+    }
+}
+
 /// What is expected of a request's times, in seconds, and what it follows from.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Forecast {

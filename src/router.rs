@@ -17,7 +17,7 @@ use crate::affinity::Held;
 use crate::config::{Config, Drill, UnknownModel};
 use crate::discovery::{self, Roster};
 use crate::features;
-use crate::fleet::{Budget, Constraint, Constraints, Model, ModelKind};
+use crate::fleet::{Budget, Constraint, Constraints, Model, ModelKind, Objective};
 use crate::health::Standing;
 use crate::latency::Forecast;
 use crate::learning::{Learned, exploration, lengths, speed};
@@ -75,13 +75,15 @@ pub struct Ask<'a> {
     pub draw: f64,
     /// What the request insists on; `None` for what its policy says.
     pub constraints: Option<Constraints>,
+    /// What a request to each model costs now under the objective `prices`; `None` for what its policy says.
+    pub prices: Option<&'a [f64]>,
 }
 
 impl<'a> Ask<'a> {
     /// A question about a request of which nothing is known but what its body says, and that explores nothing.
     pub fn new(api: Api, prompt: &'a Prompt, policy: usize) -> Ask<'a> {
         let held = Held::default();
-        Ask { api, prompt, policy, holder: None, held, sequence: 0, draw: 1.0, constraints: None }
+        Ask { api, prompt, policy, holder: None, held, sequence: 0, draw: 1.0, constraints: None, prices: None }
     }
 }
 
@@ -183,6 +185,8 @@ pub struct Decision {
     pub usd: f64,
     /// The winner's score.
     pub score: f64,
+    /// What a request to the model cost, units of quality; `None` unless the objective is `prices`.
+    pub price: Option<f64>,
     /// How many candidates were scored.
     pub candidates: usize,
     /// Constraints that had to be given up.
@@ -322,7 +326,11 @@ impl Router {
             Ok(entrants) => entrants,
             Err(refusal) => return Verdict::Refused(refusal),
         };
-        let scores = score::scores(&admitted.candidates, policy, &self.references, ask.sequence);
+        let prices = ask.prices.unwrap_or(&policy.prices);
+        let scores = match policy.objective {
+            Objective::Prices => score::priced(&admitted.candidates, prices),
+            _ => score::scores(&admitted.candidates, policy, &self.references, ask.sequence),
+        };
         let ranking = score::Ranking::new(&admitted.candidates, &scores, policy.objective);
         let firsts = ranking.of_models();
         let models_ranked: Vec<usize> =
@@ -376,6 +384,7 @@ impl Router {
             forecast: chosen.forecast,
             usd: chosen.usd,
             score,
+            price: (policy.objective == Objective::Prices).then(|| prices.get(model).copied().unwrap_or(0.0)),
             candidates: admitted.candidates.len(),
             relaxed: admitted.relaxed,
             saturated,

@@ -62,8 +62,6 @@ pub struct References {
     pub usd: f64,
 }
 
-/// Prompt tokens of a typical request: the mean of the demo's prompts and of the paper's (361 characters) lies near it.
-const TYPICAL_PROMPT_TOKENS: f64 = 200.0;
 /// Where models hardly differ, a difference in quality of a tenth is worth the whole of time or money.
 const LEAST_QUALITY_REFERENCE: f64 = 0.1;
 
@@ -74,11 +72,7 @@ impl References {
         let mut qualities: Vec<f64> = Vec::new();
         for pool in &fleet.pools {
             let Some(model) = fleet.model_of(pool).filter(|m| m.kind == ModelKind::Generate) else { continue };
-            let work = Work {
-                prompt_tokens: TYPICAL_PROMPT_TOKENS,
-                cached_tokens: 0.0,
-                output_tokens: model.output_tokens_prior,
-            };
+            let work = Work::typical(model.output_tokens_prior);
             seconds += latency::idle_seconds(&pool.profile, &work);
             usd += work.prompt_tokens * model.tariff.usd_per_input_token
                 + work.output_tokens * model.tariff.usd_per_output_token;
@@ -126,13 +120,16 @@ pub fn scores(candidates: &[Candidate], policy: &Policy, references: &References
     match policy.objective {
         Objective::Absolute => absolute(candidates, &policy.weights, references),
         Objective::Paper => paper(candidates, &policy.weights, policy.quality_normalisation),
-        Objective::Prices => {
-            let price = |model: usize| policy.prices.get(model).copied().unwrap_or(0.0);
-            candidates.iter().map(|c| c.quality - price(c.model)).collect()
-        }
+        Objective::Prices => priced(candidates, &policy.prices),
         Objective::RoundRobin => round_robin(candidates.len(), sequence),
         Objective::LeastLoad => candidates.iter().map(|c| -c.seconds).collect(),
     }
+}
+
+/// `Q - price`, with these prices by model; models beyond their end are free.
+pub fn priced(candidates: &[Candidate], prices: &[f64]) -> Vec<f64> {
+    let price = |model: usize| prices.get(model).copied().unwrap_or(0.0);
+    candidates.iter().map(|c| c.quality - price(c.model)).collect()
 }
 
 /// `w_q Q/Q_ref - w_l (T + D)/(crowding T_ref) - w_c C/C_ref`. T is the whole time that the request is expected to take, queue and

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::batching::RawBatching;
+use super::demand::{self, RawDemandLevel, RawOnlinePrices};
 use super::{ConfigError, check_names, check_number, error};
 use crate::fleet::{
     Budget, Constraint, Constraints, Fleet, Mode, Objective, Order, Overload, OverloadAction, Policy,
@@ -23,6 +24,10 @@ pub(super) struct RawPolicy {
     pub(super) quality_normalisation: QualityNormalisation,
     #[serde(default)]
     pub(super) prices: BTreeMap<String, f64>,
+    #[serde(default)]
+    pub(super) demand_levels: Vec<RawDemandLevel>,
+    #[serde(default)]
+    pub(super) online_prices: Option<RawOnlinePrices>,
     #[serde(default)]
     pub(super) slo: RawSlo,
     #[serde(default)]
@@ -95,26 +100,6 @@ pub(super) fn check_all(raw: &[RawPolicy], fleet: &Fleet) -> Result<Vec<Policy>,
     raw.iter().enumerate().map(|(i, p)| check_policy(i, p, fleet)).collect()
 }
 
-/// A price per model; models that the policy does not name are free.
-fn check_prices(i: usize, raw: &RawPolicy, fleet: &Fleet) -> Result<Vec<f64>, ConfigError> {
-    let field = |name: &str| format!("policies[{i}].prices.{name}");
-    if (raw.objective == Objective::Prices) == raw.prices.is_empty() {
-        return Err(error(
-            format!("policies[{i}].prices"),
-            "belongs to the objective prices, which needs at least one",
-        ));
-    }
-    let mut prices = vec![0.0; fleet.models.len()];
-    for (name, price) in &raw.prices {
-        let price = check_number(field(name), *price, 0.0, 1.0)?;
-        *fleet
-            .model_named(name)
-            .and_then(|model| prices.get_mut(model))
-            .ok_or_else(|| error(field(name), format!("no model is named {name:?}")))? = price;
-    }
-    Ok(prices)
-}
-
 fn check_policy(i: usize, raw: &RawPolicy, fleet: &Fleet) -> Result<Policy, ConfigError> {
     let at = |field: &str| format!("policies[{i}].{field}");
     let quality = check_number(at("weights.quality"), raw.weights.quality, 0.0, 1e9)?;
@@ -124,12 +109,15 @@ fn check_policy(i: usize, raw: &RawPolicy, fleet: &Fleet) -> Result<Policy, Conf
     if sum <= 0.0 {
         return Err(error(at("weights"), "at least one weight must be above 0"));
     }
+    let demand_levels = demand::check_levels(&at, &raw.demand_levels, fleet)?;
     Ok(Policy {
         name: raw.name.clone(),
         weights: Weights { quality: quality / sum, latency: latency / sum, cost: cost / sum },
         objective: raw.objective,
         quality_normalisation: raw.quality_normalisation,
-        prices: check_prices(i, raw, fleet)?,
+        prices: demand::check_prices(&at, raw, fleet, &demand_levels)?,
+        online_prices: raw.online_prices.as_ref().map(|o| o.check(&at, &demand_levels)).transpose()?,
+        demand_levels,
         constraints: check_constraints(&at, raw)?,
         trust_request_headers: raw.trust_request_headers,
         overload: check_overload(&at, &raw.overload)?,

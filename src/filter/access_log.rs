@@ -30,6 +30,9 @@ pub(super) struct Entry {
     budget_exhausted: bool,
     max_tokens: Option<u32>,
     score: f64,
+    /// Absent unless the policy has prices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    price: Option<f64>,
     stream: bool,
     body_bytes: u64,
     scan_us: u64,
@@ -118,6 +121,7 @@ impl Entry {
             budget_exhausted: decision.prompt_exhausts_budget,
             max_tokens: decision.max_tokens,
             score: decision.score,
+            price: decision.price,
             stream: prompt.stream,
             body_bytes: prompt.bytes,
             scan_us: us(timing.scan),

@@ -38,6 +38,9 @@ pub struct Profile {
     pub tensor_parallel: u32,
     /// Compute that each shard may use, percent.
     pub share_percent: u32,
+    /// Part of the times to the first and to the last token that no GPU takes, milliseconds: gateway, network, HTTP, tokenizer. What
+    /// slows the copy down leaves it alone: slowed down by `f`, the copy takes `fixed + f (ell(f rate) - fixed)`.
+    pub fixed_ms: f64,
     /// The points.
     pub points: Vec<Point>,
 }

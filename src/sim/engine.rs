@@ -15,6 +15,8 @@
 //! the queue, and prefills prompt and generated tokens again (vLLM's recompute). In a step that preempts, nothing is admitted.
 //!
 //! A job that comes with the hashes of its prompt's blocks prefills only what follows those that are still cached.
+//!
+//! An engine that shares its GPUs may be slowed down: steps that begin then last as many times longer.
 
 mod kv;
 mod prefix;
@@ -149,6 +151,10 @@ pub struct Engine {
     kv: Kv,
     prefix: PrefixCache,
     counters: Counters,
+    /// By which steps that begin now are longer.
+    slow_down: f64,
+    /// The sum of all steps that have ended.
+    worked_ns: u64,
 }
 
 impl Engine {
@@ -171,7 +177,29 @@ impl Engine {
             prefix: PrefixCache::new(kv.total_blocks()),
             kv,
             counters: Counters::default(),
+            slow_down: 1.0,
+            worked_ns: 0,
         }
+    }
+
+    /// Slows steps that begin from now on by this factor, at least 1. What happened before must have been fetched with
+    /// [`Engine::advance`]; the step under way keeps its length.
+    pub fn set_slow_down(&mut self, factor: f64) {
+        let factor = if factor.is_finite() { factor.max(1.0) } else { 1.0 };
+        if factor != self.slow_down {
+            self.slow_down = factor;
+            self.disturbed = true;
+        }
+    }
+
+    /// Whether a step is under way.
+    pub fn is_at_work(&self) -> bool {
+        self.step.is_some()
+    }
+
+    /// How long all steps that have ended took together.
+    pub fn worked(&self) -> Duration {
+        Duration::from_nanos(self.worked_ns)
     }
 
     /// Accepts a job; it joins the queue after the profile's overhead. What happened up to `now` must have been fetched with
@@ -418,7 +446,8 @@ impl Engine {
         if decoding > 0 {
             fixed_ns = fixed_ns.saturating_add(self.durations.decode_ns(self.running.len()));
         }
-        self.step = Some(Step::new(&self.durations, self.boundary, fixed_ns, decoding, prefilling, self.kv.tokens()));
+        let step = Step::new(&self.durations, self.boundary, fixed_ns, decoding, prefilling, self.kv.tokens());
+        self.step = Some(if self.slow_down > 1.0 { step.slowed(self.slow_down) } else { step });
     }
 
     /// How many steps like this one follow each other before somebody ends, arrives, or needs KV that is not there.
@@ -439,6 +468,7 @@ impl Engine {
     /// Ends `steps` equal steps; more than one only when `step.decode_only`.
     fn end_steps(&mut self, step: &Step, steps: u64, events: &mut Vec<Event>) {
         self.boundary = step.end(steps);
+        self.worked_ns = self.worked_ns.saturating_add(step.nanoseconds_until(self.boundary));
         self.step = None;
         self.kv.grow(self.number().saturating_add(1), steps.saturating_sub(1));
         self.counters.count(step, steps, self.kv.decoding());

@@ -8,6 +8,7 @@ use crate::latency::Speed;
 use crate::learning::Learned;
 use crate::learning::lengths::Lengths;
 use crate::learning::speed::{Speeds, Timing};
+use crate::plan::online::{self, LivePrices, Observation};
 use crate::random::Random;
 use crate::reckoning::{self, Counters, Dispatch, InstanceCounters, LoadNow, Reports};
 use crate::router::Decision;
@@ -81,6 +82,8 @@ pub struct Gateway {
     pub learned: Learned,
     lengths: Lengths,
     speeds: Speeds,
+    /// Prices of policies that follow demand, as decisions read them.
+    pub prices: LivePrices,
     /// Whether a scrape of an instance is under way.
     pub(super) asking: Vec<bool>,
     /// How often it was restarted: what was meant for an earlier process does not reach this one.
@@ -103,6 +106,7 @@ impl Gateway {
             learned: Learned::default(),
             lengths: Lengths::default(),
             speeds: Speeds::default(),
+            prices: LivePrices::default(),
             asking: vec![false; instances],
             epoch: 0,
             random,
@@ -210,9 +214,17 @@ impl Gateway {
         }
     }
 
-    /// Every worker writes what it has counted.
-    pub(super) fn tick(&mut self) {
+    /// Every worker writes what it has counted, and one moves the prices that follow demand.
+    pub(super) fn tick(&mut self, config: &Config, now: Duration) {
         (0..self.slots.len()).for_each(|slot| self.write(slot));
+        let due = now.saturating_sub(self.prices.at) >= online::PERIOD;
+        if due && LivePrices::are_wanted(&config.policies) {
+            let leader = self.slot_of(0);
+            let (loads, _) = self.loads(leader, &config.fleet, &config.telemetry, now, 0.5);
+            let Some(counters) = self.counters(leader) else { return };
+            let seen = Observation::of(&config.fleet, counters, &loads, &self.learned.speeds);
+            self.prices.step(&config.policies, &seen, now);
+        }
     }
 
     /// A dead worker's slot is found out.

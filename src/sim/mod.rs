@@ -3,7 +3,8 @@
 //!
 //! [`simulation`] is the loop over events; [`gateway`] and [`server`] are what it moves requests between; [`workload`] says what
 //! is asked for, [`fault`] what goes wrong, [`outcome`] what became of it. [`scenarios`] draws small fleets with faults and says what must
-//! hold after them; [`contender`]s are algorithms that decide, [`filters`] published filters to compare with.
+//! hold after them; [`sharing`] says which instances share GPUs;
+//! [`contender`]s are algorithms that decide, [`filters`] published filters to compare with.
 
 pub mod contender;
 pub mod engine;
@@ -13,5 +14,6 @@ pub mod gateway;
 pub mod outcome;
 pub mod scenarios;
 pub mod server;
+pub mod sharing;
 pub mod simulation;
 pub mod workload;

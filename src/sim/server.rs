@@ -67,6 +67,16 @@ impl Server {
         &self.engine
     }
 
+    /// Whether it has a step under way.
+    pub fn is_at_work(&self) -> bool {
+        self.health == Health::Up && self.engine.is_at_work()
+    }
+
+    /// Slows its steps down from now on; [`Server::advance_into`] has been called for what happened before.
+    pub fn set_slow_down(&mut self, factor: f64) {
+        self.engine.set_slow_down(factor);
+    }
+
     /// Requests it holds, wherever they are.
     pub fn holds(&self) -> usize {
         self.engine.len().saturating_add(self.swallowed.len())

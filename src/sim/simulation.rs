@@ -7,6 +7,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::random::Random;
@@ -18,6 +19,7 @@ use crate::sim::fault::Scheduled;
 use crate::sim::gateway::Gateway;
 use crate::sim::outcome::{End, Outcome};
 use crate::sim::server::Server;
+use crate::sim::sharing::Sharing;
 use crate::sim::workload::Workload;
 use crate::telemetry::Load;
 
@@ -50,6 +52,8 @@ pub struct Options {
     pub deciding: Deciding,
     /// Whether outcomes keep our router's decisions; they are large.
     pub keep_decisions: bool,
+    /// Instances that share GPUs and slow each other down; `None` if each has its own.
+    pub sharing: Option<Arc<Sharing>>,
     /// Seed of what happens by chance: who serves which request, scrapes lost, draws of the router.
     pub seed: u64,
 }
@@ -68,6 +72,7 @@ impl Default for Options {
             scrape_loss: 0.0,
             deciding: Deciding::default(),
             keep_decisions: true,
+            sharing: None,
             seed: 1,
         }
     }
@@ -181,6 +186,8 @@ pub struct Simulation<'a> {
     servers: Vec<Server>,
     /// For every server, the time of its next event in the queue.
     steps: Vec<Option<Duration>>,
+    /// Which servers have a step under way, as far as their neighbours have felt it; only where GPUs are shared.
+    at_work: Vec<bool>,
     gateways: Vec<Gateway>,
     /// By arrival; `None` before and after.
     flights: Vec<Option<Flight>>,
@@ -224,6 +231,7 @@ impl<'a> Simulation<'a> {
             queue: BinaryHeap::new(),
             idles: VecDeque::new(),
             steps: vec![None; instances],
+            at_work: vec![false; instances],
             servers,
             gateways,
             flights: vec![None; workload.arrivals.len()],
@@ -525,6 +533,30 @@ impl<'a> Simulation<'a> {
             self.foresee(event.at.saturating_add(self.options.network), Happening::Hear { flight, attempt, news });
         }
         self.events = events;
+        self.plan_step(instance);
+        self.felt_by_neighbours(instance);
+    }
+
+    /// Whoever shares GPUs with an instance that has begun or ceased to work is slowed down, or no more.
+    fn felt_by_neighbours(&mut self, instance: usize) {
+        let Some(sharing) = self.options.sharing.clone() else { return };
+        let works = self.servers.get(instance).is_some_and(Server::is_at_work);
+        let Some(felt) = self.at_work.get_mut(instance).filter(|felt| **felt != works) else { return };
+        *felt = works;
+        for neighbour in sharing.neighbours(instance) {
+            // Its steps until now began before; it may cease or begin to work by it, and then tells this one.
+            self.advance(*neighbour);
+            self.slow_down(*neighbour);
+        }
+    }
+
+    /// Slows an instance down as its neighbours do now.
+    fn slow_down(&mut self, instance: usize) {
+        let Some(sharing) = &self.options.sharing else { return };
+        let factor = sharing.slow_down(instance, &self.at_work);
+        if let Some(server) = self.servers.get_mut(instance) {
+            server.set_slow_down(factor);
+        }
         self.plan_step(instance);
     }
 

@@ -106,6 +106,17 @@ impl Step {
         }
     }
 
+    /// The same, so many times longer.
+    pub(super) fn slowed(self, factor: f64) -> Step {
+        let longer = |units: u128| (units as f64 * factor) as u128;
+        Step { length: longer(self.length), growth: longer(self.growth), ..self }
+    }
+
+    /// From its start to a later moment, whole nanoseconds.
+    pub(super) fn nanoseconds_until(&self, moment: Moment) -> u64 {
+        moment.ns.saturating_sub(self.start.ns)
+    }
+
     /// No prompt is prefilled: the next step is alike unless something arrives, ends or runs out of KV.
     pub(super) fn decode_only(&self) -> bool {
         self.prefilling == 0

@@ -160,7 +160,7 @@ fn held_by_hand(engine: &Engine) -> u64 {
 }
 
 /// A random workload; checks the limits at every event. `late` makes the clock overshoot events.
-fn run(seed: u64, detail: Detail, late: bool, cancels: bool) -> Run {
+fn run(seed: u64, detail: Detail, late: bool, [cancels, slows]: [bool; 2]) -> Run {
     let mut chance = Chance(seed);
     let limits = Limits {
         max_running: 1 + chance.below(8) as u32,
@@ -184,6 +184,9 @@ fn run(seed: u64, detail: Detail, late: bool, cancels: bool) -> Run {
             check(&engine);
         }
         engine.advance_into(now, &mut events);
+        if slows {
+            engine.set_slow_down([1.0, 1.37, 2.5][chance.below(3) as usize]);
+        }
         if cancels && chance.below(5) == 0 {
             let victim = chance.below(id + 1);
             if engine.cancel(victim) {
@@ -206,7 +209,8 @@ fn run(seed: u64, detail: Detail, late: bool, cancels: bool) -> Run {
 #[test]
 fn tokens_are_conserved_and_order_kept_whatever_comes() {
     for seed in 0..200 {
-        let Run { events, cancelled, jobs, engine } = run(seed, Detail::EveryToken, seed % 2 == 0, seed % 3 == 0);
+        let Run { events, cancelled, jobs, engine } =
+            run(seed, Detail::EveryToken, seed % 2 == 0, [seed % 3 == 0, seed % 5 == 0]);
         assert!(events.is_sorted_by_key(|e| e.at), "seed {seed}");
         let mut tokens = BTreeMap::<u64, u32>::new();
         let mut started = Vec::new();
@@ -242,15 +246,35 @@ fn tokens_are_conserved_and_order_kept_whatever_comes() {
 fn taking_equal_steps_at_once_changes_nothing() {
     let mut preemptions = 0;
     for seed in 0..200 {
-        let cancels = seed % 3 == 0;
-        let slow = run(seed, Detail::EveryToken, false, cancels);
-        let fast = run(seed, Detail::Milestones, seed % 2 == 0, cancels);
+        let happens = [seed % 3 == 0, seed % 4 == 0];
+        let slow = run(seed, Detail::EveryToken, false, happens);
+        let fast = run(seed, Detail::Milestones, seed % 2 == 0, happens);
         let milestones: Vec<_> = slow.events.into_iter().filter(|e| e.kind != EventKind::Token).collect();
         assert_eq!(milestones, fast.events, "seed {seed}");
         assert_eq!(slow.engine.counters(), fast.engine.counters(), "seed {seed}");
         preemptions += fast.engine.counters().preemptions;
     }
     assert!(preemptions > 0, "no seed reaches preemption");
+}
+
+/// A step under way keeps its length; those after it are as much longer as their engine is slowed down then.
+#[test]
+fn slowed_steps_are_longer() {
+    for detail in [Detail::EveryToken, Detail::Milestones] {
+        let mut engine = Engine::new(PROFILE, LIMITS, detail);
+        engine.submit(Duration::ZERO, job(1, 100, 10, 100)).unwrap();
+        let mut events = Vec::new();
+        // Overhead 7, prefill and first token 20: the second step is under way.
+        engine.advance_into(ms(30.0), &mut events);
+        engine.set_slow_down(1.5);
+        engine.advance_into(ms(70.0), &mut events);
+        engine.set_slow_down(f64::NAN);
+        events.extend(drain(&mut engine));
+        // Steps end at 27, 37, three of 15 at 82, five of 10 at 132.
+        assert_eq!(events.last().unwrap().at, ms(132.0), "{detail:?}");
+        assert_eq!(engine.worked(), ms(125.0), "{detail:?}");
+        assert!(!engine.is_at_work());
+    }
 }
 
 #[test]

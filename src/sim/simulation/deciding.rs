@@ -177,6 +177,7 @@ impl Simulation<'_> {
                             sequence,
                             draw,
                             constraints: arrival.constraints,
+                            prices: home.prices.of(arrival.policy),
                             ..Ask::new(Api::ChatCompletions, &template.prompt, arrival.policy)
                         };
                         match &template.outlook {

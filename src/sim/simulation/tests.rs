@@ -6,6 +6,7 @@ use crate::fleet::{BatchSizing, Batching};
 use crate::sim::contender::Dispatcher;
 use crate::sim::fault::Fault;
 use crate::sim::outcome::Summary;
+use crate::sim::sharing::Part;
 use crate::sim::workload::Template;
 use crate::sim::workload::{Arrivals, ChatMix, sustainable_rates};
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
@@ -200,4 +201,44 @@ fn blocks_that_prompts_share_are_prefilled_once() {
     assert_eq!(ttft(Vec::new()), [140, 140]);
     // 640 of 765 tokens at 7,650 a second.
     assert_eq!(ttft((0..40).collect()), [140, 140 - 84]);
+}
+
+/// Two instances with half a GPU each: both slow down while the other one works, and only then.
+#[test]
+fn instances_that_share_a_gpu_slow_each_other_down() {
+    let router = pool_of(2);
+    let halves = vec![Part { gpus: vec![0], cap: 0.5 }; 2];
+    let shared = Some(Arc::new(Sharing::new(halves, 0.4)));
+    let apart = (0..2).map(|gpu| Part { gpus: vec![gpu], cap: 1.0 }).collect();
+    let apart = Some(Arc::new(Sharing::new(apart, 0.4)));
+    let run = |workload: &Workload, sharing: &Option<Arc<Sharing>>| {
+        let options = Options { sharing: sharing.clone(), ..Options::default() };
+        let mut simulation = Simulation::new(&router, workload, &[], options);
+        simulation.finish(600 * SECOND);
+        simulation.into_outcomes()
+    };
+    let ms = |o: &Outcome| o.e2e.unwrap().as_secs_f64() * 1e3;
+    // 20 ms overhead, 100 ms prefill, 101 tokens of 19.6 ms; 1 ms network.
+    let alone_ms = 21.0 + 2_079.6;
+    let one = alone(&[100]);
+    assert_eq!(run(&one, &shared), run(&one, &None), "nobody else is there");
+    let two = alone(&[100, 100]);
+    assert_eq!(run(&two, &apart), run(&two, &None), "each has its own GPU");
+    for outcome in run(&two, &shared) {
+        // The second one to begin slows the first one's second step.
+        let slowed = 21.0 + 2_079.6 * 1.2;
+        assert!((ms(&outcome) - slowed).abs() < 0.2 * 119.6 + 0.1, "{} ms, not {slowed}", ms(&outcome));
+    }
+    // The second half of the first answer is slowed, and the first half of the second one.
+    let late = run(&alone(&[100, 1_140]), &shared);
+    let overlap_ms = ms(&late[0]) - 1_040.0 - 20.0;
+    for outcome in &late {
+        let slowed = alone_ms + overlap_ms * (1.0 - 1.0 / 1.2);
+        assert!((ms(outcome) - slowed).abs() < 25.0, "{} ms, not {slowed}", ms(outcome));
+    }
+    let random: Vec<u64> = (0..200).map(|i| i * 137 % 20_000).collect();
+    let mut sorted = random;
+    sorted.sort_unstable();
+    let busy = alone(&sorted);
+    assert_eq!(run(&busy, &shared), run(&busy, &shared), "it repeats itself");
 }

@@ -4,7 +4,6 @@ use super::{Answer, Flight, Happening, News, Scrape, Simulation, flight_of};
 use crate::learning::speed::Timing;
 use crate::shared::SLOT_TTL;
 use crate::sim::fault::Fault;
-use crate::sim::gateway::Gateway;
 use crate::sim::outcome::End;
 use crate::sim::server::{Health, Server};
 
@@ -28,7 +27,8 @@ impl Simulation<'_> {
             }
             gateways.iter_mut().for_each(|gateway| gateway.count_streams(instance));
         }
-        gateways.iter_mut().for_each(Gateway::tick);
+        let config = self.router.config();
+        self.gateways.iter_mut().for_each(|gateway| gateway.tick(config, self.now));
         self.foresee(self.now.saturating_add(self.options.tick), Happening::Tick);
     }
 
@@ -93,6 +93,7 @@ impl Simulation<'_> {
                 if let Some(server) = self.servers.get_mut(instance) {
                     server.kill(now);
                 }
+                self.felt_by_neighbours(instance);
                 for index in self.open_where(|f| f.reached && f.target() == Some(instance)) {
                     let attempt = self.flight(index).map_or(0, |f| f.attempt);
                     self.after_network(Happening::Hear { flight: index, attempt, news: News::Lost });
@@ -109,12 +110,15 @@ impl Simulation<'_> {
                 if let Some(server) = self.servers.get_mut(instance) {
                     server.start(now);
                 }
+                self.felt_by_neighbours(instance);
+                self.slow_down(instance);
             }
             Fault::Hang { instance } => {
                 self.advance(instance);
                 if let Some(server) = self.servers.get_mut(instance) {
                     server.hang(now);
                 }
+                self.felt_by_neighbours(instance);
             }
             Fault::Reporting { instance, as_ } => {
                 let some = |i: &usize| instance.is_none_or(|instance| instance == *i);

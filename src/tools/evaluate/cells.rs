@@ -58,7 +58,7 @@ pub(in crate::tools) fn measured<J: Sync, R: Send>(jobs: &[J], measure: impl Fn(
 }
 
 /// Mean and standard deviation over seeds.
-pub(super) fn spread(values: &[f64]) -> (f64, f64) {
+pub(in crate::tools) fn spread(values: &[f64]) -> (f64, f64) {
     let n = values.len().max(1) as f64;
     let mean = values.iter().sum::<f64>() / n;
     let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);

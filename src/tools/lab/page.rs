@@ -3,9 +3,9 @@
 //! Everything on it is computed from the cells: titles state what the data show, and what no cell measures is left out. It can be
 //! read without scripts; the script sorts tables, switches between light and dark, and lets one contender stand out.
 
-mod axis;
+pub(in crate::tools) mod axis;
 mod bars;
-mod chart;
+pub(in crate::tools) mod chart;
 mod course;
 pub(in crate::tools) mod curves;
 mod frontiers;
@@ -14,12 +14,12 @@ mod load;
 mod looks;
 mod panels;
 mod png;
-mod scene;
-mod svg;
-mod tables;
+pub(in crate::tools) mod scene;
+pub(in crate::tools) mod svg;
+pub(in crate::tools) mod tables;
 #[cfg(test)]
 mod tests;
-mod view;
+pub(in crate::tools) mod view;
 
 use std::fmt::Write;
 use std::path::Path;
@@ -41,11 +41,16 @@ pub fn html(cells: &Cells) -> String {
         Some(view) => content(&mut body, cells, &view),
         None => body.push_str("<p>The result has no cells.</p>"),
     }
+    document(&format!("RouteBalance: {}", cells.preset), &body)
+}
+
+/// A page that needs nothing else, with our style and script.
+pub(in crate::tools) fn document(title: &str, body: &str) -> String {
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n<title>RouteBalance: {}</title>\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n<title>{}</title>\n\
          <style>\n{}{}</style>\n</head>\n<body>\n{body}<script>\n{}</script>\n</body>\n</html>\n",
-        escaped(&cells.preset),
+        escaped(title),
         include_str!("page/style.css"),
         colours(),
         include_str!("page/script.js"),
@@ -198,7 +203,8 @@ const PARTS: [(Section, &str, &str, &str); 6] = [
     (Section::Budgets, "budgets", "Time limits and budgets", "How often limits were kept."),
 ];
 
-fn section(body: &mut String, id: &str, title: &str, html: &str) {
+/// A part of the page under a heading of its own; nothing where there is nothing to show.
+pub(in crate::tools) fn section(body: &mut String, id: &str, title: &str, html: &str) {
     if !html.is_empty() {
         let _ = write!(body, "<section id=\"{id}\"><h2>{}</h2>\n{html}</section>\n", escaped(title));
     }

@@ -25,6 +25,8 @@ pub fn ours(weights: Weights) -> Policy {
         objective: Objective::Absolute,
         quality_normalisation: QualityNormalisation::Raw,
         prices: Vec::new(),
+        demand_levels: Vec::new(),
+        online_prices: None,
         constraints: Constraints::default(),
         trust_request_headers: false,
         overload: Overload::default(),

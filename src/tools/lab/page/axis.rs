@@ -1,7 +1,7 @@
 //! Axes: which values are marked, and how numbers are written.
 
 /// A number with about `digits` significant digits, without a tail of zeros; a dash for what is none.
-pub(super) fn number(value: f64, digits: i32) -> String {
+pub(in crate::tools) fn number(value: f64, digits: i32) -> String {
     if !value.is_finite() {
         return "–".to_owned();
     }
@@ -16,7 +16,7 @@ pub(super) fn number(value: f64, digits: i32) -> String {
 }
 
 /// The same with the zeros at its end, for columns.
-pub(super) fn fixed(value: f64, digits: i32) -> String {
+pub(in crate::tools) fn fixed(value: f64, digits: i32) -> String {
     if !value.is_finite() || value == 0.0 {
         return number(value, digits);
     }
@@ -26,7 +26,7 @@ pub(super) fn fixed(value: f64, digits: i32) -> String {
 }
 
 /// A mean and half its 95 % interval, both as exact as the interval allows: `0.412 ±0.004`.
-pub(super) fn with_interval(mean: f64, half: f64) -> String {
+pub(in crate::tools) fn with_interval(mean: f64, half: f64) -> String {
     if !(half > 0.0 && half.is_finite() && mean.is_finite()) {
         return fixed(mean, 3);
     }
@@ -52,17 +52,17 @@ fn grouped(text: &str) -> String {
 
 /// How values become positions.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Axis {
+pub(in crate::tools) struct Axis {
     low: f64,
     high: f64,
     /// Whether equal ratios have equal lengths.
-    pub(super) log: bool,
+    pub(in crate::tools) log: bool,
 }
 
 impl Axis {
     /// An axis that shows all finite values, with some room around them; logarithmic if they span more than `ratio` and are
     /// positive. `from_zero` makes a linear axis begin at 0.
-    pub(super) fn of(values: impl IntoIterator<Item = f64>, ratio: f64, from_zero: bool) -> Axis {
+    pub(in crate::tools) fn of(values: impl IntoIterator<Item = f64>, ratio: f64, from_zero: bool) -> Axis {
         let finite = values.into_iter().filter(|value| value.is_finite());
         let (low, high) = finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
         if low > high || (low == 0.0 && high == 0.0) {
@@ -78,23 +78,23 @@ impl Axis {
     }
 
     /// An axis from one value to another.
-    pub(super) fn between(low: f64, high: f64) -> Axis {
+    pub(in crate::tools) fn between(low: f64, high: f64) -> Axis {
         Axis { low, high: if high > low { high } else { low + 1.0 }, log: false }
     }
 
     /// Its lowest and its highest value.
-    pub(super) fn ends(&self) -> [f64; 2] {
+    pub(in crate::tools) fn ends(&self) -> [f64; 2] {
         [self.low, self.high]
     }
 
     /// Where a value is, 0 at the axis's beginning and 1 at its end.
-    pub(super) fn place(&self, value: f64) -> f64 {
+    pub(in crate::tools) fn place(&self, value: f64) -> f64 {
         let f = |v: f64| if self.log { v.max(f64::MIN_POSITIVE).log10() } else { v };
         ((f(value) - f(self.low)) / (f(self.high) - f(self.low))).clamp(-0.02, 1.02)
     }
 
     /// About `count` round values to mark, with their words.
-    pub(super) fn ticks(&self, count: usize) -> Vec<(f64, String)> {
+    pub(in crate::tools) fn ticks(&self, count: usize) -> Vec<(f64, String)> {
         let values = if self.log { self.log_ticks(count) } else { self.linear_ticks(count) };
         values.into_iter().map(|value| (value, number(value, 4))).collect()
     }

@@ -5,53 +5,53 @@ use super::labels::{self, Label};
 use super::scene::{Anchor, Ink, Mark, Point, Scene, Shape};
 
 /// Height of the words at axes and points.
-pub(super) const SMALL: f64 = 12.0;
+pub(in crate::tools) const SMALL: f64 = 12.0;
 /// Height of a chart's title.
-pub(super) const TITLE: f64 = 15.0;
+pub(in crate::tools) const TITLE: f64 = 15.0;
 
 /// A value to show as a mark.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Dot {
+pub(in crate::tools) struct Dot {
     /// Where, in the axes' units.
-    pub(super) at: Point,
+    pub(in crate::tools) at: Point,
     /// What a person reads who points at it.
-    pub(super) tip: String,
+    pub(in crate::tools) tip: String,
     /// Half its width.
-    pub(super) size: f64,
+    pub(in crate::tools) size: f64,
     /// 0 invisible to 1 opaque.
-    pub(super) opacity: f64,
+    pub(in crate::tools) opacity: f64,
 }
 
 /// What is drawn in one colour.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Series {
+pub(in crate::tools) struct Series {
     /// The contender that it shows, if it shows one.
-    pub(super) contender: Option<String>,
+    pub(in crate::tools) contender: Option<String>,
     /// What stands beside it.
-    pub(super) label: Option<String>,
+    pub(in crate::tools) label: Option<String>,
     /// Where the label belongs, in the axes' units; `None` for where the line ends.
-    pub(super) label_at: Option<Point>,
+    pub(in crate::tools) label_at: Option<Point>,
     /// Its colour.
-    pub(super) ink: Ink,
+    pub(in crate::tools) ink: Ink,
     /// Its marks.
-    pub(super) mark: Mark,
+    pub(in crate::tools) mark: Mark,
     /// Its line's points, in the axes' units.
-    pub(super) line: Vec<Point>,
+    pub(in crate::tools) line: Vec<Point>,
     /// Its line's width.
-    pub(super) width: f64,
+    pub(in crate::tools) width: f64,
     /// Whether its line is interrupted.
-    pub(super) dashed: bool,
+    pub(in crate::tools) dashed: bool,
     /// Whether everything between its line and the axis is filled.
-    pub(super) filled: bool,
+    pub(in crate::tools) filled: bool,
     /// 0 invisible to 1 opaque, of its line or area.
-    pub(super) opacity: f64,
+    pub(in crate::tools) opacity: f64,
     /// Its values.
-    pub(super) dots: Vec<Dot>,
+    pub(in crate::tools) dots: Vec<Dot>,
 }
 
 impl Series {
     /// A line of a colour, without marks and label.
-    pub(super) fn line(ink: Ink, line: Vec<Point>) -> Series {
+    pub(in crate::tools) fn line(ink: Ink, line: Vec<Point>) -> Series {
         Series {
             contender: None,
             label: None,
@@ -70,7 +70,7 @@ impl Series {
 
 /// Where the series' labels stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Labels {
+pub(in crate::tools) enum Labels {
     /// In a column at the right, where the lines end.
     Ends,
     /// Beside their points.
@@ -79,45 +79,45 @@ pub(super) enum Labels {
 
 /// A chart.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Chart {
+pub(in crate::tools) struct Chart {
     /// What the data say.
-    pub(super) title: String,
+    pub(in crate::tools) title: String,
     /// What is drawn against what.
-    pub(super) subtitle: String,
+    pub(in crate::tools) subtitle: String,
     /// Its width.
-    pub(super) width: f64,
+    pub(in crate::tools) width: f64,
     /// Its height.
-    pub(super) height: f64,
+    pub(in crate::tools) height: f64,
     /// To the right.
-    pub(super) x: Axis,
+    pub(in crate::tools) x: Axis,
     /// Upwards.
-    pub(super) y: Axis,
+    pub(in crate::tools) y: Axis,
     /// What `x` is, with its unit.
-    pub(super) x_title: String,
+    pub(in crate::tools) x_title: String,
     /// What `y` is, with its unit.
-    pub(super) y_title: String,
+    pub(in crate::tools) y_title: String,
     /// What is drawn, the first below the others.
-    pub(super) series: Vec<Series>,
+    pub(in crate::tools) series: Vec<Series>,
     /// Where labels stand.
-    pub(super) labels: Labels,
+    pub(in crate::tools) labels: Labels,
 }
 
 /// The part of a picture inside the axes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Frame {
+pub(in crate::tools) struct Frame {
     /// Its left edge.
-    pub(super) left: f64,
+    pub(in crate::tools) left: f64,
     /// Its right edge.
-    pub(super) right: f64,
+    pub(in crate::tools) right: f64,
     /// Its upper edge.
-    pub(super) top: f64,
+    pub(in crate::tools) top: f64,
     /// Its lower edge.
-    pub(super) bottom: f64,
+    pub(in crate::tools) bottom: f64,
 }
 
 impl Chart {
     /// The chart drawn.
-    pub(super) fn scene(&self) -> Scene {
+    pub(in crate::tools) fn scene(&self) -> Scene {
         let mut scene =
             Scene { width: self.width, height: self.height, title: self.title.clone(), ..Default::default() };
         let top = heading(&mut scene, &self.title, &self.subtitle);
@@ -187,7 +187,7 @@ impl Chart {
 }
 
 /// Title and subtitle; gives back where they end.
-pub(super) fn heading(scene: &mut Scene, title: &str, subtitle: &str) -> f64 {
+pub(in crate::tools) fn heading(scene: &mut Scene, title: &str, subtitle: &str) -> f64 {
     let width = scene.width - 8.0;
     let mut y = 16.0;
     if !title.is_empty() {

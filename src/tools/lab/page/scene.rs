@@ -2,7 +2,7 @@
 
 /// What a shape's colour means; the colours themselves are in `style.css` and, for files, in [`Ink::rgb`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ink {
+pub(in crate::tools) enum Ink {
     /// Behind everything.
     Ground,
     /// Words.
@@ -26,13 +26,13 @@ pub(super) enum Ink {
 }
 
 /// Tones for contenders that are neither ours nor the paper's.
-pub(super) const TONES: usize = 6;
+pub(in crate::tools) const TONES: usize = 6;
 /// Steps of the ramp of models.
-pub(super) const MODELS: usize = 8;
+pub(in crate::tools) const MODELS: usize = 8;
 
 impl Ink {
     /// The name of its colour in style sheets.
-    pub(super) fn class(self) -> String {
+    pub(in crate::tools) fn class(self) -> String {
         match self {
             Ink::Ground => "ground".into(),
             Ink::Text => "text".into(),
@@ -49,7 +49,7 @@ impl Ink {
 
     /// Its colour on a light ground. Ours and the paper's are Okabe and Ito's blue and vermilion, which colour-blind people
     /// tell apart; the ramp of models is of growing darkness.
-    pub(super) fn rgb(self) -> (u8, u8, u8) {
+    pub(in crate::tools) fn rgb(self) -> (u8, u8, u8) {
         const RAMP: [(u8, u8, u8); MODELS] = [
             (0xf6, 0xd7, 0x6b),
             (0xb9, 0xd0, 0x6c),
@@ -83,7 +83,7 @@ impl Ink {
     }
 
     /// Every ink.
-    pub(super) fn all() -> Vec<Ink> {
+    pub(in crate::tools) fn all() -> Vec<Ink> {
         let named = [Ink::Ground, Ink::Text, Ink::Muted, Ink::Grid, Ink::Ours, Ink::Paper, Ink::Kin, Ink::Oracle];
         named.into_iter().chain((0..TONES).map(Ink::Tone)).chain((0..MODELS).map(Ink::Model)).collect()
     }
@@ -91,7 +91,7 @@ impl Ink {
 
 /// Which end of a text stands at its point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Anchor {
+pub(in crate::tools) enum Anchor {
     /// Its beginning.
     Start,
     /// Its middle.
@@ -101,11 +101,11 @@ pub(super) enum Anchor {
 }
 
 /// A point: right and down, in the picture's units.
-pub(super) type Point = (f64, f64);
+pub(in crate::tools) type Point = (f64, f64);
 
 /// One thing to draw.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Shape {
+pub(in crate::tools) enum Shape {
     /// A line through points.
     Line {
         /// The points.
@@ -139,52 +139,68 @@ pub(super) enum Shape {
 
 /// A shape with its colour and what it belongs to.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Item {
+pub(in crate::tools) struct Item {
     /// The shape.
-    pub(super) shape: Shape,
+    pub(in crate::tools) shape: Shape,
     /// Its colour.
-    pub(super) ink: Ink,
+    pub(in crate::tools) ink: Ink,
     /// 0 invisible to 1 opaque.
-    pub(super) opacity: f64,
+    pub(in crate::tools) opacity: f64,
     /// The contender that it shows.
-    pub(super) contender: Option<String>,
+    pub(in crate::tools) contender: Option<String>,
     /// What a person reads who points at it.
-    pub(super) tip: Option<String>,
+    pub(in crate::tools) tip: Option<String>,
 }
 
 /// A picture.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Scene {
+pub(in crate::tools) struct Scene {
     /// Its width.
-    pub(super) width: f64,
+    pub(in crate::tools) width: f64,
     /// Its height.
-    pub(super) height: f64,
+    pub(in crate::tools) height: f64,
     /// What it says, for people who do not see it.
-    pub(super) title: String,
+    pub(in crate::tools) title: String,
     /// What to draw, the first below the others.
-    pub(super) items: Vec<Item>,
+    pub(in crate::tools) items: Vec<Item>,
 }
 
 impl Scene {
     /// Adds a shape and gives it back, to be changed.
-    pub(super) fn add(&mut self, ink: Ink, shape: Shape) -> &mut Item {
+    pub(in crate::tools) fn add(&mut self, ink: Ink, shape: Shape) -> &mut Item {
         self.items.push(Item { shape, ink, opacity: 1.0, contender: None, tip: None });
         let last = self.items.len() - 1;
         &mut self.items[last]
     }
 
     /// Adds a straight line.
-    pub(super) fn rule(&mut self, ink: Ink, from: Point, to: Point, width: f64) {
+    pub(in crate::tools) fn rule(&mut self, ink: Ink, from: Point, to: Point, width: f64) {
         self.add(ink, Shape::Line { points: vec![from, to], width, dashed: false });
     }
 
     /// Adds a text.
-    pub(super) fn text(&mut self, ink: Ink, at: Point, size: f64, anchor: Anchor, bold: bool, text: &str) -> &mut Item {
+    pub(in crate::tools) fn text(
+        &mut self,
+        ink: Ink,
+        at: Point,
+        size: f64,
+        anchor: Anchor,
+        bold: bool,
+        text: &str,
+    ) -> &mut Item {
         self.add(ink, Shape::Text { at, text: text.to_owned(), size, anchor, bold })
     }
 
     /// Adds text over lines that are at most `width` wide, and gives back where the next line would stand.
-    pub(super) fn paragraph(&mut self, ink: Ink, at: Point, width: f64, size: f64, bold: bool, text: &str) -> f64 {
+    pub(in crate::tools) fn paragraph(
+        &mut self,
+        ink: Ink,
+        at: Point,
+        width: f64,
+        size: f64,
+        bold: bool,
+        text: &str,
+    ) -> f64 {
         let mut y = at.1;
         for line in wrapped(text, width, size, bold) {
             self.text(ink, (at.0, y), size, Anchor::Start, bold, &line);
@@ -196,26 +212,26 @@ impl Scene {
 
 impl Item {
     /// Says whose it is.
-    pub(super) fn of(&mut self, contender: &str) -> &mut Item {
+    pub(in crate::tools) fn of(&mut self, contender: &str) -> &mut Item {
         self.contender = Some(contender.to_owned());
         self
     }
 
     /// Says what it shows.
-    pub(super) fn says(&mut self, tip: &str) -> &mut Item {
+    pub(in crate::tools) fn says(&mut self, tip: &str) -> &mut Item {
         self.tip = Some(tip.to_owned());
         self
     }
 
     /// Lets through what is below it.
-    pub(super) fn faint(&mut self, opacity: f64) -> &mut Item {
+    pub(in crate::tools) fn faint(&mut self, opacity: f64) -> &mut Item {
         self.opacity = opacity;
         self
     }
 }
 
 /// About how wide a text is: fonts differ, this is on the safe side of the usual ones.
-pub(super) fn text_width(text: &str, size: f64, bold: bool) -> f64 {
+pub(in crate::tools) fn text_width(text: &str, size: f64, bold: bool) -> f64 {
     let narrow = |c: char| ".,:;'|!iljtfI()[] ".contains(c);
     let units: f64 = text.chars().map(|c| if narrow(c) { 0.36 } else { 0.6 }).sum();
     units * size * if bold { 1.08 } else { 1.0 }
@@ -237,7 +253,7 @@ fn wrapped(text: &str, width: f64, size: f64, bold: bool) -> Vec<String> {
 
 /// How a contender's points look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mark {
+pub(in crate::tools) enum Mark {
     /// A disc.
     Circle,
     /// A square on its corner.
@@ -257,12 +273,12 @@ pub(super) enum Mark {
 }
 
 /// Marks for contenders that are neither ours nor the paper's.
-pub(super) const MARKS: [Mark; 7] =
+pub(in crate::tools) const MARKS: [Mark; 7] =
     [Mark::Square, Mark::Up, Mark::Down, Mark::Plus, Mark::Cross, Mark::Pentagon, Mark::Diamond];
 
 impl Mark {
     /// Its outline around a point; marks of the same size look about as large.
-    pub(super) fn outline(self, at: Point, size: f64) -> Vec<Point> {
+    pub(in crate::tools) fn outline(self, at: Point, size: f64) -> Vec<Point> {
         let regular = |corners: usize, turn: f64, radius: f64| -> Vec<Point> {
             let angle = |i: usize| turn + std::f64::consts::TAU * i as f64 / corners as f64;
             (0..corners)

@@ -5,12 +5,12 @@ use std::fmt::Write;
 use super::scene::{Anchor, Ink, Item, Scene, Shape};
 
 /// A character of HTML or SVG text or of an attribute, or what stands for it.
-pub(super) fn escaped(text: &str) -> String {
+pub(in crate::tools) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 /// The scene as an element of an HTML page.
-pub(super) fn element(scene: &Scene) -> String {
+pub(in crate::tools) fn element(scene: &Scene) -> String {
     let mut out = String::new();
     let _ = write!(
         out,
@@ -25,7 +25,7 @@ pub(super) fn element(scene: &Scene) -> String {
 }
 
 /// The scene as a file of its own, on a light ground.
-pub(super) fn file(scene: &Scene) -> String {
+pub(in crate::tools) fn file(scene: &Scene) -> String {
     let mut out = String::new();
     let (w, h) = (scene.width, scene.height);
     let _ = writeln!(

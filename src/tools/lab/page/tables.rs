@@ -11,12 +11,13 @@ use crate::tools::lab::statistics::{Estimate, paired};
 use crate::tools::lab::summary::{ORACLE, OURS, PAPER, Summary};
 
 /// A table that is written cell by cell.
-struct Table {
+pub(in crate::tools) struct Table {
     html: String,
 }
 
 impl Table {
-    fn new(heads: &[&str]) -> Table {
+    /// A table with these heads.
+    pub(in crate::tools) fn new(heads: &[&str]) -> Table {
         let mut html = "<div class=\"scroll\"><table><thead><tr>".to_owned();
         for head in heads {
             let _ = write!(html, "<th>{}</th>", escaped(head));
@@ -25,29 +26,33 @@ impl Table {
         Table { html }
     }
 
-    fn row(&mut self, contender: Option<&str>) {
+    /// Begins a row, of a contender or of none.
+    pub(in crate::tools) fn row(&mut self, contender: Option<&str>) {
         let _ = match contender {
             Some(name) => write!(self.html, "<tr data-c=\"{0}\" class=\"{1}\">", escaped(name), row_class(name)),
             None => write!(self.html, "<tr>"),
         };
     }
 
-    fn words(&mut self, text: &str) {
+    /// Adds a cell of words.
+    pub(in crate::tools) fn words(&mut self, text: &str) {
         let _ = write!(self.html, "<td>{}</td>", escaped(text));
     }
 
     /// A number, sorted by `value` and shown as `text`; the best of its column stands out.
-    fn value(&mut self, value: f64, text: &str, is_best: bool) {
+    pub(in crate::tools) fn value(&mut self, value: f64, text: &str, is_best: bool) {
         let class = if is_best { "n best" } else { "n" };
         let key = if value.is_finite() { format!("{value:.6e}") } else { String::new() };
         let _ = write!(self.html, "<td class=\"{class}\" data-v=\"{key}\">{}</td>", escaped(text));
     }
 
-    fn end_row(&mut self) {
+    /// Ends the row.
+    pub(in crate::tools) fn end_row(&mut self) {
         self.html.push_str("</tr>\n");
     }
 
-    fn done(mut self) -> String {
+    /// The table as HTML.
+    pub(in crate::tools) fn done(mut self) -> String {
         self.html.push_str("</tbody></table></div>\n");
         self.html
     }

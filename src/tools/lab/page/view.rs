@@ -41,10 +41,10 @@ pub(super) struct Plot {
 }
 
 /// Width of a plot over the whole page; others are fractions of it.
-pub(super) const PAGE_WIDTH: f64 = 1120.0;
+pub(in crate::tools) const PAGE_WIDTH: f64 = 1120.0;
 
 /// Width of a plot that spans so many sixths of the page.
-pub(super) fn width(sixths: usize) -> f64 {
+pub(in crate::tools) fn width(sixths: usize) -> f64 {
     const GAP: f64 = 24.0;
     (PAGE_WIDTH + GAP) * sixths as f64 / 6.0 - GAP
 }

@@ -1,0 +1,84 @@
+//! Instances that share GPUs: each has a cap of the compute of its GPUs, and whoever is at work slows its neighbours down.
+
+/// One instance's part of GPUs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// Its GPUs, one for each shard.
+    pub gpus: Vec<usize>,
+    /// Its cap of each of them, 0 to 1.
+    pub cap: f64,
+}
+
+/// Who shares what.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sharing {
+    interference: f64,
+    parts: Vec<Part>,
+    /// For each instance, those that have a GPU in common with it.
+    neighbours: Vec<Vec<usize>>,
+}
+
+impl Sharing {
+    /// These parts, in the order of the instances. `interference` is by how much a neighbour of a cap of 1 that is at work slows
+    /// down what it shares no compute with: by caches and memory bandwidth.
+    pub fn new(parts: Vec<Part>, interference: f64) -> Sharing {
+        let meet = |a: &Part, b: &Part| a.gpus.iter().any(|gpu| b.gpus.contains(gpu));
+        let of = |(i, part): (usize, &Part)| -> Vec<usize> {
+            parts.iter().enumerate().filter(|(j, other)| *j != i && meet(part, other)).map(|(j, _)| j).collect()
+        };
+        let neighbours = parts.iter().enumerate().map(of).collect();
+        Sharing { interference, parts, neighbours }
+    }
+
+    /// Instances that have a GPU in common with this one.
+    pub fn neighbours(&self, instance: usize) -> &[usize] {
+        self.neighbours.get(instance).map_or(&[], Vec::as_slice)
+    }
+
+    /// By how much an instance is slowed down while these are at work: on each of its GPUs by `1 + interference * C`, where C are
+    /// the caps of all others there that are at work, times `max(1, cap + C)` where that is more than the GPU has; its slowest shard
+    /// counts, since all wait for each other. Whether it is at work itself does not matter.
+    pub fn slow_down(&self, instance: usize, at_work: &[bool]) -> f64 {
+        let Some(part) = self.parts.get(instance) else { return 1.0 };
+        let works = |other: &usize| at_work.get(*other).copied().unwrap_or_default();
+        let on = |gpu: &usize| {
+            let others = self.neighbours(instance).iter().filter(|other| works(other));
+            let here = others.filter_map(|other| self.parts.get(*other)).filter(|other| other.gpus.contains(gpu));
+            let caps: f64 = here.map(|other| other.cap).sum();
+            (1.0 + self.interference * caps) * (part.cap + caps).max(1.0)
+        };
+        part.gpus.iter().map(on).fold(1.0, f64::max)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    #[test]
+    fn the_slowest_shard_counts() {
+        let part = |gpus: &[usize], cap: f64| Part { gpus: gpus.to_vec(), cap };
+        // 0 has GPUs 0 and 1; 1 shares the first, 2 and 3 the second; 4 is alone.
+        let parts = vec![part(&[0, 1], 0.5), part(&[0], 0.4), part(&[1], 0.3), part(&[1, 2], 0.4), part(&[3], 1.0)];
+        let sharing = Sharing::new(parts, 0.25);
+        assert_eq!(sharing.neighbours(0), [1, 2, 3]);
+        assert_eq!(sharing.neighbours(2), [0, 3]);
+        assert!(sharing.neighbours(4).is_empty() && sharing.neighbours(9).is_empty());
+        let rows: [(usize, [bool; 5], f64); 7] = [
+            (0, [true, false, false, false, true], 1.0),
+            (0, [false, true, false, false, false], 1.1),
+            (0, [true, true, true, false, false], 1.1),
+            (0, [true, true, true, true, true], (1.0 + 0.25 * 0.7) * 1.2),
+            (3, [true, true, false, true, true], 1.125),
+            (3, [true, true, true, false, true], (1.0 + 0.25 * 0.8) * 1.2),
+            (4, [true; 5], 1.0),
+        ];
+        for (instance, at_work, expected) in rows {
+            let factor = sharing.slow_down(instance, &at_work);
+            assert!((factor - expected).abs() < 1e-12, "{instance} {at_work:?}: {factor}");
+        }
+        assert_eq!(sharing.slow_down(9, &[true; 5]), 1.0);
+    }
+}
