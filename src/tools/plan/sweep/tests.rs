@@ -38,7 +38,7 @@ fn file(change: impl FnOnce(&mut Value)) -> Value {
         "interference": 0.1,
         "profiles": profile_rows(),
         "scores": {"file": "scores.jsonl"},
-        "demand": 20,
+        "demand": 34,
         "slo": {"mean_ttft_ms": 200},
     });
     change(&mut plan);
@@ -87,7 +87,7 @@ fn the_choice_is_the_best_of_all_setups() {
     let kept: Vec<&AtDemand> = planned.at_demand.iter().filter(|at| at.keeps).collect();
     assert!(kept.is_sorted_by(|a, b| a.routing.rate < b.routing.rate && a.routing.score + 1e-4 >= b.routing.score));
     let (most, may_be_more) = planned.kept_up_to();
-    assert!(!may_be_more && most >= 20.0, "{most}");
+    assert!(!may_be_more && most >= 34.0, "{most}");
     let beyond = file(|p| p["demand"] = json!(most * 1.05));
     let beyond = super::plan(&problem(&beyond), Vec::new()).unwrap();
     assert!(beyond.plans.iter().all(|plan| plan.setup != choice.setup), "{most} is the most");
