@@ -6,12 +6,16 @@
 //! **Quality** is what answers are really worth, not what was predicted: a judge that sees answers makes use of more than
 //! predictions. A rival's knob is tuned on the planning half of the prompts, and everything runs on the other half.
 
-use std::fmt::Write;
+mod show;
+mod simulated;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use comfy_table::{CellAlignment, Table};
 use serde::{Deserialize, Serialize};
+
+pub use show::{part, picture, table};
+pub use simulated::{isolated, simulated, study};
 
 use super::rivals::judge::{Answers, Judge};
 use super::rivals::{Frugal, Threshold, Tuned, tune};
@@ -19,7 +23,6 @@ use crate::plan::setup::{Placement, Setup};
 use crate::sim::contender::Contender;
 use crate::sim::outcome::{Outcome, percentile};
 use crate::tools::evaluate::cells;
-use crate::tools::lab::page::curves::{Curve, Curves, Part};
 
 /// The planner's own rule: the best score less its price.
 pub const PRICES: &str = "prices";
@@ -256,124 +259,6 @@ fn row(job: &Job<'_>, ground: &Ground<'_>, outcomes: &[Outcome]) -> Row {
             / requests,
         fractions: (0..ground.sizes.len()).map(fraction).collect(),
         published_ttft_ms: PUBLISHED.iter().find(is_published).map(|row| row.3),
-    }
-}
-
-/// For people. Models' names are in the order of the problem.
-pub fn table(rows: &[Row], models: &[String]) -> Table {
-    let mut table = Table::new();
-    let shares = format!("answers of {}, %", models.join(" / "));
-    table.set_header([
-        "req/s",
-        "SLO ms",
-        "contender",
-        "placement",
-        "quality",
-        "tuned",
-        "target",
-        "mean TTFT ms",
-        "over SLO",
-        "p95 ms",
-        "late %",
-        "calls",
-        "tokens",
-        &shares,
-        "paper ms",
-    ]);
-    for row in rows {
-        let percent = |share: &f64| format!("{:.0}", share * 100.0);
-        let equal = if row.is_equal { "" } else { " (not equal)" };
-        table.add_row([
-            format!("{}", row.requests_per_second),
-            format!("{}", row.slo_ms),
-            row.policy.clone(),
-            row.placement.clone(),
-            format!("{:.3}", row.quality),
-            format!("{:.3}{equal}", row.tuned_quality),
-            format!("{:.3}", row.target_quality),
-            format!("{:.0}", row.ttft_mean_ms),
-            format!("{:.2}", row.margin),
-            format!("{:.0}", row.ttft_p95_ms),
-            format!("{:.1}", row.late * 100.0),
-            format!("{:.2}", row.answers),
-            format!("{:.0}", row.output_tokens),
-            row.fractions.iter().map(percent).collect::<Vec<_>>().join(" / "),
-            row.published_ttft_ms.map_or_else(String::new, |ms| format!("{ms}")),
-        ]);
-    }
-    for column in table.column_iter_mut().enumerate().filter(|(i, _)| ![2, 3].contains(i)).map(|(_, column)| column) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
-}
-
-/// Rules and setups that occur, in the order of their first rows.
-fn contenders(rows: &[Row]) -> Vec<(&str, &str)> {
-    let mut all: Vec<(&str, &str)> = Vec::new();
-    for row in rows {
-        let name = (row.policy.as_str(), row.placement.as_str());
-        if !all.contains(&name) {
-            all.push(name);
-        }
-    }
-    all
-}
-
-/// Mean time to the first token over the rate, as an SVG file.
-pub fn picture(rows: &[Row]) -> String {
-    curves(rows).file()
-}
-
-/// The picture as an element of a page in the lab's style.
-pub fn figure(rows: &[Row]) -> String {
-    format!("<figure class=\"w6\">{}</figure>\n", curves(rows).element())
-}
-
-fn curves(rows: &[Row]) -> Curves {
-    let milliseconds = |ms: f64| if ms < 1e3 { format!("{ms:.0} ms") } else { format!("{:.1} s", ms / 1e3) };
-    let rule = |policy: &str| [THRESHOLD, CASCADE].iter().position(|name| *name == policy);
-    let curve = |(policy, placement): (&str, &str)| {
-        let own = rows.iter().filter(|row| row.policy == policy && row.placement == placement);
-        let tip = |row: &Row| {
-            format!(
-                "{policy}, {placement}, {} req/s\nmean TTFT {}, limit {}\nquality {:.3}",
-                row.requests_per_second,
-                milliseconds(row.ttft_mean_ms),
-                milliseconds(row.slo_ms),
-                row.quality
-            )
-        };
-        Curve {
-            name: format!("{policy}, {placement}"),
-            part: rule(policy).map_or(Part::Ours, Part::Rival),
-            dashed: placement == ISOLATED,
-            points: own.map(|row| ((row.requests_per_second, row.ttft_mean_ms / 1e3), tip(row))).collect(),
-        }
-    };
-    let limits = rows.iter().filter(|row| row.policy == PRICES);
-    let limit = Curve {
-        name: "limit".to_owned(),
-        part: Part::Bound,
-        dashed: true,
-        points: limits.map(|row| ((row.requests_per_second, row.slo_ms / 1e3), String::new())).collect(),
-    };
-    // What is drawn last is above the others: ours.
-    let mut curves: Vec<Curve> = contenders(rows).into_iter().map(curve).collect();
-    curves.push(limit);
-    curves.reverse();
-    let highest = rows.iter().map(|row| row.requests_per_second).fold(0.0, f64::max);
-    let mut title = format!("At equal quality and {highest} req/s:");
-    let last = rows.iter().filter(|row| row.requests_per_second == highest);
-    for (i, row) in last.enumerate() {
-        let comma = if i == 0 { "" } else { "," };
-        let _ = write!(title, "{comma} {} {} {}", row.policy, row.placement, milliseconds(row.ttft_mean_ms));
-    }
-    Curves {
-        title,
-        subtitle: "Mean time to the first token; rivals tuned to the quality of the plan".to_owned(),
-        x_title: "offered requests per second".to_owned(),
-        y_title: "mean TTFT, seconds".to_owned(),
-        curves,
     }
 }
 

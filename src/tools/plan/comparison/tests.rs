@@ -91,7 +91,7 @@ fn rivals_of_equal_quality_are_slower() {
         seed: 3,
     };
     let rows = compare(&panels, &ground, |d, rule, rate| Ok(simulated(d, rule, rate, &checking))).unwrap();
-    let names: Vec<(&str, &str)> = contenders(&rows);
+    let names: Vec<(&str, &str)> = show::contenders(&rows);
     let expected =
         [(PRICES, PLANNED), (THRESHOLD, PLANNED), (CASCADE, PLANNED), (THRESHOLD, ISOLATED), (CASCADE, ISOLATED)];
     assert_eq!(names, expected);
@@ -113,7 +113,8 @@ fn rivals_of_equal_quality_are_slower() {
     assert!(text.contains("answers of a / b / c, %") && text.contains(CASCADE), "{text}");
     let picture = picture(&rows);
     assert!(picture.starts_with("<svg") && picture.contains("cascade, isolated") && picture.contains("limit"));
-    assert!(figure(&rows).starts_with("<figure"));
+    let part = part(&rows, &["a".to_owned(), "b".to_owned(), "c".to_owned()]);
+    assert!(part.html.contains("<figure") && part.html.contains("answered by a / b / c"), "{}", part.html);
     let json = serde_json::to_value(&rows).unwrap();
     assert_eq!(json[2]["policy"], json!(CASCADE));
     assert_eq!(serde_json::from_value::<Vec<Row>>(json).unwrap(), rows);
