@@ -19,8 +19,8 @@ use crate::plan::problem::{Metric, Problem, Statistic};
 use crate::plan::solution::{Plan, Routing};
 
 /// By how much online prices may move a planned price, and roughly in which time: the gateway's defaults.
-const MAX_CORRECTION: f64 = 0.3;
-const SECONDS: f64 = 10.0;
+pub(super) const MAX_CORRECTION: f64 = 0.3;
+pub(super) const SECONDS: f64 = 10.0;
 /// What a request to a model costs that the plan gives none: scores are at most 1, so nobody pays it.
 const CLOSED: f64 = 1.0;
 

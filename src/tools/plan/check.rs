@@ -8,9 +8,10 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use serde_json::json;
 
+use super::apply::{MAX_CORRECTION, SECONDS};
 use super::sample::Sample;
 use crate::config::Config;
-use crate::fleet::Objective;
+use crate::fleet::{DemandLevel, Objective, OnlinePrices};
 use crate::plan::device::{Device, ModelSize, kv_gb, limits};
 use crate::plan::problem::Problem;
 use crate::plan::setup::{Choice, Placement, Setup};
@@ -217,13 +218,39 @@ pub fn check(
         names.join(", ")
     );
     let deployed = deploy(checking.problem, checking.sizes, setup, placement, &routing.prices)?;
+    Ok(check_deployed(checking, &deployed, rates))
+}
+
+/// Makes prices follow demand and load, as `--apply` makes those of the gateway: by these routings, at growing rates, and the limit of
+/// the mean time to the first token.
+pub fn follow_load<'r>(deployed: &mut Deployed, routings: impl Iterator<Item = &'r Routing>, ttft: Duration) {
+    let models = &deployed.models;
+    let of = |values: &[f64]| models.iter().map(|m| values.get(*m).copied().unwrap_or_default()).collect();
+    let level = |routing: &Routing| DemandLevel {
+        rate: routing.rate,
+        prices: of(&routing.prices),
+        fractions: of(&routing.fractions),
+    };
+    let levels = routings.map(level).collect();
+    for policy in &mut deployed.config.policies {
+        policy.demand_levels = Vec::clone(&levels);
+        policy.online_prices = Some(OnlinePrices {
+            ttft,
+            max_correction: MAX_CORRECTION,
+            time_constant: Duration::from_secs_f64(SECONDS),
+        });
+    }
+}
+
+/// [`check`] of a fleet as it is.
+pub fn check_deployed(checking: &Checking, deployed: &Deployed, rates: &[f64]) -> Vec<Checked> {
     let router = Router::new(deployed.config.clone(), None);
     let templates = templates(checking, &deployed.models);
     let seeds = (0..checking.runs.max(1)).map(|run| checking.seed + run);
     let jobs: Vec<Job> = rates.iter().flat_map(|rate| seeds.clone().map(|seed| Job { rate: *rate, seed })).collect();
-    let ran = cells::measured(&jobs, |job| run(checking, &router, &deployed, &templates, job));
+    let ran = cells::measured(&jobs, |job| run(checking, &router, deployed, &templates, job));
     let per_rate = ran.chunks(checking.runs.max(1) as usize).zip(rates);
-    Ok(per_rate.map(|(runs, rate)| summed_up(checking, &deployed, &templates, runs, *rate)).collect())
+    per_rate.map(|(runs, rate)| summed_up(checking, deployed, &templates, runs, *rate)).collect()
 }
 
 /// What clients send, for the models that are deployed.

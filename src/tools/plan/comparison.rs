@@ -236,7 +236,8 @@ fn row(job: &Job<'_>, ground: &Ground<'_>, outcomes: &[Outcome]) -> Row {
     let quality = |o: &&Outcome| o.model.map_or(0.0, |m| ground.checking.quality[o.template][m]);
     let fraction = |model: usize| answered.iter().filter(|o| o.model == Some(model)).count() as f64 / n;
     let is_published = |(at, policy, placement, _): &&(f64, &str, &str, f64)| {
-        (*at - rate).abs() < 1e-9 && *policy == job.policy && *placement == job.placement
+        let is_panel = PANELS.contains(&(rate, slo_ms)) && (*at - rate).abs() < 1e-9;
+        is_panel && *policy == job.policy && *placement == job.placement
     };
     Row {
         requests_per_second: rate,

@@ -10,6 +10,7 @@ pub mod planned;
 pub mod profiles;
 pub mod rivals;
 pub mod sample;
+pub mod studies;
 pub mod sweep;
 pub mod table;
 
@@ -41,6 +42,9 @@ pub struct PlanArgs {
     /// Also write a page to look at
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Also run the studies of the planner, some minutes long, and write a page with them
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// Write the plan into this configuration of the gateway: limits and profiles of pools, and a policy
     #[arg(long, value_name = "CONFIG")]
     apply: Option<PathBuf>,
@@ -53,7 +57,7 @@ pub struct PlanArgs {
     /// Measure the profiles that the plan needs in the simulator, and write them to this CSV file
     #[arg(long, value_name = "FILE", conflicts_with = "count_setups")]
     measure_profiles: Option<PathBuf>,
-    /// Seed of what is measured
+    /// Seed of what is measured and simulated
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
 }
@@ -74,14 +78,25 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let (problem, notes) = file.problem()?;
     let sizes = file.sizes()?;
     let planned = sweep::plan(&problem, notes)?;
+    let studies = args.report.as_ref().map(|_| studies::run(&args.file, args.seed)).transpose()?;
     if let Some(out) = &args.json {
-        let json = serde_json::to_string(&planned::to_json(&planned))?;
+        let mut json = planned::to_json(&planned);
+        if let Some(studies) = &studies {
+            json["studies"] = studies.to_json();
+        }
+        let json = serde_json::to_string(&json)?;
         std::fs::write(out, json).with_context(|| format!("{} cannot be written", out.display()))?;
     }
     if let Some(out) = &args.html {
         page::write(out, &planned, &[])?;
     }
+    if let (Some(out), Some(studies)) = (&args.report, &studies) {
+        page::write(out, &planned, &studies.parts())?;
+    }
     print!("{}", table::text(&planned));
+    if let Some(studies) = &studies {
+        print!("{}", studies.text());
+    }
     if planned.choice().is_none() {
         return sweep::infeasible(&planned);
     }

@@ -1,7 +1,7 @@
 //! A plan as one HTML page that needs nothing else.
 
 mod placement;
-mod plots;
+pub(super) mod plots;
 #[cfg(test)]
 mod tests;
 

@@ -90,11 +90,14 @@ fn bar(len: usize, message: &'static str) -> ProgressBar {
 /// A setup with its shards on GPUs.
 type Placed = (Setup, Placement);
 
+/// How a setup's shards are put on GPUs, if they fit.
+pub type Placer = fn(&Problem, &Setup) -> Option<Placement>;
+
 /// The problem's setups that have a placement.
-fn placed(problem: &Problem, possible: &[Vec<Choice>]) -> Vec<Placed> {
+fn placed(problem: &Problem, possible: &[Vec<Choice>], placer: Placer) -> Vec<Placed> {
     let setups: Vec<Setup> = Setups::among(problem, possible.to_vec()).collect();
     let progress = bar(setups.len(), "placing");
-    let placements = on_all_cores(&setups, || (), |(), setup| Some(place(problem, setup)), &progress);
+    let placements = on_all_cores(&setups, || (), |(), setup| Some(placer(problem, setup)), &progress);
     progress.finish_and_clear();
     setups.into_iter().zip(placements).filter_map(|(setup, (_, placement))| Some((setup, placement?))).collect()
 }
@@ -104,11 +107,19 @@ fn placed(problem: &Problem, possible: &[Vec<Choice>]) -> Vec<Placed> {
 /// # Errors
 /// One sentence: no setup is possible, or a profile is missing. That no setup keeps the limits is no error: there is no choice then.
 pub fn plan(problem: &Problem, notes: Vec<String>) -> Result<Planned> {
+    plan_placed(problem, notes, place)
+}
+
+/// [`plan`] with another way to put shards on GPUs.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_placed(problem: &Problem, notes: Vec<String>, placer: Placer) -> Result<Planned> {
     let start = Instant::now();
     let enumerated = Setups::new(problem).count();
     let possible = possible(problem);
     let planner = Planner::new(problem);
-    let placed = placed(problem, &possible);
+    let placed = placed(problem, &possible, placer);
     ensure_any(problem, enumerated, placed.len())?;
     let progress = bar(placed.len(), "planning");
     let solved = on_all_cores(

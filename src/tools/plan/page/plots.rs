@@ -22,6 +22,16 @@ fn shown_limit(planned: &Planned) -> usize {
 
 /// Score against time of all setups, with the frontier, the choice and what simple rules choose.
 pub(super) fn setups(planned: &Planned) -> Scene {
+    let scores = || planned.plans.iter().map(|plan| plan.score);
+    let (low, high) = (scores().fold(f64::INFINITY, f64::min), scores().fold(f64::NEG_INFINITY, f64::max));
+    let title =
+        format!("The setup decides: scores from {} to {} within the same limits", fixed(low, 3), fixed(high, 3));
+    let subtitle = "Each mark is a setup with its best routing; the line is the frontier, dashed is the limit.";
+    cloud(planned, title, subtitle.to_owned(), 6)
+}
+
+/// The same with a title of one's own, as wide as so many sixths of the page.
+pub(in crate::tools::plan) fn cloud(planned: &Planned, title: String, subtitle: String, sixths: usize) -> Scene {
     let limit = shown_limit(planned);
     let at = |plan: &Plan| (worst_ms(plan, limit), plan.score);
     let limit_ms = planned.problem.limits.get(limit).map_or(0.0, |limit| limit.milliseconds);
@@ -69,15 +79,12 @@ pub(super) fn setups(planned: &Planned) -> Scene {
         one.dots = vec![dot(plan, 6.0, 1.0)];
         series.push(one);
     }
-    let scores = || planned.plans.iter().map(|plan| plan.score);
-    let (low, high) = (scores().fold(f64::INFINITY, f64::min), scores().fold(f64::NEG_INFINITY, f64::max));
     let name = planned.problem.limits.get(limit).map(limit_name).unwrap_or_default();
     let chart = Chart {
-        title: format!("The setup decides: scores from {} to {} within the same limits", fixed(low, 3), fixed(high, 3)),
-        subtitle: "Each mark is a setup with its best routing; the line is the frontier, dashed is the limit."
-            .to_owned(),
-        width: width(6),
-        height: 520.0,
+        title,
+        subtitle,
+        width: width(sixths),
+        height: if sixths > 3 { 520.0 } else { 400.0 },
         x,
         y,
         x_title: format!("{name}, predicted; better to the left"),

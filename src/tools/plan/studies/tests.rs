@@ -1,0 +1,2 @@
+use super::panels::{Panel, SETTINGS, Setting, Spread, TIGHT, problem};
+use super::*;
