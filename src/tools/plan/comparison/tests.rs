@@ -6,6 +6,7 @@ use super::*;
 use crate::config::Config;
 use crate::fleet::{Fleet, Objective, Weights};
 use crate::plan::prices::prices;
+use crate::plan::scores::Scores;
 use crate::plan::setup::Choice;
 use crate::router::Router;
 use crate::sim::simulation::{Options, Simulation};
@@ -78,7 +79,8 @@ fn rivals_of_equal_quality_are_slower() {
     let checking = templates(&all.fleet, &check_quality, &check_expected, 2);
     let rates = sustainable_rates(&all.fleet, &checking);
     let shares: Vec<f64> = rates.iter().map(|rate| 0.7 * rate / RATE).collect();
-    let prices = prices(&expected, &shares);
+    let scores = Scores::new(3, expected.iter().flatten().copied().collect()).unwrap();
+    let prices = prices(&scores, &shares);
     let nowhere = Placement::default();
     let [planned, isolated] = [&planned, &isolated].map(|setup| Deployment { setup, placement: &nowhere });
     let panels = [Panel { rate: RATE, slo_ms: 300.0, planned, prices: &prices, isolated: Some(isolated) }];
