@@ -13,6 +13,7 @@ use routebalance::tools::demo::{self, DemoArgs};
 use routebalance::tools::evaluate::{self, EvaluateArgs};
 use routebalance::tools::fleet::{self, FleetArgs};
 use routebalance::tools::instance::{self, InstanceArgs, PoolProfile, profile_from_config};
+use routebalance::tools::plan::{self, PlanArgs};
 use routebalance::tools::prompts::PromptSet;
 use routebalance::tools::render::render;
 
@@ -49,6 +50,8 @@ enum Command {
         /// The configuration
         file: PathBuf,
     },
+    /// Plan which model gets which GPUs, and what requests to each should cost
+    Plan(PlanArgs),
     /// Measure the router in virtual time
     Evaluate(EvaluateArgs),
     /// Run the emulated instances of a configuration
@@ -81,6 +84,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Bench(args) => bench::run(&args)?,
         Command::Check { file } => println!("{}: {}", file.display(), summary(&check(&file)?)),
+        Command::Plan(args) => plan::run(&args)?,
         Command::Evaluate(args) => return evaluate::run(&args),
         Command::Fleet(args) => {
             let answers = args.answers.as_deref().map(read_prompts).transpose()?;

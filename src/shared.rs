@@ -8,6 +8,7 @@ mod affinity;
 mod health;
 mod learnt;
 mod load;
+mod prices;
 mod recent;
 mod responses;
 mod roster;
@@ -21,6 +22,7 @@ pub use learnt::{decode_beliefs, decode_lengths, decode_speeds, encode_beliefs, 
 pub use load::{
     decode_counters, decode_glimpses, decode_period, decode_reports, encode_counters, encode_glimpses, encode_reports,
 };
+pub use prices::{decode_prices, encode_prices, prices_fingerprint};
 pub use recent::{RECENT_SEGMENTS, Recent, RecentDecision};
 pub use responses::{RESPONSES_KEPT, Responses};
 pub use roster::{decode_roster, encode_roster};
@@ -48,6 +50,12 @@ pub fn reports_key(group: usize) -> String {
 /// Key of the roster ([`crate::discovery::Roster`]); written by the group's leading VM, by compare-and-swap.
 pub fn roster_key(group: usize) -> String {
     format!("routebalance.roster.{group}")
+}
+
+/// Key of the prices that follow demand ([`crate::plan::online::LivePrices`]), by the group of their own fingerprint
+/// ([`prices_fingerprint`]); written by compare-and-swap, as a rule by the leading VM.
+pub fn prices_key(group: usize) -> String {
+    format!("routebalance.prices.{group}")
 }
 
 /// Key of the loads that one worker has seen in response headers; written by the VM that owns the slot.

@@ -32,6 +32,8 @@ mod http;
 mod learning;
 #[path = "envoy/parity.rs"]
 mod parity;
+#[path = "envoy/prices.rs"]
+mod prices;
 #[path = "envoy/refusals.rs"]
 mod refusals;
 mod scenarios;
@@ -49,7 +51,7 @@ use routebalance::tools::instance::Fault;
 use scenarios::{APIS, NAMES, PASSED, REFUSED, Served, is_passed, is_refused, is_served};
 use setups::{
     ADMISSION, AFFINITY, BATCHING, BLIND, BYPASSED, DISCOVERED, HEADERS, HEALTH, HEALTH_OF_FOUR, LEAN, LEARNING,
-    REFERENCE, STATIC, UNTOUCHED, VM,
+    PRICES, REFERENCE, STATIC, UNTOUCHED, VM,
 };
 
 fn main() -> ExitCode {
@@ -143,6 +145,9 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "a client may leave while its request waits" => batching::client_leaves,
         "a request that its batch refuses is answered" => batching::refused,
         "a request that waits is served while its listener drains" => batching::drained,
+    ));
+    trials.extend(scenarios!(&PRICES,
+        "a forecast that is too low: prices rise until the SLO holds" => prices::forecast_too_low,
     ));
     trials.extend(scenarios!(&AFFINITY,
         "a long prefix goes to the instance that has it, whichever worker decides" => affinity::prefix,

@@ -130,6 +130,47 @@ fn readme_explains_every_field_of_the_configuration() {
     check(&missing, "README.md does not explain these fields");
 }
 
+#[test]
+fn readme_explains_every_field_of_a_plan_file() {
+    let mut fields = BTreeSet::new();
+    for file in [
+        "src/tools/plan/file.rs",
+        "src/tools/plan/file/raw.rs",
+        "src/tools/plan/file/scores.rs",
+        "src/tools/plan/profiles.rs",
+    ] {
+        let text = read(file);
+        let mut structs = text.split("struct ").skip(1);
+        let is_read = |body: &&str| ["PlanFile {", "Raw", "ProfileRow {"].iter().any(|name| body.starts_with(name));
+        for body in structs.by_ref().filter(is_read) {
+            let lines = body.lines().skip(1).take_while(|line| *line != "}");
+            let named = lines.filter_map(|line| {
+                Some(line.trim().trim_start_matches("pub(super) ").trim_start_matches("pub ").split_once(": ")?.0)
+            });
+            fields.extend(
+                named.filter(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')).map(str::to_owned),
+            );
+        }
+    }
+    // Where the file is, and the fields that stand for a column each of the same form.
+    fields.remove("folder");
+    assert!(fields.len() > 40, "plan files declare their fields in another way: {fields:?}");
+    keys(&serde_json::from_str(&read("envoy/plan.json")).unwrap(), &mut fields);
+    let readme = read("README.md");
+    let section = readme
+        .split("\n## ")
+        .find(|section| section.starts_with("Planning"))
+        .expect("README has a section on planning");
+    let words: BTreeSet<&str> = section.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+    let is_explained = |field: &String| {
+        let by_parts =
+            |(time, statistic): (&str, &str)| words.contains(time) && words.contains(format!("_{statistic}").as_str());
+        words.contains(field.as_str()) || field.split_once('_').is_some_and(by_parts)
+    };
+    let missing: Vec<String> = fields.into_iter().filter(|field| !is_explained(field)).collect();
+    check(&missing, "README.md does not explain these fields of a plan file");
+}
+
 fn keys(value: &Value, into: &mut BTreeSet<String>) {
     match value {
         Value::Object(fields) => {

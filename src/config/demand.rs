@@ -122,3 +122,85 @@ impl RawOnlinePrices {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::config::Config;
+    use crate::fleet::Policy;
+    use std::time::Duration;
+    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    const SMALL: &str = "Qwen2.5-3B-Instruct";
+    const LARGE: &str = "Qwen2.5-72B-Instruct";
+
+    fn level(rate: f64) -> Value {
+        json!({"requests_per_second": rate, "prices": {LARGE: 0.2}, "fractions": {SMALL: 0.6, LARGE: 0.4}})
+    }
+
+    fn parsed(policy: Value) -> Result<Policy, String> {
+        let mut json: Value = serde_json::from_str(include_str!("../../envoy/routebalance.json")).unwrap();
+        for (field, value) in policy.as_object().unwrap() {
+            json["policies"][0][field] = value.clone();
+        }
+        let config = Config::parse(json.to_string().as_bytes()).map_err(|e| e.to_string())?;
+        Ok(config.policies[0].clone())
+    }
+
+    #[test]
+    fn levels_and_settings_are_taken_over() {
+        let online = json!({"ttft_ms": 500});
+        let policy =
+            json!({"objective": "prices", "demand_levels": [level(10.0), level(20.0)], "online_prices": online});
+        let policy = parsed(policy).unwrap();
+        assert_eq!(policy.demand_levels.iter().map(|l| l.rate).collect::<Vec<_>>(), [10.0, 20.0]);
+        assert_eq!(policy.demand_levels[1].fractions, [0.6, 0.0, 0.0, 0.4, 0.0]);
+        assert_eq!(policy.prices, [0.0, 0.0, 0.0, 0.2, 0.0], "those of the highest level, until the rate is known");
+        let online = policy.online_prices.unwrap();
+        assert_eq!((online.ttft, online.time_constant), (Duration::from_millis(500), Duration::from_secs(10)));
+        let with_both = json!({"objective": "prices", "prices": {LARGE: 0.3}, "demand_levels": [level(10.0)]});
+        let with_both = parsed(with_both).unwrap();
+        assert_eq!((with_both.prices[3], with_both.online_prices), (0.3, None));
+    }
+
+    #[test]
+    fn every_wrong_value_is_refused_with_its_field() {
+        let levels = |levels: Value| json!({"objective": "prices", "demand_levels": levels});
+        let changed = |field: &str, value: Value| {
+            let mut level = level(10.0);
+            level[field] = value;
+            levels(json!([level]))
+        };
+        let online =
+            |online: Value| json!({"objective": "prices", "demand_levels": [level(10.0)], "online_prices": online});
+        let rows = [
+            (json!({"objective": "prices"}), "policies[0].prices: belongs to the objective prices, which needs"),
+            (json!({"prices": {LARGE: 0.2}}), "policies[0].prices: belongs to the objective prices"),
+            (json!({"demand_levels": [level(10.0)]}), "policies[0].demand_levels: belongs to the objective prices"),
+            (levels(json!([level(10.0), level(10.0)])), "demand_levels[1].requests_per_second: must be above"),
+            (changed("requests_per_second", json!(0)), "demand_levels[0].requests_per_second: 0 is not between"),
+            (changed("prices", json!({"gpt-2": 0.2})), "demand_levels[0].prices.gpt-2: no model is named"),
+            (changed("prices", json!({LARGE: -0.2})), "demand_levels[0].prices.Qwen2.5-72B-Instruct: -0.2 is not"),
+            (changed("fractions", json!({LARGE: 0.9})), "demand_levels[0].fractions: must have a sum of 1, not 0.9"),
+            (changed("fractions", json!({LARGE: 1.1})), "demand_levels[0].fractions.Qwen2.5-72B-Instruct: 1.1 is not"),
+            (changed("fractions", json!({"bge-small-en-v1.5": 1})), "\"bge-small-en-v1.5\" generates no text"),
+            (changed("share", json!(1)), "policies[0].demand_levels[0].share: unknown field"),
+            (
+                json!({"objective": "prices", "prices": {LARGE: 0.2}, "online_prices": {"ttft_ms": 500}}),
+                "policies[0].online_prices: needs demand_levels",
+            ),
+            (json!({"online_prices": {"ttft_ms": 500}}), "policies[0].online_prices: needs demand_levels"),
+            (online(json!({})), "policies[0].online_prices: missing field `ttft_ms`"),
+            (online(json!({"ttft_ms": 0})), "policies[0].online_prices.ttft_ms: 0 is not between"),
+            (online(json!({"ttft_ms": 500, "seconds": 0})), "online_prices.seconds: 0 is not between 1 and 3600"),
+            (online(json!({"ttft_ms": 500, "max_correction": 2})), "online_prices.max_correction: 2 is not"),
+            (online(json!({"ttft_ms": 500, "gain": 2})), "online_prices.gain: unknown field"),
+        ];
+        for (policy, expected) in rows {
+            let refusal = parsed(policy.clone()).unwrap_err();
+            assert!(refusal.contains(expected), "{policy}: {refusal}");
+        }
+    }
+}

@@ -41,12 +41,15 @@ pub(super) struct Pending {
     buffered: usize,
     /// What instances have kept of what it needs.
     recall: Recall,
+    /// What models cost now; `None` for what its policy says.
+    prices: Option<Vec<f64>>,
 }
 
 impl Pending {
-    /// Looks up what instances have kept of what the request needs.
+    /// Looks up what instances have kept of what the request needs, and what models cost.
     pub(super) fn recall(&mut self, worker: &Worker, now: Duration) {
         let Pending { reading, prompt, .. } = self;
+        self.prices = worker.prices.of(reading.policy).map(<[f64]>::to_vec);
         reading.keys = worker.router.keys(reading.api, prompt, reading.session.as_deref());
         self.recall = worker.router.recall(&worker.placements.memory, &reading.keys, prompt, now);
     }
@@ -64,6 +67,7 @@ impl Pending {
             sequence,
             draw: worker.learner.draw(),
             constraints: reading.constraints,
+            prices: self.prices.as_deref(),
         }
     }
 }
@@ -129,7 +133,7 @@ impl Stream {
             }
             prompt
         };
-        let mut pending = Some(Pending { reading, prompt, buffered, recall: Recall::default() });
+        let mut pending = Some(Pending { reading, prompt, buffered, recall: Recall::default(), prices: None });
         if whole && let Some(action) = self.wait(&mut pending) {
             return action;
         }

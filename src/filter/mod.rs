@@ -14,6 +14,7 @@ mod health;
 mod host;
 mod learner;
 mod local;
+mod prices;
 mod root;
 mod scrape;
 mod serving;

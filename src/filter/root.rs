@@ -50,6 +50,7 @@ impl Root {
         worker.follow();
         let tick = if worker.batches() { batching::LOOK } else { TICK };
         worker.heartbeat(host::now());
+        worker.follow_prices(host::now());
         self.worker = Some(Shared::new(worker));
         hostcalls::set_tick_period(tick).map_err(|status| format!("the host refuses a timer: {status:?}"))
     }
@@ -109,6 +110,7 @@ impl RootContext for Root {
             worker.write_counters();
             worker.write_glimpses(now);
             worker.exchange_learnt();
+            worker.follow_prices(now);
             self.lead(worker, now);
         });
     }

@@ -13,6 +13,7 @@ use crate::filter::affinity::Placements;
 use crate::filter::batching::Held;
 use crate::filter::host;
 use crate::filter::learner::{Learner, Scored};
+use crate::filter::prices::Prices;
 use crate::fleet::ModelKind;
 use crate::learning::feedback::Feedback;
 use crate::reckoning::{self, Counters, Dispatch, Glimpse, InstanceCounters, LoadNow, Reports};
@@ -28,6 +29,7 @@ pub(super) struct Worker {
     pub(super) fingerprint: u64,
     pub(super) group: usize,
     pub(super) placements: Placements,
+    pub(super) prices: Prices,
     /// Random, so that VMs can tell each other apart.
     owner: u64,
     pub(super) slot: Option<usize>,
@@ -92,6 +94,7 @@ impl Worker {
         Worker {
             learner: Learner::new(&router, owner),
             placements: Placements::new(&router),
+            prices: Prices::new(router.config()),
             router,
             metrics: host::Metrics::default(),
             group: shared::group(fingerprint),
@@ -204,10 +207,16 @@ impl Worker {
             return (None, self.counters.dispatched_requests());
         }
         let counters = self.all_counters();
+        (Some(self.loads_by(&counters, now, draw)), counters.dispatched_requests())
+    }
+
+    /// The load of every instance now, by the counters of all workers.
+    pub(super) fn loads_by(&self, counters: &Counters, now: Duration, draw: f64) -> Vec<LoadNow> {
+        let config = self.router.config();
         let reports = self.read_reports().map(|(reports, _)| reports).filter(|_| !config.drills(Drill::Reports));
-        let mut loads = reckoning::load_now(&config.fleet, &counters, reports.as_ref(), now, &self.telemetry, draw);
+        let mut loads = reckoning::load_now(&config.fleet, counters, reports.as_ref(), now, &self.telemetry, draw);
         self.records().stand(&mut loads, &config.fleet, now, &config.health);
-        (Some(loads), counters.dispatched_requests())
+        loads
     }
 
     /// Exchanges what was learnt, and what was placed where, with the other workers.

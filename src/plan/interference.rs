@@ -19,7 +19,8 @@ mod tests;
 /// A placement's companies: what shares GPUs with what. Made once, asked for many loads.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Interference {
-    strength: f64,
+    /// `None` if nothing slows anything down.
+    strength: Option<f64>,
     /// Cap of each model's shards, percent.
     caps: Vec<u32>,
     /// By model: every company that one of its shards has, as the models of the others, in order.
@@ -66,6 +67,7 @@ impl Interference {
     }
 
     fn slow_down(&self, model: usize, company: &[usize], busy: &[f64]) -> f64 {
+        let Some(strength) = self.strength else { return 1.0 };
         let cap = |model: usize| self.caps.get(model).copied().unwrap_or(0);
         // Nothing known of a load is taken for a full one.
         let load =
@@ -73,7 +75,7 @@ impl Interference {
         let company: Vec<(u32, f64)> = company.iter().map(|model| (cap(*model), load(*model))).collect();
         let at_work: f64 =
             company.iter().map(|(cap, load)| f64::from(*cap) * load).sum::<f64>() / f64::from(GPU_PERCENT);
-        (1.0 + self.strength * at_work) * oversubscription(cap(model), &company)
+        (1.0 + strength * at_work) * oversubscription(cap(model), &company)
     }
 }
 

@@ -24,8 +24,10 @@ use crate::reckoning::{Counters, LoadNow};
 
 /// Time between two steps.
 pub const PERIOD: Duration = Duration::from_millis(250);
-/// Time constant of counted rates, seconds.
-const RATE_SECONDS: f64 = 5.0;
+/// Requests over which rates are counted: their noise is a tenth then.
+const RATE_REQUESTS: f64 = 100.0;
+/// Rates are counted over so many seconds at least and at most.
+const RATE_SECONDS: (f64, f64) = (2.0, 30.0);
 /// What is aimed at, as a share of the limit: load is noisy, and time lost above the limit is more than what is won below it.
 const AIM: f64 = 0.85;
 /// Demand is taken to be at most this share higher than it is.
@@ -153,18 +155,25 @@ impl Steering {
         }
     }
 
-    /// The same, if it can be of a fleet of so many models and these settings: every number finite and within its bounds.
+    /// The same with every number within its bounds; `None` if one is none, or if it is of another number of models.
     pub fn sound(mut self, models: usize, settings: Option<&OnlinePrices>) -> Option<Steering> {
+        let finite = |values: &[f64]| values.iter().all(|v| v.is_finite());
+        let whole = |values: &[f64]| values.len() == models && finite(values);
+        let models_fit = [&self.rates, &self.relief, &self.corrections, &self.prices].iter().all(|v| whole(v));
+        let counted = self.sent.is_empty() || self.sent.len() == models;
+        if !models_fit || !counted || !finite(&self.in_flight) || !self.surcharge.is_finite() {
+            return None;
+        }
         let bound = settings.map_or(0.0, |s| s.max_correction);
-        let within = |values: &mut [f64], low: f64, high: f64| values.iter_mut().for_each(|v| *v = bounded(*v, low, high));
+        let within =
+            |values: &mut [f64], low: f64, high: f64| values.iter_mut().for_each(|v| *v = bounded(*v, low, high));
         within(&mut self.rates, 0.0, f64::MAX);
         within(&mut self.in_flight, 0.0, f64::MAX);
         within(std::slice::from_mut(&mut self.surcharge), 0.0, SURCHARGE_MAX);
         within(&mut self.relief, 0.0, RELIEF_MAX);
         within(&mut self.corrections, -bound, bound);
         within(&mut self.prices, 0.0, 1.0 + bound);
-        let fits = [&self.rates, &self.relief, &self.corrections, &self.prices].iter().all(|v| v.len() == models);
-        (fits && (self.sent.is_empty() || self.sent.len() == models)).then_some(self)
+        Some(self)
     }
 
     /// Requests per second over all gateways, as far as reports tell of the others'.
@@ -183,8 +192,11 @@ impl Steering {
         elapsed: Duration,
     ) {
         let (Some(last), seconds) = (levels.last(), elapsed.as_secs_f64()) else { return };
-        if self.prices.len() != last.prices.len() || seen.models.len() != last.prices.len() {
+        if self.prices.len() != last.prices.len() {
             *self = Steering::new(levels);
+        }
+        if seen.models.len() != last.prices.len() {
+            return;
         }
         let counts = self.count(seen, seconds);
         let Some(settings) = settings else {
@@ -196,7 +208,8 @@ impl Steering {
         let aim = Aim::at(levels, self.demand(levels));
         let fractions = self.fractions(&aim.fractions, seen);
         self.correct(&counts, &fractions, settings.max_correction, seconds, share);
-        let corrected: Vec<f64> = aim.prices.iter().zip(&self.corrections).map(|(price, delta)| price + delta).collect();
+        let corrected: Vec<f64> =
+            aim.prices.iter().zip(&self.corrections).map(|(price, delta)| price + delta).collect();
         self.prices = from_least(&corrected, seen);
     }
 
@@ -204,13 +217,19 @@ impl Steering {
     fn count(&mut self, seen: &Observation, seconds: f64) -> Vec<f64> {
         let totals: Vec<u64> = seen.models.iter().map(|m| m.sent).collect();
         let before = if self.sent.len() == totals.len() { &self.sent } else { &totals };
-        let counts: Vec<f64> = totals.iter().zip(before).map(|(now, before)| now.saturating_sub(*before) as f64).collect();
+        let counts: Vec<f64> =
+            totals.iter().zip(before).map(|(now, before)| now.saturating_sub(*before) as f64).collect();
         if seconds > 0.0 && !self.sent.is_empty() {
-            let gain = 1.0 - (-seconds / RATE_SECONDS).exp();
+            let (least, most) = RATE_SECONDS;
+            let counted_over = bounded(RATE_REQUESTS / self.rates.iter().sum::<f64>(), least, most);
+            let gain = 1.0 - (-seconds / counted_over).exp();
             let smooth = |value: &mut f64, new: f64| *value = bounded(*value + gain * (new - *value), 0.0, f64::MAX);
             self.rates.iter_mut().zip(&counts).for_each(|(rate, count)| smooth(rate, count / seconds));
             let own = bounded(seen.own_in_flight, 0.0, f64::MAX);
-            self.in_flight.iter_mut().zip([bounded(seen.in_flight, own, f64::MAX), own]).for_each(|(v, new)| smooth(v, new));
+            self.in_flight
+                .iter_mut()
+                .zip([bounded(seen.in_flight, own, f64::MAX), own])
+                .for_each(|(v, new)| smooth(v, new));
         }
         self.sent = totals;
         counts
@@ -231,7 +250,7 @@ impl Steering {
             return;
         }
         let mean = known().map(|(rate, ttft)| rate * ttft).sum::<f64>() / sent;
-        let excess = bounded(mean / limit - 1.0, -1.0, 2.0);
+        let excess = bounded(mean / limit - 1.0, -1.0, 1.0);
         let demand = self.demand(levels);
         let [here, ahead] = [demand, demand * (1.0 + AHEAD)].map(|rate| Aim::at(levels, rate).fractions);
         let slope: f64 = here
@@ -317,7 +336,11 @@ fn beyond(levels: &[DemandLevel], last: &DemandLevel, rate: f64) -> Vec<f64> {
         return last.fractions.clone();
     }
     let share = last.rate / rate;
-    last.fractions.iter().zip(&growth).map(|(fraction, growth)| fraction * share + growth / sum * (1.0 - share)).collect()
+    last.fractions
+        .iter()
+        .zip(&growth)
+        .map(|(fraction, growth)| fraction * share + growth / sum * (1.0 - share))
+        .collect()
 }
 
 /// The least price of the models that get anything.
@@ -376,5 +399,8 @@ impl LivePrices {
 }
 
 #[cfg(test)]
-#[path = "online/against_engine.rs"]
+mod tests;
+
+#[cfg(test)]
+#[path = "online/against_engine/tests.rs"]
 mod against_engine;

@@ -54,8 +54,8 @@ pub struct Space {
     pub compute_min: f64,
     /// Whether the shards on one GPU may have caps of more than 100 % together, as in the paper, which does not look.
     pub oversubscribe: bool,
-    /// How shards on one GPU slow each other down.
-    pub interference: f64,
+    /// How much shards on one GPU slow each other down ([`super::interference`]); `None` for not at all, as in the paper.
+    pub interference: Option<f64>,
 }
 
 /// A time that limits hold.

@@ -92,6 +92,35 @@ fn admission(config: &mut Value) {
     pool["limits"]["max_running"] = json!(2);
 }
 
+/// The route /quality has prices that follow demand, and the largest model is scarce: the plan wants 80 % of 5 requests per second
+/// there.
+pub(crate) static PRICES: Setup = Setup { name: "prices", change: priced, edit: Some(quick), ..Setup::PLAIN };
+
+/// The model that is scarce.
+pub(crate) const SCARCE: &str = "Qwen2.5-72B-Instruct";
+
+/// Its price by the plan.
+pub(crate) const PLANNED: f64 = 0.05;
+
+/// The mean time to the first token that is to be kept.
+pub(crate) const PRICED_TTFT_MS: f64 = 500.0;
+
+fn priced(config: &mut Value) {
+    let policies = config["policies"].as_array_mut().expect("policies");
+    let quality = policies.iter_mut().find(|policy| policy["name"] == "quality").expect("a policy for /quality");
+    quality["objective"] = json!("prices");
+    // Nothing else than the smallest model and the scarce one.
+    quality["demand_levels"] = json!([{
+        "requests_per_second": 5,
+        "prices": {SCARCE: PLANNED, "Qwen2.5-7B-Instruct": 1, "Qwen2.5-32B-Instruct": 1},
+        "fractions": {SCARCE: 0.8, "Qwen2.5-3B-Instruct": 0.2},
+    }]);
+    quality["online_prices"] = json!({"ttft_ms": PRICED_TTFT_MS, "max_correction": 0.8, "seconds": 1});
+    let pools = config["pools"].as_array_mut().expect("pools");
+    let pool = pools.iter_mut().find(|pool| pool["model"] == SCARCE).expect("the pool");
+    pool["limits"]["max_running"] = json!(2);
+}
+
 /// A model has an adapter.
 pub(crate) static AFFINITY: Setup = Setup { name: "affinity", change: affinity, edit: Some(quick), ..Setup::PLAIN };
 

@@ -8,7 +8,7 @@ use crate::random::Random;
 
 fn interference(caps: &[u32], gpus: &[&[usize]], strength: f64) -> Interference {
     let mut problem = problem(&vec![14.0; caps.len()], 8);
-    problem.space.interference = strength;
+    problem.space.interference = Some(strength);
     let setup = Setup(caps.iter().zip(gpus).map(|(cap, gpus)| choice(0, gpus.len() as u32, *cap, 1)).collect());
     let placement = Placement { gpus: gpus.iter().map(|gpus| vec![gpus.to_vec()]).collect() };
     Interference::new(&problem, &setup, &placement)
@@ -47,7 +47,7 @@ fn slow_downs_by_hand() {
 #[test]
 fn copies_of_one_model_are_company_too() {
     let mut problem = problem(&[14.0, 14.0], 2);
-    problem.space.interference = 0.5;
+    problem.space.interference = Some(0.5);
     let setup = Setup(vec![choice(0, 1, 30, 3), Choice::NONE]);
     let placement = Placement { gpus: vec![vec![vec![0], vec![0], vec![1]], vec![]] };
     let slow_downs = Interference::new(&problem, &setup, &placement).worst_slow_downs();

@@ -19,7 +19,7 @@ pub(in crate::plan) fn problem(weights_gb: &[f64], gpus: usize) -> Problem {
             replicas: vec![1],
             compute_min: 1.0,
             oversubscribe: false,
-            interference: 0.3,
+            interference: Some(0.3),
         },
         profiles: vec![],
         beyond: Beyond::Never,

@@ -182,7 +182,9 @@ fn write_policy(
     let problem = &planned.problem;
     let policies = whole.array_value("policies").context("policies is no list")?;
     let own = match config.policy_named(policy) {
-        Some(at) => policies.elements().get(at).and_then(|policy| policy.as_object()).context("a policy is no object")?,
+        Some(at) => {
+            policies.elements().get(at).and_then(|policy| policy.as_object()).context("a policy is no object")?
+        }
         None => {
             edits.note(format!("policy {policy}: new"));
             let weights = object([("quality", number(1.0)), ("latency", number(0.0)), ("cost", number(0.0))]);
@@ -193,9 +195,11 @@ fn write_policy(
     let what = format!("policy {policy}");
     edits.set(&own, &what, "objective", text("prices"));
     // Until the rate is known, the prices of the highest demand are the careful guess.
-    let highest = plan.routings.iter().max_by(|a, b| a.rate.total_cmp(&b.rate)).context("the plan has no level of demand")?;
+    let highest =
+        plan.routings.iter().max_by(|a, b| a.rate.total_cmp(&b.rate)).context("the plan has no level of demand")?;
     edits.set(&own, &what, "prices", prices(config, problem, highest));
-    let mut levels: Vec<&Routing> = plan.routings.iter().chain(planned.at_demand.iter().map(|at| &at.routing)).collect();
+    let mut levels: Vec<&Routing> =
+        plan.routings.iter().chain(planned.at_demand.iter().map(|at| &at.routing)).collect();
     levels.sort_by(|a, b| a.rate.total_cmp(&b.rate));
     levels.dedup_by(|a, b| (a.rate - b.rate).abs() <= 1e-6 * b.rate);
     let level = |routing: &&Routing| {
@@ -217,7 +221,8 @@ fn write_policy(
             ]);
             edits.set(&own, &what, "online_prices", online);
         }
-        None => edits.note(format!("{what}: prices follow the rate alone: the plan has no limit mean_ttft_ms to hold them to")),
+        None => edits
+            .note(format!("{what}: prices follow the rate alone: the plan has no limit mean_ttft_ms to hold them to")),
     }
     Ok(())
 }

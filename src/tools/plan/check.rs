@@ -172,7 +172,7 @@ pub fn deploy(
     let policy = &mut config.policies[0];
     policy.objective = Objective::Prices;
     policy.prices = models.iter().map(|m| prices.get(*m).copied().unwrap_or_default()).collect();
-    Ok(Deployed { config, sharing: Arc::new(Sharing::new(parts, problem.space.interference)), models })
+    Ok(Deployed { config, sharing: Arc::new(Sharing::new(parts, problem.space.interference.unwrap_or(0.0))), models })
 }
 
 /// What the shards on a GPU need, GB, and their caps.

@@ -1,21 +1,25 @@
 //! The plan file: what a person asks of the planner, as written and checked, or one sentence that names the field.
 
+mod raw;
 mod scores;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde::de::value::SeqAccessDeserializer;
-use serde::de::{self, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
+use self::raw::{
+    RawBeyond, RawDemand, RawGoal, RawGpu, RawLevel, RawMemory, RawModel, RawProfiles, everything, one_copy,
+    paper_shares, paper_tensor_parallel,
+};
 use self::scores::RawScores;
-use super::profiles::{ProfileRow, profiles, read_profiles};
-use crate::plan::device::ModelSize;
+use super::measure::{MeasuredModel, Measuring};
+use super::profiles::{profiles, read_profiles};
+use super::sample::{Half, Sample};
+use crate::plan::device::{DEVICES, Device, ModelSize};
 use crate::plan::problem::{
     Beyond, Goal, GpuKind, Level, Limit, Metric, PlannedModel, Problem, ShardMemory, Space, Statistic,
 };
@@ -41,7 +45,7 @@ pub struct PlanFile {
     #[serde(default)]
     oversubscribe: bool,
     #[serde(default)]
-    interference: f64,
+    interference: Option<f64>,
     profiles: RawProfiles,
     #[serde(default)]
     profiles_beyond: RawBeyond,
@@ -53,159 +57,15 @@ pub struct PlanFile {
     goal: RawGoal,
     #[serde(default)]
     score_min: Option<f64>,
+    #[serde(default)]
+    max_tokens: Option<u32>,
     /// Where the file is: what the paths in it are relative to.
     #[serde(skip)]
     folder: PathBuf,
 }
 
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawGpu {
-    kind: String,
-    count: usize,
-    memory_gb: f64,
-    usd_per_hour: f64,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawModel {
-    name: String,
-    #[serde(default)]
-    parameters_billion: Option<f64>,
-    #[serde(default)]
-    weights_gb: Option<f64>,
-    #[serde(default)]
-    quality_prior: Option<f64>,
-    #[serde(default)]
-    layers: Option<u32>,
-    #[serde(default)]
-    kv_bytes_per_token: Option<u32>,
-    #[serde(default)]
-    max_model_len: Option<u32>,
-}
-
 /// GB of weights per billion parameters at 16 bits each.
 const GB_PER_BILLION: f64 = 2.0;
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawMemory {
-    factor: f64,
-    fixed_gb: f64,
-}
-
-impl Default for RawMemory {
-    fn default() -> Self {
-        // Weights grow by a tenth when loaded; 4 GB hold activations, CUDA graphs and the least KV cache. An assumption, checked
-        // against nobody's GPU.
-        RawMemory { factor: 1.1, fixed_gb: 4.0 }
-    }
-}
-
-fn paper_tensor_parallel() -> Vec<u32> {
-    vec![1, 2, 4]
-}
-
-fn paper_shares() -> Vec<u32> {
-    (1..=10).map(|tenth| tenth * 10).collect()
-}
-
-fn one_copy() -> Vec<u32> {
-    vec![1]
-}
-
-fn everything() -> f64 {
-    1.0
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum RawBeyond {
-    #[default]
-    Never,
-    LastSlope,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum RawGoal {
-    #[default]
-    Score,
-    ScorePerUsd,
-    Usd,
-}
-
-/// A CSV file, or its rows.
-#[derive(Clone, Debug)]
-enum RawProfiles {
-    File(PathBuf),
-    Rows(Vec<ProfileRow>),
-}
-
-impl<'de> Deserialize<'de> for RawProfiles {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Rows;
-        impl<'de> Visitor<'de> for Rows {
-            type Value = RawProfiles;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the path of a CSV file, or a list of its rows")
-            }
-
-            fn visit_str<E: de::Error>(self, path: &str) -> Result<RawProfiles, E> {
-                Ok(RawProfiles::File(path.into()))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<RawProfiles, A::Error> {
-                Vec::deserialize(SeqAccessDeserializer::new(list)).map(RawProfiles::Rows)
-            }
-        }
-        deserializer.deserialize_any(Rows)
-    }
-}
-
-/// Levels of demand, or a single rate.
-#[derive(Clone, Debug)]
-struct RawDemand(Vec<RawLevel>);
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawLevel {
-    requests_per_second: f64,
-    #[serde(default = "everything")]
-    weight: f64,
-}
-
-impl<'de> Deserialize<'de> for RawDemand {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Levels;
-        impl<'de> Visitor<'de> for Levels {
-            type Value = RawDemand;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("requests per second, or a list of {requests_per_second, weight}")
-            }
-
-            fn visit_f64<E: de::Error>(self, rate: f64) -> Result<RawDemand, E> {
-                Ok(RawDemand(vec![RawLevel { requests_per_second: rate, weight: 1.0 }]))
-            }
-
-            fn visit_u64<E: de::Error>(self, rate: u64) -> Result<RawDemand, E> {
-                self.visit_f64(rate as f64)
-            }
-
-            fn visit_i64<E: de::Error>(self, rate: i64) -> Result<RawDemand, E> {
-                self.visit_f64(rate as f64)
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<RawDemand, A::Error> {
-                Vec::deserialize(SeqAccessDeserializer::new(list)).map(RawDemand)
-            }
-        }
-        deserializer.deserialize_any(Levels)
-    }
-}
 
 /// What the command line says instead of the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -285,7 +145,7 @@ impl PlanFile {
             replicas: list("replicas", &self.replicas, 0, GPUS_MAX)?,
             compute_min: number("compute_min", self.compute_min, 0.0, 1.0)?,
             oversubscribe: self.oversubscribe,
-            interference: number("interference", self.interference, 0.0, 100.0)?,
+            interference: self.interference.map(|strength| number("interference", strength, 0.0, 100.0)).transpose()?,
         };
         ensure!(space.replicas.iter().any(|n| *n > 0), "plan field replicas: with 0 alone no model is deployed");
         let deployment = Deployment { models, kinds, memory, space };
@@ -293,6 +153,63 @@ impl PlanFile {
             deployment.ensure_fits(model)?;
         }
         Ok(deployment)
+    }
+
+    /// What is to be measured where nobody has profiles, and the prompts to measure with.
+    ///
+    /// # Errors
+    /// One sentence that names the field or the file, and what is missing or wrong.
+    pub fn measuring(&self, seed: u64) -> Result<(Measuring, Sample)> {
+        let Deployment { models, kinds, memory, space } = self.deployment()?;
+        let device = |(k, kind): (usize, &GpuKind)| {
+            let known = Device::named(&kind.name).with_context(|| {
+                let names: Vec<&str> = DEVICES.iter().map(|device| device.name).collect();
+                format!(
+                    "plan field gpus[{k}].kind: {:?} is none of those whose speed is known: {}",
+                    kind.name,
+                    names.join(", ")
+                )
+            })?;
+            Ok(Device { memory_gb: kind.memory_gb, usd_per_hour: kind.usd_per_hour, ..*known })
+        };
+        let sizes = models.into_iter().zip(self.sizes()?).enumerate();
+        let sized = |(m, (model, size)): (usize, (PlannedModel, Option<ModelSize>))| {
+            let size = size.with_context(|| {
+                format!(
+                    "plan field models[{m}]: to measure {} its layers, kv_bytes_per_token and max_model_len are needed",
+                    model.name
+                )
+            })?;
+            Ok(MeasuredModel { model, size })
+        };
+        let measuring = Measuring {
+            models: sizes.map(sized).collect::<Result<_>>()?,
+            devices: kinds.iter().enumerate().map(device).collect::<Result<_>>()?,
+            memory,
+            tensor_parallel: space.tensor_parallel,
+            shares_percent: space.shares_percent,
+            max_tokens: self.max_tokens()?,
+            seed,
+        };
+        Ok((measuring, self.sample(Half::Planning)?))
+    }
+
+    /// The prompts of a half, with what models really made of them.
+    ///
+    /// # Errors
+    /// One sentence: the file of scores has no answers.
+    pub fn sample(&self, half: Half) -> Result<Sample> {
+        let names: Vec<String> = self.models.iter().map(|model| model.name.clone()).collect();
+        self.scores.sample(&self.folder, &names, half)
+    }
+
+    /// Tokens after which clients want answers cut; `None` if they want all.
+    ///
+    /// # Errors
+    /// It is 0.
+    pub fn max_tokens(&self) -> Result<Option<u32>> {
+        ensure!(self.max_tokens != Some(0), "plan field max_tokens: answers of no token are none");
+        Ok(self.max_tokens)
     }
 
     /// The whole problem, checked; files that it names are read. Notes on what was read are for people.
@@ -327,7 +244,8 @@ impl PlanFile {
     /// One sentence that names the field.
     pub fn sizes(&self) -> Result<Vec<Option<ModelSize>>> {
         let size = |(i, (raw, planned)): (usize, (&RawModel, PlannedModel))| {
-            let (Some(layers), Some(kv_bytes), Some(len)) = (raw.layers, raw.kv_bytes_per_token, raw.max_model_len) else {
+            let (Some(layers), Some(kv_bytes), Some(len)) = (raw.layers, raw.kv_bytes_per_token, raw.max_model_len)
+            else {
                 return Ok(None);
             };
             let at = |field: &str| format!("models[{i}].{field}");

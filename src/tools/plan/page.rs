@@ -79,16 +79,25 @@ fn head(body: &mut String, planned: &Planned) {
         escaped(&limits.join(", "))
     );
     let mut tile = |value: &str, text: &str, class: &str| {
-        let _ = write!(body, "<div class=\"tile {class}\"><b>{}</b><span>{}</span></div>", escaped(value), escaped(text));
+        let _ =
+            write!(body, "<div class=\"tile {class}\"><b>{}</b><span>{}</span></div>", escaped(value), escaped(text));
     };
     match planned.choice() {
         None => tile("none", "no setup keeps the limits", "bad"),
         Some(plan) => {
-            let bound = format!("predicted score of the choice; no setup has more than {}", fixed(planned.bound.max(plan.score), 5));
+            let bound = format!(
+                "predicted score of the choice; no setup has more than {}",
+                fixed(planned.bound.max(plan.score), 5)
+            );
             tile(&fixed(plan.score, 4), &bound, "good");
             for (index, limit) in problem.limits.iter().enumerate() {
                 let ms = worst_ms(plan, index);
-                let text = format!("{}, of {}: a margin of {}", limit_name(limit), number(limit.milliseconds, 4), fixed(ms / limit.milliseconds, 3));
+                let text = format!(
+                    "{}, of {}: a margin of {}",
+                    limit_name(limit),
+                    number(limit.milliseconds, 4),
+                    fixed(ms / limit.milliseconds, 3)
+                );
                 tile(&format!("{} ms", number(ms, 3)), &text, "");
             }
             let ratio = score_per_usd(plan).map(|ratio| format!("; {} score per USD", fixed(ratio, 3)));
@@ -108,7 +117,9 @@ fn head(body: &mut String, planned: &Planned) {
 }
 
 fn setups(planned: &Planned) -> String {
-    let mut html = "<p>Every mark is a setup that keeps the limits, with its best routing.</p>\n<div class=\"plots\">\n".to_owned();
+    let mut html =
+        "<p>Every mark is a setup that keeps the limits, with its best routing.</p>\n<div class=\"plots\">\n"
+            .to_owned();
     html.push_str(&figure(&plots::setups(planned), 6));
     html.push_str("</div>\n");
     html.push_str(&others(planned));
@@ -144,7 +155,8 @@ fn others(planned: &Planned) -> String {
             row(rule.name(), plan);
         }
     }
-    let none: Vec<&str> = planned.by_rule.iter().filter(|by_rule| by_rule.found.is_none()).map(|b| b.rule.name()).collect();
+    let none: Vec<&str> =
+        planned.by_rule.iter().filter(|by_rule| by_rule.found.is_none()).map(|b| b.rule.name()).collect();
     let mut html = table.done();
     if !none.is_empty() {
         let _ = write!(html, "<p>No setup of {} keeps the limits.</p>", escaped(&none.join(" and of ")));
@@ -167,7 +179,8 @@ fn choice(planned: &Planned, plan: &Plan) -> String {
     }
     html.push_str(&table.done());
     for routing in &plan.routings {
-        let _ = write!(html, "<h3>At {} requests per second</h3>\n{}", number(routing.rate, 4), shares(problem, routing));
+        let _ =
+            write!(html, "<h3>At {} requests per second</h3>\n{}", number(routing.rate, 4), shares(problem, routing));
     }
     html
 }
@@ -209,11 +222,14 @@ fn basis(planned: &Planned) -> String {
     let problem = &planned.problem;
     let mut html = format!(
         "<ul><li>{} prompts with predicted scores; {} latency profiles of single copies.</li>\
-         <li>Copies that share a GPU slow each other by {} times the others' caps while these are at work.</li>\
+         <li>{}</li>\
          <li>Every setup is solved with a bound that no routing exceeds; the choice is certified to within {} of the best score.</li>",
         number(problem.scores.prompts() as f64, 9),
         number(problem.profiles.len() as f64, 9),
-        number(problem.space.interference, 3),
+        problem.space.interference.map_or_else(
+            || "Copies that share a GPU are taken not to slow each other.".to_owned(),
+            |strength| format!("Copies that share a GPU slow each other by {} times the others' caps while these are at work: an assumption.", number(strength, 3)),
+        ),
         number(planned.gap(), 2)
     );
     for note in &planned.notes {

@@ -32,6 +32,9 @@ pub struct AtDemand {
     pub keeps: bool,
 }
 
+/// Parts of the demand at which the chosen setup is solved, too.
+pub const DEMANDS: [f64; 6] = [0.25, 0.5, 0.75, 1.0, 1.2, 1.5];
+
 /// What the planner has found.
 #[derive(Clone, Debug)]
 pub struct Planned {
@@ -66,6 +69,13 @@ impl Planned {
         self.choice().map_or(0.0, |plan| (self.bound - plan.score).max(0.0))
     }
 
+    /// Up to which demand the choice keeps the limits, requests per second, and whether it may be more: nobody has looked further.
+    pub fn kept_up_to(&self) -> (f64, bool) {
+        let kept = self.at_demand.iter().filter(|at| at.keeps).map(|at| at.routing.rate).fold(0.0, f64::max);
+        let planned = self.problem.levels.iter().map(|level| level.rate).fold(0.0, f64::max);
+        (kept, kept >= DEMANDS.iter().copied().fold(0.0, f64::max) * planned * 0.999)
+    }
+
     /// Plans that no other beats in score and in the first limit's time, the fastest first.
     pub fn frontier(&self) -> Vec<&Plan> {
         let mut plans: Vec<(f64, &Plan)> = self.plans.iter().map(|plan| (worst_ms(plan, 0), plan)).collect();
@@ -97,7 +107,8 @@ pub fn choice_words(problem: &Problem, choice: &Choice) -> String {
 
 /// A setup in one line.
 pub fn setup_words(problem: &Problem, setup: &Setup) -> String {
-    let model = |(m, choice): (usize, &Choice)| format!("{}: {}", problem.models[m].name, choice_words(problem, choice));
+    let model =
+        |(m, choice): (usize, &Choice)| format!("{}: {}", problem.models[m].name, choice_words(problem, choice));
     setup.0.iter().enumerate().map(model).collect::<Vec<_>>().join("; ")
 }
 
@@ -143,6 +154,7 @@ pub fn to_json(planned: &Planned) -> Value {
         }).collect::<Vec<_>>(),
         "frontier": planned.frontier().iter().map(|plan| point_json(problem, plan)).collect::<Vec<_>>(),
         "points": planned.plans.iter().map(|plan| point_json(problem, plan)).collect::<Vec<_>>(),
+        "kept_up_to": { "requests_per_second": planned.kept_up_to().0, "at_least": planned.kept_up_to().1 },
         "notes": planned.notes,
     })
 }

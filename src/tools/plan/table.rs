@@ -25,7 +25,7 @@ pub fn text(planned: &Planned) -> String {
     let problem = &planned.problem;
     let _ = writeln!(
         out,
-        "The best: score {:.4} (no setup has more than {:.4}), {} USD per hour{}.\n{}",
+        "The best: score {:.4} (no setup has more than {:.4}), {:.2} USD per hour{}.\n{}",
         plan.score,
         planned.bound.max(plan.score),
         plan.usd_per_hour,
@@ -33,11 +33,21 @@ pub fn text(planned: &Planned) -> String {
         deployment(problem, plan)
     );
     for (level, routing) in problem.levels.iter().zip(&plan.routings) {
-        let often = if problem.levels.len() > 1 { format!(" ({:.0} % of the time)", 100.0 * level.weight) } else { String::new() };
-        let _ = writeln!(out, "At {} requests per second{often}: {}\n{}", routing.rate, kept(problem, routing), shares(problem, routing));
+        let often = if problem.levels.len() > 1 {
+            format!(" ({:.0} % of the time)", 100.0 * level.weight)
+        } else {
+            String::new()
+        };
+        let _ = writeln!(
+            out,
+            "At {} requests per second{often}: {}\n{}",
+            routing.rate,
+            kept(problem, routing),
+            shares(problem, routing)
+        );
     }
     if !planned.at_demand.is_empty() {
-        let _ = writeln!(out, "The same setup at other demand:\n{}", other_demand(planned));
+        let _ = writeln!(out, "The same setup at other demand{}:\n{}", reach(planned), other_demand(planned));
     }
     let _ = writeln!(out, "Beside other setups:\n{}", others(planned));
     out
@@ -101,6 +111,13 @@ fn shares(problem: &Problem, routing: &Routing) -> Table {
         ]);
     }
     table
+}
+
+/// Up to which demand the limits are kept.
+fn reach(planned: &Planned) -> String {
+    let (kept, may_be_more) = planned.kept_up_to();
+    let least = if may_be_more { "at least " } else { "" };
+    format!(", which keeps the limits up to {least}{kept:.1} requests per second")
 }
 
 fn other_demand(planned: &Planned) -> Table {

@@ -1,7 +1,8 @@
 use super::super::planned::tests::sample;
 use super::*;
 
-const SIZE: ModelSize = ModelSize { weights_gb: 14.0, layers: 28.0, kv_bytes_per_token: 57_344.0, max_model_len: 4_096 };
+const SIZE: ModelSize =
+    ModelSize { weights_gb: 14.0, layers: 28.0, kv_bytes_per_token: 57_344.0, max_model_len: 4_096 };
 
 fn config(models: &[&str]) -> String {
     let list = |of: &dyn Fn(usize, &str) -> String| -> String {
@@ -64,12 +65,19 @@ fn a_plan_becomes_a_policy_and_limits() {
         assert!(changes.iter().any(|change| change.contains(line)), "{line}: {changes:#?}");
     }
     // What is not planned for stands where and as it stood.
-    for kept in ["{ \"name\": \"own\",  \"weights\": {", "\"envoy\": { \"access_log\": \"/dev/null\" }", "\"name\": \"p-other\""] {
+    for kept in [
+        "{ \"name\": \"own\",  \"weights\": {",
+        "\"envoy\": { \"access_log\": \"/dev/null\" }",
+        "\"name\": \"p-other\"",
+    ] {
         assert!(after.contains(kept), "{after}");
     }
     let (again, changes) = apply_to(&after, "planned").unwrap();
     assert_eq!(again.split_whitespace().collect::<String>(), after.split_whitespace().collect::<String>());
-    assert!(!changes.iter().any(|change| change.contains("prices =") || change.contains("levels")), "nothing has changed: {changes:#?}");
+    assert!(
+        !changes.iter().any(|change| change.contains("prices =") || change.contains("levels")),
+        "nothing has changed: {changes:#?}"
+    );
 }
 
 #[test]
@@ -90,7 +98,9 @@ fn the_shipped_configuration_is_kept_to_the_letter() {
     let (after, changes) = applied(before, "planned", &planned, &[None, None]).unwrap();
     let kept = before.lines().filter(|line| after.contains(line)).count();
     assert_eq!(kept, before.lines().count(), "only additions: {changes:#?}");
-    assert!(changes.iter().any(|line| line.starts_with("pool qwen2.5-3b: has 3 instances where the plan has 1 copies")));
+    assert!(
+        changes.iter().any(|line| line.starts_with("pool qwen2.5-3b: has 3 instances where the plan has 1 copies"))
+    );
 }
 
 #[test]
@@ -98,12 +108,25 @@ fn what_cannot_be_applied_is_said() {
     let none = Planned { plans: Vec::new(), ..sample() };
     let problem = applied(&config(&["small", "large"]), "planned", &none, &[]).unwrap_err();
     assert_eq!(problem.to_string(), "there is no plan to apply");
-    let two_pools = config(&["small", "large"]).replace("\"name\": \"p-large\", \"model\": \"large\"", "\"name\": \"p-large\", \"model\": \"small\"");
+    let two_pools = config(&["small", "large"])
+        .replace("\"name\": \"p-large\", \"model\": \"large\"", "\"name\": \"p-large\", \"model\": \"small\"");
     for (before, policy, expected) in [
-        (config(&["small", "other"]), "planned", "models: none is named \"large\", which the plan is for; it has small, other"),
-        (two_pools.replace("\"name\": \"large\"", "\"name\": \"x\""), "planned", "configuration field models[1].name: no pool serves"),
+        (
+            config(&["small", "other"]),
+            "planned",
+            "models: none is named \"large\", which the plan is for; it has small, other",
+        ),
+        (
+            two_pools.replace("\"name\": \"large\"", "\"name\": \"x\""),
+            "planned",
+            "configuration field models[1].name: no pool serves",
+        ),
         (config(&["small", "large"]).replace("own", "\u{fc}"), "planned", "configuration field policies[].name"),
-        (config(&["small", "large"]), "a policy", "would not pass check with this plan: configuration field policies[].name: \"a policy\" may hold"),
+        (
+            config(&["small", "large"]),
+            "a policy",
+            "would not pass check with this plan: configuration field policies[].name: \"a policy\" may hold",
+        ),
         ("{".to_owned(), "planned", "configuration field ?: EOF while parsing"),
     ] {
         let problem = format!("{:#}", apply_to(&before, policy).unwrap_err());

@@ -14,6 +14,7 @@ use crate::predictor::Predictor;
 use crate::random::Random;
 use crate::tools::lab::builtin::in_order;
 use crate::tools::lab::lines;
+use crate::tools::plan::sample::{Half, Sample};
 
 /// Prompts of a plan: more make it slower, hardly better.
 const PROMPTS_MAX: usize = 2_000;
@@ -30,10 +31,18 @@ pub(super) struct RawScores {
     prompts_max: usize,
     #[serde(default)]
     seed: u64,
+    #[serde(default)]
+    hold_out: bool,
 }
 
 fn prompts_max() -> usize {
     PROMPTS_MAX
+}
+
+/// What tells to which half a line belongs.
+#[derive(Deserialize)]
+struct Named {
+    id: String,
 }
 
 /// A line of a file of scores: `scores` by model, or `ours` in the order of `q` as `models/lab.py` writes them; other fields are
@@ -85,8 +94,13 @@ impl RawScores {
         let text = lines::text_of(&path).with_context(|| format!("plan field {field}"))?;
         let all: Vec<(String, &str)> = lines::placed(&name, &text).collect();
         ensure!(!all.is_empty(), "plan field {field}: {name} has no row: without scores there is nothing to choose by");
-        let drawn = self.drawn(all.len());
         let mut notes = Vec::new();
+        let all = if self.hold_out {
+            planning_half(all, &name, &mut notes).with_context(|| format!("plan field {field}"))?
+        } else {
+            all
+        };
+        let drawn = self.drawn(all.len());
         if drawn.len() < all.len() {
             notes.push(format!("{name}: {} of {} rows, drawn with seed {}", drawn.len(), all.len(), self.seed));
         }
@@ -103,6 +117,12 @@ impl RawScores {
         Ok((scores, notes))
     }
 
+    /// The prompts of a half, with what models really made of them.
+    pub(super) fn sample(&self, folder: &Path, models: &[String], half: Half) -> Result<Sample> {
+        let file = self.file.as_ref().context("plan field scores.file: answers of the models to prompts are needed")?;
+        Sample::read(&folder.join(file), models, half).context("plan field scores.file")
+    }
+
     /// Indices of the rows that count, in the order of the file.
     fn drawn(&self, rows: usize) -> Vec<usize> {
         let mut indices: Vec<usize> = (0..rows).collect();
@@ -115,6 +135,26 @@ impl RawScores {
         indices.sort_unstable();
         indices
     }
+}
+
+/// Without the lines that are kept for the check.
+fn planning_half<'a>(
+    all: Vec<(String, &'a str)>,
+    name: &str,
+    notes: &mut Vec<String>,
+) -> Result<Vec<(String, &'a str)>> {
+    let rows = all.len();
+    let mut kept = Vec::new();
+    for (place, line) in all {
+        let named: Named =
+            lines::parsed(line).with_context(|| format!("{place}: with hold_out every row needs a name"))?;
+        if Half::of(&named.id) == Half::Planning {
+            kept.push((place, line));
+        }
+    }
+    ensure!(!kept.is_empty(), "{name}: hold_out keeps all {rows} rows for the check");
+    notes.push(format!("{name}: {} of {rows} rows are kept for the check", rows - kept.len()));
+    Ok(kept)
 }
 
 fn of_row(line: &str, models: &[PlannedModel], priors: &[Option<f64>]) -> Result<Vec<f64>> {

@@ -31,7 +31,8 @@ pub(super) fn scene(problem: &Problem, plan: &Plan) -> Scene {
     let subtitle = "Upper bar: caps of the shards, of the GPU's compute. Lower bar: the memory that they need at least, of the GPU's.";
     let mut y = heading(&mut scene, &title, subtitle) + 8.0;
     let full = scene.width - LEFT - 20.0;
-    let gpus: Vec<usize> = problem.kinds.iter().enumerate().flat_map(|(k, kind)| std::iter::repeat_n(k, kind.count)).collect();
+    let gpus: Vec<usize> =
+        problem.kinds.iter().enumerate().flat_map(|(k, kind)| std::iter::repeat_n(k, kind.count)).collect();
     for (gpu, kind) in gpus.into_iter().enumerate() {
         let kind = &problem.kinds[kind];
         scene.text(Ink::Text, (4.0, y + 13.0), SMALL, Anchor::Start, true, &format!("GPU {gpu}"));
@@ -74,7 +75,14 @@ fn bar(scene: &mut Scene, problem: &Problem, y: f64, scale: f64, whole: f64, par
         let text = [tip.as_str(), words.as_str()].into_iter().find(|text| text_width(text, SMALL, false) <= room);
         if let Some(text) = text {
             let at = (LEFT + from * scale + 5.0, y + BAR - 4.0);
-            scene.text(if light { Ink::Model(0) } else { Ink::Model(MODELS - 1) }, at, SMALL, Anchor::Start, false, text);
+            scene.text(
+                if light { Ink::Model(0) } else { Ink::Model(MODELS - 1) },
+                at,
+                SMALL,
+                Anchor::Start,
+                false,
+                text,
+            );
         }
         from += part.amount;
     }

@@ -32,7 +32,12 @@ pub(super) fn setups(planned: &Planned) -> Scene {
     let y = Axis::of(all().map(|(_, y)| y), f64::INFINITY, false);
     let dot = |plan: &Plan, size: f64, opacity: f64| Dot {
         at: at(plan),
-        tip: format!("{}\nscore {}, {} ms", setup_words(&planned.problem, &plan.setup), fixed(plan.score, 4), number(at(plan).0, 4)),
+        tip: format!(
+            "{}\nscore {}, {} ms",
+            setup_words(&planned.problem, &plan.setup),
+            fixed(plan.score, 4),
+            number(at(plan).0, 4)
+        ),
         size,
         opacity,
     };
@@ -69,7 +74,8 @@ pub(super) fn setups(planned: &Planned) -> Scene {
     let name = planned.problem.limits.get(limit).map(limit_name).unwrap_or_default();
     let chart = Chart {
         title: format!("The setup decides: scores from {} to {} within the same limits", fixed(low, 3), fixed(high, 3)),
-        subtitle: "Each mark is a setup with its best routing; the line is the frontier, dashed is the limit.".to_owned(),
+        subtitle: "Each mark is a setup with its best routing; the line is the frontier, dashed is the limit."
+            .to_owned(),
         width: width(6),
         height: 520.0,
         x,
@@ -109,7 +115,12 @@ pub(super) fn demand(planned: &Planned) -> Vec<Scene> {
         series.dots = series
             .line
             .iter()
-            .map(|at| Dot { at: *at, tip: format!("{} at {} requests per second", number(at.1, 4), number(at.0, 4)), size: 3.5, opacity: 1.0 })
+            .map(|at| Dot {
+                at: *at,
+                tip: format!("{} at {} requests per second", number(at.1, 4), number(at.0, 4)),
+                size: 3.5,
+                opacity: 1.0,
+            })
             .collect();
         series
     };
@@ -131,7 +142,12 @@ pub(super) fn demand(planned: &Planned) -> Vec<Scene> {
         times.push(line);
     }
     vec![
-        chart("Score".to_owned(), "predicted", vec![marked(Series::line(Ink::Ours, points(&|routing| routing.score)))], false),
+        chart(
+            "Score".to_owned(),
+            "predicted",
+            vec![marked(Series::line(Ink::Ours, points(&|routing| routing.score)))],
+            false,
+        ),
         chart(name, "predicted", times, true),
         chart("Share of the requests".to_owned(), "0 to 1", by_model(&|routing, m| routing.fractions[m]), true),
         chart("Prices".to_owned(), "units of score", by_model(&|routing, m| routing.prices[m]), true),

@@ -16,7 +16,7 @@ pub(in crate::tools::plan) fn sample() -> Planned {
             replicas: vec![1],
             compute_min: 1.0,
             oversubscribe: false,
-            interference: 0.2,
+            interference: Some(0.2),
         },
         profiles: Vec::new(),
         beyond: Beyond::Never,
@@ -93,6 +93,7 @@ fn everything_is_in_the_json() {
         ("/baselines/0/distance_gpus", json!(0.5)),
         ("/baselines/1/plan", json!(null)),
         ("/at_demand/2/keeps_slo", json!(false)),
+        ("/kept_up_to", json!({"requests_per_second": 10.0, "at_least": false})),
         ("/points/2/setup", json!([[0, 2, 50, 1], [0, 2, 50, 1]])),
         ("/frontier/0/limits_ms", json!([300.0])),
     ] {
@@ -105,7 +106,17 @@ fn everything_is_in_the_json() {
 #[test]
 fn the_table_tells_what_matters() {
     let text = crate::tools::plan::table::text(&sample());
-    for words in ["12 setups, 8 of them fit", "score 0.6000", "0.6002", "480 of 500 (0.960)", "75.0 %", "0.1230", "equal-split", "keeps the limits with no setup"] {
+    for words in [
+        "12 setups, 8 of them fit",
+        "score 0.6000",
+        "0.6002",
+        "480 of 500 (0.960)",
+        "keeps the limits up to 10.0 requests",
+        "75.0 %",
+        "0.1230",
+        "equal-split",
+        "keeps the limits with no setup",
+    ] {
         assert!(text.contains(words), "{words}:\n{text}");
     }
 }
