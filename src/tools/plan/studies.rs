@@ -52,21 +52,21 @@ pub fn run(file: &Path, seed: u64) -> Result<Studies> {
     let file = PlanFile::read(file, &of_panels).context("the studies are of one GPU kind")?;
     let (base, _) = file.problem()?;
     let models: Vec<String> = base.models.iter().map(|model| model.name.clone()).collect();
-    let known = |(size, model): (Option<ModelSize>, &String)| {
-        size.with_context(|| format!("to simulate {model} its layers, kv_bytes_per_token and max_model_len are needed"))
-    };
-    let sizes = file.sizes()?.into_iter().zip(&models).map(known).collect::<Result<Vec<ModelSize>>>()?;
-    let (planning, checking) = (file.sample(Half::Planning)?, file.sample(Half::Checking)?);
+    let (measuring, planning) = file.measuring(seed)?;
+    let sizes: Vec<ModelSize> = measuring.models.iter().map(|model| model.size).collect();
+    let checking = file.sample(Half::Checking)?;
     let ground = Ground {
         sizes: &sizes,
+        measuring: &measuring,
+        planning: &planning,
         sample: &checking,
-        max_tokens: file.max_tokens()?,
+        max_tokens: measuring.max_tokens,
         seed: seed.wrapping_add(SEEDS_APART),
     };
     let solved = panels::solve(&base)?;
     let published = published::compare(&solved)?;
     let checks = checked::check(&solved, &ground)?;
-    let comparison = compare(&solved, &planning, &ground)?;
+    let comparison = compare(&solved, &ground)?;
     Ok(Studies { models, solved, published, checks, comparison, seconds: start.elapsed().as_secs_f64() })
 }
 
@@ -74,7 +74,7 @@ pub fn run(file: &Path, seed: u64) -> Result<Studies> {
 const SEEDS_APART: u64 = 1_000;
 
 /// The paper's second study, on four GPUs near what they can serve: further from it no rule overloads anything.
-fn compare(solved: &[Solved], planning: &super::sample::Sample, ground: &Ground<'_>) -> Result<Vec<comparison::Row>> {
+fn compare(solved: &[Solved], ground: &Ground<'_>) -> Result<Vec<comparison::Row>> {
     let gpus = PANELS[0].gpus;
     let wanted = |s: &&Solved| s.setting == BUSY && s.reading == Reading::Ours && s.panel.gpus == gpus;
     let of_study: Vec<&Solved> = solved.iter().filter(wanted).collect();
@@ -83,7 +83,7 @@ fn compare(solved: &[Solved], planning: &super::sample::Sample, ground: &Ground<
     let alone = isolated.as_ref().map(|(setup, placement)| comparison::Deployment { setup, placement });
     let panels: Vec<comparison::Panel<'_>> = of_study.iter().filter_map(|s| of_plan(s, alone)).collect();
     ensure!(!panels.is_empty(), "no setup of four GPUs keeps a limit of the second study");
-    comparison::study(&ground.checking(first), planning, &panels)
+    comparison::study(&ground.checking(first), ground.planning, &panels)
 }
 
 /// A panel of the second study; `None` if it has no plan.

@@ -236,7 +236,7 @@ fn by_rule(rule: Baseline, problem: &Problem, placed: &[Placed], keeps: &[bool],
 
 /// The best routing of a plan's setup at other demand; where it cannot keep the limits, they are raised as far as it takes, and the
 /// highest demand at which it can is among them.
-fn at_demand(problem: &Problem, plan: &Plan) -> Vec<AtDemand> {
+pub(super) fn at_demand(problem: &Problem, plan: &Plan) -> Vec<AtDemand> {
     let highest = problem.levels.iter().map(|level| level.rate).fold(0.0, f64::max);
     let routing = |rate: f64, raised: f64| {
         let eased = with_limits(problem, raised);

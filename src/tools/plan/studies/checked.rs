@@ -7,11 +7,17 @@ use serde::Serialize;
 
 use super::panels::{Reading, Solved};
 use crate::plan::device::ModelSize;
-use crate::tools::plan::check::{Checked, Checking, check_deployed, deploy, follow_load};
+use crate::plan::search::Planner;
+use crate::tools::plan::check::{
+    Checked, Checking, DEMANDS, check_deployed, deploy, follow_load, refined_problem,
+};
+use crate::tools::plan::measure::Measuring;
+use crate::tools::plan::planned;
 use crate::tools::plan::sample::Sample;
+use crate::tools::plan::sweep::at_demand;
 
-/// Demand, as parts of the forecast. The planner has solved each for the chosen setup.
-pub const PARTS: [f64; 4] = [0.5, 0.75, 1.0, 1.2];
+/// Score by which a refined plan may be off.
+const GAP: f64 = 1e-5;
 /// Requests of a run.
 const REQUESTS: usize = 12_000;
 /// Runs of every demand, with seeds of their own.
@@ -22,6 +28,10 @@ const RUNS: u64 = 2;
 pub struct Ground<'a> {
     /// What the speed of each model depends on.
     pub sizes: &'a [ModelSize],
+    /// How copies are measured once more, with the prompts that a plan sends them.
+    pub measuring: &'a Measuring,
+    /// The prompts that plans are made of.
+    pub planning: &'a Sample,
     /// Prompts that no plan has seen.
     pub sample: &'a Sample,
     /// Tokens after which answers are cut.
@@ -73,6 +83,8 @@ pub struct Check {
     pub requests_per_second: f64,
     /// The limit.
     pub slo_ms: f64,
+    /// Whether the setup still keeps the limit once its copies are measured with the prompts that it sends them.
+    pub keeps_when_refined: bool,
     /// By demand.
     pub demands: Vec<AtDemand>,
 }
@@ -114,22 +126,29 @@ fn of_panel(solved: &Solved, ground: &Ground<'_>) -> Result<Check> {
         gpus: solved.panel.gpus,
         requests_per_second: solved.panel.rate,
         slo_ms: solved.panel.slo_ms,
+        keeps_when_refined: false,
         demands: Vec::new(),
     };
-    let planned = &solved.planned;
-    let Some((plan, routing)) = planned.choice().and_then(|plan| Some((plan, plan.routings.first()?))) else {
-        return Ok(check);
-    };
+    let Some(plan) = solved.planned.choice() else { return Ok(check) };
+    let problem = refined_problem(&solved.planned.problem, ground.measuring, ground.planning, plan)?;
+    let planner = Planner::new(&problem);
+    let mut worker = planner.worker();
+    let refined = worker.solve(&plan.setup, &plan.placement, GAP, f64::NEG_INFINITY);
+    check.keeps_when_refined = refined.is_some();
+    let plan = refined.as_ref().unwrap_or(plan);
+    let Some(routing) = plan.routings.first() else { return Ok(check) };
+    let levels = at_demand(&problem, plan);
     let checking = ground.checking(solved);
-    let fixed = deploy(checking.problem, checking.sizes, &plan.setup, &plan.placement, &routing.prices)?;
+    let prices = worker.exact_prices(routing);
+    let fixed = deploy(checking.problem, checking.sizes, &plan.setup, &plan.placement, &prices)?;
     let mut online = fixed.clone();
     let ttft = Duration::from_secs_f64(solved.panel.slo_ms * 1e-3);
-    follow_load(&mut online, planned.at_demand.iter().map(|at| &at.routing), ttft);
-    let rates = PARTS.map(|part| part * solved.panel.rate);
+    follow_load(&mut online, levels.iter().map(|at| &at.routing), ttft);
+    let rates = DEMANDS.map(|part| part * solved.panel.rate);
     let [fixed, online] = [fixed, online].map(|deployed| check_deployed(&checking, &deployed, &rates));
-    for ((part, rate), (static_prices, online_prices)) in PARTS.iter().zip(rates).zip(fixed.into_iter().zip(online)) {
-        let near = |at: &&crate::tools::plan::planned::AtDemand| (at.routing.rate / rate - 1.0).abs() < 1e-6;
-        let Some(best) = planned.at_demand.iter().find(near) else { continue };
+    for ((part, rate), (static_prices, online_prices)) in DEMANDS.iter().zip(rates).zip(fixed.into_iter().zip(online)) {
+        let near = |at: &&planned::AtDemand| (at.routing.rate / rate - 1.0).abs() < 1e-6;
+        let Some(best) = levels.iter().find(near) else { continue };
         check.demands.push(AtDemand {
             part: *part,
             can_keep: best.keeps,
