@@ -30,7 +30,7 @@
 //! | [`router`] | the facade: request in, decision out; cannot fail |
 //! | [`assign`] | requests that wait for each other, and a batch of them to instances, longest first |
 //! | [`sim`] | virtual time: fleets of continuous-batching engines behind gateways, faults, outcomes; the emulated instances' engine |
-//! | [`plan`] | what to deploy on which GPUs for a known rate, how to divide requests, and prices that make it so |
+//! | [`plan`] | what to deploy on which GPUs for a known rate, how to divide requests, prices that make it so and follow live load |
 //! | `filter` | wasi only: the shell that names `proxy_wasm` |
 //! | `tools` | native only: demo, bench, emulated instances, planner, render, check, set-up |
 //!

@@ -2,10 +2,10 @@
 //! 2604.10907, and beyond it).
 //!
 //! [`problem`] says what is wanted, [`profile`] what is known of latency, [`scores`] of quality. [`setup`] enumerates ways to deploy
-//! the models, [`placement`] puts shards on GPUs, [`interference`] says how they slow each
-//! other down, [`baselines`] are simple rules to compare with, `solve` finds the best routing of one setup and `search` the best setup.
-//! [`device`] guesses what nobody has measured. [`prices`] are what makes a router follow a plan, and [`online`] what makes them follow
-//! live load. Pure: the tools read files, draw pages and run plans in the simulator.
+//! the models, [`placement`] puts shards on GPUs, [`interference`] says how they slow each other down, [`baselines`] and [`published`]
+//! are what it is compared with, `solve` finds the best routing of one setup and [`search`] the best setup. [`device`] guesses what
+//! nobody has measured. [`prices`] are what makes a router follow a plan, and [`online`] what makes them follow live load. Pure: the
+//! tools read files, draw pages and run plans in the simulator.
 
 pub mod baselines;
 mod curve;
@@ -16,6 +16,7 @@ pub mod placement;
 pub mod prices;
 pub mod problem;
 pub mod profile;
+pub mod published;
 pub mod scores;
 pub mod search;
 pub mod setup;

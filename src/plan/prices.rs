@@ -4,6 +4,8 @@
 //! dual of "the best total quality with at most a share `c_m` of the prompts for model `m`",
 //! `g(alpha) = mean_j max_m (Q_jm - alpha_m) + sum_m alpha_m c_m`, over prices of at least 0.
 
+use super::scores::Scores;
+
 /// Prices are exact to this much quality.
 const FINEST: f64 = 1e-6;
 /// The first step; qualities lie between 0 and 1, so prices do too.
@@ -11,24 +13,23 @@ const COARSEST: f64 = 0.25;
 /// A step must gain more than rounding.
 const LEAST_GAIN: f64 = 1e-13;
 
-/// Prices for prompts of these qualities (one row per prompt, all of one length) and these shares of the prompts per model, 0 or
+/// Prices for prompts of these scores and these shares of the prompts per model, 0 or
 /// more. The least price is 0. Shares that leave prompts over are scaled up alike until they do not.
 ///
 /// `g` is L-natural-convex (Murota 2003, *Discrete Convex Analysis*, chapter 10): a point is a minimum once no set of prices can be
 /// raised or lowered together at a gain, and a minimum on a grid is near one on a grid half as wide. So steps of all sets, on ever
 /// finer grids, end at the minimum. The work grows with 2 to the number of models; beyond [`SETS_MAX`] models only single prices and
 /// all together are moved, which may end short of it.
-pub fn prices(quality: &[Vec<f64>], shares: &[f64]) -> Vec<f64> {
+pub fn prices(scores: &Scores, shares: &[f64]) -> Vec<f64> {
     let models = shares.len();
     let sum: f64 = shares.iter().map(|share| share.max(0.0)).sum();
     let scale = if sum > 0.0 && sum < 1.0 { 1.0 / sum } else { 1.0 };
     let shares: Vec<f64> = shares.iter().map(|share| share.max(0.0) * scale).collect();
     let mut prices = vec![0.0; models];
-    let mut least = dual(quality, &shares, &prices);
+    let mut least = dual(scores, &shares, &prices);
     let mut step = COARSEST;
     while step >= FINEST {
-        while let Some((better, value)) =
-            best_move(quality, &shares, &prices, step).filter(|b| b.1 < least - LEAST_GAIN)
+        while let Some((better, value)) = best_move(scores, &shares, &prices, step).filter(|b| b.1 < least - LEAST_GAIN)
         {
             (prices, least) = (better, value);
         }
@@ -41,7 +42,7 @@ pub fn prices(quality: &[Vec<f64>], shares: &[f64]) -> Vec<f64> {
 /// Models up to which all sets of prices are moved.
 pub const SETS_MAX: usize = 10;
 
-fn best_move(quality: &[Vec<f64>], shares: &[f64], prices: &[f64], step: f64) -> Option<(Vec<f64>, f64)> {
+fn best_move(scores: &Scores, shares: &[f64], prices: &[f64], step: f64) -> Option<(Vec<f64>, f64)> {
     let models = prices.len();
     let singles_and_all = (0..models.min(63)).map(|m| 1_u64 << m).chain(std::iter::once(u64::MAX));
     let sets: Vec<u64> = if models <= SETS_MAX { (1..1_u64 << models).collect() } else { singles_and_all.collect() };
@@ -50,14 +51,17 @@ fn best_move(quality: &[Vec<f64>], shares: &[f64], prices: &[f64], step: f64) ->
         prices.iter().enumerate().map(of).collect()
     };
     let moves = sets.iter().flat_map(|set| [moved(*set, step), moved(*set, -step)]);
-    moves.map(|p| (dual(quality, shares, &p), p)).min_by(|a, b| a.0.total_cmp(&b.0)).map(|(value, p)| (p, value))
+    moves.map(|p| (dual(scores, shares, &p), p)).min_by(|a, b| a.0.total_cmp(&b.0)).map(|(value, p)| (p, value))
 }
 
 /// `g`.
-fn dual(quality: &[Vec<f64>], shares: &[f64], prices: &[f64]) -> f64 {
-    let best = |row: &Vec<f64>| row.iter().zip(prices).map(|(q, price)| q - price).fold(f64::NEG_INFINITY, f64::max);
-    let paid: f64 = shares.iter().zip(prices).map(|(share, price)| share * price).sum();
-    quality.iter().map(best).sum::<f64>() / quality.len().max(1) as f64 + paid
+fn dual(scores: &Scores, shares: &[f64], prices: &[f64]) -> f64 {
+    scores.gain(prices) + shares.iter().zip(prices).map(|(share, price)| share * price).sum::<f64>()
+}
+
+/// The best mean score with at most these shares of the prompts per model, one prompt in several parts if need be: the least `g`.
+pub fn best_score(scores: &Scores, shares: &[f64]) -> f64 {
+    dual(scores, shares, &prices(scores, shares))
 }
 
 #[cfg(test)]
@@ -93,9 +97,10 @@ mod tests {
             let mut counts: Vec<usize> = (0..models).map(|_| random.below(3)).collect();
             counts[0] += prompts.saturating_sub(counts.iter().sum());
             let shares: Vec<f64> = counts.iter().map(|c| *c as f64 / prompts as f64).collect();
-            let prices = prices(&quality, &shares);
+            let scores = Scores::new(models, quality.concat()).unwrap();
+            let prices = prices(&scores, &shares);
             let best = brute_force(&quality, &counts) / prompts as f64;
-            let value = dual(&quality, &shares, &prices);
+            let value = dual(&scores, &shares, &prices);
             assert!((value - best).abs() < 1e-5, "case {case}: {value} {best}, {quality:?} {counts:?} {prices:?}");
             let least = prices.iter().copied().fold(f64::INFINITY, f64::min);
             assert_eq!(least, 0.0, "case {case}");
@@ -110,6 +115,7 @@ mod tests {
             vec![base * 0.5, base * 0.7 + 0.1 * random.uniform(), base * 0.8 + 0.2 * random.uniform()]
         };
         let quality: Vec<Vec<f64>> = (0..2_000).map(|_| row()).collect();
+        let scores = Scores::new(3, quality.concat()).unwrap();
         let choices = |prices: &[f64]| -> Vec<f64> {
             let mut counts = vec![0.0; 3];
             for row in &quality {
@@ -127,7 +133,7 @@ mod tests {
             ("plenty", [1.0, 1.0, 1.0]),
             ("nothing of the best", [1.0, 1.0, 0.0]),
         ] {
-            let prices = prices(&quality, &shares);
+            let prices = prices(&scores, &shares);
             let scale = (1.0 / shares.iter().sum::<f64>()).max(1.0);
             for (m, used) in choices(&prices).iter().enumerate() {
                 let room = shares[m] * scale - used;
@@ -135,7 +141,5 @@ mod tests {
                 assert!(prices[m] == 0.0 || room < 2e-3, "{name}: model {m} costs {} with room {room}", prices[m]);
             }
         }
-        assert_eq!(prices(&[], &[0.5, 0.5]), [0.0, 0.0], "no prompts, no price");
-        assert!(prices(&quality, &[]).is_empty());
     }
 }

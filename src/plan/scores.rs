@@ -60,7 +60,13 @@ impl Scores {
         Assignment { score: total / prompts, shares: counts.iter().map(|n| f64::from(*n) / prompts).collect() }
     }
 
-    /// The highest and the lowest score of all.
+    /// What prompts gain at these prices: mean of the best `score - price`.
+    pub fn gain(&self, prices: &[f64]) -> f64 {
+        let best = |row: &[f64]| row.iter().zip(prices).map(|(s, price)| s - price).fold(f64::NEG_INFINITY, f64::max);
+        self.rows().map(best).sum::<f64>() / self.prompts() as f64
+    }
+
+    /// The lowest and the highest score of all.
     pub fn range(&self) -> (f64, f64) {
         let fold = |f: fn(f64, f64) -> f64, from| self.rows.iter().copied().fold(from, f);
         (fold(f64::min, f64::INFINITY), fold(f64::max, f64::NEG_INFINITY))

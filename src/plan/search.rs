@@ -13,6 +13,7 @@ use super::curve::{Served, Term};
 use super::interference::Interference;
 use super::problem::{Goal, Limit, Metric, Problem, Statistic};
 use super::profile::Profile;
+use super::scores::Scores;
 use super::setup::{Choice, Placement, Setup};
 use super::solution::{Infeasible, Plan, Routing};
 use super::solve::{Solved, Solver, holds};
@@ -59,7 +60,7 @@ impl<'a> Planner<'a> {
         Some(Served { profile, replicas: choice.replicas, slow_down, rate })
     }
 
-    fn all_served(&self, setup: &Setup, slow_down: &[f64], rate: f64) -> Vec<Option<Served<'a>>> {
+    pub(super) fn all_served(&self, setup: &Setup, slow_down: &[f64], rate: f64) -> Vec<Option<Served<'a>>> {
         let of = |(model, (choice, f)): (usize, (&Choice, &f64))| self.served(model, choice, *f, rate);
         setup.0.iter().zip(slow_down).enumerate().map(of).collect()
     }
@@ -209,7 +210,7 @@ impl<'a> Worker<'a> {
             }
             slow_down = slow_down.iter().zip(&now).map(|(f, now)| if slower { f.max(*now) } else { *now }).collect();
         };
-        at.remember(&solved);
+        at.remember(&problem.scores, &solved);
         let served = planner.all_served(setup, &slow_down, rate);
         let least = solved.prices.iter().copied().fold(f64::INFINITY, f64::min);
         let ttft = |(s, share): (&Option<Served<'_>>, &f64)| match s {
@@ -233,8 +234,7 @@ impl<'a> Worker<'a> {
     /// Prices of a routing, exact where those of [`Worker::solve`] are only near: what makes `argmax (score - price)` send its
     /// shares.
     pub fn exact_prices(&self, routing: &Routing) -> Vec<f64> {
-        let rows: Vec<Vec<f64>> = self.problem().scores.rows().map(<[f64]>::to_vec).collect();
-        super::prices::prices(&rows, &routing.fractions)
+        super::prices::prices(&self.problem().scores, &routing.fractions)
     }
 
     /// Whether a setup can keep limits at a rate.
@@ -308,11 +308,11 @@ fn between(low: f64, high: f64, mut possible: impl FnMut(f64) -> bool) -> f64 {
 
 impl AtLevel<'_> {
     /// Keeps the bound of a setup for others.
-    fn remember(&mut self, solved: &Solved) {
+    fn remember(&mut self, scores: &Scores, solved: &Solved) {
         if self.cuts.len() >= CUTS_MAX {
             self.cuts.remove(0);
         }
-        let fixed = self.solver.gain(&solved.prices) + solved.multipliers.iter().sum::<f64>();
+        let fixed = scores.gain(&solved.prices) + solved.multipliers.iter().sum::<f64>();
         self.cuts.push(Cut {
             prices: solved.prices.clone(),
             multipliers: solved.multipliers.clone(),
@@ -340,4 +340,4 @@ fn statistic_ms(limit: &Limit, served: &[Option<Served<'_>>], fractions: &[f64])
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

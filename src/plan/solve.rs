@@ -125,12 +125,6 @@ impl<'a> Solver<'a> {
         self.next = self.next.saturating_add(1);
     }
 
-    /// What the prompts gain at these prices: mean of the best `score - price`.
-    pub(super) fn gain(&self, prices: &[f64]) -> f64 {
-        let assignment = self.scores.assign(prices);
-        assignment.score - assignment.shares.iter().zip(prices).map(|(share, price)| share * price).sum::<f64>()
-    }
-
     /// The best routing, to within a gap; `None` if there is none, or its bound is below `worthless`.
     pub(super) fn solve(&mut self, terms: &[Term], limits: usize, gap: f64, worthless: f64) -> Option<Solved> {
         let ranges: Vec<(f64, f64)> = terms.iter().map(|t| (0.0, t.share_max())).collect();

@@ -261,6 +261,24 @@ fn round_robin_visits_every_instance() {
     assert_eq!(seen, (0..13).collect::<Vec<_>>());
 }
 
+/// Prices that follow load count instead of the policy's, where the objective is prices.
+#[test]
+fn live_prices_come_before_those_of_the_policy() {
+    let price = json!({"Qwen2.5-72B-Instruct": 1, "Qwen2.5-32B-Instruct": 1});
+    let router = router(&[("/policies/1/objective", json!("prices")), ("/policies/1/prices", price)]);
+    let prompt = chat("auto");
+    let chosen = |policy: &str, prices: Option<&[f64]>| {
+        let ask = Ask { prices, ..ask(&prompt, &router, policy) };
+        let decision = decided(router.route(&ask, Some(&idle(&router)), &Learned::default()));
+        (decision.model, decision.price)
+    };
+    assert_eq!(chosen("quality", None), (1, Some(0.0)));
+    assert_eq!(chosen("quality", Some(&[0.5, 0.5, 0.5, 0.125])), (3, Some(0.125)));
+    assert_eq!(chosen("quality", Some(&[0.0, 1.0, 1.0, 1.0])), (0, Some(0.0)));
+    assert_eq!(chosen("quality", Some(&[])).1, Some(0.0), "who has no price is free");
+    assert_eq!(chosen("balanced", Some(&[9.0; 4])), chosen("balanced", None));
+}
+
 /// Whatever the loads, more load on an instance never wins it a request that it did not get with less.
 #[test]
 fn more_load_never_improves_a_candidate() {

@@ -9,11 +9,11 @@ use crate::random::Random;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
-const TTFT: Limit = Limit { metric: Metric::Ttft, statistic: Statistic::Mean, milliseconds: 300.0 };
+pub(in crate::plan) const TTFT: Limit = Limit { metric: Metric::Ttft, statistic: Statistic::Mean, milliseconds: 300.0 };
 const P95: Limit = Limit { metric: Metric::Ttft, statistic: Statistic::Quantile(0.95), milliseconds: 700.0 };
 
 /// Three models on two GPUs whose times follow a queue's.
-fn small(limits: &[Limit], rate: f64, interference: Option<f64>) -> Problem {
+pub(in crate::plan) fn small(limits: &[Limit], rate: f64, interference: Option<f64>) -> Problem {
     let mut problem = problem(&THREE, 2);
     problem.space.tensor_parallel = vec![1, 2];
     problem.space.shares_percent = vec![20, 40, 60, 80, 100];

@@ -63,14 +63,6 @@ fn brute_force(scores: &Scores, terms: &[Term], limits: usize) -> Option<f64> {
     best
 }
 
-/// The best mean score with exactly these shares, prompts being divisible: by its prices, tested in [`crate::plan::prices`].
-fn best_with(scores: &Scores, shares: &[f64]) -> f64 {
-    let rows: Vec<Vec<f64>> = scores.rows().map(<[f64]>::to_vec).collect();
-    let prices = crate::plan::prices::prices(&rows, shares);
-    let gain = |row: &Vec<f64>| row.iter().zip(&prices).map(|(s, p)| s - p).fold(f64::NEG_INFINITY, f64::max);
-    rows.iter().map(gain).sum::<f64>() / rows.len() as f64 + shares.iter().zip(&prices).map(|(s, p)| s * p).sum::<f64>()
-}
-
 #[test]
 fn a_routing_keeps_the_limits_has_its_score_and_no_other_is_better() {
     let mut random = Random::new(3);
@@ -92,7 +84,7 @@ fn a_routing_keeps_the_limits_has_its_score_and_no_other_is_better() {
         let sum: f64 = solved.fractions.iter().sum();
         assert!((sum - 1.0).abs() < 1e-9 && solved.fractions.iter().all(|f| *f >= -1e-12), "case {case}: {solved:?}");
         assert!(holds(&terms, limits.len(), &solved.fractions), "case {case}: {solved:?}");
-        let reached = best_with(&scores, &solved.fractions);
+        let reached = crate::plan::prices::best_score(&scores, &solved.fractions);
         assert!((solved.score - reached).abs() < 2e-5, "case {case}: {} is really {reached}", solved.score);
         assert!(solved.bound - solved.score <= 2e-6, "case {case}: {solved:?}");
         assert!(truth.unwrap_or(0.0) <= solved.bound + 1e-9, "case {case}: {truth:?} {solved:?}");

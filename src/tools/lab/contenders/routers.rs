@@ -9,6 +9,7 @@ use crate::fleet::{
     BatchSizing, Batching, Constraints, Mode, Objective, Overload, Policy, QualityNormalisation, Weights,
 };
 use crate::plan::prices::prices as solved;
+use crate::plan::scores::Scores;
 use crate::sim::contender::{Contender, Deciding, Published, Tie, Tpot};
 use crate::sim::filters::Filter;
 use crate::sim::workload::sustainable_rates;
@@ -163,10 +164,11 @@ pub(super) fn prices(name: &'static str, knobs: Knobs, lab: &LabInputs<'_>) -> V
         models.iter().map(|m| Some(estimates.get(*m)?.0.quality)).collect()
     };
     let qualities: Vec<Vec<f64>> = lab.templates.iter().filter_map(quality).collect();
+    let Some(scores) = Scores::new(models.len(), qualities.concat()) else { return Vec::new() };
     let of = |utilisation: &f64| {
         let shares: Vec<f64> = models.iter().map(|m| utilisation * sustained(*m) / lab.rate.max(1e-9)).collect();
         let mut prices = vec![0.0; fleet.models.len()];
-        for (model, price) in models.iter().zip(solved(&qualities, &shares)) {
+        for (model, price) in models.iter().zip(solved(&scores, &shares)) {
             prices[*model] = price;
         }
         let weights = Weights { quality: 1.0, latency: 0.0, cost: 0.0 };

@@ -6,6 +6,7 @@ use super::*;
 use crate::config::Config;
 use crate::fleet::Objective;
 use crate::plan::prices::prices;
+use crate::plan::scores::Scores;
 use crate::random::Random;
 use crate::router::Router;
 use crate::sim::fault::{Fault, Scheduled};
@@ -23,7 +24,8 @@ const SLO: Duration = Duration::from_millis(500);
 
 /// Models of 3B, 7B and 32B parameters on 1, 2 and 2 instances that hold 16 sequences each.
 fn config() -> Config {
-    let mut json: serde_json::Value = serde_json::from_str(include_str!("../../../envoy/routebalance.json")).unwrap();
+    let mut json: serde_json::Value =
+        serde_json::from_str(include_str!("../../../../envoy/routebalance.json")).unwrap();
     json["models"].as_array_mut().unwrap().truncate(MODELS);
     json["pools"].as_array_mut().unwrap().truncate(MODELS);
     for (pool, instances) in [1, 2, 2].into_iter().enumerate() {
@@ -50,21 +52,21 @@ fn templates(config: &Config, lift: f64, seed: u64) -> Vec<Template> {
     templates
 }
 
-fn qualities(templates: &[Template]) -> Vec<Vec<f64>> {
-    let of = |t: &Template| t.outlook.as_ref().unwrap().estimates.iter().map(|(e, _)| e.quality).collect();
-    templates.iter().map(of).collect()
+fn scores(templates: &[Template]) -> Scores {
+    let of = |t: &Template| t.outlook.as_ref().unwrap().estimates.iter().map(|(e, _)| e.quality).collect::<Vec<f64>>();
+    Scores::new(MODELS, templates.iter().flat_map(of).collect()).unwrap()
 }
 
 /// The plan at a rate: prices at which no pool is used more than planned, and where requests go with them.
 fn planned(config: &Config, sample: &[Template], rate: f64) -> DemandLevel {
     let room: Vec<f64> = sustainable_rates(&config.fleet, sample).iter().map(|s| PLANNED_USE * s / rate).collect();
-    let quality = qualities(sample);
-    let prices = prices(&quality, &room);
+    let scores = scores(sample);
+    let prices = prices(&scores, &room);
     let mut fractions = vec![0.0; MODELS];
-    for row in &quality {
+    for row in scores.rows() {
         let gain = |m: &usize| row[*m] - prices[*m];
         let best = (0..MODELS).max_by(|a, b| gain(a).total_cmp(&gain(b))).unwrap();
-        fractions[best] += 1.0 / quality.len() as f64;
+        fractions[best] += 1.0 / scores.prompts() as f64;
     }
     DemandLevel { rate, prices, fractions }
 }
@@ -99,12 +101,12 @@ fn policy(config: &Config, levels: Vec<DemandLevel>, online: Option<OnlinePrices
 }
 
 /// What becomes of so much of the forecast under a policy, without the first half minute.
-fn run(policy: Policy, templates: &[Template], rate: f64, faults: &[Scheduled]) -> Seen {
+fn run(policy: Policy, templates: &[Template], rate: f64, faults: &[Scheduled], options: Options) -> Seen {
     let config = Config { policies: vec![policy], default_policy: 0, routes: Vec::new(), ..config() };
     let router = Router::new(config, None);
-    let times = Arrivals::Poisson { rate }.times(Duration::from_secs(200), 5);
+    let times = Arrivals::Poisson { rate }.times(Duration::from_secs(150), 5);
     let workload = Workload::drawn(templates.to_vec(), &times, 0, 6);
-    let mut simulation = Simulation::new(&router, &workload, faults, Options::default());
+    let mut simulation = Simulation::new(&router, &workload, faults, options);
     simulation.finish(Duration::from_secs(3_600));
     seen(simulation.outcomes(), Duration::from_secs(30))
 }
@@ -133,7 +135,7 @@ fn the_slo_is_kept_where_the_forecast_is_wrong() {
         for demand in [0.5, 0.8, 1.0, 1.2] {
             let seen = ways.each_ref().map(|(way, levels, online)| {
                 let policy = policy(&config, levels.clone(), *online, &level(1.0));
-                let seen = run(policy, &real, demand * forecast, faults);
+                let seen = run(policy, &real, demand * forecast, faults, Options::default());
                 let Seen { ttft, score, fractions } = &seen;
                 println!(
                     "{case}, demand {demand}, {way}: TTFT {:.0} ms, score {score:.3}, {fractions:.2?}",
@@ -143,20 +145,36 @@ fn the_slo_is_kept_where_the_forecast_is_wrong() {
             });
             let [fixed, by_rate, one, all] = &seen;
             let slo = SLO.as_secs_f64();
-            let possible = faults.is_empty() || demand <= 1.0;
-            for online in [one, all] {
-                assert!(!possible || online.ttft <= slo, "{case}, {demand}: {online:?}");
-                assert!(
-                    online.ttft <= slo || online.ttft < 0.2 * fixed.ttft,
-                    "{case}, {demand}: {online:?}, {fixed:?}"
-                );
+            for (way, online, capable) in
+                [("one level", one, faults.is_empty()), ("levels", all, faults.is_empty() || demand <= 1.0)]
+            {
+                let kept = online.ttft <= slo || (!capable && online.ttft < 0.2 * fixed.ttft);
+                assert!(kept, "{case}, {demand}, {way}: {online:?}, {fixed:?}");
             }
-            let broken = demand > 1.1 || (demand > 0.9 && case != "as forecast");
-            assert!(!broken || fixed.ttft > slo, "static prices know nothing of {case}, {demand}: {fixed:?}");
-            if case == "as forecast" {
-                assert!(by_rate.ttft <= slo, "the rate says all: {by_rate:?}");
-                assert!(all.score > by_rate.score - 0.02, "{demand}: {all:?}, {by_rate:?}");
-            }
+            let is_wrong = case != "as forecast" && demand >= 1.0;
+            assert!(!is_wrong || fixed.ttft > slo, "static prices know nothing of it: {case}, {demand}, {fixed:?}");
+            let is_right = case == "as forecast";
+            assert!(!is_right || all.score > by_rate.score - 0.02, "what it costs at {demand}: {all:?}, {by_rate:?}");
         }
+    }
+}
+
+/// Each of two gateways counts half of the requests, and reports tell of the other half.
+#[test]
+fn two_gateways_see_all_demand() {
+    let config = config();
+    let sample = templates(&config, 0.0, 1);
+    let forecast = FORECAST_USE * sustainable_rates(&config.fleet, &sample).iter().sum::<f64>();
+    let levels = [0.25, 0.5, 0.75, 1.0, 1.2, 1.5].map(|share| planned(&config, &sample, share * forecast)).to_vec();
+    let online = OnlinePrices { ttft: SLO, max_correction: 0.3, time_constant: Duration::from_secs(10) };
+    for demand in [0.5, 1.2] {
+        let [one, two] = [1, 2].map(|gateways| {
+            let policy = policy(&config, levels.clone(), Some(online), &levels[3]);
+            let seen = run(policy, &sample, demand * forecast, &[], Options { gateways, ..Options::default() });
+            println!("demand {demand}, {gateways} gateways: TTFT {:.0} ms, score {:.3}", seen.ttft * 1e3, seen.score);
+            seen
+        });
+        assert!(two.ttft <= SLO.as_secs_f64(), "{demand}: {two:?}");
+        assert!((two.score - one.score).abs() < 0.02, "{demand}: {one:?}, {two:?}");
     }
 }
