@@ -26,7 +26,7 @@ fn problem(interference: f64) -> Problem {
             replicas: vec![0, 1],
             compute_min: 0.0,
             oversubscribe: false,
-            interference,
+            interference: Some(interference),
         },
         profiles: Vec::new(),
         beyond: Beyond::Never,
@@ -122,9 +122,8 @@ fn profiles_foretell_what_happens() {
         };
         // The neighbour gets the fifth of the requests for which it is expected to be the better by most, enough to be always busy.
         let share = if other.replicas == 0 { 1.0 } else { 0.8 };
-        let quality: Vec<Vec<f64>> =
-            checking.sample.prompts.iter().map(|p| p.expected.iter().map(|e| e.quality).collect()).collect();
-        let prices = crate::plan::prices::prices(&quality, &[share, 1.0 - share]);
+        let scores = checking.sample.scores().unwrap();
+        let prices = crate::plan::prices::prices(&scores, &[share, 1.0 - share]);
         let rate = point.rate / slow_down / share;
         let checked = check(&checking, &setup, &placement, &routing([prices[0], prices[1]]), &[rate]).unwrap();
         let [checked] = checked.as_slice() else { panic!("{} results", checked.len()) };
