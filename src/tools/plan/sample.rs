@@ -37,7 +37,7 @@ impl Half {
     pub fn of(id: &str) -> Half {
         let hash = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
         // Names differ in their last digits, which one hash does not spread over all of its bits.
-        if Random::new(hash).bits() % 2 == 0 { Half::Planning } else { Half::Checking }
+        if Random::new(hash).bits().is_multiple_of(2) { Half::Planning } else { Half::Checking }
     }
 }
 
