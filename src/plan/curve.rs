@@ -5,7 +5,8 @@
 //! `l`; so a limit of a quantile is a limit of that. `l` is piecewise linear between the points of a profile; below the first point
 //! it is that point's, since nothing tells how much less it is.
 //!
-//! A copy that is slowed down by a factor `f` behaves at a rate `r` as one that is not does at `f * r`, with all times longer by `f`.
+//! A copy that is slowed down by a factor `f` behaves at a rate `r` as one that is not does at `f * r`, with all times longer by `f`
+//! but for their fixed part.
 
 use super::problem::{Beyond, Limit, Metric, Statistic};
 use super::profile::{Point, Profile, QUANTILES, Times};
@@ -57,12 +58,31 @@ impl Served<'_> {
     /// The mean of a time, milliseconds.
     pub(super) fn mean_ms(&self, share: f64, metric: Metric) -> f64 {
         let ms = interpolate(&self.profile.points, self.profile_rate(share), |p| times(p, metric).mean_ms);
-        ms * self.slow_down
+        self.slowed(ms, metric)
+    }
+
+    /// A time of the profile for copies that are slowed down.
+    fn slowed(&self, milliseconds: f64, metric: Metric) -> f64 {
+        let fixed_ms = self.fixed_ms(metric);
+        fixed_ms + (milliseconds - fixed_ms) * self.slow_down
+    }
+
+    /// The time of the profile that comes to so many milliseconds for copies that are slowed down.
+    fn unslowed(&self, milliseconds: f64, metric: Metric) -> f64 {
+        let fixed_ms = self.fixed_ms(metric);
+        fixed_ms + (milliseconds - fixed_ms) / self.slow_down
+    }
+
+    fn fixed_ms(&self, metric: Metric) -> f64 {
+        match metric {
+            Metric::Ttft | Metric::E2e => self.profile.fixed_ms,
+            Metric::Tpot => 0.0,
+        }
     }
 
     /// The fraction of requests that are later than so many milliseconds.
     pub(super) fn late(&self, share: f64, metric: Metric, milliseconds: f64) -> f64 {
-        let of = |p: &Point| later_than(times(p, metric), milliseconds / self.slow_down);
+        let of = |p: &Point| later_than(times(p, metric), self.unslowed(milliseconds, metric));
         interpolate(&self.profile.points, self.profile_rate(share), of).min(1.0)
     }
 }
@@ -112,11 +132,11 @@ fn later_than(times: &Times, milliseconds: f64) -> f64 {
 }
 
 /// What a limit bounds: the mean in its units, or the fraction of late requests.
-fn bounded(point: &Point, limit: &Limit, slow_down: f64) -> f64 {
+fn bounded(point: &Point, limit: &Limit, served: &Served<'_>) -> f64 {
     let times = times(point, limit.metric);
     match limit.statistic {
-        Statistic::Mean => times.mean_ms * slow_down / limit.milliseconds,
-        Statistic::Quantile(q) => later_than(times, limit.milliseconds / slow_down) / (1.0 - q),
+        Statistic::Mean => served.slowed(times.mean_ms, limit.metric) / limit.milliseconds,
+        Statistic::Quantile(q) => later_than(times, served.unslowed(limit.milliseconds, limit.metric)) / (1.0 - q),
     }
 }
 
@@ -133,7 +153,7 @@ impl Term {
         let mut before: Option<(f64, Vec<f64>)> = None;
         for point in &served.profile.points {
             let share = served.share_at(point.rate);
-            let value = |limit: &Limit| bounded(point, limit, served.slow_down);
+            let value = |limit: &Limit| bounded(point, limit, served);
             let mut values: Vec<f64> = limits.iter().map(value).collect();
             match &before {
                 None => term.add(share, values.iter().map(|v| Quadratic { linear: *v, square: 0.0 })),

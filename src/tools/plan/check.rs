@@ -8,13 +8,16 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use serde_json::json;
 
+use super::measure::{self, Measuring};
 use super::sample::Sample;
 use crate::config::Config;
 use crate::fleet::Objective;
 use crate::plan::device::{Device, ModelSize, kv_gb, limits};
-use crate::plan::problem::Problem;
+use crate::plan::problem::{Metric, Problem, Statistic};
+use crate::plan::profile::Profile;
+use crate::plan::search::Planner;
 use crate::plan::setup::{Choice, Placement, Setup};
-use crate::plan::solution::Routing;
+use crate::plan::solution::{Plan, Routing};
 use crate::router::Router;
 use crate::sim::outcome::{Outcome, percentile};
 use crate::sim::sharing::{Part, Sharing};
@@ -26,6 +29,8 @@ use crate::tools::evaluate::cells;
 const MEASURED: [f64; 2] = [0.1, 0.97];
 /// Time for the last answers: what takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// How near to the best routing a refined plan is, units of score.
+const GAP: f64 = 1e-4;
 /// A configuration that is right but for the fleet.
 const REFERENCE: &[u8] = include_bytes!("../../../envoy/routebalance.json");
 
@@ -224,6 +229,64 @@ pub fn check(
     let ran = cells::measured(&jobs, |job| run(checking, &router, &deployed, &templates, job));
     let per_rate = ran.chunks(checking.runs.max(1) as usize).zip(rates);
     Ok(per_rate.map(|(runs, rate)| summed_up(checking, &deployed, &templates, runs, *rate)).collect())
+}
+
+/// Demand of a check, as parts of what was planned for.
+pub const DEMANDS: [f64; 4] = [0.5, 0.75, 1.0, 1.2];
+
+/// Runs a plan at each level of demand, and at the [`DEMANDS`] about it.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_plan(checking: &Checking, plan: &Plan) -> Result<Vec<Vec<Checked>>> {
+    let of_level = |routing: &Routing| {
+        let rates = DEMANDS.map(|demand| demand * routing.rate);
+        check(checking, &plan.setup, &plan.placement, routing, &rates)
+    };
+    plan.routings.iter().map(of_level).collect()
+}
+
+/// The plan of the same setup once its copies are measured with the prompts that it sends them; `None` if it does not keep the limits
+/// then. What is predicted of it is what a check is to find.
+///
+/// # Errors
+/// As [`measure::refine`].
+pub fn refined(problem: &Problem, measuring: &Measuring, sample: &Sample, plan: &Plan) -> Result<Option<Plan>> {
+    let prices = plan.routings.first().map_or(&[][..], |routing| &routing.prices);
+    let mut profiles = measure::refine(measuring, sample, &plan.setup, prices)?;
+    let is_known = |p: &Profile, fine: &[Profile]| fine.iter().any(|f| f.model == p.model);
+    let others: Vec<Profile> = problem.profiles.iter().filter(|p| !is_known(p, &profiles)).cloned().collect();
+    profiles.extend(others);
+    let problem = Problem { profiles, ..problem.clone() };
+    let planner = Planner::new(&problem);
+    Ok(planner.worker().solve(&plan.setup, &plan.placement, GAP, f64::NEG_INFINITY))
+}
+
+/// A table of a checked plan: what was predicted for the demand it was made for, and what happened.
+pub fn table(problem: &Problem, plan: &Plan, checked: &[Vec<Checked>]) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);
+    table.set_header(["req/s", "mean TTFT ms", "predicted", "off", "of the limit", "P95 TTFT", "score", "expected", "no answer"]);
+    let limit = problem.limits.iter().find(|l| (l.metric, l.statistic) == (Metric::Ttft, Statistic::Mean));
+    for (routing, rows) in plan.routings.iter().zip(checked) {
+        let predicted: f64 = routing.fractions.iter().zip(&routing.ttft_ms).map(|(share, ms)| share * ms).sum();
+        for row in rows {
+            let planned_for = (row.requests_per_second / routing.rate - 1.0).abs() < 1e-9;
+            let only = |text: String| if planned_for { text } else { String::new() };
+            table.add_row([
+                format!("{:.1}", row.requests_per_second),
+                format!("{:.1} ± {:.1}", row.ttft_mean_ms, row.ttft_mean_error_ms),
+                only(format!("{predicted:.1}")),
+                only(format!("{:+.1} %", 100.0 * row.off(predicted))),
+                limit.map_or_else(String::new, |l| format!("{:.0} %", 100.0 * row.ttft_mean_ms / l.milliseconds)),
+                format!("{:.1}", row.ttft_percentiles_ms[3]),
+                format!("{:.4}", row.score),
+                format!("{:.4}", row.score_expected),
+                row.failed.to_string(),
+            ]);
+        }
+    }
+    table.to_string()
 }
 
 /// What clients send, for the models that are deployed.

@@ -53,6 +53,10 @@ pub struct PlanArgs {
     /// Measure the profiles that the plan needs in the simulator, and write them to this CSV file
     #[arg(long, value_name = "FILE", conflicts_with = "count_setups")]
     measure_profiles: Option<PathBuf>,
+    /// Run the plan in the simulator: its copies measured once more with the prompts that it sends them, then other prompts, neighbours
+    /// that slow each other down, and .5 to 1.2 of the demand
+    #[arg(long, conflicts_with_all = ["count_setups", "measure_profiles"])]
+    check: bool,
     /// Seed of what is measured
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -85,6 +89,9 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     if planned.choice().is_none() {
         return sweep::infeasible(&planned);
     }
+    if args.check {
+        print!("{}", checked(&file, args.seed, &planned)?);
+    }
     if let Some(config) = &args.apply {
         println!("{}:", config.display());
         for line in apply::apply(config, &args.policy, &planned, &sizes)? {
@@ -103,6 +110,30 @@ fn count_setups(file: &PlanFile) -> Result<()> {
         counts.enumerated, counts.memory, counts.caps
     );
     Ok(())
+}
+
+/// The choice in the simulator, as a table.
+fn checked(file: &PlanFile, seed: u64, planned: &planned::Planned) -> Result<String> {
+    let problem = &planned.problem;
+    let plan = planned.choice().context("there is no plan to check")?;
+    let (measuring, planning) = file.measuring(seed)?;
+    let fine = check::refined(problem, &measuring, &planning, plan)?;
+    let said = if fine.is_some() { "" } else { "with the prompts that it gets, the setup does not keep the limits\n" };
+    let plan = fine.as_ref().unwrap_or(plan);
+    let sizes: Vec<_> = measuring.models.iter().map(|model| model.size).collect();
+    let sample = file.sample(sample::Half::Checking)?;
+    let checking = check::Checking {
+        problem,
+        sizes: &sizes,
+        sample: &sample,
+        max_tokens: measuring.max_tokens,
+        requests: 30_000,
+        runs: 4,
+        // Other times than those of the profiles.
+        seed: seed + 1_000,
+    };
+    let results = check::check_plan(&checking, plan)?;
+    Ok(format!("{said}{}\n", check::table(problem, plan, &results)))
 }
 
 fn measure_profiles(file: &PlanFile, seed: u64, out: &std::path::Path) -> Result<()> {

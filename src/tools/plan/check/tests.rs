@@ -122,8 +122,7 @@ fn profiles_foretell_what_happens() {
         };
         // The neighbour gets the fifth of the requests for which it is expected to be the better by most, enough to be always busy.
         let share = if other.replicas == 0 { 1.0 } else { 0.8 };
-        let scores = checking.sample.scores().unwrap();
-        let prices = crate::plan::prices::prices(&scores, &[share, 1.0 - share]);
+        let prices = crate::plan::prices::prices(&checking.sample.scores().unwrap(), &[share, 1.0 - share]);
         let rate = point.rate / slow_down / share;
         let checked = check(&checking, &setup, &placement, &routing([prices[0], prices[1]]), &[rate]).unwrap();
         let [checked] = checked.as_slice() else { panic!("{} results", checked.len()) };
