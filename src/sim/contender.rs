@@ -1,8 +1,10 @@
 //! Contenders: what decides in a simulation, ours and those it is compared with. All of them see the same loads.
 //!
 //! A contender that chooses the model first and its instance afterwards is a **pipeline**: as none of those published looks at the
-//! load to choose the model, the models of all kinds of requests are chosen before the simulation begins.
+//! load to choose the model, the models of all kinds of requests are chosen before the simulation begins. A **cascade** asks several
+//! models one after the other.
 
+mod cascade;
 mod dispatcher;
 mod fitted;
 mod forest;
@@ -15,6 +17,7 @@ use crate::fleet::{BatchSizing, Batching, Fleet, ModelKind};
 use crate::reckoning::Dispatch;
 use crate::router::Decision;
 
+pub use cascade::Cascade;
 pub use dispatcher::{Dispatcher, Turns};
 pub use fitted::{Fitted, PoolTimes, inputs};
 pub use forest::{DEPTH, Forest, INPUTS_MAX, Inputs, SPLITS, Tree};
@@ -34,6 +37,8 @@ pub enum Contender {
         /// How the instance is chosen.
         dispatcher: Dispatcher,
     },
+    /// Models one after the other, until an answer is accepted.
+    Cascade(Cascade),
 }
 
 impl Contender {

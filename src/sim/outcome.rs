@@ -26,6 +26,15 @@ pub enum End {
     },
 }
 
+/// A whole answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Index of the model.
+    pub model: usize,
+    /// Its output tokens.
+    pub output_tokens: u32,
+}
+
 /// What became of one request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
@@ -37,7 +46,7 @@ pub struct Outcome {
     pub at: Duration,
     /// From its arrival to its decision; `None` before.
     pub decided: Option<Duration>,
-    /// Index of the model that it was decided for.
+    /// Index of the model that it was decided for; of a cascade, the one asked now or last.
     pub model: Option<usize>,
     /// What our router decided, with what was expected of it; `None` if nothing was, or if it is not kept.
     pub decision: Option<Box<Decision>>,
@@ -45,11 +54,13 @@ pub struct Outcome {
     pub instance: Option<usize>,
     /// How often Envoy sent it.
     pub attempts: usize,
-    /// From its arrival to the first token at the gateway.
+    /// Answers that a cascade's judge turned down, in their order; the client does not see them.
+    pub turned_down: Vec<Answer>,
+    /// From its arrival to the first token at the gateway of the answer that the client gets.
     pub ttft: Option<Duration>,
     /// From its arrival to its end at the gateway.
     pub e2e: Option<Duration>,
-    /// Output tokens of the whole answer.
+    /// Output tokens of the whole answer that the client gets.
     pub output_tokens: u32,
     /// How it ended.
     pub end: End,
@@ -60,6 +71,12 @@ impl Outcome {
     pub fn tpot(&self) -> Option<Duration> {
         let tokens = self.output_tokens.checked_sub(1)?;
         self.e2e?.checked_sub(self.ttft?)?.checked_div(tokens)
+    }
+
+    /// All answers that were asked for: those turned down, and the client's.
+    pub fn answers(&self) -> impl Iterator<Item = Answer> + '_ {
+        let last = self.model.map(|model| Answer { model, output_tokens: self.output_tokens });
+        self.turned_down.iter().copied().chain(last)
     }
 
     /// Whether it was answered.

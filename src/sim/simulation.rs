@@ -23,6 +23,7 @@ use crate::sim::sharing::Sharing;
 use crate::sim::workload::Workload;
 use crate::telemetry::Load;
 
+mod cascading;
 mod deciding;
 mod upkeep;
 
@@ -405,6 +406,7 @@ impl<'a> Simulation<'a> {
                     outcome.ttft = Some(now.saturating_sub(outcome.at));
                 }
             }
+            News::Finished if self.is_turned_down(index) => self.send_on(index),
             News::Finished => self.end(index, End::Answered),
             News::TooLong => self.end(index, End::Refused),
             News::Lost => self.lose(index),
@@ -480,7 +482,7 @@ impl<'a> Simulation<'a> {
         }
         if let Some(outcome) = self.outcomes.get_mut(index) {
             outcome.end = end;
-            outcome.attempts = flight.attempt.saturating_add(1);
+            outcome.attempts = outcome.attempts.saturating_add(flight.attempt).saturating_add(1);
             outcome.instance = flight.target();
             outcome.e2e = Some(self.now.saturating_sub(outcome.at));
         }

@@ -9,7 +9,7 @@ use crate::fleet::{BatchSizing, Batching, Constraints};
 use crate::openai::Api;
 use crate::reckoning::LoadNow;
 use crate::router::{Ask, Verdict};
-use crate::sim::contender::{Choice, Contender, Deciding};
+use crate::sim::contender::{Cascade, Choice, Contender, Deciding};
 use crate::sim::engine::Job;
 use crate::sim::outcome::{End, Outcome};
 use crate::sim::workload::Template;
@@ -60,6 +60,7 @@ impl Simulation<'_> {
             decision: None,
             instance: None,
             attempts: 0,
+            turned_down: Vec::new(),
             ttft: None,
             e2e: None,
             output_tokens: 0,
@@ -208,7 +209,7 @@ impl Simulation<'_> {
                 let assigned = published.assign(fleet, &batch, &mut loads, now);
                 assigned.into_iter().filter_map(|(i, choice)| Some((*requests.get(i)?, choice))).collect()
             }
-            Contender::Pipeline { models, dispatcher } => {
+            contender @ (Contender::Pipeline { dispatcher, .. } | Contender::Cascade(Cascade { dispatcher, .. })) => {
                 let mut choices = Vec::with_capacity(requests.len());
                 for index in requests {
                     let slot = home.slot_of(worker(index));
@@ -216,9 +217,13 @@ impl Simulation<'_> {
                     let (loads, _) = home.loads(slot, fleet, &config.telemetry, now, draw);
                     let asked = template_of(index).zip(workload.arrivals.get(*index));
                     let choice = asked.and_then(|(template, arrival)| {
-                        let model = match models {
-                            Some(models) => Some(*models.get(arrival.template)?),
-                            None => None,
+                        let model = match contender {
+                            Contender::Pipeline { models: Some(models), .. } => Some(*models.get(arrival.template)?),
+                            Contender::Cascade(cascade) => {
+                                let answers = self.outcomes.get(*index)?.turned_down.len();
+                                Some(cascade.model(answers)?)
+                            }
+                            _ => None,
                         };
                         dispatcher.choose(fleet, model, template, &loads, &mut home.turns, &mut home.random)
                     });
@@ -238,7 +243,8 @@ impl Simulation<'_> {
         let output_tokens = model.and_then(|m| template.output_tokens.get(m)).copied().unwrap_or_default();
         let max_tokens = template.prompt.max_tokens.unwrap_or(u32::MAX).min(choice.max_tokens.unwrap_or(u32::MAX));
         outcome.output_tokens = output_tokens.min(max_tokens);
-        outcome.decided = Some(now.saturating_sub(outcome.at));
+        // A cascade has decided once; its judge only sends the request on.
+        outcome.decided = outcome.decided.or(Some(now.saturating_sub(outcome.at)));
         outcome.model = model;
         outcome.instance = Some(choice.instance);
         let Some(home) = self.gateways.get_mut(gateway) else { return };
@@ -265,9 +271,10 @@ impl Simulation<'_> {
         self.after_network(Happening::Reach { flight: index, attempt: 0 });
     }
 
-    /// Requests of a gateway that wait for their decisions.
+    /// Requests of a gateway that wait for their decisions, or for their judge's.
     pub(super) fn undecided(&self, gateway: usize) -> Vec<usize> {
-        let waits = |i: &&usize| self.outcomes.get(**i).is_some_and(|o| o.gateway == gateway && o.decided.is_none());
+        let is_with_gateway = |i: usize| self.flights.get(i).is_some_and(Option::is_none);
+        let waits = |i: &&usize| is_with_gateway(**i) && self.outcomes.get(**i).is_some_and(|o| o.gateway == gateway);
         self.open.iter().filter(waits).copied().collect()
     }
 }

@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::fleet::{Budget, Constraints, Mode, ModelKind, Slo};
 use crate::random::Random;
 use crate::router::Router;
-use crate::sim::contender::Contender;
+use crate::sim::contender::{Cascade, Contender};
 use crate::sim::workload::{Template, Workload, sustainable_rates};
 
 /// The published budgets' seed (RouteBalance, section 10 of its specification), and the output tokens that they are made for.
@@ -122,13 +122,17 @@ impl Ground {
         Ok((feed, workload))
     }
 
-    /// What decides, for the templates of a feed: a pipeline's models are those of prompts.
+    /// What decides, for the templates of a feed: a pipeline's models and a cascade's judgements are those of prompts.
     pub fn contender(&self, entrant: &Entrant, feed: &Feed) -> Contender {
         match &entrant.contender {
             Contender::Pipeline { models: Some(models), dispatcher } => Contender::Pipeline {
                 models: Some(feed.prompts.iter().filter_map(|p| models.get(*p).copied()).collect()),
                 dispatcher: *dispatcher,
             },
+            Contender::Cascade(cascade) => Contender::Cascade(Cascade {
+                turned_down: feed.prompts.iter().filter_map(|p| cascade.turned_down.get(*p).copied()).collect(),
+                ..cascade.clone()
+            }),
             other => other.clone(),
         }
     }

@@ -10,7 +10,7 @@ use crate::fleet::{Fleet, Weights};
 use crate::random::Random;
 use crate::router::Router;
 use crate::sim::contender::{Contender, Deciding};
-use crate::sim::outcome::{End, Outcome, percentile};
+use crate::sim::outcome::{Answer, End, Outcome, percentile};
 use crate::sim::simulation::{Options, Simulation};
 use crate::sim::workload::Workload;
 
@@ -137,12 +137,15 @@ fn quality(workload: &Workload, outcome: &Outcome) -> f64 {
     outcome.model.and_then(|m| template?.quality.get(m)).copied().unwrap_or_default()
 }
 
-/// What the tokens of a request cost.
+/// What the tokens of a request cost, those of answers that were turned down included.
 fn usd(fleet: &Fleet, workload: &Workload, outcome: &Outcome) -> f64 {
-    let template = workload.templates.get(outcome.template);
-    let Some((model, template)) = outcome.model.and_then(|m| fleet.models.get(m)).zip(template) else { return 0.0 };
-    f64::from(template.prompt_tokens) * model.tariff.usd_per_input_token
-        + f64::from(outcome.output_tokens) * model.tariff.usd_per_output_token
+    let Some(template) = workload.templates.get(outcome.template) else { return 0.0 };
+    let of = |answer: Answer| {
+        let tariff = &fleet.models.get(answer.model)?.tariff;
+        let prompt = f64::from(template.prompt_tokens) * tariff.usd_per_input_token;
+        Some(prompt + f64::from(answer.output_tokens) * tariff.usd_per_output_token)
+    };
+    outcome.answers().filter_map(of).sum()
 }
 
 /// 95 % intervals of the means of columns: the percentile bootstrap over rows, one draw for all columns.

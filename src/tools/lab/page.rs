@@ -7,6 +7,7 @@ pub(in crate::tools) mod axis;
 mod bars;
 pub(in crate::tools) mod chart;
 mod course;
+pub(in crate::tools) mod curves;
 mod frontiers;
 mod labels;
 mod load;

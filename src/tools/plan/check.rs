@@ -300,7 +300,7 @@ pub fn table(problem: &Problem, plan: &Plan, checked: &[Vec<Checked>]) -> String
 }
 
 /// What clients send, for the models that are deployed.
-fn templates(checking: &Checking, models: &[usize]) -> Arc<[Template]> {
+pub(super) fn templates(checking: &Checking, models: &[usize]) -> Arc<[Template]> {
     let of = |template: &Template| {
         let mut template = template.clone();
         template.output_tokens = models.iter().map(|m| template.output_tokens[*m]).collect();

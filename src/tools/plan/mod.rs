@@ -2,11 +2,13 @@
 
 pub mod apply;
 pub mod check;
+pub mod comparison;
 pub mod file;
 pub mod measure;
 pub mod page;
 pub mod planned;
 pub mod profiles;
+pub mod rivals;
 pub mod sample;
 pub mod sweep;
 pub mod table;
