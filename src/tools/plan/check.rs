@@ -301,7 +301,17 @@ pub fn refined_problem(problem: &Problem, measuring: &Measuring, sample: &Sample
 pub fn table(problem: &Problem, plan: &Plan, checked: &[Vec<Checked>]) -> String {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);
-    table.set_header(["req/s", "mean TTFT ms", "predicted", "off", "of the limit", "P95 TTFT", "score", "expected", "no answer"]);
+    table.set_header([
+        "req/s",
+        "mean TTFT ms",
+        "predicted",
+        "off",
+        "of the limit",
+        "P95 TTFT",
+        "score",
+        "expected",
+        "no answer",
+    ]);
     let limit = problem.limits.iter().find(|l| (l.metric, l.statistic) == (Metric::Ttft, Statistic::Mean));
     for (routing, rows) in plan.routings.iter().zip(checked) {
         let predicted: f64 = routing.fractions.iter().zip(&routing.ttft_ms).map(|(share, ms)| share * ms).sum();

@@ -188,9 +188,12 @@ fn refine(planner: &Planner<'_>, worker: &mut Worker<'_>, plans: &mut [Plan]) {
         }
         if plan.score_bound - plan.score > FINE_GAP
             && let Some(finer) = worker.solve(&plan.setup, &plan.placement, FINE_GAP, f64::NEG_INFINITY)
-            && finer.score >= plan.score
         {
-            plans[i] = finer;
+            if finer.score >= plan.score {
+                plans[i] = finer;
+            } else {
+                plans[i].score_bound = finer.score_bound.max(plan.score);
+            }
         }
         let own = worth(&plans[i]);
         let place = first.partition_point(|other| *other >= own);
