@@ -1,7 +1,7 @@
 //! What the planner has found, for the table, the page and the JSON file.
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(in crate::tools::plan) mod tests;
 
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use self::checked::{Check, Ground};
-use self::panels::{BUSY, PANELS, Reading, Solved};
+use self::panels::{PANELS, PUBLISHED, Reading, Solved};
 use self::published::Published;
 use super::comparison;
 use super::file::{Overrides, PlanFile};
@@ -61,6 +61,8 @@ pub fn run(file: &Path, seed: u64) -> Result<Studies> {
         planning: &planning,
         sample: &checking,
         max_tokens: measuring.max_tokens,
+        requests: REQUESTS,
+        runs: RUNS,
         seed: seed.wrapping_add(SEEDS_APART),
     };
     let solved = panels::solve(&base)?;
@@ -70,13 +72,17 @@ pub fn run(file: &Path, seed: u64) -> Result<Studies> {
     Ok(Studies { models, solved, published, checks, comparison, seconds: start.elapsed().as_secs_f64() })
 }
 
+/// Requests of a run of a check.
+const REQUESTS: usize = 30_000;
+/// Runs of every demand.
+const RUNS: u64 = 2;
 /// From the seed of the profiles to the first of the checks.
 const SEEDS_APART: u64 = 1_000;
 
-/// The paper's second study, on four GPUs near what they can serve: further from it no rule overloads anything.
+/// The paper's second study, on four GPUs, at those of its panels that have a plan.
 fn compare(solved: &[Solved], ground: &Ground<'_>) -> Result<Vec<comparison::Row>> {
     let gpus = PANELS[0].gpus;
-    let wanted = |s: &&Solved| s.setting == BUSY && s.reading == Reading::Ours && s.panel.gpus == gpus;
+    let wanted = |s: &&Solved| s.setting == PUBLISHED && s.reading == Reading::Ours && s.panel.gpus == gpus;
     let of_study: Vec<&Solved> = solved.iter().filter(wanted).collect();
     let first = of_study.first().context("no panel of the second study was planned")?;
     let isolated = comparison::isolated(&first.planned.problem);

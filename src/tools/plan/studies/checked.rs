@@ -8,9 +8,7 @@ use serde::Serialize;
 use super::panels::{Reading, Solved};
 use crate::plan::device::ModelSize;
 use crate::plan::search::Planner;
-use crate::tools::plan::check::{
-    Checked, Checking, DEMANDS, check_deployed, deploy, follow_load, refined_problem,
-};
+use crate::tools::plan::check::{Checked, Checking, DEMANDS, check_deployed, deploy, follow_load, refined_problem};
 use crate::tools::plan::measure::Measuring;
 use crate::tools::plan::planned;
 use crate::tools::plan::sample::Sample;
@@ -18,10 +16,6 @@ use crate::tools::plan::sweep::at_demand;
 
 /// Score by which a refined plan may be off.
 const GAP: f64 = 1e-5;
-/// Requests of a run.
-const REQUESTS: usize = 12_000;
-/// Runs of every demand, with seeds of their own.
-const RUNS: u64 = 2;
 
 /// What plans run with.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +30,10 @@ pub struct Ground<'a> {
     pub sample: &'a Sample,
     /// Tokens after which answers are cut.
     pub max_tokens: Option<u32>,
+    /// Requests of a run.
+    pub requests: usize,
+    /// Runs of every demand, with seeds of their own.
+    pub runs: u64,
     /// First seed.
     pub seed: u64,
 }
@@ -48,8 +46,8 @@ impl<'a> Ground<'a> {
             sizes: self.sizes,
             sample: self.sample,
             max_tokens: self.max_tokens,
-            requests: REQUESTS,
-            runs: RUNS,
+            requests: self.requests,
+            runs: self.runs,
             seed: self.seed,
         }
     }
@@ -62,10 +60,11 @@ pub struct AtDemand {
     pub part: f64,
     /// Whether the planner knows a routing of the setup that keeps the limit.
     pub can_keep: bool,
-    /// Mean time to the first token that it predicts of that routing, or else of the one that exceeds the limit least, milliseconds.
-    pub predicted_ms: f64,
+    /// Mean time to the first token that it predicts of that routing, or else of the one that exceeds the limit least, milliseconds;
+    /// `None` if the setup cannot serve the demand.
+    pub predicted_ms: Option<f64>,
     /// Its predicted score.
-    pub predicted_score: f64,
+    pub predicted_score: Option<f64>,
     /// With the prices of the forecast.
     pub static_prices: Checked,
     /// With prices that follow live load.
@@ -97,7 +96,7 @@ impl Check {
 
     /// By which part of what happened the prediction was off, with the prices of the plan at its demand.
     pub fn off(&self) -> Option<f64> {
-        self.at_forecast().map(|at| at.static_prices.off(at.predicted_ms))
+        self.at_forecast().and_then(|at| Some(at.static_prices.off(at.predicted_ms?)))
     }
 
     /// Whether every request was answered, and their mean keeps the limit.
@@ -148,12 +147,12 @@ fn of_panel(solved: &Solved, ground: &Ground<'_>) -> Result<Check> {
     let [fixed, online] = [fixed, online].map(|deployed| check_deployed(&checking, &deployed, &rates));
     for ((part, rate), (static_prices, online_prices)) in DEMANDS.iter().zip(rates).zip(fixed.into_iter().zip(online)) {
         let near = |at: &&planned::AtDemand| (at.routing.rate / rate - 1.0).abs() < 1e-6;
-        let Some(best) = levels.iter().find(near) else { continue };
+        let best = levels.iter().find(near);
         check.demands.push(AtDemand {
             part: *part,
-            can_keep: best.keeps,
-            predicted_ms: best.routing.limits_ms.first().copied().unwrap_or_default(),
-            predicted_score: best.routing.score,
+            can_keep: best.is_some_and(|best| best.keeps),
+            predicted_ms: best.and_then(|best| best.routing.limits_ms.first().copied()),
+            predicted_score: best.map(|best| best.routing.score),
             static_prices,
             online_prices,
         });

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::panels::{PANELS, Panel, Reading, Solved, TIGHT};
 use crate::plan::placement::first_fit_decreasing;
 use crate::plan::prices::best_score;
+use crate::plan::problem::{Beyond, Problem};
 use crate::plan::published::{Knobs, route};
 use crate::plan::search::Planner;
 use crate::plan::solution::Plan;
@@ -88,7 +89,8 @@ pub fn compare(solved: &[Solved]) -> Result<Published> {
     let panel = Published::panel();
     let is_it = |s: &&Solved| s.panel == panel && s.reading == Reading::Paper;
     let planned = &solved.iter().find(is_it).context("the panel of the published algorithm was not planned")?.planned;
-    let problem = &planned.problem;
+    // The published algorithm knows no end of a profile: so that both solve the same, ours goes on with the last slope, too.
+    let problem = &Problem { beyond: Beyond::LastSlope, ..planned.problem.clone() };
     let planner = Planner::new(problem);
     let mut worker = planner.worker();
     let limit = problem.limits.first().context("the panel has no limit")?;

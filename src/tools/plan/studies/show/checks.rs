@@ -47,6 +47,15 @@ pub(super) fn sentences(checks: &[Check]) -> String {
         kept(fixed),
         kept(online)
     );
+    let score = |kind: &Kind| {
+        let scores: Vec<f64> = possible().map(|(_, at)| (kind.of)(at).score).collect();
+        scores.iter().sum::<f64>() / scores.len().max(1) as f64
+    };
+    text.push_str(&format!(
+        " There the answers have a mean score of {:.4} with static prices and of {:.4} with online prices.",
+        score(fixed),
+        score(online)
+    ));
     let n = beyond().count();
     if n > 0 {
         text.push_str(&format!(
@@ -82,7 +91,9 @@ pub(super) fn grid(checks: &[Check]) -> Grid {
     let row = |check: &Check, at: &AtDemand| -> Vec<Cell> {
         let (fixed, online) = (&at.static_prices, &at.online_prices);
         let is_plan = (at.part - 1.0).abs() < 1e-9;
-        let off = fixed.off(at.predicted_ms);
+        let off = at.predicted_ms.map(|ms| fixed.off(ms)).filter(|_| is_plan);
+        let known =
+            |value: Option<f64>, decimals: usize| value.map_or_else(|| words("none"), |v| number_cell(v, decimals));
         let margin = |checked: &Checked| {
             let mark = if check.keeps(checked) { "" } else { " late" };
             Cell::Number(check.margin(checked), format!("{:.3}{mark}", check.margin(checked)))
@@ -94,13 +105,13 @@ pub(super) fn grid(checks: &[Check]) -> Grid {
             number_cell(check.slo_ms, 0),
             number_cell(at.part, 2),
             words(if at.can_keep { "yes" } else { "no" }),
-            number_cell(at.predicted_ms, 1),
+            known(at.predicted_ms, 1),
             number_cell(fixed.ttft_mean_ms, 1),
-            if is_plan { Cell::Number(off, format!("{:+.1} %", 100.0 * off)) } else { words("") },
+            off.map_or_else(|| words(""), |off| Cell::Number(off, format!("{:+.1} %", 100.0 * off))),
             margin(fixed),
             number_cell(online.ttft_mean_ms, 1),
             margin(online),
-            number_cell(at.predicted_score, 4),
+            known(at.predicted_score, 4),
             number_cell(fixed.score_expected, 4),
             number_cell(fixed.score, 4),
             number_cell(online.score_expected, 4),

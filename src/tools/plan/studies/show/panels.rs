@@ -17,6 +17,26 @@ pub(super) fn tables(solved: &[Solved]) -> Vec<(String, Grid)> {
     SETTINGS.iter().map(of).collect()
 }
 
+/// What routing alone can make of the prompts.
+fn range(solved: &[Solved]) -> String {
+    let Some(problem) = solved.first().map(|s| &s.planned.problem) else { return String::new() };
+    let alone = |m: usize| {
+        let prices: Vec<f64> = (0..problem.models.len()).map(|o| if o == m { 0.0 } else { f64::INFINITY }).collect();
+        format!("{} {:.4}", problem.models[m].name, problem.scores.assign(&prices).score)
+    };
+    let all: Vec<String> = (0..problem.models.len()).map(alone).collect();
+    format!(
+        "Alone the models have mean predicted scores of {}; if every prompt goes to the one with the highest, {:.4}: no setup can have more.",
+        all.join(", "),
+        problem.scores.gain(&vec![0.0; problem.models.len()])
+    )
+}
+
+/// What all panels have in common, in a line.
+pub(super) fn preamble(solved: &[Solved]) -> String {
+    format!("RouterWise's eight panels. {}", range(solved))
+}
+
 pub(super) fn html(solved: &[Solved]) -> String {
     let mut html = "<p>RouterWise's eight panels (GPUs, demand, limit of the mean time to the first token), with other models, prompts \
                     and answers than the paper's. The paper finds scores from .30 to .56 over all its setups, \"up to 87 %\" from worst \
@@ -24,6 +44,7 @@ pub(super) fn html(solved: &[Solved]) -> String {
                     alone, lets caps oversubscribe GPUs, and knows no interference; <i>ours</i> checks caps on every GPU and counts \
                     interference. A simple rule is missing where it has no setup that keeps the limit.</p>\n"
         .to_owned();
+    let _ = writeln!(html, "<p>{}</p>", escaped(&range(solved)));
     for (setting, (sentences, grid)) in SETTINGS.iter().zip(tables(solved)) {
         let _ = write!(html, "<h3>{}</h3>\n<p>{}</p>\n", heading(setting), escaped(&sentences));
         if setting.is_drawn {
@@ -126,7 +147,7 @@ fn grid(solved: &[&Solved]) -> Grid {
         let count = |n: usize| number_cell(n as f64, 0);
         let mut row = vec![
             count(s.panel.gpus),
-            number_cell(s.panel.rate, 0),
+            Cell::Number(s.panel.rate, s.panel.rate.to_string()),
             number_cell(s.panel.slo_ms, 0),
             words(s.reading.name()),
             count(s.planned.enumerated),
