@@ -61,11 +61,6 @@ impl Interference {
         self.companies.iter().enumerate().map(slowest).collect()
     }
 
-    /// The slow-downs while all copies have work.
-    pub fn worst_slow_downs(&self) -> Vec<f64> {
-        self.slow_downs(&vec![1.0; self.caps.len()])
-    }
-
     fn slow_down(&self, model: usize, company: &[usize], busy: &[f64]) -> f64 {
         let Some(strength) = self.strength else { return 1.0 };
         let cap = |model: usize| self.caps.get(model).copied().unwrap_or(0);

@@ -15,8 +15,8 @@ use super::problem::{Goal, Limit, Metric, Problem, Statistic};
 use super::profile::Profile;
 use super::scores::Scores;
 use super::setup::{Choice, Placement, Setup};
-use super::solution::{Infeasible, Plan, Routing};
-use super::solve::{Solved, Solver, holds};
+use super::solution::{Plan, Routing};
+use super::solve::{Solved, Solver};
 
 /// A problem, made ready.
 #[derive(Clone, Debug)]
@@ -235,60 +235,6 @@ impl<'a> Worker<'a> {
     /// shares.
     pub fn exact_prices(&self, routing: &Routing) -> Vec<f64> {
         super::prices::prices(&self.problem().scores, &routing.fractions)
-    }
-
-    /// Whether a setup can keep limits at a rate.
-    fn can_keep(&mut self, rate: f64, setup: &Setup, placement: &Placement, limits: &[Limit]) -> bool {
-        let (planner, problem) = (self.planner, self.problem());
-        let Some(at) = self.levels.first_mut() else { return false };
-        let any = 2.0 * (problem.scores.range().1 - problem.scores.range().0) + 1.0;
-        let interference = Interference::new(problem, setup, placement);
-        let mut slow_down = vec![1.0; setup.0.len()];
-        for _ in 0..SLOW_DOWN_ROUNDS {
-            let served = planner.all_served(setup, &slow_down, rate);
-            let terms = planner.terms(&served, limits);
-            let Some(solved) = at.solver.solve(&terms, limits.len(), any, f64::NEG_INFINITY) else { return false };
-            let busy = |(s, share): (&Option<Served<'_>>, &f64)| s.as_ref().map_or(0.0, |s| s.busy(*share));
-            let busy: Vec<f64> = served.iter().zip(&solved.fractions).map(busy).collect();
-            let now = interference.slow_downs(&busy);
-            let terms = planner.terms(&planner.all_served(setup, &now, rate), limits);
-            if holds(&terms, limits.len(), &solved.fractions) {
-                return true;
-            }
-            slow_down = slow_down.iter().zip(&now).map(|(f, now)| f.max(*now)).collect();
-        }
-        false
-    }
-
-    /// What a setup that has no plan comes nearest to; `None` if it keeps every limit at every level.
-    pub fn why_not(&mut self, setup: &Setup, placement: &Placement) -> Option<Infeasible> {
-        let problem = self.problem();
-        let levels = problem.levels.iter().map(|l| l.rate).enumerate();
-        let (level, rate) = levels
-            .filter(|(_, rate)| !self.can_keep(*rate, setup, placement, &problem.limits))
-            .max_by(|a, b| a.1.total_cmp(&b.1))?;
-        let rate_max = between(0.0, rate, |rate| self.can_keep(rate, setup, placement, &problem.limits));
-        if !self.can_keep(rate, setup, placement, &[]) {
-            return Some(Infeasible { level, limit: None, best_ms: f64::INFINITY, rate_max });
-        }
-        // The limit that must be raised by most while the others hold, or by itself if the others do not.
-        let mut worst: Option<(usize, f64)> = None;
-        for (index, limit) in problem.limits.iter().enumerate() {
-            let alone = |ms: f64| [Limit { milliseconds: ms, ..*limit }];
-            let mut high = limit.milliseconds;
-            while high < 1e9 && !self.can_keep(rate, setup, placement, &alone(high)) {
-                high *= 2.0;
-            }
-            let low = if high > limit.milliseconds { 0.5 * high } else { 0.0 };
-            let best =
-                low + high - between(low, high, |ms| self.can_keep(rate, setup, placement, &alone(low + high - ms)));
-            if worst.is_none_or(|(i, ms)| {
-                problem.limits.get(i).is_some_and(|l| best / limit.milliseconds > ms / l.milliseconds)
-            }) {
-                worst = Some((index, best));
-            }
-        }
-        worst.map(|(limit, best_ms)| Infeasible { level, limit: Some(limit), best_ms, rate_max })
     }
 }
 

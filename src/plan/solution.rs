@@ -39,16 +39,3 @@ pub struct Plan {
     /// What its GPUs cost, USD per hour: those that have a shard.
     pub usd_per_hour: f64,
 }
-
-/// Why a setup has no plan: what it comes nearest to.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Infeasible {
-    /// Index of the level of demand at which it fails.
-    pub level: usize,
-    /// Index of the limit that it misses by most; `None` if it cannot serve the rate within its profiles at all.
-    pub limit: Option<usize>,
-    /// The least that this limit's statistic can be, milliseconds.
-    pub best_ms: f64,
-    /// Requests per second that it can serve within the limits.
-    pub rate_max: f64,
-}

@@ -300,7 +300,7 @@ fn highest(open: &[Node]) -> Option<usize> {
 }
 
 /// Whether shares keep the limits, and their profiles tell of them.
-pub(super) fn holds(terms: &[Term], limits: usize, shares: &[f64]) -> bool {
+fn holds(terms: &[Term], limits: usize, shares: &[f64]) -> bool {
     let mut sum = vec![0.0; limits];
     let mut of = Vec::with_capacity(limits);
     for (term, share) in terms.iter().zip(shares) {

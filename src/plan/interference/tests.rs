@@ -40,8 +40,6 @@ fn slow_downs_by_hand() {
     for (name, caps, gpus, strength, busy, expected) in rows {
         assert_close(&interference(caps, gpus, strength).slow_downs(busy), expected, name);
     }
-    let two = interference(&[40, 60], &[&[0], &[0]], 0.5);
-    assert_eq!(two.worst_slow_downs(), two.slow_downs(&[1.0, 1.0]));
 }
 
 #[test]
@@ -50,7 +48,7 @@ fn copies_of_one_model_are_company_too() {
     problem.space.interference = Some(0.5);
     let setup = Setup(vec![choice(0, 1, 30, 3), Choice::NONE]);
     let placement = Placement { gpus: vec![vec![vec![0], vec![0], vec![1]], vec![]] };
-    let slow_downs = Interference::new(&problem, &setup, &placement).worst_slow_downs();
+    let slow_downs = Interference::new(&problem, &setup, &placement).slow_downs(&[1.0, 1.0]);
     assert_close(&slow_downs, &[1.15, 1.0], "the worst copy, and a model that is not deployed");
 }
 
@@ -75,7 +73,7 @@ fn properties() {
         let all = of(&caps, &gpus);
         let slow = all.slow_downs(&busy);
 
-        let worst = all.worst_slow_downs();
+        let worst = all.slow_downs(&vec![1.0; models]);
         assert!(slow.iter().zip(&worst).all(|(s, w)| (1.0..=w + 1e-12).contains(s)), "case {case}: {slow:?} {worst:?}");
         let mut busier = busy.clone();
         let which = random.below(models);

@@ -144,37 +144,6 @@ fn levels_share_a_setup_and_have_prices_of_their_own() {
 }
 
 #[test]
-fn a_setup_without_a_plan_says_what_it_comes_nearest_to() {
-    let mut problem = small(&[TTFT], 14.0, None);
-    problem.limits[0].milliseconds = 30.0;
-    let planner = Planner::new(&problem);
-    let mut worker = planner.worker();
-    let (setup, placement) = placed(&problem).remove(0);
-    let why = worker.why_not(&setup, &placement).unwrap();
-    assert_eq!(why.limit, Some(0));
-    assert!(why.best_ms > 30.0, "{why:?}");
-    let mut easier = problem.clone();
-    for (ms, possible) in [(why.best_ms * 1.001, true), (why.best_ms * 0.999, false)] {
-        easier.limits[0].milliseconds = ms;
-        let planner = Planner::new(&easier);
-        let plan = planner.worker().solve(&setup, &placement, 1e-3, f64::NEG_INFINITY);
-        assert_eq!(plan.is_some(), possible, "{ms}");
-    }
-    problem.levels[0].rate = 1_000.0;
-    let planner = Planner::new(&problem);
-    let why = planner.worker().why_not(&setup, &placement).unwrap();
-    assert_eq!(why.limit, None, "no profile tells of so much");
-    problem.limits[0].milliseconds = 1e6;
-    let planner = Planner::new(&problem);
-    let why = planner.worker().why_not(&setup, &placement).unwrap();
-    assert!(why.rate_max > 1.0 && why.rate_max < 100.0, "{why:?}");
-    let mut less = problem.clone();
-    less.levels[0].rate = why.rate_max * 0.99;
-    assert!(Planner::new(&less).worker().solve(&setup, &placement, 1e-3, f64::NEG_INFINITY).is_some());
-    assert_eq!(Planner::new(&less).worker().why_not(&setup, &placement), None);
-}
-
-#[test]
 fn goals_order_plans() {
     let mut problem = small(&[TTFT], 14.0, None);
     let best = |problem: &Problem, plans: &[(f64, f64)]| {

@@ -44,6 +44,8 @@ pub struct Planned {
     pub enumerated: usize,
     /// Those of them that have a placement.
     pub placed: usize,
+    /// Of those, how many were not solved, since a bound shows that they are not among the best: only where there are very many.
+    pub left_out: usize,
     /// Those of them that keep the limits, the best first.
     pub plans: Vec<Plan>,
     /// No setup has a plan of a higher score; by the goals that look at money, none whose plan is preferred.
@@ -140,7 +142,7 @@ pub fn to_json(planned: &Planned) -> Value {
         "slo": problem.limits.iter().map(|limit| (limit_name(limit), limit.milliseconds.into())).collect::<serde_json::Map<_, _>>(),
         "prompts": problem.scores.prompts(),
         "setups": {
-            "enumerated": planned.enumerated, "placed": planned.placed, "feasible": planned.plans.len(),
+            "enumerated": planned.enumerated, "placed": planned.placed, "left_out": planned.left_out, "feasible": planned.plans.len(),
         },
         "seconds": planned.seconds,
         "gap": planned.gap(),

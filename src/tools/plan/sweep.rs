@@ -25,6 +25,8 @@ const COARSE_GAP: f64 = 2e-3;
 const FINE_GAP: f64 = 1e-5;
 /// Scores that differ by no more are as good: those of 2,000 prompts scatter by a hundred times as much from sample to sample.
 const TIE: f64 = 1e-4;
+/// Setups up to which every one is solved, for the page to show.
+const ALL_MAX: usize = 30_000;
 /// Setups that a thread takes at once: neighbours teach each other.
 const CHUNK: usize = 64;
 
@@ -121,18 +123,18 @@ pub fn plan_placed(problem: &Problem, notes: Vec<String>, placer: Placer) -> Res
     let planner = Planner::new(problem);
     let placed = placed(problem, &possible, placer);
     ensure_any(problem, enumerated, placed.len())?;
-    let progress = bar(placed.len(), "planning");
-    let solved = on_all_cores(
-        &placed,
-        || planner.worker(),
-        |worker, (setup, placement)| Some(worker.solve(setup, placement, COARSE_GAP, f64::NEG_INFINITY)),
-        &progress,
-    );
-    progress.finish_and_clear();
+    let solved = solve_all(&planner, problem, &placed, ALL_MAX);
     let mut worker = planner.worker();
-    let keeps: Vec<bool> = solved.iter().map(|(_, plan)| plan.is_some()).collect();
+    let keeps: Vec<bool> = solved.iter().map(|solved| !matches!(solved, Solved::Infeasible)).collect();
     let by_rule = Baseline::ALL.map(|rule| by_rule(rule, problem, &placed, &keeps, &mut worker)).into();
-    let mut plans: Vec<Plan> = solved.into_iter().filter_map(|(_, plan)| plan).collect();
+    let left_out = solved.iter().filter(|solved| matches!(solved, Solved::LeftOut)).count();
+    let mut plans: Vec<Plan> = solved
+        .into_iter()
+        .filter_map(|solved| match solved {
+            Solved::Plan(plan) => Some(*plan),
+            Solved::LeftOut | Solved::Infeasible => None,
+        })
+        .collect();
     refine(&planner, &mut worker, &mut plans);
     let bound = plans.iter().map(|plan| preferred_bound(problem, plan, plans.first())).fold(0.0, f64::max);
     for routing in plans.first_mut().into_iter().flat_map(|plan| &mut plan.routings) {
@@ -147,6 +149,7 @@ pub fn plan_placed(problem: &Problem, notes: Vec<String>, placer: Placer) -> Res
         problem: problem.clone(),
         enumerated,
         placed: placed.len(),
+        left_out,
         plans,
         bound,
         by_rule,
@@ -154,6 +157,49 @@ pub fn plan_placed(problem: &Problem, notes: Vec<String>, placer: Placer) -> Res
         notes,
         seconds,
     })
+}
+
+/// What came of a setup.
+enum Solved {
+    Plan(Box<Plan>),
+    /// Nobody keeps the limits with it.
+    Infeasible,
+    /// It is certain not to be among the best.
+    LeftOut,
+}
+
+/// Solves all setups; where they are more than `all_max`, not those whose bound shows that they are not among the best.
+fn solve_all(planner: &Planner<'_>, problem: &Problem, placed: &[Placed], all_max: usize) -> Vec<Solved> {
+    let progress = bar(placed.len(), "planning");
+    let choosy = placed.len() > all_max;
+    // What the best so far are worth, the best first.
+    let leaders = Mutex::new(vec![f64::NEG_INFINITY; 1 + RUNNERS_UP]);
+    let lock = || leaders.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let solved = on_all_cores(
+        placed,
+        || planner.worker(),
+        |worker, (setup, placement)| {
+            let could_be = |score: f64| planner.worth(score, placement.usd_per_hour(problem));
+            if choosy && could_be(worker.bound(setup) + TIE) < lock()[RUNNERS_UP] {
+                return Some(Solved::LeftOut);
+            }
+            let Some(plan) = worker.solve(setup, placement, COARSE_GAP, f64::NEG_INFINITY) else {
+                return Some(Solved::Infeasible);
+            };
+            add_leader(&mut lock(), could_be(plan.score));
+            Some(Solved::Plan(Box::new(plan)))
+        },
+        &progress,
+    );
+    progress.finish_and_clear();
+    solved.into_iter().map(|(_, solved)| solved).collect()
+}
+
+/// Keeps the highest, as many as there are.
+fn add_leader(leaders: &mut Vec<f64>, worth: f64) {
+    let places = leaders.len();
+    leaders.insert(leaders.partition_point(|other| *other >= worth), worth);
+    leaders.truncate(places);
 }
 
 fn ensure_any(problem: &Problem, enumerated: usize, placed: usize) -> Result<()> {
@@ -195,10 +241,7 @@ fn refine(planner: &Planner<'_>, worker: &mut Worker<'_>, plans: &mut [Plan]) {
                 plans[i].score_bound = finer.score_bound.max(plan.score);
             }
         }
-        let own = worth(&plans[i]);
-        let place = first.partition_point(|other| *other >= own);
-        first.insert(place, own);
-        first.truncate(1 + RUNNERS_UP);
+        add_leader(&mut first, worth(&plans[i]));
     }
     let by_cost =
         |a: &Plan, b: &Plan| a.usd_per_hour.total_cmp(&b.usd_per_hour).then(worst_ms(a, 0).total_cmp(&worst_ms(b, 0)));

@@ -15,9 +15,13 @@ pub fn text(planned: &Planned) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "{} setups, {} of them fit on the GPUs, {} keep the limits; {:.1} s.",
+        "{} setups, {} of them fit on the GPUs, {}{} keep the limits; {:.1} s.",
         planned.enumerated,
         planned.placed,
+        match planned.left_out {
+            0 => String::new(),
+            n => format!("{n} are certain not to be among the best, and of the others "),
+        },
         planned.plans.len(),
         planned.seconds
     );

@@ -37,7 +37,18 @@ pub(in crate::tools::plan) fn sample() -> Planned {
         AtDemand { routing: routing(15.0, 0.5, 700.0), keeps: false },
     ];
     let notes = vec!["scores.jsonl: 2 of 9 rows, drawn with seed 0".to_owned()];
-    Planned { problem, enumerated: 12, placed: 8, plans, bound: 0.6002, by_rule, at_demand, notes, seconds: 0.3 }
+    Planned {
+        problem,
+        enumerated: 12,
+        placed: 8,
+        left_out: 0,
+        plans,
+        bound: 0.6002,
+        by_rule,
+        at_demand,
+        notes,
+        seconds: 0.3,
+    }
 }
 
 fn plan(score: f64, ms: f64, tensor_parallel: u32, share_percent: u32) -> Plan {

@@ -168,3 +168,32 @@ fn what_no_setup_can_be_is_said() {
         assert!(problem.starts_with(expected), "{problem}");
     }
 }
+
+/// Where setups are so many that bounds leave some out, the best are found all the same.
+#[test]
+fn leaving_setups_out_does_not_change_the_best() {
+    let many = file(|p| {
+        p["compute_min"] = json!(0);
+        p["replicas"] = json!([0, 1, 2]);
+        p["demand"] = json!(20);
+        p["goal"] = json!("score_per_usd");
+    });
+    let problem = problem(&many);
+    let planner = Planner::new(&problem);
+    let placed = placed(&problem, &possible(&problem));
+    let best = |all_max: usize| {
+        let solved = solve_all(&planner, &problem, &placed, all_max);
+        let worth = |solved: &Solved| match solved {
+            Solved::Plan(plan) => planner.worth(plan.score, plan.usd_per_hour),
+            Solved::Infeasible | Solved::LeftOut => f64::NEG_INFINITY,
+        };
+        let left_out = solved.iter().filter(|solved| matches!(solved, Solved::LeftOut)).count();
+        (solved.iter().map(worth).fold(f64::NEG_INFINITY, f64::max), left_out)
+    };
+    let ((all, none), (some, left_out)) = (best(usize::MAX), best(0));
+    assert!(
+        (all - some).abs() <= COARSE_GAP && none == 0 && left_out > 0,
+        "{all} {some} {left_out} of {}",
+        placed.len()
+    );
+}
