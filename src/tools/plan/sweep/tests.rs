@@ -180,7 +180,7 @@ fn leaving_setups_out_does_not_change_the_best() {
     });
     let problem = problem(&many);
     let planner = Planner::new(&problem);
-    let placed = placed(&problem, &possible(&problem));
+    let placed = placed(&problem, &possible(&problem), place);
     let best = |all_max: usize| {
         let solved = solve_all(&planner, &problem, &placed, all_max);
         let worth = |solved: &Solved| match solved {
