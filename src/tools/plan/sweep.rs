@@ -20,7 +20,7 @@ use crate::plan::setup::{Choice, Placement, Setup, Setups, choices};
 use crate::plan::solution::Plan;
 
 /// Score by which every setup's bound may exceed its plan at first; those that could then be the best are solved again.
-const COARSE_GAP: f64 = 2e-3;
+const COARSE_GAP: f64 = 5e-4;
 /// Score by which the best plan may be off.
 const FINE_GAP: f64 = 1e-5;
 /// Scores that differ by no more are as good: those of 2,000 prompts scatter by a hundred times as much from sample to sample.

@@ -164,11 +164,13 @@ pub(super) fn prices(name: &'static str, knobs: Knobs, lab: &LabInputs<'_>) -> V
         models.iter().map(|m| Some(estimates.get(*m)?.0.quality)).collect()
     };
     let qualities: Vec<Vec<f64>> = lab.templates.iter().filter_map(quality).collect();
-    let Some(scores) = Scores::new(models.len(), qualities.concat()) else { return Vec::new() };
+    let scores = Scores::new(models.len(), qualities.concat());
     let of = |utilisation: &f64| {
         let shares: Vec<f64> = models.iter().map(|m| utilisation * sustained(*m) / lab.rate.max(1e-9)).collect();
         let mut prices = vec![0.0; fleet.models.len()];
-        for (model, price) in models.iter().zip(solved(&scores, &shares)) {
+        // Nothing is known of the prompts: everything is free.
+        let solved = scores.as_ref().map_or_else(Vec::new, |scores| solved(scores, &shares));
+        for (model, price) in models.iter().zip(solved) {
             prices[*model] = price;
         }
         let weights = Weights { quality: 1.0, latency: 0.0, cost: 0.0 };

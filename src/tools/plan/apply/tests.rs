@@ -139,3 +139,28 @@ fn what_cannot_be_applied_is_said() {
     let problem = apply_to(&several, "planned").unwrap_err().to_string();
     assert_eq!(problem, "pools: second and p-large serve \"large\", but a plan gives a model one way to be deployed");
 }
+
+/// The example's gateway has the example's plan: up to the last digits, which depend on the order in which setups were solved.
+#[test]
+fn the_example_s_gateway_is_as_planned() {
+    use crate::tools::plan::file::{Overrides, PlanFile};
+    let envoy = Path::new(env!("CARGO_MANIFEST_DIR")).join("envoy");
+    let file = PlanFile::read(&envoy.join("plan.json"), &Overrides::default()).unwrap();
+    let (problem, notes) = file.problem().unwrap();
+    let planned = crate::tools::plan::sweep::plan(&problem, notes).unwrap();
+    let before = std::fs::read_to_string(envoy.join("plan_gateway.json")).unwrap();
+    let (after, _) = applied(&before, "planned", &planned, &file.sizes().unwrap()).unwrap();
+    let [before, after] = [before, after].map(|text| Config::parse(text.as_bytes()).unwrap());
+    assert_eq!(before.fleet, after.fleet);
+    let [before, after] = [before, after].map(|config| {
+        assert_eq!(config.default_policy, config.policy_named("planned").unwrap());
+        config.policies[config.default_policy].clone()
+    });
+    assert_eq!(before.demand_levels.len(), after.demand_levels.len());
+    for (before, after) in before.demand_levels.iter().zip(&after.demand_levels) {
+        assert_eq!(before.rate, after.rate);
+        for (b, a) in before.prices.iter().chain(&before.fractions).zip(after.prices.iter().chain(&after.fractions)) {
+            assert!((b - a).abs() < 0.01, "{before:?} {after:?}");
+        }
+    }
+}
