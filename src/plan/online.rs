@@ -29,7 +29,7 @@ const RATE_REQUESTS: f64 = 100.0;
 /// Rates are counted over so many seconds at least and at most.
 const RATE_SECONDS: (f64, f64) = (2.0, 30.0);
 /// What is aimed at, as a share of the limit: load is noisy, and time lost above the limit is more than what is won below it.
-const AIM: f64 = 0.85;
+pub const AIM: f64 = 0.85;
 /// Demand is taken to be at most this share higher than it is.
 const SURCHARGE_MAX: f64 = 2.0;
 /// A model's own TTFT is far above the limit from so many times the limit on.

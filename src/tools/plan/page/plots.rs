@@ -11,6 +11,8 @@ use crate::tools::lab::page::view::width;
 use crate::tools::plan::file::limit_name;
 use crate::tools::plan::planned::{Planned, setup_words, worst_ms};
 
+/// A limit that is further from all setups than so many times the slowest is not drawn: nothing could be told apart.
+const FAR: f64 = 1.5;
 /// Marks that are nearer to each other than this part of the axes are one.
 const GRAIN: f64 = 1.0 / 600.0;
 
@@ -26,7 +28,8 @@ pub(super) fn setups(planned: &Planned) -> Scene {
     let (low, high) = (scores().fold(f64::INFINITY, f64::min), scores().fold(f64::NEG_INFINITY, f64::max));
     let title =
         format!("The setup decides: scores from {} to {} within the same limits", fixed(low, 3), fixed(high, 3));
-    let subtitle = "Each mark is a setup with its best routing; the line is the frontier, dashed is the limit.";
+    let subtitle =
+        "Each mark is a setup with its best routing; the line is the frontier, dashed is the limit, if it is near.";
     cloud(planned, title, subtitle.to_owned(), 6)
 }
 
@@ -38,7 +41,9 @@ pub(in crate::tools::plan) fn cloud(planned: &Planned, title: String, subtitle: 
     let rules: Vec<(&str, &Plan)> =
         planned.by_rule.iter().filter_map(|by_rule| Some((by_rule.rule.name(), &by_rule.found.as_ref()?.0))).collect();
     let all = || planned.plans.iter().chain(rules.iter().map(|(_, plan)| *plan)).map(at);
-    let x = Axis::of(all().map(|(x, _)| x).chain([limit_ms]), 30.0, false);
+    let furthest = all().map(|(x, _)| x).fold(0.0, f64::max);
+    let is_near = limit_ms <= FAR * furthest;
+    let x = Axis::of(all().map(|(x, _)| x).chain(is_near.then_some(limit_ms)), 30.0, false);
     let y = Axis::of(all().map(|(_, y)| y), f64::INFINITY, false);
     let dot = |plan: &Plan, size: f64, opacity: f64| Dot {
         at: at(plan),
@@ -65,7 +70,10 @@ pub(in crate::tools::plan) fn cloud(planned: &Planned, title: String, subtitle: 
     let mut best = Series::line(Ink::Ours, frontier.iter().map(|plan| at(plan)).collect());
     best.opacity = 0.6;
     best.dots = frontier.iter().map(|plan| dot(plan, 3.0, 0.8)).collect();
-    let mut series = vec![cloud, limit_line, best];
+    let mut series = vec![cloud, best];
+    if is_near {
+        series.push(limit_line);
+    }
     for (i, (name, plan)) in rules.iter().enumerate() {
         let mut one = Series::line(if i == 0 { Ink::Paper } else { Ink::Tone(i) }, Vec::new());
         (one.label, one.label_at) = (Some((*name).to_owned()), Some(at(plan)));

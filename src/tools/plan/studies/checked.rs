@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::panels::{Reading, Solved};
 use crate::plan::device::ModelSize;
+use crate::plan::online::AIM;
 use crate::plan::search::Planner;
 use crate::tools::plan::check::{Checked, Checking, DEMANDS, check_deployed, deploy, follow_load, refined_problem};
 use crate::tools::plan::measure::Measuring;
@@ -97,6 +98,14 @@ impl Check {
     /// By which part of what happened the prediction was off, with the prices of the plan at its demand.
     pub fn off(&self) -> Option<f64> {
         self.at_forecast().and_then(|at| Some(at.static_prices.off(at.predicted_ms?)))
+    }
+
+    /// The same with online prices, which hold the plan's shares on whatever prompts come; `None` where they aim lower than the plan
+    /// ([`AIM`]).
+    pub fn online_off(&self) -> Option<f64> {
+        let at = self.at_forecast()?;
+        let predicted_ms = at.predicted_ms.filter(|ms| *ms <= AIM * self.slo_ms)?;
+        Some(at.online_prices.off(predicted_ms))
     }
 
     /// Whether every request was answered, and their mean keeps the limit.
