@@ -12,6 +12,7 @@ use jsonc_parser::cst::{CstInputValue, CstObject, CstRootNode};
 
 use self::edit::{Edits, number, object, text};
 use super::planned::Planned;
+use super::sweep::followed;
 use crate::config::Config;
 use crate::fleet::ModelKind;
 use crate::plan::device::{Device, ModelSize, kv_gb, limits};
@@ -198,11 +199,8 @@ fn write_policy(
     let highest =
         plan.routings.iter().max_by(|a, b| a.rate.total_cmp(&b.rate)).context("the plan has no level of demand")?;
     edits.set(&own, &what, "prices", prices(config, problem, highest));
-    let mut levels: Vec<&Routing> =
-        plan.routings.iter().chain(planned.at_demand.iter().map(|at| &at.routing)).collect();
-    levels.sort_by(|a, b| a.rate.total_cmp(&b.rate));
-    levels.dedup_by(|a, b| (a.rate - b.rate).abs() <= 1e-6 * b.rate);
-    let level = |routing: &&Routing| {
+    let levels = followed(problem, plan, &planned.at_demand);
+    let level = |routing: &Routing| {
         let shares = problem.models.iter().zip(&routing.fractions);
         object([
             ("requests_per_second", number(routing.rate)),

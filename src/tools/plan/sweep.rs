@@ -17,7 +17,7 @@ use crate::plan::placement::{isolated, place};
 use crate::plan::problem::{Goal, GpuKind, Limit, Problem};
 use crate::plan::search::{Planner, Worker};
 use crate::plan::setup::{Choice, Placement, Setup, Setups, choices};
-use crate::plan::solution::Plan;
+use crate::plan::solution::{Plan, Routing};
 
 /// Score by which every setup's bound may exceed its plan at first; those that could then be the best are solved again.
 const COARSE_GAP: f64 = 5e-4;
@@ -317,6 +317,44 @@ pub(super) fn at_demand(problem: &Problem, plan: &Plan) -> Vec<AtDemand> {
     }
     all
 }
+
+/// What a gateway follows: the plan's routings and those at other demand, at growing rates, and what is best beyond the highest demand
+/// that the profiles tell of. There every copy has all that it can serve, so waiting is least where all have as much too much.
+pub(super) fn followed(problem: &Problem, plan: &Plan, at_demand: &[AtDemand]) -> Vec<Routing> {
+    let mut all: Vec<Routing> = plan.routings.iter().chain(at_demand.iter().map(|at| &at.routing)).cloned().collect();
+    all.sort_by(|a, b| a.rate.total_cmp(&b.rate));
+    all.dedup_by(|a, b| (a.rate - b.rate).abs() <= 1e-6 * b.rate);
+    let Some(last) = all.last() else { return all };
+    let eased = with_limits(problem, NO_LIMIT);
+    let planner = Planner::new(&eased);
+    let mut worker = planner.worker();
+    let mut at = |rate: f64| worker.at_rate(rate, &plan.setup, &plan.placement, FINE_GAP);
+    let (mut kept, mut lost) = (last.rate, FAR * last.rate);
+    if at(lost).is_some() {
+        return all;
+    }
+    let mut full = last.clone();
+    while lost / kept > 1.0 + CAPACITY_GAP {
+        let middle = 0.5 * (kept + lost);
+        match at(middle) {
+            Some(routing) => (kept, full) = (middle, routing),
+            None => lost = middle,
+        }
+    }
+    full.prices = worker.exact_prices(&full);
+    if full.rate > last.rate {
+        all.push(full.clone());
+    }
+    all.push(Routing { rate: FAR * full.rate, ..full });
+    all
+}
+
+/// By which limits are raised so that only what copies can serve is one.
+const NO_LIMIT: f64 = 1e6;
+/// Demand that is far beyond what a plan is for, as a multiple.
+const FAR: f64 = 3.0;
+/// Part by which the highest demand that a setup can serve may be off.
+const CAPACITY_GAP: f64 = 2e-3;
 
 /// By which limits are raised to find the least that can be kept.
 const RAISED: [f64; 22] = [

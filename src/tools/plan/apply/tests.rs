@@ -43,7 +43,7 @@ fn a_plan_becomes_a_policy_and_limits() {
     assert_eq!(policy.objective, crate::fleet::Objective::Prices);
     assert_eq!(policy.prices, [0.0, 0.123, 1.0], "nobody is sent to a model that the plan does not have");
     let levels: Vec<(f64, &[f64])> = policy.demand_levels.iter().map(|l| (l.rate, l.fractions.as_slice())).collect();
-    assert_eq!(levels, [5.0, 10.0, 15.0].map(|rate| (rate, [0.25, 0.75, 0.0].as_slice())));
+    assert_eq!(levels, [5.0, 10.0, 15.0, 45.0].map(|rate| (rate, [0.25, 0.75, 0.0].as_slice())));
     assert_eq!(policy.online_prices.map(|online| online.ttft.as_millis()), Some(500));
     // The small model's limits and profile are the rule's, the others' are left alone.
     let device = Device::named("A100-80GB").unwrap();

@@ -13,7 +13,7 @@ use crate::tools::plan::check::{Checked, Checking, DEMANDS, check_deployed, depl
 use crate::tools::plan::measure::Measuring;
 use crate::tools::plan::planned;
 use crate::tools::plan::sample::Sample;
-use crate::tools::plan::sweep::at_demand;
+use crate::tools::plan::sweep::{at_demand, followed};
 
 /// Score by which a refined plan may be off.
 const GAP: f64 = 1e-5;
@@ -151,7 +151,7 @@ fn of_panel(solved: &Solved, ground: &Ground<'_>) -> Result<Check> {
     let fixed = deploy(checking.problem, checking.sizes, &plan.setup, &plan.placement, &prices)?;
     let mut online = fixed.clone();
     let ttft = Duration::from_secs_f64(solved.panel.slo_ms * 1e-3);
-    follow_load(&mut online, levels.iter().map(|at| &at.routing), ttft);
+    follow_load(&mut online, followed(&problem, plan, &levels).iter(), ttft);
     let rates = DEMANDS.map(|part| part * solved.panel.rate);
     let [fixed, online] = [fixed, online].map(|deployed| check_deployed(&checking, &deployed, &rates));
     for ((part, rate), (static_prices, online_prices)) in DEMANDS.iter().zip(rates).zip(fixed.into_iter().zip(online)) {
