@@ -46,7 +46,7 @@ fn of_published(published: &Published) -> String {
     let found = published.setups.len() - published.missed();
     format!(
         "RouterWise's algorithm (subgradients, projection, bisection) on {} setups that keep {} ms at {} requests per second on {} \
-         GPUs, with profiles that go on beyond their last points: it finds a routing for {found}, at most {:.4} of score below the bound, in {:.3} s per setup; ours is at most {:.5} below \
+         GPUs, with profiles that go on beyond their last points: it finds a routing for {found}, at most {:.4} of score below the bound, in {:.3} s per setup; ours is at most {:.0e} below \
          it, in {:.4} s.",
         published.setups.len(),
         published.slo_ms,

@@ -107,11 +107,12 @@ fn sentences(setting: &Setting, solved: &[&Solved]) -> String {
             0 => format!("{:.4} over {}", gain(rule), rule.name()),
             n => format!("{:.4} over {} (without a setup at {n} of {})", gain(rule), rule.name(), own.len()),
         });
-        let idle = own.iter().filter(|s| s.remark().is_some()).count();
+        let none = own.iter().filter(|s| s.planned.plans.is_empty()).count();
+        let idle = own.iter().filter(|s| s.remark().is_some()).count() - none;
         let _ = write!(
             text,
-            " Reading {}: setups differ by up to {:.1} % ({:.4} to {:.4}, {} GPUs at {} per second); the best gains up to {}. At {idle} \
-             of {} panels the limit keeps nothing away or costs the best nothing.",
+            " Reading {}: setups differ by up to {:.1} % ({:.4} to {:.4}, {} GPUs at {} per second); the best gains up to {}. Of {} \
+             panels, no setup keeps the limit at {none}; at {idle} all setups do, or the best loses nothing by it.",
             reading.name(),
             100.0 * spread.relative(),
             spread.worst,
