@@ -59,7 +59,7 @@ fn a_plan_becomes_a_policy_and_limits() {
         "pool p-small: limits: max_model_len = 4096",
         "pool p-small: profile: tpot_ms = ",
         "pool p-large: profile and limits are left alone: the plan file does not say layers",
-        "policy planned: demand_levels = 3 entries",
+        "policy planned: demand_levels = 4 entries",
         "no route uses the policy \"planned\" yet",
     ] {
         assert!(changes.iter().any(|change| change.contains(line)), "{line}: {changes:#?}");
