@@ -327,10 +327,7 @@ impl Router {
             Err(refusal) => return Verdict::Refused(refusal),
         };
         let prices = ask.prices.unwrap_or(&policy.prices);
-        let scores = match policy.objective {
-            Objective::Prices => score::priced(&admitted.candidates, prices),
-            _ => score::scores(&admitted.candidates, policy, &self.references, ask.sequence),
-        };
+        let scores = score::scores(&admitted.candidates, policy, prices, &self.references, ask.sequence);
         let ranking = score::Ranking::new(&admitted.candidates, &scores, policy.objective);
         let firsts = ranking.of_models();
         let models_ranked: Vec<usize> =

@@ -115,19 +115,25 @@ fn crowding(candidates: &[Candidate]) -> f64 {
 }
 
 /// The score of every candidate, higher is better, by the policy's objective. Round robin does not look at estimates: the
-/// `sequence`-th candidate in turn scores 1, the one after it less, and so on.
-pub fn scores(candidates: &[Candidate], policy: &Policy, references: &References, sequence: u64) -> Vec<f64> {
+/// `sequence`-th candidate in turn scores 1, the one after it less, and so on. `prices` are those of the models now.
+pub fn scores(
+    candidates: &[Candidate],
+    policy: &Policy,
+    prices: &[f64],
+    references: &References,
+    sequence: u64,
+) -> Vec<f64> {
     match policy.objective {
         Objective::Absolute => absolute(candidates, &policy.weights, references),
         Objective::Paper => paper(candidates, &policy.weights, policy.quality_normalisation),
-        Objective::Prices => priced(candidates, &policy.prices),
+        Objective::Prices => priced(candidates, prices),
         Objective::RoundRobin => round_robin(candidates.len(), sequence),
         Objective::LeastLoad => candidates.iter().map(|c| -c.seconds).collect(),
     }
 }
 
 /// `Q - price`, with these prices by model; models beyond their end are free.
-pub fn priced(candidates: &[Candidate], prices: &[f64]) -> Vec<f64> {
+fn priced(candidates: &[Candidate], prices: &[f64]) -> Vec<f64> {
     let price = |model: usize| prices.get(model).copied().unwrap_or(0.0);
     candidates.iter().map(|c| c.quality - price(c.model)).collect()
 }

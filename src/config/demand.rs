@@ -78,8 +78,10 @@ pub(super) fn check_levels(
             let model = fleet.model_named(name).and_then(|m| fleet.models.get(m));
             model.is_some_and(|m| m.kind == ModelKind::Generate)
         };
-        if let Some(name) = raw.fractions.keys().chain(raw.prices.keys()).find(|name| !generates(name)) {
-            return Err(error(at("fractions"), format!("{name:?} generates no text")));
+        for (field, named) in [("prices", &raw.prices), ("fractions", &raw.fractions)] {
+            if let Some(name) = named.keys().find(|name| !generates(name)) {
+                return Err(error(at(field), format!("{name:?} generates no text")));
+            }
         }
         let sum: f64 = fractions.iter().sum();
         if (sum - 1.0).abs() > ROUNDING {

@@ -49,7 +49,12 @@ impl Worker {
             // The clock may have been set back.
             let read = read.filter(|prices| prices.at <= now.saturating_add(PERIOD));
             self.prices.version = version;
-            self.prices.live = read.unwrap_or_default();
+            match read {
+                Some(read) => self.prices.live = read,
+                // Of another configuration: one's own go on.
+                None if self.prices.live.at <= now.saturating_add(PERIOD) => {}
+                None => self.prices.live = LivePrices::default(),
+            }
         }
         let periods = if self.leads { 1 } else { PATIENCE };
         if now.saturating_sub(self.prices.live.at) < PERIOD.saturating_mul(periods) {

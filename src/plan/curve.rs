@@ -50,9 +50,14 @@ impl Served<'_> {
         share * self.rate * self.slow_down / f64::from(self.replicas.max(1))
     }
 
-    /// Share of the time for which a copy has work.
+    /// Share of the time for which a copy has work: none without requests, on a line up to the first point.
     pub(super) fn busy(&self, share: f64) -> f64 {
-        interpolate(&self.profile.points, self.profile_rate(share), |p| p.busy).min(1.0)
+        let rate = self.profile_rate(share);
+        let busy = interpolate(&self.profile.points, rate, |p| p.busy).clamp(0.0, 1.0);
+        match self.profile.points.first() {
+            Some(first) if rate < first.rate => busy * rate / first.rate,
+            _ => busy,
+        }
     }
 
     /// The mean of a time, milliseconds.
@@ -237,5 +242,80 @@ impl Quadratic {
     fn on_a_line((from, low): (f64, f64), (to, high): (f64, f64)) -> Quadratic {
         let slope = if to > from { (high - low) / (to - from) } else { 0.0 };
         Quadratic { linear: low - slope * from, square: slope }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    /// 110 ms at 10 per second and 210 ms at 20, of which 10 ms are no GPU's.
+    fn profile() -> Profile {
+        let point = |rate: f64, busy: f64, ms: f64| {
+            let times = Times { mean_ms: ms, quantiles_ms: Some([0.5, 1.0, 2.0, 3.0, 4.0].map(|q| q * ms)) };
+            Point { rate, busy, ttft: times, tpot: times, e2e: times }
+        };
+        let points = vec![point(10.0, 0.4, 110.0), point(20.0, 0.8, 210.0)];
+        Profile { model: 0, kind: 0, tensor_parallel: 1, share_percent: 100, fixed_ms: 10.0, points }
+    }
+
+    /// Of 40 requests per second.
+    #[test]
+    fn a_share_is_a_rate_of_the_profile() {
+        let profile = profile();
+        let limits = [
+            Limit { metric: Metric::Ttft, statistic: Statistic::Mean, milliseconds: 1_000.0 },
+            Limit { metric: Metric::Ttft, statistic: Statistic::Quantile(0.95), milliseconds: 330.0 },
+        ];
+        // Replicas, slow-down, share; the profile's rate there; busy, mean ms.
+        for (replicas, slow_down, share, busy, ms) in [
+            (1, 1.0, 0.0, 0.0, 110.0),
+            (1, 1.0, 0.125, 0.2, 110.0),
+            (1, 1.0, 0.25, 0.4, 110.0),
+            (1, 1.0, 0.375, 0.6, 160.0),
+            (2, 1.0, 0.75, 0.6, 160.0),
+            // Half as slow again: at 10 per second it is as busy as it would be at 15, and 10 ms stay what they are.
+            (1, 1.5, 0.25, 0.6, 10.0 + 1.5 * 150.0),
+            (1, 1.0, 0.5, 0.8, 210.0),
+        ] {
+            let served = Served { profile: &profile, replicas, slow_down, rate: 40.0 };
+            let term = Term::new(&served, &limits, Beyond::Never);
+            let mut of = Vec::new();
+            term.at(share, &mut of);
+            let case = format!("{replicas} {slow_down} {share}");
+            assert!((served.busy(share) - busy).abs() < 1e-12, "{case}: {}", served.busy(share));
+            assert!((served.mean_ms(share, Metric::Ttft) - ms).abs() < 1e-9, "{case}");
+            assert!((of[0] - share * ms / 1_000.0).abs() < 1e-12, "{case}: {of:?}");
+        }
+        let served = Served { profile: &profile, replicas: 1, slow_down: 1.0, rate: 40.0 };
+        // 3 * 110 ms is the P95 at 10 per second; at 20 per second 330 ms lie between the P75 and the P90, on a logarithmic line.
+        let late = served.late(0.25, Metric::Ttft, 330.0);
+        assert!((late - 0.05).abs() < 1e-12, "{late}");
+        let part = (330.0 - 210.0) / 210.0;
+        let later = 0.25_f64.powf(1.0 - part) * 0.1_f64.powf(part);
+        assert!((served.late(0.5, Metric::Ttft, 330.0) - later).abs() < 1e-12);
+        let mut of = Vec::new();
+        Term::new(&served, &limits, Beyond::Never).at(0.5, &mut of);
+        assert!((of[1] - 0.5 * later / 0.05).abs() < 1e-9, "{of:?}");
+    }
+
+    #[test]
+    fn shares_end_where_the_profile_does_or_go_on() {
+        let profile = profile();
+        let limit = [Limit { metric: Metric::Ttft, statistic: Statistic::Mean, milliseconds: 1_000.0 }];
+        let served = Served { profile: &profile, replicas: 1, slow_down: 1.0, rate: 40.0 };
+        assert_eq!(Term::new(&served, &limit, Beyond::Never).share_max(), 0.5);
+        let term = Term::new(&served, &limit, Beyond::LastSlope);
+        assert_eq!(term.share_max(), 1.0);
+        let mut of = Vec::new();
+        term.at(0.75, &mut of);
+        assert!((of[0] - 0.75 * 0.31).abs() < 1e-12, "{of:?}");
+        assert_eq!(Term::none(1).share_max(), 0.0);
+        // At a price of 1 and a multiplier of 4, 1 - 4 (h)' = 0 where 4 (2 * 0.4 x + 0.01) = 1.
+        let (share, worth) = term.best_share(1.0, &[4.0], (0.0, 1.0));
+        assert!((share - 0.3).abs() < 1e-9 && (worth - 0.144).abs() < 1e-9, "{share} {worth}");
+        assert_eq!(term.best_share(1.0, &[4.0], (0.0, 0.2)).0, 0.2);
     }
 }

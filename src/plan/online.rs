@@ -7,8 +7,8 @@
 //! - a **surcharge** makes demand look higher than it is while the mean time to the first token (TTFT) is above its limit, and goes
 //!   back to 0 below. It moves along the demand axis, on which the plan shifts load to models with room, whatever makes
 //!   requests heavier than forecast; where that way leads to the slower models, it is not taken;
-//! - a model's fraction is scaled by the share of its instances that is left, and is **relieved** while its own TTFT is far above
-//!   the limit: its GPUs may be slower than the plan thinks;
+//! - a model's fraction is scaled by the share of its instances that is left, and is **relieved** while the mean TTFT is above the
+//!   limit and its own far above both: its GPUs may be slower than the plan thinks;
 //! - prices are corrected by the dual ascent of RouterWise (section 3 of its specification), `delta_m += step (n_m - c_m)`, with what
 //!   models really got, within bounds: so that other prompts than the plan's sample still give its fractions.
 //!
@@ -17,7 +17,7 @@
 
 use std::time::Duration;
 
-use crate::fleet::{DemandLevel, Fleet, ModelKind, OnlinePrices, Policy, Presence};
+use crate::fleet::{DemandLevel, Fleet, Model, ModelKind, OnlinePrices, Policy, Presence};
 use crate::health::Standing;
 use crate::latency::{self, Speed, Work};
 use crate::reckoning::{Counters, LoadNow};
@@ -72,7 +72,8 @@ pub struct Observation {
 impl Observation {
     /// Of a fleet, from all workers' counters, the loads now and the pools' speeds. Loads and speeds may be missing.
     pub fn of(fleet: &Fleet, counters: &Counters, loads: &[LoadNow], speeds: &[Speed]) -> Observation {
-        let mut seen = Observation { models: vec![ModelNow::default(); fleet.models.len()], ..Observation::default() };
+        let of = |m: &Model| ModelNow { generates: m.kind == ModelKind::Generate, ..ModelNow::default() };
+        let mut seen = Observation { models: fleet.models.iter().map(of).collect(), ..Observation::default() };
         let (unknown, by_profile) = (LoadNow::default(), Speed::default());
         // By model, instances, those that are there, and the soonest end with its TTFT.
         let mut places = vec![(0_u32, 0_u32, f64::INFINITY); fleet.models.len()];
@@ -84,7 +85,6 @@ impl Observation {
             else {
                 continue;
             };
-            now.generates = true;
             let own = counters.0.get(i).copied().unwrap_or_default();
             now.sent = now.sent.saturating_add(own.dispatched_requests);
             if instance.presence == Presence::Gone {
@@ -172,7 +172,8 @@ impl Steering {
         within(std::slice::from_mut(&mut self.surcharge), 0.0, SURCHARGE_MAX);
         within(&mut self.relief, 0.0, RELIEF_MAX);
         within(&mut self.corrections, -bound, bound);
-        within(&mut self.prices, 0.0, 1.0 + bound);
+        // Two corrections may move two prices apart.
+        within(&mut self.prices, 0.0, 1.0 + 2.0 * bound);
         Some(self)
     }
 

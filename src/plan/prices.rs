@@ -14,7 +14,8 @@ const COARSEST: f64 = 0.25;
 const LEAST_GAIN: f64 = 1e-13;
 
 /// Prices for prompts of these scores and these shares of the prompts per model, 0 or
-/// more. The least price is 0. Shares that leave prompts over are scaled up alike until they do not.
+/// more. The least price is 0. Shares that leave prompts over are scaled up alike until they do not; without
+/// any share everything is free.
 ///
 /// `g` is L-natural-convex (Murota 2003, *Discrete Convex Analysis*, chapter 10): a point is a minimum once no set of prices can be
 /// raised or lowered together at a gain, and a minimum on a grid is near one on a grid half as wide. So steps of all sets, on ever
@@ -23,7 +24,10 @@ const LEAST_GAIN: f64 = 1e-13;
 pub fn prices(scores: &Scores, shares: &[f64]) -> Vec<f64> {
     let models = shares.len();
     let sum: f64 = shares.iter().map(|share| share.max(0.0)).sum();
-    let scale = if sum > 0.0 && sum < 1.0 { 1.0 / sum } else { 1.0 };
+    if sum <= 0.0 {
+        return vec![0.0; models];
+    }
+    let scale = if sum < 1.0 { 1.0 / sum } else { 1.0 };
     let shares: Vec<f64> = shares.iter().map(|share| share.max(0.0) * scale).collect();
     let mut prices = vec![0.0; models];
     let mut least = dual(scores, &shares, &prices);
@@ -116,6 +120,7 @@ mod tests {
         };
         let quality: Vec<Vec<f64>> = (0..2_000).map(|_| row()).collect();
         let scores = Scores::new(3, quality.concat()).unwrap();
+        assert_eq!(prices(&scores, &[0.0, 0.0, 0.0]), [0.0; 3], "no share at all");
         let choices = |prices: &[f64]| -> Vec<f64> {
             let mut counts = vec![0.0; 3];
             for row in &quality {

@@ -46,22 +46,13 @@ impl Default for Knobs {
 pub struct Found {
     /// Share of the requests per model.
     pub fractions: Vec<f64>,
-    /// Prices, the least 0.
-    pub prices: Vec<f64>,
     /// The limit's statistic over the limit.
     pub latency: f64,
 }
 
 /// The routing of a setup at a rate under one limit of a mean; `None` if the algorithm finds none that keeps it, or the limit is not
-/// one of a mean.
-pub fn route(
-    planner: &Planner<'_>,
-    scores: &Scores,
-    setup: &Setup,
-    rate: f64,
-    limit: &Limit,
-    knobs: &Knobs,
-) -> Option<Found> {
+/// one of a mean. Profiles go on with their last slope, whatever the problem says.
+pub fn route(planner: &Planner<'_>, setup: &Setup, rate: f64, limit: &Limit, knobs: &Knobs) -> Option<Found> {
     if limit.statistic != Statistic::Mean {
         return None;
     }
@@ -70,14 +61,13 @@ pub fn route(
     let mut found = None;
     while high - low > knobs.multiplier_width {
         let multiplier = 0.5 * (low + high);
-        let (fractions, prices) = stage_one(scores, &served, limit, multiplier, knobs);
+        let fractions = stage_one(&planner.problem().scores, &served, limit, multiplier, knobs);
         let latency = latency(&served, limit, &fractions);
         if latency > 1.0 {
             low = multiplier;
         } else {
             high = multiplier;
-            let least = prices.iter().copied().fold(f64::INFINITY, f64::min);
-            found = Some(Found { fractions, prices: prices.iter().map(|p| p - least).collect(), latency });
+            found = Some(Found { fractions, latency });
         }
     }
     found
@@ -90,14 +80,14 @@ fn latency(served: &[Option<Served<'_>>], limit: &Limit, fractions: &[f64]) -> f
     served.iter().zip(fractions).map(of).sum::<f64>() / limit.milliseconds
 }
 
-/// Algorithm 1: shares and prices for a multiplier.
+/// Algorithm 1: shares for a multiplier.
 fn stage_one(
     scores: &Scores,
     served: &[Option<Served<'_>>],
     limit: &Limit,
     multiplier: f64,
     knobs: &Knobs,
-) -> (Vec<f64>, Vec<f64>) {
+) -> Vec<f64> {
     let deployed: Vec<bool> = served.iter().map(Option::is_some).collect();
     let equal = 1.0 / deployed.iter().filter(|d| **d).count().max(1) as f64;
     let mut shares: Vec<f64> = deployed.iter().map(|d| if *d { equal } else { 0.0 }).collect();
@@ -121,7 +111,7 @@ fn stage_one(
             *share = if *deployed { projected.next().unwrap_or(0.0) } else { 0.0 };
         }
     }
-    (shares, prices.iter().map(|p| if p.is_finite() { *p } else { 0.0 }).collect())
+    shares
 }
 
 /// `dL/dw_i = l_i + lambda w_i l_i'`, with the slope of the piece where the share is, over the limit.
@@ -187,8 +177,8 @@ mod tests {
         // Each takes a second without optimisation.
         let placed = Setups::new(&problem).filter_map(|setup| Some((setup.clone(), place(&problem, &setup)?)));
         for (setup, placement) in placed.step_by(6) {
-            let ours = worker.solve(&setup, &placement, 1e-5, f64::NEG_INFINITY);
-            let theirs = route(&planner, &problem.scores, &setup, 22.0, &TTFT, &Knobs::default());
+            let ours = worker.solve(&setup, &placement, 1e-5);
+            let theirs = route(&planner, &setup, 22.0, &TTFT, &Knobs::default());
             match (ours, theirs) {
                 (Some(ours), Some(theirs)) => {
                     compared += 1;

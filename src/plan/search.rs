@@ -28,8 +28,8 @@ pub struct Planner<'a> {
 
 /// Part by which slow-downs may still differ from those that the routing was solved for.
 const SLOW_DOWN_TOLERANCE: f64 = 1e-3;
-/// Routings for one setup until its slow-downs agree.
-const SLOW_DOWN_ROUNDS: usize = 8;
+/// Routings for one setup until its slow-downs agree; a setup whose never do has no plan.
+const SLOW_DOWN_ROUNDS: usize = 24;
 /// Bounds that are kept to tell at once that a setup is not worth solving.
 const CUTS_MAX: usize = 24;
 
@@ -46,6 +46,11 @@ impl<'a> Planner<'a> {
         let known = |model: usize, choice: &Choice| choice.replicas == 0 || self.profile(model, choice).is_some();
         let of = |model: usize| all.iter().filter(|c| known(model, c)).copied().collect();
         (0..self.problem.models.len()).map(of).collect()
+    }
+
+    /// The problem.
+    pub(super) fn problem(&self) -> &'a Problem {
+        self.problem
     }
 
     fn profile(&self, model: usize, choice: &Choice) -> Option<&'a Profile> {
@@ -147,17 +152,12 @@ impl<'a> Worker<'a> {
         sum
     }
 
-    /// The best plan of a setup, its score to within a gap; `None` if no routing keeps the limits at every level, or at one level
-    /// the score is certain to be so low that the plan's is at most `worthless`.
-    pub fn solve(&mut self, setup: &Setup, placement: &Placement, gap: f64, worthless: f64) -> Option<Plan> {
+    /// The best plan of a setup, its score to within a gap; `None` if no routing keeps the limits at every level.
+    pub fn solve(&mut self, setup: &Setup, placement: &Placement, gap: f64) -> Option<Plan> {
         let problem = self.problem();
-        let highest = problem.scores.range().1;
         let mut routings = Vec::with_capacity(problem.levels.len());
         for (index, level) in problem.levels.iter().enumerate() {
-            // What a level needs if all the others had the highest score of all.
-            let rest = (1.0 - level.weight) * highest;
-            let worthless = (worthless - rest) / level.weight.max(f64::MIN_POSITIVE);
-            routings.push(self.routing(index, level.rate, setup, placement, gap, worthless)?);
+            routings.push(self.routing(index, level.rate, setup, placement, gap)?);
         }
         let mean = |of: fn(&Routing) -> f64| problem.levels.iter().zip(&routings).map(|(l, r)| l.weight * of(r)).sum();
         Some(Plan {
@@ -172,44 +172,43 @@ impl<'a> Worker<'a> {
 
     /// The best routing of a setup at any rate, as [`Worker::solve`] finds it for the problem's levels; `None` if there is none.
     pub fn at_rate(&mut self, rate: f64, setup: &Setup, placement: &Placement, gap: f64) -> Option<Routing> {
-        self.routing(0, rate, setup, placement, gap, f64::NEG_INFINITY)
+        self.routing(0, rate, setup, placement, gap)
     }
 
-    fn routing(
-        &mut self,
-        level: usize,
-        rate: f64,
-        setup: &Setup,
-        placement: &Placement,
-        gap: f64,
-        worthless: f64,
-    ) -> Option<Routing> {
+    fn routing(&mut self, level: usize, rate: f64, setup: &Setup, placement: &Placement, gap: f64) -> Option<Routing> {
         let (planner, problem) = (self.planner, self.problem());
         let limits = problem.limits.len();
         let at = self.levels.get_mut(level)?;
         let interference = Interference::new(problem, setup, placement);
         let mut slow_down = vec![1.0; setup.0.len()];
-        let mut round = 0;
-        let (solved, slow_down) = loop {
+        // The slow-downs of the last routing, and what they came to.
+        let mut last: Option<Vec<f64>> = None;
+        let mut agreed = None;
+        for round in 0..SLOW_DOWN_ROUNDS {
             let served = planner.all_served(setup, &slow_down, rate);
             let terms = planner.terms(&served, &problem.limits);
-            let solved = at.solver.solve(&terms, limits, gap, worthless)?;
+            let Some(solved) = at.solver.solve(&terms, limits, gap) else {
+                // A routing that loads the neighbours less than the last one may still keep the limits.
+                let last = last.as_ref()?;
+                slow_down = last.iter().zip(&slow_down).map(|(last, f)| 0.5 * (last + f)).collect();
+                continue;
+            };
             let busy = |(s, share): (&Option<Served<'_>>, &f64)| s.as_ref().map_or(0.0, |s| s.busy(*share));
             let busy: Vec<f64> = served.iter().zip(&solved.fractions).map(busy).collect();
             let now = interference.slow_downs(&busy);
-            let off = |(f, now): (&f64, &f64)| (now / f - 1.0).abs();
-            let agree = slow_down.iter().zip(&now).map(off).fold(0.0, f64::max) <= SLOW_DOWN_TOLERANCE;
-            round += 1;
-            if agree {
-                break (solved, slow_down);
-            }
+            let off = || slow_down.iter().zip(&now).map(|(f, now)| now / f - 1.0);
+            let rises = off().any(|off| off > SLOW_DOWN_TOLERANCE);
+            let falls = off().any(|off| off < -SLOW_DOWN_TOLERANCE);
             // Routings that swing between two are held at the slower one.
-            let slower = round > SLOW_DOWN_ROUNDS / 2;
-            if round >= SLOW_DOWN_ROUNDS {
-                break (solved, slow_down);
+            let slower = round > SLOW_DOWN_ROUNDS / 4;
+            if !rises && (slower || !falls) {
+                agreed = Some((solved, slow_down));
+                break;
             }
-            slow_down = slow_down.iter().zip(&now).map(|(f, now)| if slower { f.max(*now) } else { *now }).collect();
-        };
+            let next = slow_down.iter().zip(&now).map(|(f, now)| if slower { f.max(*now) } else { *now }).collect();
+            last = Some(std::mem::replace(&mut slow_down, next));
+        }
+        let (solved, slow_down) = agreed?;
         at.remember(&problem.scores, &solved);
         let served = planner.all_served(setup, &slow_down, rate);
         let least = solved.prices.iter().copied().fold(f64::INFINITY, f64::min);

@@ -9,11 +9,12 @@ pub struct Routing {
     pub rate: f64,
     /// Share of the requests for each model; all have 1 together.
     pub fractions: Vec<f64>,
-    /// What makes `argmax (score - price)` send these shares: units of score, at least 0, the least is 0.
+    /// Prices of the models: units of score, at least 0, the least is 0. Those of the bound; of a plan that is recommended, what makes
+    /// `argmax (score - price)` send these shares ([`Worker::exact_prices`](super::search::Worker::exact_prices)).
     pub prices: Vec<f64>,
     /// Mean predicted score.
     pub score: f64,
-    /// No routing of the setup that keeps the limits has a higher one.
+    /// No routing of the setup that keeps the limits, with copies slowed down as here, has a higher one.
     pub score_bound: f64,
     /// What each limit of the problem holds, in its order: milliseconds as predicted, interference included.
     pub limits_ms: Vec<f64>,

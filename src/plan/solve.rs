@@ -125,22 +125,38 @@ impl<'a> Solver<'a> {
         self.next = self.next.saturating_add(1);
     }
 
-    /// The best routing, to within a gap; `None` if there is none, or its bound is below `worthless`.
-    pub(super) fn solve(&mut self, terms: &[Term], limits: usize, gap: f64, worthless: f64) -> Option<Solved> {
+    /// The best routing, to within a gap; `None` if there is none.
+    pub(super) fn solve(&mut self, terms: &[Term], limits: usize, gap: f64) -> Option<Solved> {
+        let cost = self.excess_cost;
+        // What it costs to exceed a limit must be more than any score gains by it: by how much more shows only in the result.
+        for dearer in [1.0, 1e3] {
+            self.excess_cost = dearer * cost;
+            let (solved, certain) = self.branch(terms, limits, gap);
+            self.excess_cost = cost;
+            if solved.is_some() || certain {
+                return solved;
+            }
+        }
+        None
+    }
+
+    /// [`Solver::solve`] at the excess' cost, and whether it is certain that there is none if none was found.
+    fn branch(&mut self, terms: &[Term], limits: usize, gap: f64) -> (Option<Solved>, bool) {
         let ranges: Vec<(f64, f64)> = terms.iter().map(|t| (0.0, t.share_max())).collect();
         if ranges.iter().map(|r| r.1).sum::<f64>() < 1.0 {
-            return None;
+            return (None, true);
         }
         // Where the best model of every prompt keeps the limits, there is nothing to solve.
         let free = self.known.get(terms.len()).filter(|free| holds(terms, limits, &free.shares));
         if let Some(free) = free {
-            return Some(Solved {
+            let free = Solved {
                 fractions: free.shares.clone(),
                 prices: vec![0.0; terms.len()],
                 multipliers: vec![0.0; limits],
                 score: free.score,
                 bound: free.score,
-            });
+            };
+            return (Some(free), true);
         }
         let mut best: Option<Solved> = None;
         let mut open = vec![Node { ranges, bound: f64::INFINITY }];
@@ -149,14 +165,14 @@ impl<'a> Solver<'a> {
         for _ in 0..NODES_MAX {
             let Some(at) = highest(&open) else { break };
             let node = open.swap_remove(at);
-            let enough = best.as_ref().map_or(worthless, |b| (b.score + gap).max(worthless));
+            let enough = best.as_ref().map_or(f64::NEG_INFINITY, |b| b.score + gap);
             if node.bound <= enough {
                 left = left.max(node.bound);
                 continue;
             }
             let relaxed = self.relaxed(terms, limits, &node, 0.5 * gap, enough);
             let bound = relaxed.bound.min(node.bound);
-            if !relaxed.feasible || bound <= worthless {
+            if !relaxed.feasible {
                 left = left.max(bound);
                 continue;
             }
@@ -178,7 +194,9 @@ impl<'a> Solver<'a> {
             }
         }
         let bound = open.iter().map(|n| n.bound).fold(left, f64::max);
-        best.map(|b| Solved { bound: bound.max(b.score), ..b })
+        // Where no routing keeps the limits, what is missing costs more than the scores are worth.
+        let certain = bound < self.range.0 - gap;
+        (best.map(|b| Solved { bound: bound.max(b.score), ..b }), certain)
     }
 
     /// A routing that keeps the limits, near the programme's: its own if it does, or the last one on the way from one that does.

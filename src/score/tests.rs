@@ -67,7 +67,7 @@ fn the_published_score() {
         ("latency alone", weights(0.0, 1.0, 0.0), QualityNormalisation::MinMax, [0.5, 0.0]),
     ];
     for (name, weights, normalisation, expected) in rows {
-        let scores = scores(&pair, &paper_policy(weights, normalisation), &UNIT, 0);
+        let scores = scores(&pair, &paper_policy(weights, normalisation), &[], &UNIT, 0);
         // 1e-8 in the published denominators shifts a cost of 1e-5 USD by a tenth of a percent.
         assert!(scores.iter().zip(&expected).all(|(s, e)| (s - e).abs() < 1e-3), "{name}: {scores:?}");
     }
@@ -77,7 +77,7 @@ fn the_published_score() {
 fn equal_candidates_score_alike_and_nothing_divides_by_zero() {
     let free = [candidate(0, 0.5, 0.0, 0.0), candidate(1, 0.5, 0.0, 0.0)];
     for normalisation in [QualityNormalisation::Raw, QualityNormalisation::MinMax] {
-        let scores = scores(&free, &paper_policy(weights(0.4, 0.3, 0.3), normalisation), &UNIT, 0);
+        let scores = scores(&free, &paper_policy(weights(0.4, 0.3, 0.3), normalisation), &[], &UNIT, 0);
         assert!(scores[0].is_finite() && scores[0] == scores[1], "{scores:?}");
     }
 }
@@ -87,7 +87,7 @@ fn round_robin_takes_every_instance_in_turn() {
     let three = [candidate(0, 0.1, 1.0, 1.0), candidate(1, 0.2, 1.0, 1.0), candidate(2, 0.3, 1.0, 1.0)];
     let firsts: Vec<usize> = (0..5)
         .map(|sequence| {
-            let scores = scores(&three, &policy(weights(1.0, 0.0, 0.0), Objective::RoundRobin), &UNIT, sequence);
+            let scores = scores(&three, &policy(weights(1.0, 0.0, 0.0), Objective::RoundRobin), &[], &UNIT, sequence);
             rank(&three, &scores, Objective::RoundRobin)[0]
         })
         .collect();
@@ -121,7 +121,11 @@ fn only_the_ratio_of_weights_matters() {
         let doubled = weights(w.quality * 2.0, w.latency * 2.0, w.cost * 2.0);
         for normalisation in [QualityNormalisation::Raw, QualityNormalisation::MinMax] {
             let order = |w: &Weights| {
-                rank(&candidates, &scores(&candidates, &paper_policy(*w, normalisation), &UNIT, 0), Objective::Paper)
+                rank(
+                    &candidates,
+                    &scores(&candidates, &paper_policy(*w, normalisation), &[], &UNIT, 0),
+                    Objective::Paper,
+                )
             };
             assert_eq!(order(&w), order(&doubled));
         }
@@ -139,7 +143,7 @@ fn the_absolute_score() {
         ("all", weights(0.5, 0.25, 0.25), 0.5 - 0.25 - 0.05),
     ];
     for (name, weights, expected) in rows {
-        let scores = scores(&[delaying], &policy(weights, Objective::Absolute), &references, 0);
+        let scores = scores(&[delaying], &policy(weights, Objective::Absolute), &[], &references, 0);
         assert!(close(&scores, &[expected]), "{name}: {scores:?}");
     }
 }
@@ -174,7 +178,7 @@ fn a_queue_costs_what_it_costs() {
     let chosen = |objective, seconds| {
         let policy =
             Policy { quality_normalisation: QualityNormalisation::Raw, ..policy(weights(0.6, 0.2, 0.2), objective) };
-        rank(&[big(seconds), small], &scores(&[big(seconds), small], &policy, &references, 0), objective)[0]
+        rank(&[big(seconds), small], &scores(&[big(seconds), small], &policy, &[], &references, 0), objective)[0]
     };
     let changes = |objective| -> Vec<usize> { [5.0, 8.0, 20.0, 60.0, 600.0].map(|s| chosen(objective, s)).to_vec() };
     assert_eq!(changes(Objective::Absolute), [0, 0, 0, 1, 1], "idle it is worth its time, queueing it is not");
@@ -183,7 +187,7 @@ fn a_queue_costs_what_it_costs() {
         ..policy(weights(0.8, 0.1, 0.1), Objective::Paper)
     };
     let [minute, hour] = [60.0, 3_600.0]
-        .map(|s| rank(&[big(s), small], &scores(&[big(s), small], &paper, &UNIT, 0), Objective::Paper)[0]);
+        .map(|s| rank(&[big(s), small], &scores(&[big(s), small], &paper, &[], &UNIT, 0), Objective::Paper)[0]);
     assert_eq!((minute, hour), (0, 0), "relative to itself a queue is never too long");
 }
 
@@ -196,7 +200,7 @@ fn least_load_takes_who_owes_least_whatever_its_model() {
         ("of idle ones who waited longest", [used(0), owing(1, 0.0), owing(2, 0.5)], [1, 0, 2]),
     ];
     for (name, fleet, expected) in rows {
-        let scores = scores(&fleet, &policy(weights(1.0, 0.0, 0.0), Objective::LeastLoad), &UNIT, 0);
+        let scores = scores(&fleet, &policy(weights(1.0, 0.0, 0.0), Objective::LeastLoad), &[], &UNIT, 0);
         assert_eq!(rank(&fleet, &scores, Objective::LeastLoad), expected, "{name}");
     }
 }
@@ -212,7 +216,11 @@ fn prices_choose_the_model_and_time_the_instance() {
         [([0.0, 0.0], [0, 2, 1]), ([0.1, 0.0], [0, 2, 1]), ([0.3, 0.0], [2, 1, 0]), ([0.3, 0.2], [0, 2, 1])]
     {
         let policy = Policy { prices: prices.to_vec(), ..policy(weights(1.0, 0.0, 0.0), Objective::Prices) };
-        assert_eq!(rank(&fleet, &scores(&fleet, &policy, &UNIT, 0), Objective::Prices), expected, "{prices:?}");
+        assert_eq!(
+            rank(&fleet, &scores(&fleet, &policy, &policy.prices, &UNIT, 0), Objective::Prices),
+            expected,
+            "{prices:?}"
+        );
     }
 }
 

@@ -4,9 +4,9 @@ use super::{Reader, Writer, fnv1a};
 use crate::fleet::{Fleet, Policy};
 use crate::plan::online::{LivePrices, Steering};
 
-/// Tells apart the prices of other models, or of other plans.
+/// Tells apart the prices of other models, of other plans, and of other instances: what was sent to those is not counted here.
 pub fn prices_fingerprint(fleet: &Fleet, policies: &[Policy]) -> u64 {
-    let mut text = String::new();
+    let mut text = format!("{}\n", super::fingerprint(fleet));
     for model in &fleet.models {
         text.push_str(&format!("{}\n", model.name));
     }

@@ -407,7 +407,7 @@ fn prices_go_on_with_whoever_reads_them() {
         let mut broken = bytes.clone();
         broken[at] = value;
         let steering = decode(&broken).and_then(|prices| prices.policies.into_iter().flatten().next());
-        assert!(steering.is_none_or(|s| s.prices.iter().all(|p| (0.0..=1.3).contains(p))), "{at} {value}");
+        assert!(steering.is_none_or(|s| s.prices.iter().all(|p| (0.0..=1.6).contains(p))), "{at} {value}");
     }
     let mut others = policies.clone();
     others[2].demand_levels[0].rate = 21.0;

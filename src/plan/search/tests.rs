@@ -67,7 +67,7 @@ fn plans_keep_their_limits_and_bounds_hold() {
         let (mut plans, mut without) = (0, 0);
         for (setup, placement) in placed(&problem) {
             let bound = worker.bound(&setup);
-            let Some(plan) = worker.solve(&setup, &placement, 1e-5, f64::NEG_INFINITY) else {
+            let Some(plan) = worker.solve(&setup, &placement, 1e-5) else {
                 without += 1;
                 continue;
             };
@@ -98,7 +98,7 @@ fn interference_costs_score() {
         let planner = Planner::new(&problem);
         let mut worker = planner.worker();
         let placed = placed(&problem);
-        let plans = placed.iter().filter_map(|(s, p)| worker.solve(s, p, 1e-5, f64::NEG_INFINITY));
+        let plans = placed.iter().filter_map(|(s, p)| worker.solve(s, p, 1e-5));
         plans.map(|p| p.score).fold(f64::NEG_INFINITY, f64::max)
     };
     let (without, little, much) = (best(None), best(Some(0.1)), best(Some(1.0)));
@@ -113,7 +113,7 @@ fn what_cannot_win_is_left_out() {
     let placed = placed(&problem);
     let all: Vec<f64> = {
         let mut worker = planner.worker();
-        placed.iter().filter_map(|(s, p)| Some(worker.solve(s, p, 1e-6, f64::NEG_INFINITY)?.score)).collect()
+        placed.iter().filter_map(|(s, p)| Some(worker.solve(s, p, 1e-6)?.score)).collect()
     };
     let best = all.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let mut worker = planner.worker();
@@ -121,7 +121,7 @@ fn what_cannot_win_is_left_out() {
     for (setup, placement) in &placed {
         if worker.bound(setup) <= found {
             skipped += 1;
-        } else if let Some(plan) = worker.solve(setup, placement, 1e-6, found) {
+        } else if let Some(plan) = worker.solve(setup, placement, 1e-6) {
             found = found.max(plan.score);
         }
     }
@@ -134,8 +134,7 @@ fn levels_share_a_setup_and_have_prices_of_their_own() {
     problem.levels = vec![Level { rate: 4.0, weight: 0.5 }, Level { rate: 16.0, weight: 0.5 }];
     let planner = Planner::new(&problem);
     let mut worker = planner.worker();
-    let plans =
-        placed(&problem).iter().filter_map(|(s, p)| worker.solve(s, p, 1e-5, f64::NEG_INFINITY)).collect::<Vec<_>>();
+    let plans = placed(&problem).iter().filter_map(|(s, p)| worker.solve(s, p, 1e-5)).collect::<Vec<_>>();
     let best = plans.iter().max_by(|a, b| a.score.total_cmp(&b.score)).unwrap();
     let [low, high] = &best.routings[..] else { panic!() };
     assert!(low.score >= high.score && (best.score - 0.5 * (low.score + high.score)).abs() < 1e-12);

@@ -75,7 +75,7 @@ fn a_routing_keeps_the_limits_has_its_score_and_no_other_is_better() {
         let beyond = if case % 3 == 0 { Beyond::LastSlope } else { Beyond::Never };
         let terms = terms(&mut random, models, limits, beyond);
         let truth = brute_force(&scores, &terms, limits.len());
-        let Some(solved) = Solver::new(&scores).solve(&terms, limits.len(), 1e-6, f64::NEG_INFINITY) else {
+        let Some(solved) = Solver::new(&scores).solve(&terms, limits.len(), 1e-6) else {
             assert_eq!(truth, None, "case {case}");
             infeasible += 1;
             continue;
@@ -87,7 +87,7 @@ fn a_routing_keeps_the_limits_has_its_score_and_no_other_is_better() {
         let reached = crate::plan::prices::best_score(&scores, &solved.fractions);
         assert!((solved.score - reached).abs() < 2e-5, "case {case}: {} is really {reached}", solved.score);
         assert!(solved.bound - solved.score <= 2e-6, "case {case}: {solved:?}");
-        assert!(truth.unwrap_or(0.0) <= solved.bound + 1e-9, "case {case}: {truth:?} {solved:?}");
+        assert!(truth.is_none_or(|truth| truth <= solved.bound + 1e-9), "case {case}: {truth:?} {solved:?}");
     }
     assert!(feasible > 60 && infeasible > 5, "{feasible} {infeasible}");
 }
@@ -96,6 +96,7 @@ fn a_routing_keeps_the_limits_has_its_score_and_no_other_is_better() {
 #[test]
 fn prices_and_shares_fit_each_other() {
     let mut random = Random::new(4);
+    let mut compared = 0;
     for case in 0..20 {
         let models = 3 + case % 2;
         let row = |random: &mut Random| {
@@ -105,7 +106,8 @@ fn prices_and_shares_fit_each_other() {
         let rows: Vec<Vec<f64>> = (0..1_000).map(|_| row(&mut random)).collect();
         let scores = Scores::new(models, rows.concat()).unwrap();
         let terms = terms(&mut random, models, &[TTFT], Beyond::LastSlope);
-        let Some(solved) = Solver::new(&scores).solve(&terms, 1, 1e-6, f64::NEG_INFINITY) else { continue };
+        let Some(solved) = Solver::new(&scores).solve(&terms, 1, 1e-6) else { continue };
+        compared += 1;
         assert!(solved.bound - solved.score < 1e-6, "case {case}: {solved:?}");
         let mut used = 0.0;
         let mut of = Vec::new();
@@ -120,6 +122,7 @@ fn prices_and_shares_fit_each_other() {
             assert!((chosen - share).abs() < 0.05, "case {case}: {chosen} {share}");
         }
     }
+    assert!(compared >= 10, "{compared}");
 }
 
 /// What one setup has taught does not change what the next one's best routing is.
@@ -131,11 +134,33 @@ fn setups_do_not_depend_on_those_before() {
     for case in 0..60 {
         let limits: &[Limit] = if case % 2 == 0 { &[TTFT] } else { &[P95] };
         let terms = terms(&mut random, 3, limits, Beyond::Never);
-        let of = |solver: &mut Solver<'_>| solver.solve(&terms, 1, 1e-5, f64::NEG_INFINITY).map(|s| (s.score, s.bound));
+        let of = |solver: &mut Solver<'_>| solver.solve(&terms, 1, 1e-5).map(|s| (s.score, s.bound));
         let (again, alone) = (of(&mut used), of(&mut Solver::new(&scores)));
         match (again, alone) {
             (Some(a), Some(b)) => assert!(a.0 <= b.1 + 1e-9 && b.0 <= a.1 + 1e-9, "case {case}: {a:?} {b:?}"),
             (a, b) => assert_eq!(a, b, "case {case}"),
         }
     }
+}
+
+/// A routing that exceeds the limit by a hair gains much; the one that keeps it is found all the same.
+#[test]
+fn limits_hold_however_much_there_is_to_gain() {
+    let flat = |model: usize, ms: f64| {
+        let times = Times { mean_ms: ms, quantiles_ms: None };
+        let point = |rate: f64| Point { rate, busy: 0.5, ttft: times, tpot: times, e2e: times };
+        let profile = Profile {
+            model,
+            kind: 0,
+            tensor_parallel: 1,
+            share_percent: 100,
+            fixed_ms: 0.0,
+            points: vec![point(1.0), point(20.0)],
+        };
+        Term::new(&Served { profile: &profile, replicas: 1, slow_down: 1.0, rate: 10.0 }, &[TTFT], Beyond::Never)
+    };
+    let scores = Scores::new(2, [1.0, 0.0].repeat(60)).unwrap();
+    let solved = Solver::new(&scores).solve(&[flat(0, 100.05), flat(1, 99.99)], 1, 1e-6).unwrap();
+    assert!((solved.score - 1.0 / 6.0).abs() < 1e-3 && solved.bound - solved.score < 1e-3, "{solved:?}");
+    assert_eq!(Solver::new(&scores).solve(&[flat(0, 100.05), flat(1, 100.01)], 1, 1e-6), None);
 }

@@ -22,7 +22,7 @@ use crate::plan::solution::{Plan, Routing};
 /// By how much online prices may move a planned price, and roughly in which time: the gateway's defaults.
 pub(super) const MAX_CORRECTION: f64 = 0.3;
 pub(super) const SECONDS: f64 = 10.0;
-/// What a request to a model costs that the plan gives none: scores are at most 1, so nobody pays it.
+/// What a request to a model costs that the plan does not deploy: scores are at most 1, so nobody pays it.
 const CLOSED: f64 = 1.0;
 
 /// Writes a plan into a configuration file, and says what has changed, a line each. Everything else in the file stays as it is.
@@ -198,13 +198,13 @@ fn write_policy(
     // Until the rate is known, the prices of the highest demand are the careful guess.
     let highest =
         plan.routings.iter().max_by(|a, b| a.rate.total_cmp(&b.rate)).context("the plan has no level of demand")?;
-    edits.set(&own, &what, "prices", prices(config, problem, highest));
+    edits.set(&own, &what, "prices", prices(config, problem, plan, highest));
     let levels = followed(problem, plan, &planned.at_demand);
     let level = |routing: &Routing| {
         let shares = problem.models.iter().zip(&routing.fractions);
         object([
             ("requests_per_second", number(routing.rate)),
-            ("prices", prices(config, problem, routing)),
+            ("prices", prices(config, problem, plan, routing)),
             ("fractions", CstInputValue::Object(shares.map(|(m, share)| (m.name.clone(), number(*share))).collect())),
         ])
     };
@@ -219,18 +219,25 @@ fn write_policy(
             ]);
             edits.set(&own, &what, "online_prices", online);
         }
-        None => edits
-            .note(format!("{what}: prices follow the rate alone: the plan has no limit mean_ttft_ms to hold them to")),
+        None => {
+            if let Some(old) = own.get("online_prices") {
+                old.remove();
+            }
+            edits.note(format!(
+                "{what}: prices follow the rate alone: the plan has no limit mean_ttft_ms to hold them to"
+            ));
+        }
     }
     Ok(())
 }
 
 /// A price for every generating model of the configuration.
-fn prices(config: &Config, problem: &Problem, routing: &Routing) -> CstInputValue {
+fn prices(config: &Config, problem: &Problem, plan: &Plan, routing: &Routing) -> CstInputValue {
     let generating = config.fleet.models.iter().filter(|model| model.kind == ModelKind::Generate);
     let price = |model: &crate::fleet::Model| {
         let planned = problem.models.iter().position(|planned| planned.name == model.name);
-        let price = planned.map_or(CLOSED, |m| routing.prices[m].clamp(0.0, CLOSED));
+        let deployed = planned.filter(|m| plan.setup.0[*m].replicas > 0);
+        let price = deployed.map_or(CLOSED, |m| routing.prices[m].clamp(0.0, CLOSED));
         (model.name.clone(), number(price))
     };
     CstInputValue::Object(generating.map(price).collect())

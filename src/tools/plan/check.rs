@@ -105,7 +105,7 @@ pub struct Deployed {
     /// A pool for each model that is deployed, an instance for each copy. The only policy is that of the prices.
     pub config: Config,
     /// Copies on their GPUs.
-    pub sharing: Arc<Sharing>,
+    pub sharing: Option<Arc<Sharing>>,
     /// For each model of the fleet, its index in the problem.
     pub models: Vec<usize>,
 }
@@ -178,7 +178,9 @@ pub fn deploy(
     let policy = &mut config.policies[0];
     policy.objective = Objective::Prices;
     policy.prices = models.iter().map(|m| prices.get(*m).copied().unwrap_or_default()).collect();
-    Ok(Deployed { config, sharing: Arc::new(Sharing::new(parts, problem.space.interference.unwrap_or(0.0))), models })
+    // As planned: without interference nothing slows anything down.
+    let sharing = problem.space.interference.map(|strength| Arc::new(Sharing::new(parts, strength)));
+    Ok(Deployed { config, sharing, models })
 }
 
 /// What the shards on a GPU need, GB, and their caps.
@@ -281,7 +283,7 @@ pub fn check_plan(checking: &Checking, plan: &Plan) -> Result<Vec<Vec<Checked>>>
 pub fn refined(problem: &Problem, measuring: &Measuring, sample: &Sample, plan: &Plan) -> Result<Option<Plan>> {
     let problem = refined_problem(problem, measuring, sample, plan)?;
     let planner = Planner::new(&problem);
-    Ok(planner.worker().solve(&plan.setup, &plan.placement, GAP, f64::NEG_INFINITY))
+    Ok(planner.worker().solve(&plan.setup, &plan.placement, GAP))
 }
 
 /// The problem with profiles of a plan's copies that were measured with the prompts that the plan sends them.
@@ -352,12 +354,8 @@ fn run(checking: &Checking, router: &Router, deployed: &Deployed, templates: &Ar
     let times = Arrivals::Poisson { rate: job.rate }.times_of(checking.requests, job.seed);
     let last = times.last().copied().unwrap_or_default();
     let workload = Workload::drawn(templates.clone(), &times, 0, job.seed);
-    let options = Options {
-        sharing: Some(deployed.sharing.clone()),
-        keep_decisions: false,
-        seed: job.seed,
-        ..Options::default()
-    };
+    let options =
+        Options { sharing: deployed.sharing.clone(), keep_decisions: false, seed: job.seed, ..Options::default() };
     let mut simulation = Simulation::new(router, &workload, &[], options);
     simulation.run_until(last);
     let of_instance = |server: &crate::sim::server::Server| server.engine().worked().as_secs_f64();

@@ -229,6 +229,10 @@ impl PlanFile {
             RawBeyond::Never => Beyond::Never,
             RawBeyond::LastSlope => Beyond::LastSlope,
         };
+        ensure!(
+            beyond == Beyond::Never || limits.iter().all(|limit| limit.statistic == Statistic::Mean),
+            "plan field profiles_beyond: last_slope goes with limits of means only: how quantiles go on is not known"
+        );
         let priors: Vec<Option<f64>> = self.models.iter().map(|model| model.quality_prior).collect();
         let (scores, notes) = self.scores.read(&self.folder, &models, &priors)?;
         let problem =
@@ -418,8 +422,7 @@ fn limit_named(name: &str) -> Option<(Statistic, Metric)> {
     if statistic == "mean" {
         return Some((Statistic::Mean, metric));
     }
-    let percent: f64 = statistic.strip_prefix('p')?.parse().ok()?;
-    let quantile = QUANTILES.into_iter().find(|quantile| *quantile * 100.0 == percent)?;
+    let quantile = QUANTILES.into_iter().find(|quantile| statistic == format!("p{:.0}", quantile * 100.0))?;
     Some((Statistic::Quantile(quantile), metric))
 }
 

@@ -85,10 +85,7 @@ fn head(body: &mut String, planned: &Planned) {
     match planned.choice() {
         None => tile("none", "no setup keeps the limits", "bad"),
         Some(plan) => {
-            let bound = format!(
-                "predicted score of the choice; no setup has more than {}",
-                fixed(planned.bound.max(plan.score), 5)
-            );
+            let bound = format!("predicted score of the choice; {}", planned.bound_words());
             tile(&fixed(plan.score, 4), &bound, "good");
             for (index, limit) in problem.limits.iter().enumerate() {
                 let ms = worst_ms(plan, index);

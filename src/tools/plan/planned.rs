@@ -66,6 +66,19 @@ impl Planned {
         self.plans.first()
     }
 
+    /// What the bound says, in words: of which setups, and under which condition.
+    pub fn bound_words(&self) -> String {
+        let setups = match self.problem.goal {
+            Goal::Score => "no setup",
+            Goal::ScorePerUsd | Goal::Usd => "no setup that would be preferred",
+        };
+        let condition = if self.problem.space.interference.is_some() { ", slowed down as in its plan" } else { "" };
+        format!(
+            "{setups} has more than {:.4}{condition}",
+            self.choice().map_or(self.bound, |p| self.bound.max(p.score))
+        )
+    }
+
     /// By how much another plan could be better than the choice at most, units of score.
     pub fn gap(&self) -> f64 {
         self.choice().map_or(0.0, |plan| (self.bound - plan.score).max(0.0))

@@ -16,7 +16,7 @@ use crate::plan::baselines::Baseline;
 use crate::plan::placement::{isolated, place};
 use crate::plan::problem::{Goal, GpuKind, Limit, Problem};
 use crate::plan::search::{Planner, Worker};
-use crate::plan::setup::{Choice, Placement, Setup, Setups, choices};
+use crate::plan::setup::{Choice, Placement, Setup, Setups};
 use crate::plan::solution::{Plan, Routing};
 
 /// Score by which every setup's bound may exceed its plan at first; those that could then be the best are solved again.
@@ -25,12 +25,14 @@ const COARSE_GAP: f64 = 5e-4;
 const FINE_GAP: f64 = 1e-5;
 /// Scores that differ by no more are as good: those of 2,000 prompts scatter by a hundred times as much from sample to sample.
 const TIE: f64 = 1e-4;
+/// Part by which times that count as equal may differ.
+const TIME_TIE: f64 = 1e-3;
 /// Setups up to which every one is solved, for the page to show.
 const ALL_MAX: usize = 30_000;
 /// Setups that a thread takes at once: neighbours teach each other.
 const CHUNK: usize = 64;
 
-/// Choices of each model that its shards' memory and the number of GPUs allow.
+/// Choices of each model of which there is a profile, and that its shards' memory and the number of GPUs allow.
 fn possible(problem: &Problem) -> Vec<Vec<Choice>> {
     let fits = |model: usize, choice: &Choice| {
         let kind = &problem.kinds[choice.kind];
@@ -38,11 +40,12 @@ fn possible(problem: &Problem) -> Vec<Vec<Choice>> {
             || (choice.tensor_parallel as usize <= kind.count
                 && problem.memory.of(&problem.models[model], choice.tensor_parallel) <= kind.memory_gb)
     };
-    let of_model = |model: usize| choices(problem).into_iter().filter(|choice| fits(model, choice)).collect();
-    (0..problem.models.len()).map(of_model).collect()
+    let mut choices = Planner::new(problem).choices();
+    choices.iter_mut().enumerate().for_each(|(model, choices)| choices.retain(|choice| fits(model, choice)));
+    choices
 }
 
-/// Does something with every item on all cores, neighbours on the same one, each core with a state of its own; results in the order
+/// Does something with every item on all cores, neighbours on the same one, each chunk with a state of its own; results in the order
 /// of the items. `None` ends a chunk's work on an item and everything after it everywhere.
 fn on_all_cores<I: Sync, S, R: Send>(
     items: &[I],
@@ -56,11 +59,12 @@ fn on_all_cores<I: Sync, S, R: Send>(
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                let mut state = state();
                 let mut own = Vec::new();
                 while !ends.load(Ordering::Relaxed) {
                     let from = next.fetch_add(CHUNK, Ordering::Relaxed);
                     let Some(rest) = items.get(from..) else { break };
+                    // One for each chunk, so that results do not depend on which thread takes which.
+                    let mut state = state();
                     let chunk = &rest[..rest.len().min(CHUNK)];
                     for (i, item) in chunk.iter().enumerate() {
                         match work(&mut state, item) {
@@ -118,7 +122,7 @@ pub fn plan(problem: &Problem, notes: Vec<String>) -> Result<Planned> {
 /// As [`plan`].
 pub fn plan_placed(problem: &Problem, notes: Vec<String>, placer: Placer) -> Result<Planned> {
     let start = Instant::now();
-    let enumerated = Setups::new(problem).count();
+    let enumerated = enumerated(problem)?;
     let possible = possible(problem);
     let planner = Planner::new(problem);
     let placed = placed(problem, &possible, placer);
@@ -136,8 +140,12 @@ pub fn plan_placed(problem: &Problem, notes: Vec<String>, placer: Placer) -> Res
         })
         .collect();
     refine(&planner, &mut worker, &mut plans);
+    if problem.goal == Goal::Usd && plans.first().is_some_and(|plan| plan.score < problem.score_min) {
+        let most = plans.iter().map(|plan| plan.score).fold(0.0, f64::max);
+        bail!("infeasible: score_min is {}, and the best score that keeps the limits is {most:.4}", problem.score_min);
+    }
     let bound = plans.iter().map(|plan| preferred_bound(problem, plan, plans.first())).fold(0.0, f64::max);
-    for routing in plans.first_mut().into_iter().flat_map(|plan| &mut plan.routings) {
+    for routing in plans.iter_mut().take(1 + RUNNERS_UP).flat_map(|plan| &mut plan.routings) {
         routing.prices = worker.exact_prices(routing);
     }
     let at_demand = match plans.first() {
@@ -158,6 +166,22 @@ pub fn plan_placed(problem: &Problem, notes: Vec<String>, placer: Placer) -> Res
         seconds,
     })
 }
+
+/// How many setups there are.
+///
+/// # Errors
+/// They are more than can be looked at.
+pub fn enumerated(problem: &Problem) -> Result<usize> {
+    let count = Setups::new(problem).take(SETUPS_MAX + 1).count();
+    ensure!(
+        count <= SETUPS_MAX,
+        "more than {SETUPS_MAX} setups: fewer shares_percent, replicas or tensor_parallel, or a higher compute_min, leave fewer"
+    );
+    Ok(count)
+}
+
+/// Setups that are looked at, most: with their placements they take a few GB.
+const SETUPS_MAX: usize = 5_000_000;
 
 /// What came of a setup.
 enum Solved {
@@ -183,7 +207,7 @@ fn solve_all(planner: &Planner<'_>, problem: &Problem, placed: &[Placed], all_ma
             if choosy && could_be(worker.bound(setup) + TIE) < lock()[RUNNERS_UP] {
                 return Some(Solved::LeftOut);
             }
-            let Some(plan) = worker.solve(setup, placement, COARSE_GAP, f64::NEG_INFINITY) else {
+            let Some(plan) = worker.solve(setup, placement, COARSE_GAP) else {
                 return Some(Solved::Infeasible);
             };
             add_leader(&mut lock(), could_be(plan.score));
@@ -229,11 +253,13 @@ fn refine(planner: &Planner<'_>, worker: &mut Worker<'_>, plans: &mut [Plan]) {
     let mut first = vec![f64::NEG_INFINITY; 1 + RUNNERS_UP];
     for i in order {
         let plan = &plans[i];
-        if could_be(plan) < first[RUNNERS_UP] {
+        // Plans that could tie with the best are solved as exactly as it is.
+        let could_tie = planner.worth(plan.score_bound + TIE, plan.usd_per_hour) >= first[0];
+        if could_be(plan) < first[RUNNERS_UP] && !could_tie {
             break;
         }
         if plan.score_bound - plan.score > FINE_GAP
-            && let Some(finer) = worker.solve(&plan.setup, &plan.placement, FINE_GAP, f64::NEG_INFINITY)
+            && let Some(finer) = worker.solve(&plan.setup, &plan.placement, FINE_GAP)
         {
             if finer.score >= plan.score {
                 plans[i] = finer;
@@ -243,13 +269,20 @@ fn refine(planner: &Planner<'_>, worker: &mut Worker<'_>, plans: &mut [Plan]) {
         }
         add_leader(&mut first, worth(&plans[i]));
     }
-    let by_cost =
-        |a: &Plan, b: &Plan| a.usd_per_hour.total_cmp(&b.usd_per_hour).then(worst_ms(a, 0).total_cmp(&worst_ms(b, 0)));
+    // Times as far as they differ by more than what solving leaves open, so that the order does not hang on it.
+    let ms = |plan: &Plan| (worst_ms(plan, 0).ln() / TIME_TIE).round();
+    let by_cost = |a: &Plan, b: &Plan| {
+        let by_time = || ms(a).total_cmp(&ms(b)).then_with(|| a.setup.cmp(&b.setup));
+        a.usd_per_hour.total_cmp(&b.usd_per_hour).then_with(by_time)
+    };
     plans.sort_by(|a, b| worth(b).total_cmp(&worth(a)).then_with(|| by_cost(a, b)));
     // Of plans that are as good, the cheapest and then the fastest comes first.
     let Some(best) = plans.first() else { return };
     let (score, usd) = (best.score, best.usd_per_hour);
-    let is_as_good = |plan: &Plan| planner.worth(plan.score + TIE, plan.usd_per_hour) >= planner.worth(score, usd);
+    let is_as_good = |plan: &Plan| {
+        worth(plan) > f64::NEG_INFINITY
+            && planner.worth(plan.score + TIE, plan.usd_per_hour) >= planner.worth(score, usd)
+    };
     let choice = (0..plans.len()).filter(|i| is_as_good(&plans[*i])).min_by(|a, b| by_cost(&plans[*a], &plans[*b]));
     plans[..=choice.unwrap_or(0)].rotate_right(1);
 }
@@ -274,7 +307,7 @@ fn by_rule(rule: Baseline, problem: &Problem, placed: &[Placed], keeps: &[bool],
         if alone.is_none() && !keeps[ranked.index] {
             return None;
         }
-        let plan = worker.solve(setup, alone.as_ref().unwrap_or(own), FINE_GAP, f64::NEG_INFINITY)?;
+        let plan = worker.solve(setup, alone.as_ref().unwrap_or(own), FINE_GAP)?;
         Some((plan, ranked.distance))
     });
     ByRule { rule, found }
@@ -296,7 +329,8 @@ pub(super) fn at_demand(problem: &Problem, plan: &Plan) -> Vec<AtDemand> {
     let (mut kept, mut lost) = (highest, None);
     for part in DEMANDS {
         let rate = part * highest;
-        let at = [1.0].into_iter().chain(RAISED).find_map(|raised| routing(rate, raised));
+        let raised = || least(&RAISED, |raised| routing(rate, raised)).map(|(_, at)| at);
+        let at = routing(rate, 1.0).or_else(raised);
         match &at {
             Some(at) if at.keeps => kept = f64::max(kept, rate),
             _ => lost = lost.or(Some(rate)),
@@ -379,7 +413,7 @@ fn any_setup(problem: &Problem) -> Option<Setup> {
         || planner.worker(),
         |worker, setup| {
             let placement = place(problem, setup);
-            let keeps = placement.is_some_and(|p| worker.solve(setup, &p, ANY_GAP, f64::NEG_INFINITY).is_some());
+            let keeps = placement.is_some_and(|p| worker.solve(setup, &p, ANY_GAP).is_some());
             if keeps {
                 found.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert_with(|| setup.clone());
             }
@@ -407,7 +441,8 @@ pub fn advice(problem: &Problem) -> Vec<String> {
             .limits
             .iter()
             .map(|limit| {
-                format!("{} of {:.0} instead of {}", limit_name(limit), limit.milliseconds * raised, limit.milliseconds)
+                let ms = rounded(limit.milliseconds * raised, f64::ceil);
+                format!("{} of {ms} instead of {}", limit_name(limit), limit.milliseconds)
             })
             .collect();
         lines.push(format!("the best that can be kept is {} ({})", limits.join(", "), setup_words(problem, &setup)));
@@ -419,7 +454,8 @@ pub fn advice(problem: &Problem) -> Vec<String> {
         Problem { levels: levels.collect(), ..problem.clone() }
     };
     if let Some((part, setup)) = least(&lower, |part| any_setup(&slower(part))) {
-        let rates: Vec<String> = problem.levels.iter().map(|level| format!("{:.1}", level.rate / part)).collect();
+        let rates = problem.levels.iter().map(|level| rounded(level.rate / part, f64::floor).to_string());
+        let rates: Vec<String> = rates.collect();
         lines.push(format!(
             "the limits can be kept at {} requests per second ({})",
             rates.join(" and "),
@@ -449,12 +485,19 @@ pub fn advice(problem: &Problem) -> Vec<String> {
     lines
 }
 
+/// Three digits of a positive value, towards what is possible.
+fn rounded(value: f64, towards: fn(f64) -> f64) -> f64 {
+    let digits = 2 - value.log10().floor() as i32;
+    let unit = 10_f64.powi(digits.abs());
+    if digits > 0 { towards(value * unit) / unit } else { towards(value / unit) * unit }
+}
+
 /// By which demand is divided to find what can be served.
 const RATES: [f64; 12] = [1.05, 1.1, 1.2, 1.3, 1.5, 1.7, 2.0, 2.5, 3.0, 5.0, 10.0, 20.0];
 
 /// The least factor that helps, to within [`ADVICE_GAP`], with what it makes possible: first the least of those given, then between
 /// it and the one before.
-fn least(factors: &[f64], mut helps: impl FnMut(f64) -> Option<Setup>) -> Option<(f64, Setup)> {
+fn least<T>(factors: &[f64], mut helps: impl FnMut(f64) -> Option<T>) -> Option<(f64, T)> {
     let (mut low, mut found) = (1.0, None);
     for factor in factors {
         if let Some(setup) = helps(*factor) {
@@ -463,15 +506,15 @@ fn least(factors: &[f64], mut helps: impl FnMut(f64) -> Option<Setup>) -> Option
         }
         low = *factor;
     }
-    let (mut high, mut setup) = found?;
+    let (mut high, mut best) = found?;
     while high / low > 1.0 + ADVICE_GAP {
         let middle = 0.5 * (low + high);
         match helps(middle) {
-            Some(better) => (high, setup) = (middle, better),
+            Some(better) => (high, best) = (middle, better),
             None => low = middle,
         }
     }
-    Some((high, setup))
+    Some((high, best))
 }
 
 /// The sentence for a problem that has no plan, with what would help.

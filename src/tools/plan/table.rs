@@ -29,9 +29,9 @@ pub fn text(planned: &Planned) -> String {
     let problem = &planned.problem;
     let _ = writeln!(
         out,
-        "The best: score {:.4} (no setup has more than {:.4}), {:.2} USD per hour{}.\n{}",
+        "The best: score {:.4} ({}), {:.2} USD per hour{}.\n{}",
         plan.score,
-        planned.bound.max(plan.score),
+        planned.bound_words(),
         plan.usd_per_hour,
         score_per_usd(plan).map(|ratio| format!(", {ratio:.4} per USD")).unwrap_or_default(),
         deployment(problem, plan)
@@ -172,7 +172,7 @@ fn others(planned: &Planned) -> Table {
             None => table.add_row([rule.name(), "keeps the limits with no setup"]),
         };
     }
-    if let Some(last) = planned.plans.last().filter(|_| planned.plans.len() > 1 + RUNNERS_UP) {
+    if let Some(last) = planned.plans.last().filter(|_| planned.left_out == 0 && planned.plans.len() > 1 + RUNNERS_UP) {
         table.add_row(row("the worst", last));
     }
     table

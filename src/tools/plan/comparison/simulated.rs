@@ -88,7 +88,7 @@ pub fn simulated(
     let times = Arrivals::Poisson { rate }.times(course, checking.seed);
     let workload = Workload::in_passes(templates, &times, 0, checking.seed);
     let options = Options {
-        sharing: Some(deployed.sharing.clone()),
+        sharing: deployed.sharing.clone(),
         keep_decisions: false,
         per_try_idle: PATIENCE,
         seed: checking.seed,

@@ -167,6 +167,7 @@ fn of_row(line: &str, models: &[PlannedModel], priors: &[Option<f64>]) -> Result
         }
         _ => bail!("has no scores: a row needs scores by model, or q and ours"),
     };
+    number("familiarity", row.familiarity, 0.0, 1.0)?;
     let score = |(model, prior): (&PlannedModel, &Option<f64>)| {
         let own = scores.get(&model.name).with_context(|| {
             let names: Vec<&str> = scores.keys().map(String::as_str).collect();

@@ -141,7 +141,7 @@ fn of_panel(solved: &Solved, ground: &Ground<'_>) -> Result<Check> {
     let problem = refined_problem(&solved.planned.problem, ground.measuring, ground.planning, plan)?;
     let planner = Planner::new(&problem);
     let mut worker = planner.worker();
-    let refined = worker.solve(&plan.setup, &plan.placement, GAP, f64::NEG_INFINITY);
+    let refined = worker.solve(&plan.setup, &plan.placement, GAP);
     check.keeps_when_refined = refined.is_some();
     let plan = refined.as_ref().unwrap_or(plan);
     let Some(routing) = plan.routings.first() else { return Ok(check) };

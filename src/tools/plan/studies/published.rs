@@ -101,10 +101,10 @@ pub fn compare(solved: &[Solved]) -> Result<Published> {
         let setup = &by_score[i].setup;
         let placement = first_fit_decreasing(problem, setup).context("a setup has lost its placement")?;
         let start = Instant::now();
-        let Some(ours) = worker.solve(setup, &placement, GAP, f64::NEG_INFINITY) else { continue };
+        let Some(ours) = worker.solve(setup, &placement, GAP) else { continue };
         let seconds = start.elapsed().as_secs_f64();
         let start = Instant::now();
-        let theirs = route(&planner, &problem.scores, setup, panel.rate, limit, &Knobs::default());
+        let theirs = route(&planner, setup, panel.rate, limit, &Knobs::default());
         let published_seconds = start.elapsed().as_secs_f64();
         setups.push(Compared {
             setup: setup_words(problem, setup),
