@@ -222,8 +222,8 @@ pub struct Policy {
     pub quality_normalisation: QualityNormalisation,
     /// What a request to a model costs under the objective `prices`, in units of quality, in the order of [`Fleet::models`].
     pub prices: Vec<f64>,
-    /// A plan's prices and fractions by demand, at growing rates. If there are any, [`Policy::prices`] hold only until the rate is
-    /// known.
+    /// A plan's prices and fractions by demand, at growing rates. If there are any, [`Policy::prices`] count only where
+    /// shared data cannot be used.
     pub demand_levels: Vec<DemandLevel>,
     /// How prices follow live load; `None` if they follow the rate alone.
     pub online_prices: Option<OnlinePrices>,

@@ -28,18 +28,18 @@ pub(super) struct RawOnlinePrices {
 }
 
 fn max_correction() -> f64 {
-    0.3
+    OnlinePrices::MAX_CORRECTION
 }
 
 fn seconds() -> f64 {
-    10.0
+    OnlinePrices::SECONDS
 }
 
 /// By how much the sum of fractions may differ from 1: they are written with few digits.
 const ROUNDING: f64 = 1e-3;
 
-/// A price per model; models that the policy does not name are free. Where levels of demand have prices, those of the highest hold
-/// until the rate is known: the careful guess.
+/// A price per model; models that the policy does not name are free. Beside levels of demand, whose highest one holds until the rate is
+/// known, these count only where shared data cannot be used.
 pub(super) fn check_prices(
     at: &impl Fn(&str) -> String,
     raw: &RawPolicy,

@@ -23,3 +23,10 @@ pub struct OnlinePrices {
     /// In which time a price moves, roughly.
     pub time_constant: Duration,
 }
+
+impl OnlinePrices {
+    /// The correction that is allowed where nobody says otherwise.
+    pub const MAX_CORRECTION: f64 = 0.3;
+    /// The time constant where nobody says otherwise, seconds.
+    pub const SECONDS: f64 = 10.0;
+}

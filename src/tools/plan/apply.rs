@@ -14,14 +14,11 @@ use self::edit::{Edits, number, object, text};
 use super::planned::Planned;
 use super::sweep::followed;
 use crate::config::Config;
-use crate::fleet::ModelKind;
+use crate::fleet::{ModelKind, OnlinePrices};
 use crate::plan::device::{Device, ModelSize, kv_gb, limits};
 use crate::plan::problem::{Metric, Problem, Statistic};
 use crate::plan::solution::{Plan, Routing};
 
-/// By how much online prices may move a planned price, and roughly in which time: the gateway's defaults.
-pub(super) const MAX_CORRECTION: f64 = 0.3;
-pub(super) const SECONDS: f64 = 10.0;
 /// What a request to a model costs that the plan does not deploy: scores are at most 1, so nobody pays it.
 const CLOSED: f64 = 1.0;
 
@@ -195,7 +192,7 @@ fn write_policy(
     };
     let what = format!("policy {policy}");
     edits.set(&own, &what, "objective", text("prices"));
-    // Until the rate is known, the prices of the highest demand are the careful guess.
+    // For a gateway whose shared data cannot be used: its levels say the rest.
     let highest =
         plan.routings.iter().max_by(|a, b| a.rate.total_cmp(&b.rate)).context("the plan has no level of demand")?;
     edits.set(&own, &what, "prices", prices(config, problem, plan, highest));
@@ -214,8 +211,8 @@ fn write_policy(
         Some(limit) => {
             let online = object([
                 ("ttft_ms", number(limit.milliseconds)),
-                ("max_correction", number(MAX_CORRECTION)),
-                ("seconds", number(SECONDS)),
+                ("max_correction", number(OnlinePrices::MAX_CORRECTION)),
+                ("seconds", number(OnlinePrices::SECONDS)),
             ]);
             edits.set(&own, &what, "online_prices", online);
         }

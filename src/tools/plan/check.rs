@@ -8,7 +8,6 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use serde_json::json;
 
-use super::apply::{MAX_CORRECTION, SECONDS};
 use super::measure::{self, Measuring};
 use super::sample::Sample;
 use crate::config::Config;
@@ -243,8 +242,8 @@ pub fn follow_load<'r>(deployed: &mut Deployed, routings: impl Iterator<Item = &
         policy.demand_levels = Vec::clone(&levels);
         policy.online_prices = Some(OnlinePrices {
             ttft,
-            max_correction: MAX_CORRECTION,
-            time_constant: Duration::from_secs_f64(SECONDS),
+            max_correction: OnlinePrices::MAX_CORRECTION,
+            time_constant: Duration::from_secs_f64(OnlinePrices::SECONDS),
         });
     }
 }

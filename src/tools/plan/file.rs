@@ -278,7 +278,12 @@ impl PlanFile {
                 name: gpu.kind.clone(),
                 count: gpu.count,
                 memory_gb: number(&at("memory_gb"), gpu.memory_gb, 0.1, 1e6)?,
-                usd_per_hour: number(&at("usd_per_hour"), gpu.usd_per_hour, 0.0, 1e6)?,
+                usd_per_hour: {
+                    let known = || Device::named(&gpu.kind).map(|device| device.usd_per_hour);
+                    let usd = gpu.usd_per_hour.or_else(known);
+                    let usd = usd.with_context(|| format!("plan field {}: is missing", at("usd_per_hour")))?;
+                    number(&at("usd_per_hour"), usd, 0.0, 1e6)?
+                },
             })
         };
         self.gpus.iter().enumerate().map(kind).collect()

@@ -9,16 +9,20 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
+#[cfg(test)]
 use crate::plan::scores::Scores;
 use crate::predictor::Estimate;
 use crate::random::Random;
 use crate::router::Outlook;
+use crate::shared::fnv1a;
 use crate::sim::workload::Template;
 use crate::tools::lab::lines;
 
 /// Made by `models/lab.py`; `models/README.md` says from what.
+#[cfg(test)]
 const MIX6: &[u8] = include_bytes!("../../../models/data/lab_mix6.jsonl.gz");
 /// What the shipped prompts are called in sentences.
+#[cfg(test)]
 const MIX6_NAME: &str = "models/data/lab_mix6.jsonl.gz";
 /// An answer or a prompt of more tokens is a mistake.
 const TOKENS_MAX: f64 = 10e6;
@@ -35,9 +39,8 @@ pub enum Half {
 impl Half {
     /// The half that a prompt belongs to, by a hash of its name (FNV-1a).
     pub fn of(id: &str) -> Half {
-        let hash = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
         // Names differ in their last digits, which one hash does not spread over all of its bits.
-        if Random::new(hash).bits().is_multiple_of(2) { Half::Planning } else { Half::Checking }
+        if Random::new(fnv1a(id.as_bytes())).bits().is_multiple_of(2) { Half::Planning } else { Half::Checking }
     }
 }
 
@@ -81,6 +84,7 @@ impl Sample {
     ///
     /// # Errors
     /// Nobody asked one of the models these prompts.
+    #[cfg(test)]
     pub fn shipped(models: &[String], half: Half) -> Result<Sample> {
         Sample::parse(MIX6_NAME, &lines::unpacked(MIX6)?, models, half)
     }
@@ -107,6 +111,7 @@ impl Sample {
     }
 
     /// Expected scores, one row per prompt.
+    #[cfg(test)]
     pub fn scores(&self) -> Option<Scores> {
         let rows = self.prompts.iter().flat_map(|p| p.expected.iter().map(|e| e.quality)).collect();
         Scores::new(self.models.len(), rows)

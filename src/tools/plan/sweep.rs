@@ -234,12 +234,15 @@ fn ensure_any(problem: &Problem, enumerated: usize, placed: usize) -> Result<()>
          the GPUs (compute_min)",
         problem.space.compute_min * gpus as f64
     );
-    let caps = if problem.space.oversubscribe { "" } else { ", and caps of at most 100 % on each" };
-    ensure!(
-        placed > 0,
-        "none of the {enumerated} setups fits on the {gpus} GPUs: their shards need more memory than there is{caps}; more GPUs, \
-         smaller models or shares, or more shards (tensor_parallel) would help"
-    );
+    if placed == 0 {
+        let caps = if problem.space.oversubscribe { "" } else { ", and caps of at most 100 % on each" };
+        let mut help = more_gpus(problem);
+        help.push("smaller models or shares, or more shards (tensor_parallel) could help".to_owned());
+        bail!(
+            "none of the {enumerated} setups fits on the {gpus} GPUs: their shards need more memory than there is{caps}; {}",
+            help.join("; ")
+        );
+    }
     Ok(())
 }
 
@@ -462,6 +465,13 @@ pub fn advice(problem: &Problem) -> Vec<String> {
             setup_words(problem, &setup)
         ));
     }
+    lines.extend(more_gpus(problem));
+    lines
+}
+
+/// The least number of GPUs of each kind with which some setup keeps the limits, a sentence each.
+fn more_gpus(problem: &Problem) -> Vec<String> {
+    let mut lines = Vec::new();
     for (k, kind) in problem.kinds.iter().enumerate() {
         for more in 1..=MORE_GPUS {
             let mut kinds: Vec<GpuKind> = problem.kinds.clone();

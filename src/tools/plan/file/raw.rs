@@ -15,7 +15,8 @@ pub(super) struct RawGpu {
     pub(super) kind: String,
     pub(super) count: usize,
     pub(super) memory_gb: f64,
-    pub(super) usd_per_hour: f64,
+    #[serde(default)]
+    pub(super) usd_per_hour: Option<f64>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

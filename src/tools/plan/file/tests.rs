@@ -121,7 +121,7 @@ use crate::predictor::Predictor;
 #[test]
 fn what_is_wrong_is_said() {
     type Change = fn(&mut Value);
-    let rows: [(Change, &str); 42] = [
+    let rows: [(Change, &str); 43] = [
         (|p| p["colour"] = json!(1), "plan field colour: unknown field `colour`"),
         (|p| p["gpus"][0]["count"] = json!("x"), "plan field gpus[0].count: invalid type: string \"x\""),
         (|p| p["gpus"][0]["count"] = json!(0), "plan field gpus[0].count: 0 is not between 1 and 64"),
@@ -194,6 +194,10 @@ fn what_is_wrong_is_said() {
                 p["gpus"][0]["usd_per_hour"] = json!(0);
             },
             "plan field gpus[0].usd_per_hour: the goal needs what a GPU costs",
+        ),
+        (
+            |p| drop(p["gpus"][0].as_object_mut().unwrap().remove("usd_per_hour")),
+            "plan field gpus[0].usd_per_hour: is missing",
         ),
         (
             |p| p["profiles"] = json!(1),
