@@ -1,7 +1,7 @@
 //! The routing of a setup by RouterWise's own algorithm (arXiv 2604.10907, algorithms 1 and 2), to compare ours with: prices by
 //! subgradient steps, shares by projected gradient steps, and the multiplier of the one limit by bisection.
 //!
-//! The paper gives neither steps, rounds, bounds nor tolerances; [`Knobs::default`] has those with which random small problems come
+//! The paper gives neither steps, rounds, bounds nor tolerances; [`Knobs::default`] has those with which the tests' problems come
 //! within a hundredth of the optimum. Latencies are measured in units of the limit, so that one step fits all limits. Copies do not
 //! slow each other down.
 

@@ -101,7 +101,16 @@ pub fn run(measuring: &Measuring, sample: &Sample) -> Result<Vec<Profile>> {
         }
     }
     ensure!(!copies.is_empty(), "no model fits on any GPU, however it is split: more memory or more shards are needed");
-    Ok(cells::measured(&copies, |copy| profile(measuring, copy, &lengths[copy.model])))
+    let profiles = cells::measured(&copies, |copy| profile(measuring, copy, &lengths[copy.model]));
+    if let Some(none) = profiles.iter().find(|profile| profile.points.len() < 2) {
+        anyhow::bail!(
+            "{}: with {} shards of {} % it serves too few of the prompts to be measured: max_model_len or its memory is too small",
+            measuring.models[none.model].model.name,
+            none.tensor_parallel,
+            none.share_percent
+        );
+    }
+    Ok(profiles)
 }
 
 /// Measures the copies of a setup again, each with the prompts that these prices send to its model: those of a small model may be
@@ -208,6 +217,9 @@ impl Bench<'_> {
         loop {
             let run = self.run(rate, requests);
             let [from, to] = MEASURED.map(|part| (part * requests as f64) as usize);
+            if run.ttft_ms[from..to].iter().all(|ms| ms.is_nan()) {
+                return None;
+            }
             let error = relative_error(&run.ttft_ms[from..to]);
             // The error falls with the root of the number.
             let error_at_most = error * (requests as f64 / REQUESTS_MAX as f64).sqrt();
@@ -381,7 +393,7 @@ mod tests {
         for rho in [0.1, 0.5, 0.8] {
             let point = bench.point(rho * 50.0).unwrap();
             let expected = 1.0 + 5.0 + 20.0 + rho * 20.0 / (2.0 * (1.0 - rho));
-            // Known to within 1.5 % with 95 % confidence.
+            // One seed; near capacity the waits of consecutive batches depend on each other, so the error is more than the run thinks.
             assert!((point.ttft.mean_ms / expected - 1.0).abs() < 0.04, "{rho}: {} ms", point.ttft.mean_ms);
             assert!((point.busy / rho - 1.0).abs() < 0.05, "{rho}: busy {}", point.busy);
             assert_eq!(point.tpot.mean_ms, 0.0, "one token has no time between tokens");
@@ -401,5 +413,6 @@ mod tests {
         let point = bench.point(2.0).unwrap();
         assert!((30.0..60.0).contains(&point.ttft.mean_ms), "{} ms", point.ttft.mean_ms);
         assert!((point.ttft.quantiles_ms.unwrap()[4]) < 100.0);
+        assert_eq!(Bench { lengths: &[(600, 20)], ..bench }.point(2.0), None, "there is nothing to measure");
     }
 }
