@@ -10,7 +10,7 @@ mod memory;
 mod prefix;
 
 pub use memory::{KEPT, Memory, Placement, Recall};
-pub use prefix::{BLOCKS_MAX, Mark, Prefix};
+pub use prefix::{FIELDS_MAX, Fingerprint, KEYS_MAX, Prefix};
 
 use std::time::Duration;
 
@@ -57,14 +57,14 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Keys of a request. Prompts of different `kinds`, such as APIs, share nothing; neither do those for different adapters,
-    /// because an adapter changes the keys and values of every token.
+    /// Keys of a request. Prompts of different `kinds`, such as conversations and raw texts, share nothing; neither do those for
+    /// different adapters, because an adapter changes the keys and values of every token.
     pub fn new(prefix: Option<&Prefix>, kind: u64, session: Option<&str>, adapter: Option<&str>) -> Keys {
         let name = |domain: u64, text: &str| prefix::hash(domain, text.as_bytes());
         let adapter = adapter.map(|adapter| name(ADAPTERS, adapter));
         let seed = prefix::mix(adapter.unwrap_or_default(), kind);
         Keys {
-            prefix: prefix.map_or_else(Vec::new, |prefix| prefix.keys(seed).collect()),
+            prefix: prefix.map_or_else(Vec::new, |prefix| prefix.keys(seed)),
             session: session.filter(|session| !session.is_empty()).map(|session| name(SESSIONS ^ seed, session)),
             adapter,
         }

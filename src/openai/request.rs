@@ -1,16 +1,23 @@
 //! What a request's body fixes, and a bounded window of its text, in one linear pass.
 
+mod beginning;
 mod body_error;
+mod lax;
+mod patch;
 
 use std::ops::Range;
 
 pub use body_error::BodyError;
+pub use patch::Patch;
+
+use beginning::{Of, Value, scalar_hash, text_hash};
+use lax::{boolean, integer, lenient};
 
 use super::{
     Api,
     scan::{Container, Failure, Kept, Levels, Scalar, Scanner, Sink, Want},
 };
-use crate::affinity::{Mark, Prefix};
+use crate::affinity::Prefix;
 use crate::features::TextWindow;
 
 /// What routing reads of a request's body. Offsets count bytes from the body's start.
@@ -40,7 +47,7 @@ pub struct Prompt {
     pub previous_response_id: Option<String>,
     /// The text of all messages, instructions and prompts in the body's order, pieces separated by a line feed.
     pub text: TextWindow,
-    /// The beginning of the same text, and of what stands between, as instances may have kept it.
+    /// The beginning of the prompt in the order of chat templates, as instances may have kept it.
     pub prefix: Prefix,
     /// Images, which are counted and not read.
     pub images: u32,
@@ -54,15 +61,6 @@ pub struct Prompt {
     pub has_input: bool,
     /// Bytes of the body that were scanned.
     pub bytes: u64,
-}
-
-/// Replaces a range of the body's bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Patch {
-    /// What to take out; empty to insert only.
-    pub replace: Range<u64>,
-    /// What to put there.
-    pub with: String,
 }
 
 /// Reads a request's body piece by piece.
@@ -84,8 +82,10 @@ struct Reading {
     /// Whether a separator is due before the next text.
     separate: bool,
     is_image: bool,
-    part_at: u64,
-    tool_data_at: u64,
+    /// The hash of the media in the part that is being read.
+    media: Option<u64>,
+    /// What is read for its hash only.
+    value: Option<Value>,
     max_completion_tokens: Option<u32>,
     max_tokens: Option<u32>,
     not_an_object: bool,
@@ -109,7 +109,6 @@ enum Place {
     Prompts,
     TokenIds,
     StreamOptions,
-    ToolData,
 }
 
 /// What the value that comes next is, inside of an object.
@@ -132,12 +131,16 @@ enum Key {
     PromptEmbeds,
     /// Text beside the conversation: a system prompt or instructions.
     System,
-    Tools,
+    /// One of the fields that change how the prompt begins.
+    Field(usize),
+    ToolCall,
     Role,
+    Name,
     Content,
     Text,
     Type,
     Image,
+    Media,
 }
 
 // === impl RequestScan ===
@@ -199,45 +202,6 @@ fn input_field(api: Api) -> &'static str {
     }
 }
 
-// === impl Prompt ===
-
-impl Prompt {
-    /// The patches, in the body's order, that make it name the model `served` and limit its answer to so many tokens. None
-    /// where it does so already, or where no object has begun.
-    pub fn patches(&self, api: Api, served: &str, max_tokens: Option<u32>) -> Vec<Patch> {
-        let mut patches = Vec::new();
-        let mut fields = Vec::new();
-        let model = (self.model.as_deref() != Some(served)).then(|| serde_json::Value::from(served).to_string());
-        match (model, &self.model_span) {
-            (Some(with), Some(span)) => patches.push(Patch { replace: span.clone(), with }),
-            (Some(with), None) => fields.push(format!("\"model\":{with}")),
-            (None, _) => {}
-        }
-        let limits = max_tokens.map(|limit| (limit, self.limit_spans.iter().flatten()));
-        if let Some((limit, spans)) = limits {
-            let before = patches.len();
-            patches.extend(spans.map(|span| Patch { replace: span.clone(), with: limit.to_string() }));
-            if patches.len() == before {
-                fields.push(format!("\"{}\":{limit}", limit_field(api)));
-            }
-        }
-        if let Some(at) = self.insert_at.filter(|_| !fields.is_empty()) {
-            let comma = if self.empty_object { "" } else { "," };
-            patches.push(Patch { replace: at..at, with: fields.join(",") + comma });
-        }
-        patches.sort_by_key(|patch| patch.replace.start);
-        patches
-    }
-}
-
-/// The field that limits generated tokens in every server of this API.
-fn limit_field(api: Api) -> &'static str {
-    match api {
-        Api::Responses => "max_output_tokens",
-        Api::ChatCompletions | Api::Completions | Api::Messages | Api::CountTokens | Api::Embeddings => "max_tokens",
-    }
-}
-
 // === impl Reading ===
 
 impl Reading {
@@ -271,8 +235,8 @@ impl Reading {
             has_text: false,
             separate: false,
             is_image: false,
-            part_at: 0,
-            tool_data_at: 0,
+            media: None,
+            value: None,
             max_completion_tokens: None,
             max_tokens: None,
             not_an_object: false,
@@ -300,8 +264,7 @@ impl Reading {
             ("prompt", Completions) | ("input", Embeddings) => Key::Prompts,
             ("prompt_embeds", Completions) => Key::PromptEmbeds,
             ("system", Messages | CountTokens) | ("instructions", Responses) => Key::System,
-            ("tools" | "functions", _) => Key::Tools,
-            _ => Key::Other,
+            _ => beginning::field(name).map_or(Key::Other, Key::Field),
         }
     }
 
@@ -311,7 +274,8 @@ impl Reading {
         self.input_has_wrong_type = has_wrong_type;
         if std::mem::replace(&mut self.input_seen, true) {
             let prompt = &mut self.prompt;
-            (prompt.text, prompt.prefix) = (TextWindow::default(), Prefix::default());
+            prompt.text = TextWindow::default();
+            prompt.prefix.clear_conversation();
             (prompt.images, prompt.token_ids, prompt.prompts, prompt.has_input) = (0, 0, 0, false);
             self.has_text = false;
         }
@@ -319,8 +283,36 @@ impl Reading {
 
     fn begin_text(&mut self) -> Want {
         self.separate = self.has_text;
-        self.prompt.prefix.mark(Mark::Text);
+        self.prompt.prefix.begin_text();
         Want::Pieces
+    }
+
+    /// A value begins, of which the hash counts if this is a place for one.
+    fn begin_value(&mut self, at: u64) {
+        let of = match (self.levels.innermost(), self.key) {
+            (Some(Place::Body), Key::Field(field)) => Of::Field(field),
+            (Some(Place::Message | Place::Part), Key::ToolCall) => Of::ToolCall,
+            (Some(Place::Part), Key::Image | Key::Media) => Of::Media,
+            _ => return,
+        };
+        self.is_image |= matches!(self.key, Key::Image);
+        self.value = Some(Value::new(of, at));
+    }
+
+    /// The value that is read for its hash may have ended.
+    fn end_value(&mut self, end: u64) {
+        let Some(value) = self.value.take_if(|value| value.is_whole()) else { return };
+        let prefix = &mut self.prompt.prefix;
+        match value.of {
+            Of::Field(field) => {
+                prefix.field(field, value.hash(), if value.of.is_in_prompt() { value.bytes() } else { 0 });
+            }
+            Of::ToolCall => prefix.detail(value.hash()),
+            Of::Media => self.media = Some(value.hash()),
+        }
+        if value.of.is_tool_data() {
+            self.prompt.tool_bytes += end.saturating_sub(value.at);
+        }
     }
 
     fn begin_prompt(&mut self) {
@@ -348,6 +340,10 @@ impl Reading {
 impl Sink for Reading {
     fn open(&mut self, container: Container, at: u64) {
         use Container::{Array, Object};
+        if let Some(value) = &mut self.value {
+            value.open(container);
+            return self.levels.push(Place::Elsewhere);
+        }
         let place = match (self.levels.innermost(), self.key, container) {
             (None, _, Object) => {
                 self.prompt.insert_at = Some(at + 1);
@@ -383,47 +379,52 @@ impl Sink for Reading {
             }
             (Some(Place::Messages), _, Object) => {
                 self.prompt.has_input = true;
-                self.prompt.prefix.mark(Mark::Message);
+                self.prompt.prefix.begin_message();
                 Place::Message
             }
-            (Some(Place::Body), Key::System, Array) => Place::Parts,
+            (Some(Place::Body), Key::System, Array) => {
+                self.prompt.prefix.begin_system();
+                Place::Parts
+            }
             (Some(Place::Message | Place::Part), Key::Content, Array) => Place::Parts,
             (Some(Place::Parts), _, Object) => {
-                self.is_image = false;
-                self.part_at = at;
+                (self.is_image, self.media) = (false, None);
                 Place::Part
-            }
-            (Some(Place::Part), Key::Image, _) => {
-                self.is_image = true;
-                Place::Elsewhere
             }
             (Some(Place::Prompts), _, Array) => {
                 self.begin_prompt();
                 Place::TokenIds
             }
-            (Some(Place::Body | Place::Message | Place::Part), Key::Tools, _) => {
-                self.tool_data_at = at;
-                Place::ToolData
+            _ => {
+                self.begin_value(at);
+                Place::Elsewhere
             }
-            _ => Place::Elsewhere,
         };
+        if let Some(value) = &mut self.value {
+            value.open(container);
+        }
         self.levels.push(place);
     }
 
     fn close(&mut self, end: u64) {
-        match self.levels.pop() {
+        let place = self.levels.pop();
+        if let Some(value) = &mut self.value {
+            value.close();
+            return self.end_value(end);
+        }
+        match place {
             Some(Place::Body) => self.prompt.empty_object = !self.has_key,
-            Some(Place::Part) if std::mem::take(&mut self.is_image) => {
-                self.prompt.images = self.prompt.images.saturating_add(1);
-                self.prompt.prefix.unread(Mark::Image, end.saturating_sub(self.part_at));
-            }
-            Some(Place::ToolData) => {
-                let bytes = end.saturating_sub(self.tool_data_at);
-                self.prompt.tool_bytes += bytes;
-                match self.levels.innermost() {
-                    Some(Place::Body) => self.prompt.prefix.before_all(bytes),
-                    _ => self.prompt.prefix.unread(Mark::ToolCall, bytes),
+            Some(Place::Message) => self.prompt.prefix.end_message(),
+            Some(Place::Part) => {
+                let is_image = std::mem::take(&mut self.is_image);
+                self.prompt.images = self.prompt.images.saturating_add(is_image.into());
+                if let Some(media) = self.media.take().or(is_image.then_some(0)) {
+                    self.prompt.prefix.media(media);
                 }
+            }
+            // The only parts in the body itself.
+            Some(Place::Parts) if matches!(self.levels.innermost(), Some(Place::Body)) => {
+                self.prompt.prefix.end_system();
             }
             _ => {}
         }
@@ -431,24 +432,39 @@ impl Sink for Reading {
 
     fn key(&mut self, name: &str) {
         self.has_key = true;
+        if let Some(value) = &mut self.value {
+            value.key(name);
+        }
         self.key = match (self.levels.innermost(), name) {
             (Some(Place::Body), _) => self.body_key(name),
             // `output` is what a tool returned, in an item of Responses.
             (Some(Place::Message), "content" | "output") => Key::Content,
             (Some(Place::Message), "role") => Key::Role,
-            (Some(Place::Message), "tool_calls" | "function_call" | "arguments") => Key::Tools,
+            (Some(Place::Message), "tool_calls" | "function_call" | "arguments") => Key::ToolCall,
+            (Some(Place::Message | Place::Part), "name") => Key::Name,
             (Some(Place::Part), "text") => Key::Text,
             (Some(Place::Part), "type") => Key::Type,
             (Some(Place::Part), "image_url" | "image") => Key::Image,
             // Blocks of Messages: what a tool returned, and what it was called with.
             (Some(Place::Part), "content") => Key::Content,
-            (Some(Place::Part), "input") => Key::Tools,
+            (Some(Place::Part), "input") => Key::ToolCall,
+            (Some(Place::Part), "source" | "input_audio" | "audio_url" | "video_url" | "file" | "file_data") => {
+                Key::Media
+            }
             (Some(Place::StreamOptions), "include_usage") => Key::IncludeUsage,
             _ => Key::Other,
         };
     }
 
     fn string(&mut self) -> Want {
+        if self.value.is_none() {
+            // Where it begins is known at its end.
+            self.begin_value(0);
+        }
+        if let Some(value) = &mut self.value {
+            value.string();
+            return Want::Pieces;
+        }
         match (self.levels.innermost(), self.key) {
             (None, _) => {
                 self.not_an_object = true;
@@ -460,7 +476,13 @@ impl Sink for Reading {
                 self.begin_input(true);
                 Want::Nothing
             }
-            (Some(Place::Body), Key::Messages | Key::Prompts) => {
+            (Some(Place::Body), Key::Messages) => {
+                self.begin_input(false);
+                self.prompt.prefix.begin_message();
+                self.prompt.prefix.role("user");
+                self.begin_text()
+            }
+            (Some(Place::Body), Key::Prompts) => {
                 self.begin_input(false);
                 self.begin_text()
             }
@@ -468,20 +490,19 @@ impl Sink for Reading {
                 self.embeds_seen = true;
                 Want::Nothing
             }
-            (Some(Place::Body), Key::System) => self.begin_text(),
+            (Some(Place::Body), Key::System) => {
+                self.prompt.prefix.begin_system();
+                self.begin_text()
+            }
             (Some(Place::StreamOptions), Key::IncludeUsage) => Want::Whole,
             (Some(Place::Messages), _) => {
                 self.prompt.has_input = true;
                 Want::Nothing
             }
             (Some(Place::Message), Key::Content) => self.begin_text(),
-            (Some(Place::Message), Key::Role) => Want::Whole,
+            (Some(Place::Message), Key::Role) | (Some(Place::Message | Place::Part), Key::Name) => Want::Whole,
             (Some(Place::Parts), _) | (Some(Place::Part), Key::Text | Key::Content) => self.begin_text(),
             (Some(Place::Part), Key::Type) => Want::Whole,
-            (Some(Place::Part), Key::Image) => {
-                self.is_image = true;
-                Want::Nothing
-            }
             (Some(Place::Prompts), _) => {
                 self.begin_prompt();
                 self.begin_text()
@@ -493,6 +514,9 @@ impl Sink for Reading {
     fn text(&mut self, piece: &str) {
         if piece.is_empty() {
             return;
+        }
+        if let Some(value) = &mut self.value {
+            return value.text(piece);
         }
         if std::mem::take(&mut self.separate) {
             self.prompt.text.push_str("\n");
@@ -506,6 +530,10 @@ impl Sink for Reading {
     }
 
     fn string_end(&mut self, kept: Kept<'_>, span: Range<u64>) {
+        if let Some(value) = &mut self.value {
+            value.string_end(span.start);
+            return self.end_value(span.end);
+        }
         match (self.levels.innermost(), self.key) {
             (Some(Place::Body), Key::Model) => {
                 self.model_has_wrong_type = false;
@@ -516,25 +544,27 @@ impl Sink for Reading {
             (Some(Place::Body), Key::PreviousResponseId) => {
                 let is_id = !kept.text.is_empty() && !kept.cut;
                 self.prompt.previous_response_id = is_id.then(|| kept.text.to_owned());
+                self.prompt.prefix.field(beginning::PREVIOUS_RESPONSE, text_hash(kept.text), 0);
             }
+            (Some(Place::Body), Key::System) => self.prompt.prefix.end_system(),
+            (Some(Place::Body), Key::Messages) => self.prompt.prefix.end_message(),
             (Some(Place::Body | Place::StreamOptions), _) => self.fix(lenient(kept.text), span),
-            (Some(Place::Message), Key::Role) => {
-                self.prompt.prefix.mark(Mark::Role);
-                self.prompt.prefix.push(kept.text.as_bytes());
-            }
-            (Some(Place::Message | Place::Part), Key::Tools) => {
-                let bytes = span.end.saturating_sub(span.start);
-                self.prompt.tool_bytes += bytes;
-                self.prompt.prefix.unread(Mark::ToolCall, bytes);
-            }
+            (Some(Place::Message), Key::Role) => self.prompt.prefix.role(kept.text),
+            (Some(Place::Message | Place::Part), Key::Name) => self.prompt.prefix.detail(text_hash(kept.text)),
             (Some(Place::Part), Key::Type) => {
-                self.is_image |= matches!(kept.text, "image_url" | "input_image" | "image")
+                self.is_image |= matches!(kept.text, "image_url" | "input_image" | "image");
+                if kept.text == "tool_result" {
+                    self.prompt.prefix.detail(text_hash(kept.text));
+                }
             }
             _ => {}
         }
     }
 
     fn scalar(&mut self, scalar: Scalar<'_>, span: Range<u64>) {
+        if let Some(value) = &mut self.value {
+            return value.scalar(scalar);
+        }
         match (self.levels.innermost(), self.key) {
             (None, _) => self.not_an_object = true,
             (Some(Place::Body), Key::Model) => {
@@ -542,7 +572,12 @@ impl Sink for Reading {
                 self.prompt.model = None;
                 self.prompt.model_span = Some(span);
             }
-            (Some(Place::Body), Key::PreviousResponseId) => self.prompt.previous_response_id = None,
+            (Some(Place::Body), Key::PreviousResponseId) => {
+                self.prompt.previous_response_id = None;
+                self.prompt.prefix.field(beginning::PREVIOUS_RESPONSE, 0, 0);
+            }
+            (Some(Place::Body), Key::System) => self.prompt.prefix.clear_system(),
+            (Some(Place::Body), Key::Field(field)) => self.prompt.prefix.field(field, scalar_hash(scalar), 0),
             (Some(Place::Body), Key::Messages | Key::Prompts) => self.begin_input(scalar != Scalar::Null),
             (Some(Place::Body | Place::StreamOptions), _) => self.fix(scalar, span),
             (Some(Place::Messages), _) => self.prompt.has_input = true,
@@ -550,31 +585,12 @@ impl Sink for Reading {
                 self.prompt.has_input = true;
                 self.prompt.token_ids = self.prompt.token_ids.saturating_add(1);
                 if let Scalar::Number(id) = scalar {
-                    self.prompt.prefix.mark(Mark::TokenId);
-                    self.prompt.prefix.push(id.as_bytes());
+                    self.prompt.prefix.token_id(id);
                 }
             }
             _ => {}
         }
     }
-}
-
-// vLLM's fields are pydantic's, in its lax mode: a number or a flag may come as a string, and a flag as a number.
-
-fn lenient(text: &str) -> Scalar<'_> {
-    let is_any = |words: &[&str]| words.iter().any(|word| word.eq_ignore_ascii_case(text));
-    if is_any(&["true", "t", "yes", "y", "on"]) { Scalar::Bool(true) } else { Scalar::Number(text) }
-}
-
-fn boolean(value: Scalar<'_>) -> bool {
-    value == Scalar::Bool(true) || integer(value) == Some(1)
-}
-
-/// A whole number; a greater one than the type holds is the type's greatest.
-fn integer(value: Scalar<'_>) -> Option<u32> {
-    let Scalar::Number(text) = value else { return None };
-    let number: f64 = text.trim().parse().ok()?;
-    (number >= 0.0 && number.fract() == 0.0).then_some(number as u32)
 }
 
 #[cfg(test)]

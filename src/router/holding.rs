@@ -11,7 +11,7 @@ impl Router {
     /// The names under which what a request leaves on its instance is remembered; `session` is what its session header says.
     pub fn keys(&self, api: Api, prompt: &Prompt, session: Option<&str>) -> Keys {
         let prefix = Some(&prompt.prefix).filter(|_| self.config.affinity.prefix);
-        Keys::new(prefix, api as u64, session, self.adapter(prompt))
+        Keys::new(prefix, kind(api) as u64, session, self.adapter(prompt))
     }
 
     /// What the instances hold of what a request needs.
@@ -35,6 +35,14 @@ impl Router {
     ) -> Forecast {
         let loads = adapter.is_some() && !ask.held.has_adapter(instance);
         forecast.after(if loads { self.config.affinity.adapter_load.as_secs_f64() } else { 0.0 })
+    }
+}
+
+/// One API for all that render their prompts the same way: a conversation has the same beginning whichever it comes through.
+fn kind(api: Api) -> Api {
+    match api {
+        Api::ChatCompletions | Api::Responses | Api::Messages | Api::CountTokens => Api::ChatCompletions,
+        Api::Completions | Api::Embeddings => api,
     }
 }
 

@@ -63,6 +63,74 @@ pub(crate) async fn cached_tokens(gateway: &Gateway) {
     assert!(ttft(after) < 0.6 * ttft(before), "{before} {after}");
 }
 
+/// A request as its own API writes it: path and body, the fields in this order.
+type Written = (&'static str, String);
+
+/// Sends both, the one after the other, under these ids. Returns where they went, and the share of the second prompt that is
+/// expected to be cached there.
+async fn expected_share(gateway: &Gateway, requests: [(&str, Written); 2]) -> ([usize; 2], f64) {
+    let mut instances = [0; 2];
+    for (instance, (id, (path, body))) in instances.iter_mut().zip(&requests) {
+        *instance = sent(gateway, &Request::post(path, body.clone()).header("x-request-id", id)).await.0;
+    }
+    let id = requests[1].0;
+    let lines = log_lines_of(gateway, id).await;
+    let decision = &lines.iter().find(|line| line["request_id"] == id).expect("its line")["decision"];
+    let tokens = |field: &str| decision[field].as_f64().unwrap();
+    (instances, tokens("estimated_cached_tokens") / tokens("estimated_prompt_tokens"))
+}
+
+/// As anthropic-python sends it: the system prompt after the messages.
+fn written_messages(system: &str, user: &str) -> Written {
+    let [system, user] = [system, user].map(Value::from);
+    let messages = format!(r#"[{{"role":"user","content":{user}}}]"#);
+    ("/v1/messages", format!(r#"{{"max_tokens":8,"messages":{messages},"model":"{MODEL}","system":{system}}}"#))
+}
+
+/// As openai-python sends it: the instructions after the input.
+fn written_responses(system: &str, user: &str) -> Written {
+    let [system, user] = [system, user].map(Value::from);
+    let body = format!(r#"{{"input":{user},"instructions":{system},"model":"{MODEL}","max_output_tokens":8}}"#);
+    ("/v1/responses", body)
+}
+
+fn written_chat(system: &str, user: &str, salt: Option<&str>) -> Written {
+    let messages = json!([{"role": "system", "content": system}, {"role": "user", "content": user}]);
+    let body = json!({"model": MODEL, "messages": messages, "max_tokens": 8, "cache_salt": salt});
+    ("/v1/chat/completions", body.to_string())
+}
+
+pub(crate) async fn system_after_messages(gateway: &Gateway) {
+    let [first, second] = ["What is it?", "And where did it come from?"].map(|user| written_messages(&long(11), user));
+    let (instances, share) = expected_share(gateway, [("messages-1", first), ("messages-2", second)]).await;
+    assert!(instances[0] == instances[1] && share > 0.8, "{instances:?} {share}");
+}
+
+pub(crate) async fn instructions_after_input(gateway: &Gateway) {
+    let [first, second] = ["What is it?", "And where did it come from?"].map(|user| written_responses(&long(12), user));
+    let (instances, share) = expected_share(gateway, [("responses-1", first), ("responses-2", second)]).await;
+    assert!(instances[0] == instances[1] && share > 0.8, "{instances:?} {share}");
+}
+
+pub(crate) async fn other_api(gateway: &Gateway) {
+    for (seed, id, other) in
+        [(13, "to-messages", written_messages as fn(&str, &str) -> Written), (14, "to-responses", written_responses)]
+    {
+        let (system, user) = (long(seed), "What is it?");
+        let requests = [("of-chat", written_chat(&system, user, None)), (id, other(&system, user))];
+        let (instances, share) = expected_share(gateway, requests).await;
+        assert!(instances[0] == instances[1] && share > 0.8, "{id}: {instances:?} {share}");
+    }
+}
+
+pub(crate) async fn cache_salt(gateway: &Gateway) {
+    let ask = |salt| written_chat(&long(15), "What is it?", Some(salt));
+    let (_, share) = expected_share(gateway, [("salt-1", ask("anna")), ("salt-2", ask("bert"))]).await;
+    assert!(share < 1e-9, "another salt: {share}");
+    let (instances, share) = expected_share(gateway, [("salt-3", ask("cora")), ("salt-4", ask("cora"))]).await;
+    assert!(instances[0] == instances[1] && share > 0.8, "the same salt: {instances:?} {share}");
+}
+
 pub(crate) async fn loaded_holder(gateway: &Gateway) {
     let text = |i: usize| format!("{} And question {i}?", long(3));
     let home = sent(gateway, &chat(MODEL, &text(0))).await.0;
