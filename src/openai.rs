@@ -10,11 +10,12 @@ mod request;
 mod response;
 mod scan;
 mod sse;
+mod tokens;
 
 pub use error::{error_body, model_body, models_body};
 pub use probe::{Probe, ProbeScan, REPEAT_MAX};
 pub use request::{BodyError, Patch, Prompt, RequestScan};
-pub use response::{Observed, ResponseScan, Usage};
+pub use response::{Ending, ErrorCause, Observed, ResponseScan, Usage};
 
 /// An API that takes a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

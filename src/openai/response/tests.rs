@@ -1,5 +1,7 @@
 //! Rows per API, recorded responses of a vLLM 0.32, and properties.
 
+mod generated;
+
 use super::*;
 
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
@@ -37,34 +39,45 @@ fn recorded_responses() {
         };
     }
     let response = |observed: Observed, id: &str| Observed { response_id: Some(id.to_owned()), ..observed };
-    let failed = |observed: Observed| Observed { error_event: true, error_code: Some(503), ..observed };
-    let cut = |observed: Observed| Observed { cut_short: true, ..observed };
+    let busy = |observed: Observed| Observed { error_event: true, error_cause: Some(ErrorCause::Busy), ..observed };
+    let told = |ending, tokens, observed: Observed| Observed {
+        ending: Some(ending),
+        completion_tokens_estimate: tokens,
+        has_output: true,
+        ..observed
+    };
+    let cut = |tokens, observed| told(Ending::Limit, tokens, observed);
     let rows = [
-        (ChatCompletions, true, recorded!("chat-stream"), cut(ended(15, None))),
-        (ChatCompletions, true, recorded!("chat-stream-n2"), cut(ended(11, usage(35, 12, 0)))),
-        (ChatCompletions, true, recorded!("chat-stream-continuous-usage"), cut(ended(5, usage(35, 6, 0)))),
-        (ChatCompletions, true, recorded!("chat-tools-named-stream"), ended(25, usage(175, 64, 128))),
-        (ChatCompletions, true, recorded!("overload-race-chat-stream"), failed(ended(0, None))),
-        (ChatCompletions, false, recorded!("chat"), cut(ended(0, usage(35, 16, 0)))),
-        (ChatCompletions, false, recorded!("overload-chat"), failed(ended(0, None))),
-        (Completions, true, recorded!("completions-stream"), cut(ended(16, usage(4, 16, 0)))),
-        (Completions, false, recorded!("completions"), cut(ended(0, usage(4, 16, 0)))),
+        (ChatCompletions, true, recorded!("chat-stream"), cut(14, ended(15, None))),
+        (ChatCompletions, true, recorded!("chat-stream-n2"), cut(12, ended(11, usage(35, 12, 0)))),
+        (ChatCompletions, true, recorded!("chat-stream-continuous-usage"), cut(7, ended(5, usage(35, 6, 0)))),
+        (
+            ChatCompletions,
+            true,
+            recorded!("chat-tools-named-stream"),
+            told(Ending::ByItself, 18, ended(25, usage(175, 64, 128))),
+        ),
+        (ChatCompletions, true, recorded!("overload-race-chat-stream"), busy(ended(0, None))),
+        (ChatCompletions, false, recorded!("chat"), cut(14, ended(0, usage(35, 16, 0)))),
+        (ChatCompletions, false, recorded!("overload-chat"), busy(ended(0, None))),
+        (Completions, true, recorded!("completions-stream"), cut(14, ended(16, usage(4, 16, 0)))),
+        (Completions, false, recorded!("completions"), cut(14, ended(0, usage(4, 16, 0)))),
         (
             Responses,
             true,
             recorded!("responses-stream"),
-            cut(response(ended(15, usage(16, 16, 0)), "resp_8b9af9a1bcc00327")),
+            cut(14, response(ended(15, usage(16, 16, 0)), "resp_8b9af9a1bcc00327")),
         ),
-        (Responses, false, recorded!("responses"), cut(response(ended(0, usage(16, 16, 0)), "resp_bfc48a0e4b9f7fef"))),
-        (Messages, true, recorded!("messages-stream"), cut(ended(14, usage(16, 16, 0)))),
-        (Messages, false, recorded!("messages"), cut(ended(0, usage(16, 16, 0)))),
         (
-            Messages,
-            true,
-            recorded!("overload-race-messages-stream"),
-            Observed { error_event: true, ..Observed::default() },
+            Responses,
+            false,
+            recorded!("responses"),
+            cut(19, response(ended(0, usage(16, 16, 0)), "resp_bfc48a0e4b9f7fef")),
         ),
-        (CountTokens, false, recorded!("messages-count"), ended(0, None)),
+        (Messages, true, recorded!("messages-stream"), cut(13, ended(14, usage(16, 16, 0)))),
+        (Messages, false, recorded!("messages"), cut(15, ended(0, usage(16, 16, 0)))),
+        (Messages, true, recorded!("overload-race-messages-stream"), busy(Observed::default())),
+        (CountTokens, false, recorded!("messages-count"), Observed { has_output: true, ..ended(0, None) }),
     ];
     for (api, is_sse, body, expected) in rows {
         check(api, is_sse, body, &expected);
@@ -124,41 +137,73 @@ fn content_events() {
     }
 }
 
-/// Why an answer ended, as each API says it.
+/// How an answer ended, as each API says it.
 #[test]
-fn answers_cut_short() {
-    let sse = |event: &str| format!("data: {event}\n\n");
+fn endings() {
+    use Ending::{ByItself, Limit, Other};
+    let chat = |reason: &str| format!(r#"{{"choices":[{{"finish_reason":{reason},"delta":{{}}}}]}}"#);
+    let two = |a, b| format!(r#"{{"choices":[{{"finish_reason":"{a}"}},{{"finish_reason":"{b}"}}]}}"#);
+    let message = |reason: &str| format!(r#"{{"type":"message_delta","delta":{{"stop_reason":{reason}}}}}"#);
+    let response = |kind, rest| format!(r#"{{"type":"response.{kind}","response":{{{rest}}}}}"#);
+    let whole = |rest: &str| format!(r#"{{"object":"response","output":[{{"status":"completed"}}],{rest}}}"#);
+    let text = str::to_owned;
     let rows = [
-        (ChatCompletions, false, r#"{"choices":[{"finish_reason":"length","message":{}}]}"#.to_owned(), true),
-        (ChatCompletions, false, r#"{"choices":[{"finish_reason":"stop"}]}"#.to_owned(), false),
-        (ChatCompletions, false, r#"{"choices":[{"message":{"finish_reason":"length"}}]}"#.to_owned(), false),
-        (ChatCompletions, true, sse(r#"{"choices":[{"delta":{},"finish_reason":"length"}]}"#), true),
-        (ChatCompletions, true, sse(r#"{"choices":[{"delta":{"content":"length"},"finish_reason":null}]}"#), false),
-        (Completions, false, r#"{"choices":[{"text":"a","finish_reason":"length"}]}"#.to_owned(), true),
-        (Responses, false, r#"{"incomplete_details":{"reason":"max_output_tokens"}}"#.to_owned(), true),
-        (Responses, false, r#"{"incomplete_details":{"reason":"content_filter"}}"#.to_owned(), false),
-        (
-            Responses,
-            true,
-            sse(r#"{"type":"response.incomplete","response":{"incomplete_details":{"reason":"max_output_tokens"}}}"#),
-            true,
-        ),
-        (Messages, false, r#"{"stop_reason":"max_tokens"}"#.to_owned(), true),
-        (Messages, false, r#"{"stop_reason":"end_turn"}"#.to_owned(), false),
-        (Messages, true, sse(r#"{"type":"message_delta","delta":{"stop_reason":"max_tokens"}}"#), true),
-        (Messages, true, sse(r#"{"type":"content_block_delta","delta":{"text":"max_tokens"}}"#), false),
+        (ChatCompletions, chat(r#""stop""#), Some(ByItself)),
+        (ChatCompletions, chat(r#""tool_calls""#), Some(ByItself)),
+        (ChatCompletions, chat(r#""function_call""#), Some(ByItself)),
+        (ChatCompletions, chat(r#""length""#), Some(Limit)),
+        (ChatCompletions, chat(r#""content_filter""#), Some(Other)),
+        (ChatCompletions, chat(r#""abort""#), Some(Other)),
+        (ChatCompletions, chat(r#""error""#), Some(Other)),
+        (ChatCompletions, chat(r#""repetition""#), Some(Other)),
+        (ChatCompletions, chat(r#""a word that nobody knows""#), Some(Other)),
+        (ChatCompletions, chat("null"), None),
+        (ChatCompletions, chat(r#""""#), None),
+        (ChatCompletions, two("stop", "stop"), Some(ByItself)),
+        (ChatCompletions, two("length", "stop"), Some(Limit)),
+        (ChatCompletions, two("length", "abort"), Some(Other)),
+        (ChatCompletions, text(r#"{"choices":[{"message":{"finish_reason":"length"}}]}"#), None),
+        (ChatCompletions, text(r#"{"choices":[{"delta":{"content":"length"},"finish_reason":null}]}"#), None),
+        (Completions, text(r#"{"choices":[{"text":"a","finish_reason":"length"}]}"#), Some(Limit)),
+        (Responses, whole(r#""status":"completed","incomplete_details":null"#), Some(ByItself)),
+        (Responses, whole(r#""status":"incomplete","incomplete_details":{"reason":"max_output_tokens"}"#), Some(Limit)),
+        (Responses, whole(r#""incomplete_details":{"reason":"max_output_tokens"},"status":"incomplete""#), Some(Limit)),
+        (Responses, whole(r#""status":"incomplete","incomplete_details":{"reason":"content_filter"}"#), Some(Other)),
+        (Responses, whole(r#""status":"incomplete""#), Some(Other)),
+        (Responses, whole(r#""status":"cancelled""#), Some(Other)),
+        (Responses, whole(r#""status":"failed""#), Some(Other)),
+        (Responses, whole(r#""status":"in_progress""#), None),
+        (Responses, response("created", r#""status":"in_progress""#), None),
+        (Responses, response("completed", r#""status":"completed""#), Some(ByItself)),
+        (Responses, response("completed", ""), Some(ByItself)),
+        (Responses, response("incomplete", r#""incomplete_details":{"reason":"max_output_tokens"}"#), Some(Limit)),
+        (Responses, response("incomplete", ""), Some(Other)),
+        (Responses, response("failed", r#""status":"failed""#), Some(Other)),
+        (Messages, text(r#"{"stop_reason":"max_tokens"}"#), Some(Limit)),
+        (Messages, text(r#"{"type":"message_start","message":{"stop_reason":null}}"#), None),
+        (Messages, message(r#""end_turn""#), Some(ByItself)),
+        (Messages, message(r#""stop_sequence""#), Some(ByItself)),
+        (Messages, message(r#""tool_use""#), Some(ByItself)),
+        (Messages, message(r#""max_tokens""#), Some(Limit)),
+        (Messages, message(r#""pause_turn""#), Some(Other)),
+        (Messages, message(r#""refusal""#), Some(Other)),
+        (Messages, message(r#""model_context_window_exceeded""#), Some(Other)),
+        (Messages, text(r#"{"type":"content_block_delta","delta":{"text":"max_tokens"}}"#), None),
     ];
-    for (api, is_sse, body, expected) in rows {
-        let seen = observe(api, is_sse, body.as_bytes().chunks(3));
-        assert_eq!(seen.cut_short, expected, "{body}");
+    for (api, body, expected) in rows {
+        let sse = format!("data: {body}\n\n");
+        assert_eq!(observe(api, true, sse.as_bytes().chunks(3)).ending, expected, "{api:?} {body}");
+        assert_eq!(observe(api, false, body.as_bytes().chunks(3)).ending, expected, "{api:?} {body}");
     }
 }
 
 #[test]
 fn usage_errors_and_ends() {
     let none = Observed::default;
-    let error = || Observed { error_event: true, ..none() };
-    let coded = |error_code| Observed { error_code, ..error() };
+    let caused = |cause| Observed { error_event: true, error_cause: Some(cause), ..none() };
+    let error = || caused(ErrorCause::Server);
+    let by_itself = |observed| Observed { ending: Some(Ending::ByItself), ..observed };
+    let otherwise = |observed| Observed { ending: Some(Ending::Other), ..observed };
     let used = |usage| Observed { usage, ..none() };
     let rows = [
         (ChatCompletions, true, "", none()),
@@ -207,28 +252,37 @@ fn usage_errors_and_ends() {
             Embeddings,
             false,
             "{\"data\":[{\"usage\":{}}],\"usage\":{\"prompt_tokens\":5,\"total_tokens\":5}}",
-            ended(0, usage(5, 0, None)),
+            Observed { has_output: true, ..ended(0, usage(5, 0, None)) },
         ),
         (ChatCompletions, false, "{\"usage\":{\"prompt_tokens\":1}", none()),
         (ChatCompletions, false, "<html>502</html>", none()),
         // Errors inside of a stream.
-        (ChatCompletions, true, "data: {\"error\": {\"message\": \"x\", \"code\": 500}}\n\n", coded(Some(500))),
+        (ChatCompletions, true, "data: {\"error\": {\"message\": \"x\", \"code\": 500}}\n\n", error()),
         (ChatCompletions, true, "data: {\"error\": {\"code\": \"x\", \"x\": {\"code\": 1}}}\n\n", error()),
+        (ChatCompletions, true, "data: {\"error\": \"\"}\n\n", none()),
+        (ChatCompletions, true, "data: {\"error\": {}}\n\n", none()),
+        (ChatCompletions, true, "data: {\"error\": []}\n\n", none()),
+        (ChatCompletions, true, "data: {\"error\": false}\n\n", none()),
         (ChatCompletions, true, "data: {\"error\": \"x\"}\n\n", error()),
         (ChatCompletions, true, "data: {\"error\": null}\n\n", none()),
         (ChatCompletions, true, "data: {\"x\":{\"error\": {}}}\n\n", none()),
         (Messages, true, "event: error\ndata: {}\n\n", error()),
-        (Messages, true, "data: {\"type\":\"error\",\"error\":{\"type\":\"overloaded_error\"}}\n\n", error()),
+        (
+            Messages,
+            true,
+            "data: {\"type\":\"error\",\"error\":{\"type\":\"overloaded_error\"}}\n\n",
+            caused(ErrorCause::Busy),
+        ),
         (Responses, true, "data: {\"type\":\"error\",\"message\":\"x\"}\n\n", error()),
         (
             Responses,
             true,
             "data: {\"type\":\"response.failed\",\"response\":{\"id\":\"r\",\"error\":{},\"usage\":{\"input_tokens\":3}}}\n\n",
-            Observed { response_id: Some("r".to_owned()), error_event: true, ..ended(0, usage(3, 0, None)) },
+            otherwise(Observed { response_id: Some("r".to_owned()), usage: usage(3, 0, None), ended: true, ..error() }),
         ),
         // Ends.
-        (Responses, true, "data: {\"type\":\"response.incomplete\"}\n\n", ended(0, None)),
-        (Responses, true, "data: {\"type\":\"response.completed\"}\n", ended(0, None)),
+        (Responses, true, "data: {\"type\":\"response.incomplete\"}\n\n", otherwise(ended(0, None))),
+        (Responses, true, "data: {\"type\":\"response.completed\"}\n", by_itself(ended(0, None))),
         (Messages, true, "event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n", ended(0, None)),
         (Messages, true, "data: {\"type\":\"message_delta\",\"delta\":{\"type\":\"message_stop\"}}\n\n", none()),
         // Ids of other APIs and of other things are no response's.
