@@ -145,6 +145,11 @@ impl Config {
         check(raw)
     }
 
+    /// Whether a request that names this model leaves the choice to the filter.
+    pub fn names_no_model(&self, model: Option<&str>) -> bool {
+        model.is_none_or(|name| self.virtual_models.iter().any(|v| v == name))
+    }
+
     /// The policy of a route by its name.
     pub fn policy_named(&self, name: &str) -> Option<usize> {
         self.policies.iter().position(|p| p.name == name)

@@ -1,19 +1,36 @@
 //! Passive health: what responses show of an instance, and what follows from it.
 //!
-//! A failure costs weight. Failures in a row eject: the instance is a candidate only where there is no other, until a back-off has
-//! passed. Then it is half-open: one request at a time, over all workers, probes it. A success closes the case, a failure doubles
-//! the back-off. It is the circuit breaker of M. Nygard, *Release It!*, with Envoy's exponential ejection time.
+//! **Whose fault is it?** Every way in which an answer can go wrong has one owner ([`of_answer`], [`of_silence`]):
+//!
+//! - *The instance's own* ([`Event::Failed`]): nobody listens there, nothing moves there by its reports, or a peer has served the very
+//!   request that failed here. It costs weight, and failures in a row eject.
+//! - *The request's, or the instance's* ([`Event::Suspected`]): a 5xx that no peer was asked about or that a second instance gave as
+//!   well, an error event, a truncated or empty answer. It costs nothing while the instance gives good answers to other requests. It
+//!   ejects where peers give good answers and do not fail in this way, or where not one good answer came for a long time ([`Case`]).
+//! - *The client's, or the instance's* ([`Event::Refused`]): a 4xx. An instance that refuses what its peers answer, and that has itself
+//!   answered nothing well since, is a black hole and is ejected. The pool is one if it refuses what other pools answer.
+//! - *Load* ([`Event::Busy`]): 429, 503 and their names in any API. The instance is avoided while most of its answers of the last second
+//!   say so, for as long as it asks; it is not ill.
+//! - *Nobody's* ([`Event::Unjudged`]): the client left, Envoy's own limits, a request that is wrong by its error's own words.
+//!
+//! Failures in a row eject: the instance is a candidate only where there is no other, until a back-off has passed. Then it is
+//! half-open: one request at a time, over all workers, probes it. A success closes the case, a failure doubles the back-off. It is
+//! the circuit breaker of M. Nygard, *Release It!*, with Envoy's exponential ejection time.
 //!
 //! All workers share one record, written by compare-and-swap: failures are rare, and only so is a probe the only one. What follows
 //! from an event depends on the record and the time, not on the worker that saw it.
 
+mod case;
 mod judge;
+mod record;
 mod watch;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-pub use judge::{failed_attempts, of_answer, of_head, of_interruption};
+pub use case::Case;
+pub use judge::{Attempts, Outcome, is_refused_connection, of_answer, of_interruption, of_silence, retry_after};
+pub use record::Record;
 pub use watch::{Sight, Watch, quiet_allowed};
 
 use crate::config::Health;
@@ -33,8 +50,10 @@ pub enum Failure {
     Truncated,
     /// No progress for `health.stall_ms` on any request, though some are there.
     Stalled,
-    /// 429 or 503: the instance has more to do than it takes. That is load, not illness: it costs weight for a moment.
+    /// The instance has more to do than it takes. That is load, not illness.
     Busy,
+    /// A status of 4xx that no peer gives.
+    Refused,
 }
 
 impl Failure {
@@ -47,25 +66,36 @@ impl Failure {
             Failure::Truncated => "truncated",
             Failure::Stalled => "stalled",
             Failure::Busy => "busy",
+            Failure::Refused => "refused",
         }
     }
 
     /// All kinds.
-    pub const ALL: [Failure; 6] = [
+    pub const ALL: [Failure; 7] = [
         Failure::Unanswered,
         Failure::Status,
         Failure::ErrorEvent,
         Failure::Truncated,
         Failure::Stalled,
         Failure::Busy,
+        Failure::Refused,
     ];
 }
 
 /// What was seen of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A request failed.
+    /// A request failed, and not by its own fault.
     Failed(Failure),
+    /// A request failed, maybe by its own fault.
+    Suspected(Failure),
+    /// A request was refused, maybe rightly. `common` says whether other pools serve such requests, too.
+    Refused {
+        /// Whether the request could have been answered by another pool.
+        common: bool,
+    },
+    /// The instance has no room, and may have said after which time to come again.
+    Busy(Option<Duration>),
     /// The first piece of an answer came.
     Began,
     /// A whole answer came.
@@ -76,6 +106,18 @@ pub enum Event {
     Unjudged,
 }
 
+impl Event {
+    /// What went wrong, if anything that may be the instance's.
+    pub fn failure(self) -> Option<Failure> {
+        match self {
+            Event::Failed(failure) | Event::Suspected(failure) => Some(failure),
+            Event::Refused { .. } => Some(Failure::Refused),
+            Event::Busy(_) => Some(Failure::Busy),
+            Event::Began | Event::Succeeded | Event::Resumed | Event::Unjudged => None,
+        }
+    }
+}
+
 /// How an instance stands at a time.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Standing {
@@ -84,6 +126,8 @@ pub enum Standing {
     Healthy,
     /// Failures have cost it weight, in (0, 1): expected times count divided by it.
     Degraded(f64),
+    /// It says that it has no room: a candidate only where no other model's instance has some.
+    Busy,
     /// It is to be probed: the next request may be sent to it once it is claimed ([`Records::claim`]).
     HalfOpen,
     /// Only where there is no other. A half-open instance whose probe is under way stands here, too.
@@ -96,7 +140,7 @@ impl Standing {
         match self {
             Standing::Healthy | Standing::HalfOpen => 1.0,
             Standing::Degraded(weight) => weight,
-            Standing::Ejected => 0.0,
+            Standing::Busy | Standing::Ejected => 0.0,
         }
     }
 
@@ -109,108 +153,8 @@ impl Standing {
     }
 }
 
-/// What is remembered of an instance that something spoke against.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Record {
-    /// Failures in a row.
-    pub failures: u32,
-    /// When the last of them was seen.
-    pub last_failure: Duration,
-    /// Whether the last of them was [`Failure::Stalled`].
-    pub stalled: bool,
-    /// When the instance last said that it is busy.
-    pub last_busy: Duration,
-    /// Ejections in a row.
-    pub ejections: u32,
-    /// The end of the back-off; zero while it is not ejected.
-    pub ejected_until: Duration,
-    /// Until when a probe counts as under way; zero if none is.
-    pub probe_until: Duration,
-}
-
-/// Most instances that are remembered, some 250 KB of shared data.
+/// Most instances that are remembered, some 600 KB of shared data.
 const RECORDS_MAX: usize = 4_096;
-/// Back-offs (the longest) after which nothing is remembered of an instance any more. An instance of low weight may get no request
-/// until its weight has come back, so failures in a row may lie further apart than weight is lost.
-const FORGOTTEN_AFTER: u32 = 10;
-
-impl Record {
-    fn standing(&self, now: Duration, settings: &Health) -> Standing {
-        if !self.ejected_until.is_zero() {
-            return if now >= self.ejected_until && now >= self.probe_until {
-                Standing::HalfOpen
-            } else {
-                Standing::Ejected
-            };
-        }
-        let illness = f64::from(self.failures) * fading(now, self.last_failure, settings.max_ejection)
-            + fading(now, self.last_busy, settings.base_ejection);
-        if illness > 0.0 { Standing::Degraded(1.0 / (1.0 + illness)) } else { Standing::Healthy }
-    }
-
-    /// Whether nothing is left that would make a difference.
-    fn is_over(&self, now: Duration, settings: &Health) -> bool {
-        let last = self.last_failure.max(self.last_busy).max(self.ejected_until);
-        now >= last.saturating_add(settings.max_ejection.saturating_mul(FORGOTTEN_AFTER))
-    }
-
-    fn eject(&mut self, now: Duration, settings: &Health) {
-        let doublings = 2_u32.saturating_pow(self.ejections);
-        self.ejections = self.ejections.saturating_add(1);
-        let back_off = settings.base_ejection.saturating_mul(doublings).min(settings.max_ejection);
-        self.ejected_until = now.saturating_add(back_off);
-        self.probe_until = Duration::ZERO;
-    }
-
-    /// An ejected instance works again: it stands one failure before the next ejection, whose back-off would be doubled.
-    fn close(&mut self, settings: &Health) {
-        self.failures = settings.failures_to_eject.saturating_sub(1);
-        self.ejected_until = Duration::ZERO;
-        self.probe_until = Duration::ZERO;
-        self.stalled = false;
-    }
-
-    fn fail(&mut self, failure: Failure, sent: Duration, now: Duration, settings: &Health) -> bool {
-        let is_ejected = !self.ejected_until.is_zero();
-        if failure == Failure::Busy {
-            self.last_busy = now;
-            if is_ejected && sent >= self.ejected_until {
-                // It lives, but has no room: ask again later, and not much later.
-                self.ejected_until = now.saturating_add(settings.base_ejection);
-                self.probe_until = Duration::ZERO;
-            }
-            return true;
-        }
-        // What stands still says so at every look; everything else speaks for the time when it was sent.
-        let seen_of = if failure == Failure::Stalled { now } else { sent };
-        if is_ejected {
-            if seen_of < self.ejected_until {
-                return false;
-            }
-        } else {
-            if self.ejections > 0 && seen_of < self.last_failure {
-                return false;
-            }
-            if self.is_over(now, settings) {
-                *self = Record::default();
-            }
-        }
-        self.failures =
-            if failure == Failure::Stalled { settings.failures_to_eject } else { self.failures.saturating_add(1) };
-        self.last_failure = now;
-        self.stalled = failure == Failure::Stalled;
-        if is_ejected || self.failures >= settings.failures_to_eject {
-            self.eject(now, settings);
-        }
-        true
-    }
-}
-
-/// 1 at the moment of an event, falling linearly to 0 over `span`.
-fn fading(now: Duration, at: Duration, span: Duration) -> f64 {
-    let age = now.saturating_sub(at);
-    if at.is_zero() || age >= span { 0.0 } else { 1.0 - age.as_secs_f64() / span.as_secs_f64() }
-}
 
 /// The records of all instances that something speaks against, by [`crate::fleet::Instance::key`], so that they survive a change
 /// of the fleet.
@@ -218,31 +162,79 @@ fn fading(now: Duration, at: Duration, span: Duration) -> f64 {
 pub struct Records(pub BTreeMap<u32, Record>);
 
 impl Records {
-    /// Takes in what was seen of an instance. `sent` is when the request went out that shows it. Whether the records have changed.
-    pub fn apply(&mut self, instance: u32, event: Event, sent: Duration, now: Duration, settings: &Health) -> bool {
-        if let Event::Failed(failure) = event {
-            if !self.0.contains_key(&instance) && self.0.len() >= RECORDS_MAX {
-                self.0.retain(|_, record| !record.is_over(now, settings));
-                if self.0.len() >= RECORDS_MAX {
-                    return false;
-                }
-            }
-            return self.0.entry(instance).or_default().fail(failure, sent, now, settings);
+    /// Takes in what was seen of an instance. `sent` is when the request went out that shows it, `is_peer` tells the instances of the
+    /// same pool. Whether the records have changed.
+    pub fn apply(
+        &mut self,
+        instance: u32,
+        event: Event,
+        (sent, now): (Duration, Duration),
+        is_peer: impl Fn(u32) -> bool,
+        settings: &Health,
+    ) -> bool {
+        let speaks_against = match event {
+            Event::Failed(_) | Event::Suspected(_) | Event::Refused { .. } | Event::Busy(_) => true,
+            Event::Began | Event::Succeeded | Event::Resumed | Event::Unjudged => false,
+        };
+        if speaks_against && !self.has_room(instance, now, settings) {
+            return false;
         }
-        let Some(record) = self.0.get_mut(&instance) else { return false };
-        let is_ejected = !record.ejected_until.is_zero();
-        // A request that was sent before the last failure may end well after it, as in a server that drains.
+        let at_others = self.tell_others(instance, event, is_peer);
+        if speaks_against {
+            let record = self.0.entry(instance).or_default();
+            return match event {
+                Event::Failed(failure) => record.fail(failure, sent, now, settings),
+                Event::Suspected(_) => record.suspect(sent, now, settings),
+                Event::Refused { common } => record.refuse(common, sent, now, settings),
+                Event::Busy(retry_after) => record.busy(retry_after, sent, now, settings),
+                Event::Began | Event::Succeeded | Event::Resumed | Event::Unjudged => false,
+            } || at_others;
+        }
+        let Some(record) = self.0.get_mut(&instance) else { return at_others };
         let is_news = sent > record.last_failure;
         match event {
-            Event::Began if is_ejected && is_news => record.close(settings),
-            Event::Resumed if is_ejected && record.stalled => record.close(settings),
-            Event::Succeeded if is_news => {
-                self.0.remove(&instance);
+            // An instance that breaks answers off begins them well: only a probe's counts.
+            Event::Began
+                if record.is_ejected() && is_news && (sent >= record.ejected_until || !record.was_doubted()) =>
+            {
+                record.close(settings);
             }
-            Event::Unjudged if is_ejected && sent >= record.ejected_until => record.probe_until = Duration::ZERO,
-            _ => return false,
+            Event::Resumed if record.is_ejected() && record.stalled => record.close(settings),
+            Event::Succeeded => {
+                let (has_changed, is_over) = record.succeed(sent, now);
+                if is_over {
+                    self.0.remove(&instance);
+                }
+                return has_changed || is_over || at_others;
+            }
+            Event::Unjudged if record.is_ejected() && sent >= record.ejected_until => {
+                record.probe_until = Duration::ZERO;
+            }
+            _ => return at_others,
         }
         true
+    }
+
+    /// Whether something may be remembered of an instance; what is over makes room.
+    fn has_room(&mut self, instance: u32, now: Duration, settings: &Health) -> bool {
+        if !self.0.contains_key(&instance) && self.0.len() >= RECORDS_MAX {
+            self.0.retain(|_, record| !record.is_over(now, settings));
+        }
+        self.0.contains_key(&instance) || self.0.len() < RECORDS_MAX
+    }
+
+    /// What an instance's event says of the others; whether that is news.
+    fn tell_others(&mut self, instance: u32, event: Event, is_peer: impl Fn(u32) -> bool) -> bool {
+        let mut is_news = false;
+        for (other, record) in self.0.iter_mut().filter(|(other, _)| **other != instance) {
+            is_news |= match event {
+                Event::Succeeded => record.good(is_peer(*other)),
+                Event::Suspected(_) => record.suspicions.same(is_peer(*other)),
+                Event::Refused { .. } => record.refusals.same(is_peer(*other)),
+                _ => false,
+            };
+        }
+        is_news
     }
 
     /// Claims a half-open instance for a probe; false if it is not half-open, or another worker was faster.

@@ -6,6 +6,10 @@ pub const POOL_HEADER: &str = "x-routebalance-cluster";
 pub const ENDPOINT_HEADER: &str = "x-gateway-destination-endpoint";
 /// Key of the filter state that says "this request was routed"; Envoy knows it as `wasm.` and this.
 pub const ROUTED_STATE: &str = "routebalance_routed";
+/// Its value where the answer streams.
+pub const ROUTED_AS_STREAM: &str = "stream";
+/// Its value where the answer comes whole, and is silent until then.
+pub const ROUTED_AS_WHOLE: &str = "whole";
 /// Key of the filter state that ends the access log's JSON line: a comma, the request's id and the decision.
 pub const DECISION_STATE: &str = "routebalance_decision";
 /// Path of the question what the predictor makes of a text.
@@ -58,3 +62,5 @@ pub const OWN_HEADERS: &str = "x-routebalance-";
 pub const REFUSED_REASON_RESPONSE_HEADER: &str = "x-routebalance-refused-reason";
 /// Response header: `true` where the prompt alone uses the budget up.
 pub const BUDGET_EXHAUSTED_RESPONSE_HEADER: &str = "x-routebalance-budget-exhausted";
+/// Response header: when to come again, seconds.
+pub const RETRY_AFTER_HEADER: &str = "retry-after";

@@ -21,7 +21,7 @@ use crate::fleet::{Budget, Constraint, Constraints, Model, ModelKind, Objective}
 use crate::health::Standing;
 use crate::latency::Forecast;
 use crate::learning::{Learned, exploration, lengths, speed};
-use crate::openai::{Api, Observed, Prompt};
+use crate::openai::{Api, Ending, Observed, Prompt};
 use crate::predictor::{Estimate, Prediction, Predictor};
 use crate::reckoning::{Dispatch, LoadNow};
 use crate::score::{self, References};
@@ -217,15 +217,28 @@ impl Decision {
         self.prompt_tokens.saturating_sub(self.cached_tokens)
     }
 
-    /// What a response teaches about the length of the model's answers: nothing, if it is not whole or reports an error.
+    /// What a response teaches about the length of the model's answers, if it teaches anything.
     pub fn lesson(&self, seen: &Observed) -> Option<lengths::Lesson> {
-        let usage = seen.usage.filter(|_| seen.ended && !seen.error_event)?;
-        self.expectation?.lesson(usage.completion_tokens, seen.cut_short)
+        let usage = seen.usage.filter(|_| self.is_lesson(seen))?;
+        self.expectation?.lesson(usage.completion_tokens, seen.ending == Some(Ending::Limit))
+    }
+
+    /// Whether an answer shows what the model does: it is whole, and ended by itself or at the limit that its request carried. One that
+    /// the server's context, a filter, Envoy or the client has cut says nothing.
+    pub fn is_lesson(&self, seen: &Observed) -> bool {
+        let limit = self.expectation.and_then(|expectation| expectation.max_tokens).map(u64::from);
+        let tokens = seen.usage.map(|usage| usage.completion_tokens);
+        let ended = match seen.ending {
+            None | Some(Ending::ByItself) => true,
+            Some(Ending::Limit) => limit.zip(tokens).is_some_and(|(limit, tokens)| tokens >= limit),
+            Some(Ending::Other) => false,
+        };
+        ended && seen.ended && !seen.error_event
     }
 
     /// Whether the request has used its budget up with this cost, or was cut where the budget ends.
     pub fn exhausts_budget(&self, usd: f64, seen: &Observed) -> bool {
-        spending::is_exhausted(&self.budget, usd) || (self.max_tokens.is_some() && seen.cut_short)
+        spending::is_exhausted(&self.budget, usd) || (self.max_tokens.is_some() && seen.ending == Some(Ending::Limit))
     }
 
     /// What a whole, successful response teaches about the speed of its pool, if it has one answer to one prompt.
@@ -419,7 +432,7 @@ impl Router {
         let Some(name) = ask.prompt.model.as_deref() else {
             return Ok(of_kind());
         };
-        if self.config.virtual_models.iter().any(|v| v == name) {
+        if self.config.names_no_model(Some(name)) {
             return Ok(of_kind());
         }
         let served = || fleet.pools.iter().find(|p| p.served_model == name).map(|p| p.model);

@@ -102,7 +102,7 @@ pub fn recent_key(slot: usize, segment: usize) -> String {
     format!("routebalance.recent.{slot}.{segment}")
 }
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// 64-bit FNV-1a (Fowler, Noll, Vo): short, stable across builds, good enough to tell names apart.
 pub fn fnv1a(bytes: &[u8]) -> u64 {

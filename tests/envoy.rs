@@ -106,6 +106,7 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "broken metrics are as good as none" => faults::broken_metrics,
         "slow metrics are as good as none" => faults::slow_metrics,
         "the access log has one JSON line per request and no prompt" => state::access_log,
+        "the log says what a request has cost whose client left" => state::log_of_a_client_that_left,
     ));
     trials.extend(APIS.iter().take(2).map(|row| served(&LEAN, "priors", row)));
     trials.extend(scenarios!(&LEAN,
@@ -152,6 +153,10 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
     trials.extend(scenarios!(&AFFINITY,
         "a long prefix goes to the instance that has it, whichever worker decides" => affinity::prefix,
         "the log says how much of a prompt was cached" => affinity::cached_tokens,
+        "a system prompt that comes after the messages goes where it is kept" => affinity::system_after_messages,
+        "instructions that come after the input go where they are kept" => affinity::instructions_after_input,
+        "a conversation is found again through another API" => affinity::other_api,
+        "a prompt with another salt is nowhere cached" => affinity::cache_salt,
         "an instance that has the prefix and a load is left alone" => affinity::loaded_holder,
         "a session stays where it is" => affinity::session,
         "an adapter is asked for by its name and found where it is loaded" => affinity::adapter,
@@ -192,6 +197,7 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
             "an instance that hangs costs a time-out at most" => health::hung,
             "an instance that drains is avoided" => async |g: &Gateway| health::refuses(g, Fault::Drain).await,
             "an instance whose engine is dead is avoided" => async |g: &Gateway| health::refuses(g, Fault::Error500).await,
+            "requests that fail everywhere eject nobody" => health::poison,
             "an instance that breaks streams is avoided" =>
                 async |g: &Gateway| health::breaks_streams(g, Fault::Reset { after_events: 4 }, "truncated").await,
             "an instance that sends errors inside streams is avoided" =>

@@ -70,7 +70,7 @@ struct Response {
     #[serde(skip_serializing_if = "Option::is_none")]
     cached_tokens: Option<u64>,
     completion_tokens: u64,
-    /// True when the response had no usage and its events were counted instead.
+    /// True when the response had no usage and its tokens were estimated from its text instead.
     estimated: bool,
     error_event: bool,
     complete: bool,
@@ -164,7 +164,7 @@ impl Entry {
         e2e: Duration,
     ) {
         let prompt_tokens = seen.usage.as_ref().map(|u| u.prompt_tokens);
-        let completion_tokens = seen.usage.as_ref().map_or(seen.content_events, |u| u.completion_tokens);
+        let completion_tokens = seen.usage.as_ref().map_or(seen.completion_tokens_estimate, |u| u.completion_tokens);
         let usd = config.fleet.models.get(decision.model).map_or(0.0, |m| {
             prompt_tokens.unwrap_or(decision.prompt_tokens) as f64 * m.tariff.usd_per_input_token
                 + completion_tokens as f64 * m.tariff.usd_per_output_token

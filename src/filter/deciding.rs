@@ -7,6 +7,7 @@ use proxy_wasm::types::{Action, BufferType, MapType};
 
 use crate::affinity::{Keys, Recall};
 use crate::filter::access_log::{Entry, Timing};
+use crate::filter::health::Checkup;
 use crate::filter::host;
 use crate::filter::serving::Serving;
 use crate::filter::stream::{Phase, Stream};
@@ -173,7 +174,7 @@ impl Stream {
         let served_model = decision.adapter.as_ref().unwrap_or(&pool.served_model);
         let patches = prompt.patches(reading.api, served_model, decision.max_tokens);
         patch_body(&patches, buffered, reading.content_length);
-        direct(&pool.cluster, Some(&endpoints.join(",")));
+        direct(&pool.cluster, Some(&endpoints.join(",")), prompt.stream);
         let asks_load = config.telemetry.orca && ask_for_load();
         timing.patch = host::now().saturating_sub(now);
         let entry = Entry::new(reading.api, config, reading.policy, &prompt, &decision, timing);
@@ -189,7 +190,9 @@ impl Stream {
         if let Some(placement) = decision.placement(&reading.keys, now) {
             worker.placements.place(placement);
         }
-        let serving = Serving::new(reading, decision, entry, decision_us, asks_load);
+        let is_common = worker.router.config().names_no_model(prompt.model.as_deref());
+        let checkup = Checkup::new(&decision, &prompt, is_common, host::now());
+        let serving = Serving::new(reading, decision, entry, decision_us, asks_load, checkup);
         self.phase = Phase::Serving(Box::new(serving));
     }
 }
@@ -233,14 +236,15 @@ fn pass_to_pool(worker: &Worker, pool: usize, pending: &Pending) {
     let Some(pool) = worker.router.config().fleet.pools.get(pool) else { return };
     let Pending { reading, prompt, buffered, .. } = pending;
     patch_body(&prompt.patches(reading.api, &pool.served_model, None), *buffered, reading.content_length);
-    direct(&pool.cluster, None);
+    direct(&pool.cluster, None, prompt.stream);
 }
 
 /// Makes Envoy send the request to an endpoint of a cluster, or to any.
-pub(super) fn direct(cluster: &str, endpoints: Option<&str>) {
+pub(super) fn direct(cluster: &str, endpoints: Option<&str>, stream: bool) {
     host::set_header(MapType::HttpRequestHeaders, names::POOL_HEADER, Some(cluster));
     host::set_header(MapType::HttpRequestHeaders, names::ENDPOINT_HEADER, endpoints);
-    host::set_filter_state(names::ROUTED_STATE, "yes");
+    let kind = if stream { names::ROUTED_AS_STREAM } else { names::ROUTED_AS_WHOLE };
+    host::set_filter_state(names::ROUTED_STATE, kind);
     host::clear_route_cache();
 }
 

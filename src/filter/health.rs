@@ -6,8 +6,9 @@ use proxy_wasm::types::MapType;
 
 use crate::filter::host;
 use crate::filter::worker::{SWAP_ATTEMPTS, Worker};
-use crate::health::{self, Event, Failure, Records, Sight, Standing, Watch};
-use crate::openai::Observed;
+use crate::health::{self, Attempts, Event, Failure, Outcome, Records, Sight, Standing, Watch};
+use crate::names;
+use crate::openai::{Observed, Prompt};
 use crate::reckoning::Counters;
 use crate::router::Decision;
 use crate::shared;
@@ -19,19 +20,40 @@ const LOOK_PERIOD: Duration = Duration::from_millis(200);
 pub(super) struct Checkup {
     /// The instance that serves, as far as is known.
     instance: usize,
+    /// Those that have failed before it.
+    earlier: Vec<usize>,
+    attempts: Attempts,
     /// When it was sent there, at the latest.
     sent: Duration,
     status: u16,
+    retry_after: Option<Duration>,
     /// Whether the end of the body can be told.
     readable: bool,
+    bytes: u64,
+    /// Whether another pool could have answered, and whether only names of ours can be unknown to an instance.
+    common: bool,
+    names_ours: bool,
     began: bool,
     /// Whether everything is said of this instance.
     settled: bool,
 }
 
 impl Checkup {
-    pub(super) fn new(instance: usize, sent: Duration) -> Checkup {
-        Checkup { instance, sent, status: 0, readable: false, began: false, settled: false }
+    pub(super) fn new(decision: &Decision, prompt: &Prompt, common: bool, sent: Duration) -> Checkup {
+        Checkup {
+            instance: decision.instance,
+            earlier: Vec::new(),
+            attempts: Attempts { count: 1 },
+            sent,
+            status: 0,
+            retry_after: None,
+            readable: false,
+            bytes: 0,
+            common,
+            names_ours: decision.adapter.is_none() && prompt.previous_response_id.is_none(),
+            began: false,
+            settled: false,
+        }
     }
 
     /// The response's headers are here; `served_by` is the instance that Envoy names.
@@ -46,36 +68,55 @@ impl Checkup {
         self.status = status;
         self.readable = host::header(MapType::HttpResponseHeaders, "content-encoding").is_none_or(|e| e == "identity")
             && (content_type.starts_with("text/event-stream") || content_type.starts_with("application/json"));
+        let seconds = host::header(MapType::HttpResponseHeaders, names::RETRY_AFTER_HEADER);
+        self.retry_after = seconds.as_deref().and_then(health::retry_after);
         let now = host::now();
-        let attempts = host::number(&["upstream", "request_attempt_count"]).unwrap_or(1);
+        self.attempts.count = host::number(&["upstream", "request_attempt_count"]).unwrap_or(1);
         let order: Vec<usize> = std::iter::once(decision.instance).chain(decision.fallbacks.iter().copied()).collect();
-        let failed = health::failed_attempts(attempts, order.len());
-        for instance in order.iter().take(failed) {
-            worker.saw(*instance, Event::Failed(Failure::Unanswered), self.sent, now);
-        }
+        let failed = self.attempts.failed(order.len());
+        self.earlier = order.iter().take(failed).copied().collect();
         self.instance = served_by.or_else(|| order.get(failed).copied()).unwrap_or(decision.instance);
-        if failed > 0 {
-            self.sent = now;
-        } else if self.instance != decision.instance {
+        self.earlier.retain(|instance| *instance != self.instance);
+        if failed == 0 && self.instance != decision.instance {
             // Envoy holds the chosen one for dead and has not tried it.
             worker.saw(decision.instance, Event::Unjudged, self.sent, now);
         }
         let details = host::property(&["response", "code_details"]).unwrap_or_default();
-        if let Some(failure) = health::of_head(self.status, &details) {
-            self.settle(worker, Event::Failed(failure));
+        if !details.is_empty() && !details.starts_with("via_upstream") {
+            self.settle(worker, health::of_silence(&details));
+        } else if (200..300).contains(&status) {
+            self.judge_earlier(worker, Event::Began);
         }
+        if failed > 0 {
+            self.sent = now;
+        }
+    }
+
+    /// What the attempts before the last one show, now that it is known what that one does.
+    fn judge_earlier(&mut self, worker: &mut Worker, last: Event) {
+        let now = host::now();
+        for instance in std::mem::take(&mut self.earlier) {
+            worker.saw(instance, self.attempts.earlier(last), self.sent, now);
+        }
+    }
+
+    /// So many more bytes of the answer have come.
+    pub(super) fn read(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_add(bytes as u64);
     }
 
     /// The first piece of an answer has come.
     pub(super) fn began(&mut self, worker: &mut Worker) {
-        if !self.settled && !std::mem::replace(&mut self.began, true) {
+        if !self.settled && self.status < 300 && !std::mem::replace(&mut self.began, true) {
             worker.saw(self.instance, Event::Began, self.sent, host::now());
         }
     }
 
     /// The response has ended by itself.
     pub(super) fn ended(&mut self, worker: &mut Worker, seen: &Observed) {
-        self.settle(worker, health::of_answer(self.status, seen, self.readable));
+        let Checkup { status, retry_after, bytes, readable, common, names_ours, .. } = *self;
+        let event = health::of_answer(&Outcome { status, retry_after, seen, bytes, readable, common, names_ours });
+        self.settle(worker, event);
     }
 
     /// The request is over, however.
@@ -88,6 +129,7 @@ impl Checkup {
 
     fn settle(&mut self, worker: &mut Worker, event: Event) {
         if !std::mem::replace(&mut self.settled, true) {
+            self.judge_earlier(worker, event);
             worker.saw(self.instance, event, self.sent, host::now());
         }
     }
@@ -120,7 +162,7 @@ impl Worker {
 
     /// Something was seen of an instance; all workers know it from now on.
     fn saw(&mut self, instance: usize, event: Event, sent: Duration, now: Duration) {
-        if let Event::Failed(failure) = event {
+        if let Some(failure) = event.failure() {
             self.metrics.count(&format!("routebalance.failures.{}", failure.name()));
         }
         self.note(instance, event, sent, now);
@@ -128,9 +170,15 @@ impl Worker {
 
     fn note(&mut self, instance: usize, event: Event, sent: Duration, now: Duration) {
         let (Some(key), settings) = (self.key_of(instance), self.router.config().health.clone()) else { return };
-        if settings.enabled {
-            self.swap_records(|records| records.apply(key, event, sent, now, &settings));
+        if !settings.enabled {
+            return;
         }
+        let fleet = &self.router.config().fleet;
+        let peers: Vec<u32> = fleet
+            .pool_of(instance)
+            .map(|(_, pool)| pool.instances.iter().filter_map(|i| Some(fleet.instances.get(*i)?.key)).collect())
+            .unwrap_or_default();
+        self.swap_records(|records| records.apply(key, event, (sent, now), |other| peers.contains(&other), &settings));
     }
 
     /// Claims a half-open instance for a probe; false if another worker was faster.

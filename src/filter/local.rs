@@ -77,7 +77,7 @@ impl Stream {
         });
         match found.flatten() {
             Some((cluster, address)) => {
-                direct(&cluster, Some(&address));
+                direct(&cluster, Some(&address), true);
                 access_log::publish_unrouted(&self.request_id, "returned", "response_item");
                 Action::Continue
             }

@@ -13,7 +13,7 @@ use crate::filter::stream::PIECE;
 use crate::filter::worker::Worker;
 use crate::learning::speed::Timing;
 use crate::names;
-use crate::openai::{Api, ResponseScan};
+use crate::openai::{Api, Observed, ResponseScan};
 use crate::reckoning::Dispatch;
 use crate::router::Decision;
 use crate::telemetry;
@@ -42,6 +42,8 @@ pub(super) struct Serving {
     succeeded: bool,
     /// Whether another instance than the chosen one serves.
     moved: bool,
+    /// Whether the log has the response.
+    logged: bool,
 }
 
 impl Serving {
@@ -52,6 +54,7 @@ impl Serving {
         entry: Entry,
         decision_us: u64,
         asks_load: bool,
+        checkup: Checkup,
     ) -> Serving {
         let Reading { api, started, keys, .. } = reading;
         let sent = host::now();
@@ -60,7 +63,7 @@ impl Serving {
             asks_load,
             started,
             sent,
-            checkup: Checkup::new(decision.instance, sent),
+            checkup,
             dispatch: Some(decision.dispatch()),
             decision,
             keys,
@@ -73,6 +76,7 @@ impl Serving {
             is_sse: false,
             succeeded: false,
             moved: false,
+            logged: false,
         }
     }
 
@@ -146,6 +150,7 @@ impl Serving {
             read = read.saturating_add(piece.len());
             scan.push(&piece);
         }
+        self.checkup.read(read);
         let seen = scan.observed();
         let new_events = seen.content_events.saturating_sub(self.content_events);
         self.content_events = seen.content_events;
@@ -166,15 +171,12 @@ impl Serving {
 
     /// The response has ended by itself.
     pub(super) fn end(&mut self, worker: &mut Worker, request_id: &str) {
+        self.log(worker, request_id);
         let Some(scan) = self.response.as_ref() else { return };
         let seen = scan.observed();
         let now = host::now();
-        let ttft = self.first_byte.map(|at| at.saturating_sub(self.started));
-        let e2e = now.saturating_sub(self.started);
-        self.entry.answered(worker.router.config(), &self.decision, seen, ttft, e2e);
-        self.entry.publish(request_id);
         self.checkup.ended(worker, seen);
-        if !self.succeeded {
+        if !self.succeeded || !self.decision.is_lesson(seen) {
             return;
         }
         if let (Some(usage), Some(dispatch)) = (seen.usage, self.dispatch.as_ref()) {
@@ -192,8 +194,22 @@ impl Serving {
         }
     }
 
+    /// Tells the log what has come of the answer, whole or not.
+    fn log(&mut self, worker: &mut Worker, request_id: &str) {
+        if std::mem::replace(&mut self.logged, true) {
+            return;
+        }
+        let nothing = Observed::default();
+        let seen = self.response.as_ref().map_or(&nothing, ResponseScan::observed);
+        let ttft = self.first_byte.map(|at| at.saturating_sub(self.started));
+        let e2e = host::now().saturating_sub(self.started);
+        self.entry.answered(worker.router.config(), &self.decision, seen, ttft, e2e);
+        self.entry.publish(request_id);
+    }
+
     /// Releases what the request still holds, once.
-    pub(super) fn release(&mut self, worker: &mut Worker) {
+    pub(super) fn release(&mut self, worker: &mut Worker, request_id: &str) {
+        self.log(worker, request_id);
         self.checkup.over(worker);
         if let Some(dispatch) = self.dispatch.take() {
             worker.finish(dispatch);

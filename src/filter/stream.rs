@@ -93,11 +93,19 @@ impl Stream {
         Action::Continue
     }
 
+    /// The response has ended by itself.
+    fn end(&mut self) {
+        if let Phase::Serving(serving) = &mut self.phase {
+            self.worker.with(|w| serving.end(w, &self.request_id));
+        }
+        self.release();
+    }
+
     /// The stream is over, however: releases what the request still holds, once.
     fn release(&mut self) {
         self.settle();
         if let Phase::Serving(serving) = &mut self.phase {
-            self.worker.with(|w| serving.release(w));
+            self.worker.with(|w| serving.release(w, &self.request_id));
         }
     }
 }
@@ -188,7 +196,7 @@ impl HttpContext for Stream {
         let Phase::Serving(serving) = &mut self.phase else { return Action::Continue };
         self.worker.with(|w| serving.begin(w));
         if end_of_stream {
-            self.release();
+            self.end();
         }
         Action::Continue
     }
@@ -197,9 +205,14 @@ impl HttpContext for Stream {
         let Phase::Serving(serving) = &mut self.phase else { return Action::Continue };
         self.worker.with(|w| serving.read(w, size));
         if end_of_stream {
-            self.worker.with(|w| serving.end(w, &self.request_id));
-            self.release();
+            self.end();
         }
+        Action::Continue
+    }
+
+    fn on_http_response_trailers(&mut self, _trailers: usize) -> Action {
+        // An answer that ends with trailers has no last piece of its own.
+        self.end();
         Action::Continue
     }
 

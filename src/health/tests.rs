@@ -1,6 +1,8 @@
+mod blame;
+mod judge;
+
 use super::*;
 use crate::config::Config;
-use crate::openai::{Api, Observed, ResponseScan};
 use crate::random::Random;
 use crate::reckoning::{InstanceCounters, InstanceReport};
 use crate::telemetry::Load;
@@ -26,14 +28,14 @@ const DOWN: Event = Event::Failed(Failure::Unanswered);
 fn after(events: &[(Event, u64, u64)]) -> Records {
     let mut records = Records::default();
     for (event, sent, seen) in events {
-        records.apply(A, *event, ms(*sent), ms(*seen), &settings());
+        records.apply(A, *event, (ms(*sent), ms(*seen)), |_| false, &settings());
     }
     records
 }
 
 #[test]
 fn failures_in_a_row_cost_weight_and_then_eject() {
-    let busy = Event::Failed(Failure::Busy);
+    let busy = Event::Busy(None);
     let hung = Event::Failed(Failure::Stalled);
     // (what, events, at ms, expected weight, is ejected, is half-open)
     type Row<'a> = (&'a str, &'a [(Event, u64, u64)], u64, f64, bool, bool);
@@ -74,7 +76,9 @@ fn failures_in_a_row_cost_weight_and_then_eject() {
             true,
             false,
         ),
-        ("busy is not ill", &[(busy, 0, 0); 9], 0, 0.5, false, false),
+        ("busy once", &[(busy, 0, 0)], 0, 0.5, false, false),
+        ("busy once is soon over", &[(busy, 0, 0)], 1_000, 1.0, false, false),
+        ("busy is avoided, not ill", &[(busy, 0, 0); 9], 0, 0.0, false, false),
         ("busy is soon over", &[(busy, 0, 0); 9], 1_000, 1.0, false, false),
         ("unjudged", &[(Event::Unjudged, 0, 0); 9], 0, 1.0, false, false),
         // 10 streams that die together are one reason.
@@ -157,11 +161,11 @@ fn one_probe_at_a_time_and_back_offs_that_double_up_to_a_limit() {
     assert!(records.claim(A, ms(1_000), &settings));
     assert!(!records.claim(A, ms(1_001), &settings), "another worker is too late");
     assert_eq!(records.standing(A, ms(1_001), &settings), Standing::Ejected);
-    assert!(records.apply(A, Event::Unjudged, ms(1_000), ms(1_500), &settings), "its client left");
+    assert!(records.apply(A, Event::Unjudged, (ms(1_000), ms(1_500)), |_| false, &settings), "its client left");
     assert!(records.claim(A, ms(1_500), &settings), "so another one may probe");
     let (mut now, mut back_offs) = (1_500, Vec::new());
     for _ in 0..7 {
-        records.apply(A, DOWN, ms(now), ms(now), &settings);
+        records.apply(A, DOWN, (ms(now), ms(now)), |_| false, &settings);
         let until = (now..).find(|t| records.standing(A, ms(*t), &settings) == Standing::HalfOpen).unwrap();
         back_offs.push(until - now);
         now = until;
@@ -194,10 +198,10 @@ fn an_instance_comes_back_within_a_bounded_time() {
             let took = random.below(300) as u64;
             if now < fault {
                 failures += 1;
-                records.apply(A, DOWN, ms(now), ms(now + took), &settings);
+                records.apply(A, DOWN, (ms(now), ms(now + took)), |_| false, &settings);
             } else {
                 served_at = served_at.or(Some(now));
-                records.apply(A, Event::Succeeded, ms(now), ms(now + took), &settings);
+                records.apply(A, Event::Succeeded, (ms(now), ms(now + took)), |_| false, &settings);
             }
         }
         let waited = served_at.unwrap() - fault;
@@ -215,69 +219,11 @@ fn records_stay_bounded() {
     let mut records = Records::default();
     for instance in 0..10_000 {
         let at = ms(u64::from(instance));
-        records.apply(instance, DOWN, at, at, &settings);
+        records.apply(instance, DOWN, (at, at), |_| false, &settings);
     }
     assert_eq!(records.0.len(), RECORDS_MAX);
-    records.apply(20_000, DOWN, ms(400_000), ms(400_000), &settings);
+    records.apply(20_000, DOWN, (ms(400_000), ms(400_000)), |_| false, &settings);
     assert_eq!(records.0.len(), 1, "old ones make room");
-}
-
-#[test]
-fn a_response_is_judged_by_its_status_and_by_envoys_words() {
-    use Failure::{Busy, Status, Unanswered};
-    let rows = [
-        (200, "via_upstream", None),
-        (404, "via_upstream", None),
-        (500, "via_upstream", Some(Status)),
-        (502, "", Some(Status)),
-        (503, "via_upstream", Some(Busy)),
-        (429, "via_upstream", Some(Busy)),
-        (503, "upstream_reset_before_response_started{remote_connection_failure|Connection_refused}", Some(Unanswered)),
-        (504, "upstream_per_try_idle_timeout", Some(Unanswered)),
-        (503, "upstream_reset_before_response_started{overflow}", None),
-        (503, "no_healthy_upstream", None),
-        (503, "cluster_not_found", None),
-    ];
-    for (status, details, expected) in rows {
-        assert_eq!(of_head(status, details), expected, "{status} {details}");
-    }
-    assert_eq!(
-        of_interruption("upstream_reset_after_response_started{connection_termination}"),
-        Event::Failed(Failure::Truncated)
-    );
-    assert_eq!(of_interruption("downstream_remote_disconnect"), Event::Unjudged);
-    assert_eq!(
-        [failed_attempts(0, 3), failed_attempts(1, 3), failed_attempts(3, 3), failed_attempts(9, 3)],
-        [0, 0, 2, 3]
-    );
-}
-
-#[test]
-fn recorded_answers_are_judged() {
-    use Failure::{Busy, ErrorEvent, Truncated};
-    macro_rules! recorded {
-        ($name:literal) => {
-            include_bytes!(concat!("../../tests/fixtures/vllm-small/", $name, ".body")).as_slice()
-        };
-    }
-    let rows = [
-        ("whole", recorded!("chat-stream"), Event::Succeeded),
-        ("the worker is killed", recorded!("killed-worker-stream"), Event::Failed(ErrorEvent)),
-        ("the server is killed", recorded!("killed-server-stream"), Event::Failed(Truncated)),
-        ("the server hangs until Envoy gives up", recorded!("hung-server-stream"), Event::Failed(Truncated)),
-        ("the server drains", recorded!("drained-server-stream"), Event::Succeeded),
-        ("too many requests at once", recorded!("overload-race-chat-stream"), Event::Failed(Busy)),
-    ];
-    for (what, body, expected) in rows {
-        let mut scan = ResponseScan::new(Api::ChatCompletions, true);
-        scan.push(body);
-        assert_eq!(of_answer(200, scan.observed(), true), expected, "{what}");
-        assert_eq!(of_answer(400, scan.observed(), true), Event::Unjudged, "{what}, but the client's fault");
-    }
-    let unread = Observed::default();
-    assert_eq!(of_answer(200, &unread, false), Event::Succeeded, "a compressed body says nothing");
-    let refused = Observed { error_event: true, error_code: Some(400), ..Observed::default() };
-    assert_eq!(of_answer(200, &refused, true), Event::Unjudged);
 }
 
 #[test]

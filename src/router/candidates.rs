@@ -47,7 +47,8 @@ impl Router {
         let offers: Vec<Option<Offer>> = fleet.pools.iter().enumerate().map(offer).collect();
         let unknown = LoadNow::default();
         let mut fitting = Vec::with_capacity(if holder.is_some() { 1 } else { fleet.instances.len() });
-        let (mut ejected, mut too_short, mut unreachable) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut busy, mut ejected) = (Vec::new(), Vec::new());
+        let (mut too_short, mut unreachable) = (Vec::new(), Vec::new());
         for (i, instance) in fleet.instances.iter().enumerate() {
             let wanted = holder.is_none_or(|h| h == i) && instance.presence != Presence::Gone;
             let (Some(pool), Some(Some(offer)), true) =
@@ -84,11 +85,13 @@ impl Router {
                 too_short.push(candidate);
             } else if load.standing == Standing::Ejected {
                 ejected.push(candidate);
+            } else if load.standing == Standing::Busy {
+                busy.push(candidate);
             } else {
                 fitting.push(candidate);
             }
         }
-        [fitting, ejected, too_short, unreachable].into_iter().find(|c| !c.is_empty()).unwrap_or_default()
+        [fitting, busy, ejected, too_short, unreachable].into_iter().find(|c| !c.is_empty()).unwrap_or_default()
     }
 
     /// What a pool makes of a request, whatever the load; `None` if nobody knows its model.
@@ -167,7 +170,8 @@ impl Router {
             rest.sort_by_key(|i| {
                 let load = loads.and_then(|l| l.get(*i));
                 let unreachable = load.is_some_and(|l| l.unreachable) || presence(i) == Presence::Unhealthy;
-                (unreachable, load.is_some_and(|l| l.standing == Standing::Ejected))
+                let standing = load.map_or(Standing::Healthy, |l| l.standing);
+                (unreachable, standing == Standing::Ejected, standing == Standing::Busy)
             });
             fallbacks.extend(rest.into_iter().take(FALLBACKS_MAX.saturating_sub(fallbacks.len())));
         }

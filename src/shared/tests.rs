@@ -361,14 +361,30 @@ fn recent_decisions_are_found_scored_and_in_the_end_forgotten() {
 
 #[test]
 fn health_survives_the_way_through_bytes() {
+    let case = |n: u64| crate::health::Case {
+        count: 5,
+        common: 4,
+        since: Duration::from_millis(n),
+        last: Duration::from_millis(n + 1),
+        good_at_peers: 1,
+        same_at_peers: 2,
+        good_elsewhere: 3,
+        same_elsewhere: 255,
+    };
     let record = crate::health::Record {
         failures: 3,
         last_failure: Duration::from_millis(1_001),
         stalled: true,
         last_busy: Duration::from_millis(1_002),
+        busy_answers: 6,
+        good_answers: 7,
+        busy_since: Duration::from_millis(1_005),
+        busy_until: Duration::from_millis(1_006),
         ejections: 2,
         ejected_until: Duration::from_millis(1_003),
         probe_until: Duration::from_millis(1_004),
+        suspicions: case(2_000),
+        refusals: case(3_000),
     };
     let records = crate::health::Records([(7, record), (9, Default::default())].into_iter().collect());
     let bytes = encode_health(&records);

@@ -159,14 +159,14 @@ fn routes(yaml: &mut String, config: &Config) -> anyhow::Result<()> {
     };
     let all = if config.routes.is_empty() { std::slice::from_ref(&default_route) } else { config.routes.as_slice() };
     for route in all {
-        route_pair(yaml, config, route)?;
+        route_set(yaml, config, route)?;
     }
     Ok(())
 }
 
-/// Two routes for each of ours: the first for what the filter has decided, the second for what it has not, so that a bypassed
-/// filter costs the choice and not the request. The first hangs on filter state, which no client can write.
-fn route_pair(yaml: &mut String, config: &Config, route: &Route) -> anyhow::Result<()> {
+/// Three routes for each of ours: two for what the filter has decided, streams and whole answers, and one for what it has not, so that a
+/// bypassed filter costs the choice and not the request. The first two hang on filter state, which no client can write.
+fn route_set(yaml: &mut String, config: &Config, route: &Route) -> anyhow::Result<()> {
     let (name, prefix) = (quoted(&route.name), quoted(&route.prefix));
     let policy = config.policies.get(route.policy).map_or("", |p| p.name.as_str());
     let default_cluster =
@@ -185,43 +185,89 @@ fn route_pair(yaml: &mut String, config: &Config, route: &Route) -> anyhow::Resu
         names::METADATA_POLICY,
         quoted(policy)
     );
-    let (idle, retries) = (seconds(config.envoy.per_try_idle_timeout), retries(config));
-    let action = |cluster: &str| {
-        format!(
-            r#"                route:
-                  {cluster}{rewrite}
-                  # Generation takes as long as it takes.
-                  timeout: 0s
-                  idle_timeout: 600s
-                  retry_policy:
-                    # Nothing has reached the client yet in any of these cases; the next attempt goes to the next endpoint. A vLLM that
-                    # drains or whose engine has died answers new requests with 500.
-                    retry_on: connect-failure,refused-stream,reset,retriable-status-codes
-                    retriable_status_codes: [500, 502, 503]
-                    num_retries: {retries}
-                    # An instance that hangs costs its requests this long. It must be longer than requests wait in the instances' queues.
-                    per_try_idle_timeout: {idle}
-                    retry_back_off: {{ base_interval: 0.010s, max_interval: 0.100s }}
-"#
-        )
-    };
-    write!(
-        yaml,
-        r#"              - name: {name}
+    let routed = format!("cluster_header: {}", names::POOL_HEADER);
+    for (state, silence) in [
+        (names::ROUTED_AS_STREAM, Silence::Limited(config.envoy.per_try_idle_timeout)),
+        (names::ROUTED_AS_WHOLE, Silence::Unlimited),
+    ] {
+        write!(
+            yaml,
+            r#"              - name: {name}
                 match:
                   prefix: {prefix}
                   filter_state:
                   - key: wasm.{}
-                    string_match: {{ exact: "yes" }}
-{metadata}{}              - name: {name}
+                    string_match: {{ exact: "{state}" }}
+{metadata}{}"#,
+            names::ROUTED_STATE,
+            action(&routed, &rewrite, silence, retries(config)),
+        )?;
+    }
+    write!(
+        yaml,
+        r#"              - name: {name}
                 match: {{ prefix: {prefix} }}
 {metadata}{}"#,
-        names::ROUTED_STATE,
-        action(&format!("cluster_header: {}", names::POOL_HEADER)),
-        action(&format!("cluster: {default_cluster}")),
+        action(&format!("cluster: {default_cluster}"), &rewrite, Silence::Passing, retries(config)),
     )?;
     Ok(())
 }
+
+/// How long an attempt may be silent, and what that follows from.
+#[derive(Clone, Copy)]
+enum Silence {
+    /// A stream that the filter has routed: its instance speaks at least this often.
+    Limited(Duration),
+    /// A whole answer that the filter has routed: it is silent until its end, and the filter watches.
+    Unlimited,
+    /// What the filter has not read: nothing is known of it.
+    Passing,
+}
+
+fn action(cluster: &str, rewrite: &str, silence: Silence, retries: usize) -> String {
+    let (idle_timeout, retry_on, per_try) = match silence {
+        Silence::Limited(limit) => (
+            "600s",
+            ROUTED_RETRIES,
+            format!(
+                "\n                    # An instance that hangs costs its streams this long. It must be longer than requests wait in the instances' queues.\n                    per_try_idle_timeout: {}",
+                seconds(limit)
+            ),
+        ),
+        Silence::Unlimited => ("0s", ROUTED_RETRIES, String::new()),
+        Silence::Passing => (
+            "0s",
+            r#"# Nobody knows what a request does that the filter has not read: it is sent again only where it did not arrive.
+                    retry_on: connect-failure,refused-stream"#,
+            String::new(),
+        ),
+    };
+    format!(
+        r#"                route:
+                  {cluster}{rewrite}
+                  # Generation takes as long as it takes.
+                  timeout: 0s
+                  idle_timeout: {idle_timeout}
+                  retry_policy:
+                    {retry_on}
+                    num_retries: {retries}
+                    # Never twice to the same host, also where Envoy chooses it.
+                    retry_host_predicate:
+                    - name: envoy.retry_host_predicates.previous_hosts
+                      typed_config:
+                        "@type": type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate
+                    host_selection_retry_max_attempts: 8{per_try}
+                    retry_back_off: {{ base_interval: 0.010s, max_interval: 0.100s }}
+"#
+    )
+}
+
+/// A server that is busy (429, 503) is not asked again: the filter must see that it is, and avoids it before the next request.
+const ROUTED_RETRIES: &str = r#"# Nothing has reached the client yet in any of these cases; the next attempt goes to the next endpoint. A vLLM that
+                    # drains or whose engine has died answers new requests with 500. Not 503: a busy instance is no ill one, and the
+                    # filter must see it.
+                    retry_on: connect-failure,refused-stream,reset,retriable-status-codes
+                    retriable_status_codes: [500, 502]"#;
 
 /// A duration as Envoy reads it.
 fn seconds(duration: Duration) -> String {
@@ -238,7 +284,6 @@ fn cluster(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()
     let name = quoted(&pool.cluster);
     let header = names::ENDPOINT_HEADER;
     let source = if pool.discovered { "EDS" } else { "STATIC" };
-    let (base, max) = (seconds(config.health.base_ejection), seconds(config.health.max_ejection));
     write!(
         yaml,
         r#"  - name: {name}
@@ -255,15 +300,7 @@ fn cluster(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()
     circuit_breakers:
       thresholds:
       - {{ max_connections: 65536, max_pending_requests: 65536, max_requests: 65536, max_retries: 1024 }}
-    # The second line: the filter ejects sooner, and probes with one request at a time.
-    outlier_detection:
-      split_external_local_origin_errors: true
-      consecutive_local_origin_failure: 5
-      consecutive_5xx: 10
-      interval: 1s
-      base_ejection_time: {base}
-      max_ejection_time: {max}
-      max_ejection_percent: 50
+    # Nobody is ejected here: Envoy cannot tell a request that provokes errors from an instance that is ill. The filter can.
     # Exactly the endpoint that the filter named, then its fall-backs; least request where nobody has chosen.
     load_balancing_policy:
       policies:

@@ -114,7 +114,11 @@ pub(crate) async fn killed_and_restarted(gateway: &Gateway) {
 pub(crate) async fn hung(gateway: &Gateway) {
     let instance = gateway.pool(POOL).instances[0];
     let before = failures(gateway, "stalled").await;
-    let served = under_load(gateway, &Request::chat(MODEL), async {
+    // Streams: a whole answer is silent until its end, so Envoy cannot tell that it hangs.
+    let chat = Request::chat(MODEL);
+    let body = String::from_utf8(chat.body).expect("text").replacen('{', r#"{"stream":true,"#, 1);
+    let stream = Request { body: body.into_bytes(), ..Request::chat(MODEL) };
+    let served = under_load(gateway, &stream, async {
         pause(300).await;
         gateway.fault(instance, Fault::Hang).await;
         eventually("the stall is seen", async || failures(gateway, "stalled").await, |n| *n > before).await;
@@ -283,4 +287,15 @@ pub(crate) async fn vm_dies(gateway: Gateway) {
 async fn outstanding_requests(gateway: &Gateway) -> u64 {
     let stats = gateway.stats().await;
     stats.iter().filter(|(name, _)| name.starts_with("outstanding_requests.")).map(|(_, n)| n).sum()
+}
+
+/// A client's requests fail wherever they are sent: nobody is ejected.
+pub(crate) async fn poison(gateway: &Gateway) {
+    gateway.fault_pool(POOL, Fault::Error500).await;
+    for _ in 0..6 {
+        let reply = gateway.send(&Request::chat(MODEL)).await;
+        assert_eq!(reply.status, 500, "{reply:?}");
+    }
+    pause(300).await;
+    assert_eq!(ejected(gateway).await, 0, "by requests that may be the reason");
 }

@@ -13,7 +13,7 @@ pub(crate) static REFERENCE: Setup = Setup {
         config["response"]["expose_endpoint"] = json!(true);
         config["debug"] = json!({"predict": true});
     },
-    edit: Some(quick),
+    edit: None,
     ..Setup::PLAIN
 };
 
@@ -28,7 +28,7 @@ fn lean(config: &mut Value) {
 
 /// Models answer at twice the length that the predictor knows, feedback is taken, and one policy explores.
 pub(crate) static LEARNING: Setup =
-    Setup { name: "learning", change: learning, edit: Some(quick), reports: true, length: 2.0, ..Setup::PLAIN };
+    Setup { name: "learning", change: learning, edit: None, reports: true, length: 2.0, ..Setup::PLAIN };
 
 /// What senders of feedback know.
 pub(crate) const SECRET: &str = "the-secret-of-these-tests";
@@ -45,7 +45,7 @@ fn learning(config: &mut Value) {
 
 /// Requests wait for each other: on the route `/` for a moment, on `/latency` until there are eight, on `/quality` until the cap,
 /// on `/cost` as published; `/round-robin` insists on what no model has.
-pub(crate) static BATCHING: Setup = Setup { name: "batching", change: batching, edit: Some(quick), ..Setup::PLAIN };
+pub(crate) static BATCHING: Setup = Setup { name: "batching", change: batching, edit: None, ..Setup::PLAIN };
 
 /// The longest that a request waits on the route `/quality`.
 pub(crate) const MAX_WAIT_MS: u64 = 1_000;
@@ -70,7 +70,7 @@ fn batching(config: &mut Value) {
 }
 
 /// The route /quality trusts headers, /cost insists on what no model has, and /latency sheds where there is a queue.
-pub(crate) static ADMISSION: Setup = Setup { name: "admission", change: admission, edit: Some(quick), ..Setup::PLAIN };
+pub(crate) static ADMISSION: Setup = Setup { name: "admission", change: admission, edit: None, ..Setup::PLAIN };
 
 /// The pool whose instances are easily saturated, and its model.
 pub(crate) const SHEDDING_MODEL: (&str, &str) = ("qwen2.5-72b", "Qwen2.5-72B-Instruct");
@@ -94,7 +94,7 @@ fn admission(config: &mut Value) {
 
 /// The route /quality has prices that follow demand, and the largest model is scarce: the plan wants 80 % of 5 requests per second
 /// there.
-pub(crate) static PRICES: Setup = Setup { name: "prices", change: priced, edit: Some(quick), ..Setup::PLAIN };
+pub(crate) static PRICES: Setup = Setup { name: "prices", change: priced, edit: None, ..Setup::PLAIN };
 
 /// The model that is scarce.
 pub(crate) const SCARCE: &str = "Qwen2.5-72B-Instruct";
@@ -122,7 +122,7 @@ fn priced(config: &mut Value) {
 }
 
 /// A model has an adapter.
-pub(crate) static AFFINITY: Setup = Setup { name: "affinity", change: affinity, edit: Some(quick), ..Setup::PLAIN };
+pub(crate) static AFFINITY: Setup = Setup { name: "affinity", change: affinity, edit: None, ..Setup::PLAIN };
 
 fn affinity(config: &mut Value) {
     config["models"][1]["adapters"] = json!(["sql-adapter"]);
@@ -132,7 +132,7 @@ fn affinity(config: &mut Value) {
 pub(crate) static STATIC: Setup = Setup {
     name: "static",
     change: |config| config["drill"] = json!(["shared_data"]),
-    edit: Some(quick),
+    edit: None,
     reports: false,
     ..Setup::PLAIN
 };
@@ -141,7 +141,7 @@ pub(crate) static STATIC: Setup = Setup {
 pub(crate) static UNTOUCHED: Setup = Setup {
     name: "untouched",
     change: |config| config["drill"] = json!(["router"]),
-    edit: Some(quick),
+    edit: None,
     reports: false,
     ..Setup::PLAIN
 };
@@ -154,7 +154,7 @@ pub(crate) static BYPASSED: Setup =
 pub(crate) static DISCOVERED: Setup = Setup {
     name: "discovered",
     change: discovered,
-    edit: Some(quick),
+    edit: None,
     workers: 4,
     discovered: &["qwen2.5-3b", "qwen2.5-72b"],
     ..Setup::PLAIN
@@ -169,7 +169,7 @@ fn discovered(config: &mut Value) {
 pub(crate) static HEADERS: Setup = Setup {
     name: "headers",
     change: |config| config["telemetry"]["enabled"] = json!(false),
-    edit: Some(quick),
+    edit: None,
     reports: false,
     ..Setup::PLAIN
 };
@@ -178,17 +178,17 @@ pub(crate) static HEADERS: Setup = Setup {
 pub(crate) static BLIND: Setup = Setup {
     name: "blind",
     change: |config| config["discovery"] = json!({"period_ms": 100, "path": "/ready"}),
-    edit: Some(quick),
+    edit: None,
     reports: false,
     discovered: &["qwen2.5-72b"],
     ..Setup::PLAIN
 };
 /// Faults are found and forgiven within a test's patience.
-pub(crate) static HEALTH: Setup = Setup { name: "health", change: health, edit: Some(quick), ..Setup::PLAIN };
+pub(crate) static HEALTH: Setup = Setup { name: "health", change: health, edit: None, ..Setup::PLAIN };
 
 /// The same with four workers.
 pub(crate) static HEALTH_OF_FOUR: Setup =
-    Setup { name: "health, four workers", change: health, edit: Some(quick), workers: 4, ..Setup::PLAIN };
+    Setup { name: "health, four workers", change: health, edit: None, workers: 4, ..Setup::PLAIN };
 
 /// How long an instance may be silent.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -200,7 +200,7 @@ pub(crate) static VM: Setup = Setup {
         health(config);
         config["drill"] = json!(["vm"]);
     },
-    edit: Some(quick),
+    edit: None,
     ..Setup::PLAIN
 };
 
@@ -209,17 +209,12 @@ fn health(config: &mut Value) {
     config["envoy"]["per_try_idle_timeout_ms"] = json!(IDLE_TIMEOUT.as_millis() as u64);
 }
 
-/// Envoy forgives an instance within a test's patience.
-fn quick(yaml: &str) -> String {
-    replaced(yaml, "interval: 1s", "interval: 0.1s")
-}
-
 fn without_metadata(yaml: &str) -> String {
     let is_metadata =
         |line: &&str| ["metadata:", "filter_metadata:", "routebalance: {"].iter().any(|m| line.trim().starts_with(m));
     let lines: Vec<&str> = yaml.lines().filter(|l| !is_metadata(l)).collect();
     assert!(lines.len() < yaml.lines().count(), "metadata in {yaml}");
-    quick(&(lines.join("\n") + "\n"))
+    lines.join("\n") + "\n"
 }
 
 fn without_filter(yaml: &str) -> String {
