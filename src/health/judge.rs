@@ -103,7 +103,7 @@ pub fn of_silence(details: &str) -> Event {
 }
 
 /// Whether Envoy's words say that there was no connection, which no request can bring about.
-pub fn is_refused_connection(details: &str) -> bool {
+fn is_refused_connection(details: &str) -> bool {
     ["connection_failure", "connection_timeout"].iter().any(|words| details.contains(words))
 }
 

@@ -218,7 +218,7 @@ fn route_set(yaml: &mut String, config: &Config, route: &Route) -> anyhow::Resul
 enum Silence {
     /// A stream that the filter has routed: its instance speaks at least this often.
     Limited(Duration),
-    /// A whole answer that the filter has routed: it is silent until its end, and the filter watches.
+    /// A whole answer that the filter has routed: it is silent until its end.
     Unlimited,
     /// What the filter has not read: nothing is known of it.
     Passing,

@@ -235,7 +235,7 @@ pub(crate) async fn untouched(gateway: &Gateway) {
 pub(crate) async fn bypassed(gateway: &Gateway) {
     let body = r#"{"messages":[{"role":"user","content":"Hi"}],"max_tokens":3}"#;
     for _ in 0..CONNECTIONS {
-        let request = Request::post("/v1/chat/completions", body).header("wasm.routebalance_routed", "yes");
+        let request = Request::post("/v1/chat/completions", body).header("wasm.routebalance_routed", "whole");
         let reply = gateway.send(&spoofed(request, gateway)).await.ok();
         served_by_default_pool(gateway, &reply, body);
     }
