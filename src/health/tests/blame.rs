@@ -1,6 +1,8 @@
 //! Nobody's fault is charged to somebody else: rows, and properties over seeds.
 
 use super::*;
+#[cfg(all(target_family = "wasm", target_os = "unknown"))]
+use wasm_bindgen_test::wasm_bindgen_test as test;
 
 const SUSPECT: Event = Event::Suspected(Failure::Status);
 const REFUSED: Event = Event::Refused { common: false };

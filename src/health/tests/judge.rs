@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::openai::{Api, ErrorCause, Observed, ResponseScan};
+#[cfg(all(target_family = "wasm", target_os = "unknown"))]
+use wasm_bindgen_test::wasm_bindgen_test as test;
 
 fn seen(error_cause: Option<ErrorCause>) -> Observed {
     Observed { error_event: error_cause.is_some(), error_cause, ended: true, ..Observed::default() }
