@@ -15,6 +15,7 @@ mod telemetry;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 pub use discovery::Discovery;
@@ -67,6 +68,13 @@ pub struct Learning {
     pub feedback_secret: Option<Secret>,
 }
 
+/// How often Envoy tries again (`num_retries`), by the size of the fleet: to reach other instances and models, but not so often that a
+/// request that kills instances empties a pool.
+pub const RETRIES: RangeInclusive<usize> = 2..=4;
+
+/// What `per_try_idle_timeout_ms` is where nothing else is said.
+pub const PER_TRY_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// What `routebalance render` needs to write `envoy.yaml`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EnvoySettings {
@@ -84,6 +92,8 @@ pub struct EnvoySettings {
     pub failure_policy: FailurePolicy,
     /// How long an attempt may bring nothing at all before Envoy gives it up.
     pub per_try_idle_timeout: Duration,
+    /// Whether a request that leaves the model to the filter is retried at other models, too.
+    pub model_fallback: bool,
     /// Path of the access log.
     pub access_log: String,
 }
@@ -224,6 +234,7 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
         endpoints_dir: check_text("envoy.endpoints_dir", &raw.envoy.endpoints_dir)?,
         failure_policy: raw.envoy.failure_policy,
         per_try_idle_timeout: Duration::from_millis(raw.envoy.per_try_idle_timeout_ms),
+        model_fallback: raw.envoy.model_fallback,
         access_log: check_text("envoy.access_log", &raw.envoy.access_log)?,
     };
     Ok(Config {

@@ -29,7 +29,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub use case::Case;
-pub use judge::{Attempts, Outcome, of_answer, of_interruption, of_silence, retry_after};
+pub use judge::{Attempts, Outcome, Suspect, of_answer, of_interruption, of_silence, retry_after};
 pub use record::Record;
 pub use watch::{Sight, Watch, quiet_allowed};
 

@@ -6,10 +6,16 @@ pub const POOL_HEADER: &str = "x-routebalance-cluster";
 pub const ENDPOINT_HEADER: &str = "x-gateway-destination-endpoint";
 /// Key of the filter state that says "this request was routed"; Envoy knows it as `wasm.` and this.
 pub const ROUTED_STATE: &str = "routebalance_routed";
-/// Its value where the answer streams.
+/// What it begins with where the answer streams. A space and the number of the filter's context follow where attempts have a plan.
 pub const ROUTED_AS_STREAM: &str = "stream";
-/// Its value where the answer comes whole, and is silent until then.
+/// What it begins with where the answer comes whole, and is silent until then.
 pub const ROUTED_AS_WHOLE: &str = "whole";
+/// The plugin's root id as an upstream filter of the pools' clusters.
+pub const ATTEMPTS_ROOT_ID: &str = "attempts";
+/// Request header in which Envoy counts attempts.
+pub const ATTEMPT_COUNT_HEADER: &str = "x-envoy-attempt-count";
+/// Response header after which Envoy's router makes no other attempt.
+pub const NO_RETRY_RESPONSE_HEADER: &str = "x-envoy-ratelimited";
 /// Key of the filter state that ends the access log's JSON line: a comma, the request's id and the decision.
 pub const DECISION_STATE: &str = "routebalance_decision";
 /// Path of the question what the predictor makes of a text.
@@ -26,6 +32,10 @@ pub const MODEL_RESPONSE_HEADER: &str = "x-routebalance-model";
 pub const POOL_RESPONSE_HEADER: &str = "x-routebalance-pool";
 /// Response header: the step of the ladder.
 pub const RUNG_RESPONSE_HEADER: &str = "x-routebalance-rung";
+/// Its value where Envoy has not sent the request to the endpoint that was chosen.
+pub const RUNG_UNHONOURED: &str = "unhonoured";
+/// Request header that limits the time of the whole request in Envoy's router, milliseconds.
+pub const TIMEOUT_HEADER: &str = "x-envoy-upstream-rq-timeout-ms";
 /// Response header: microseconds from the end of the body's scan to the decision.
 pub const DECISION_US_RESPONSE_HEADER: &str = "x-routebalance-decision-us";
 /// Response header: the instance's address, if the configuration wants it shown.
@@ -60,6 +70,8 @@ pub const RELAX_ORDER_HEADER: &str = "x-routebalance-relax-order";
 pub const OWN_HEADERS: &str = "x-routebalance-";
 /// Response header: why the filter has refused, one word.
 pub const REFUSED_REASON_RESPONSE_HEADER: &str = "x-routebalance-refused-reason";
+/// Its value where instances have failed at the request, and no other one is asked.
+pub const SUSPECT_REASON: &str = "suspect";
 /// Response header: `true` where the prompt alone uses the budget up.
 pub const BUDGET_EXHAUSTED_RESPONSE_HEADER: &str = "x-routebalance-budget-exhausted";
 /// Response header: when to come again, seconds.

@@ -131,6 +131,19 @@ impl Refusal {
     }
 }
 
+/// What a request must say at a pool of another model than the chosen one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Elsewhere {
+    /// Index of the pool.
+    pub pool: usize,
+    /// Index of its model.
+    pub model: usize,
+    /// The limit of each answer's tokens that the budget demands there.
+    pub max_tokens: Option<u32>,
+    /// Quality and its standard deviation there, before what feedback has taught.
+    pub unrevised_quality: (f64, f64),
+}
+
 /// Where a request goes, what is expected of it there, and why.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
@@ -140,13 +153,17 @@ pub struct Decision {
     pub pool: usize,
     /// Index of the instance.
     pub instance: usize,
-    /// Other instances of the pool, best first: where Envoy retries.
+    /// Where Envoy retries, best first: other instances of the pool, then of other models.
     pub fallbacks: Vec<usize>,
+    /// What a request must say at the pools of other models among them.
+    pub elsewhere: Vec<Elsewhere>,
     /// Whether the request probes a half-open instance: it must be claimed first, and if another worker was faster, the request
     /// is to be decided anew.
     pub probe: bool,
     /// The step of the ladder.
     pub rung: Rung,
+    /// Whether what is expected of the answer was predicted; false where the predictor does not know the model.
+    pub predicted: bool,
     /// Estimated prompt tokens.
     pub prompt_tokens: u64,
     /// Of those, the ones that the instance is expected to have kept from an earlier request.
@@ -210,6 +227,32 @@ impl Decision {
     /// What the chosen instance is given to do.
     pub fn dispatch(&self) -> Dispatch {
         Dispatch { instance: self.instance, prompt_tokens: self.prefill_tokens(), output_tokens: self.output_tokens }
+    }
+
+    /// An instance of this pool serves the request, and not one of the chosen pool; whether that makes it another model. What was
+    /// expected of the chosen one teaches nothing then.
+    pub fn serve_at(&mut self, pool: usize) -> bool {
+        let Some(elsewhere) = self.elsewhere.iter().find(|elsewhere| elsewhere.pool == pool).copied() else {
+            return false;
+        };
+        self.pool = elsewhere.pool;
+        self.model = elsewhere.model;
+        self.max_tokens = elsewhere.max_tokens;
+        self.unrevised_quality = elsewhere.unrevised_quality;
+        self.expectation = None;
+        true
+    }
+
+    /// How long a whole answer may take where no report says whether its instance works: twice the time of as many tokens as 9 of 10 such
+    /// answers have, or as the client allows if that is more, and `least` at least. `None` where there are reports.
+    pub fn answer_limit(&self, least: Duration) -> Option<Duration> {
+        if self.rung < Rung::Reckoned {
+            return None;
+        }
+        let allowed = self.expectation.and_then(|expectation| expectation.max_tokens).map_or(0, u64::from);
+        let more_tokens = self.output_tokens_p90.max(allowed).saturating_sub(self.output_tokens);
+        let seconds = 2.0 * (self.forecast.e2e + self.forecast.tpot * more_tokens as f64);
+        Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).max(least))
     }
 
     /// Prompt tokens that the instance has to prefill.
@@ -292,6 +335,13 @@ impl Router {
         self.predictor.as_ref()
     }
 
+    /// Names of the models that a predictor is there for and does not know: what is expected of them is their priors.
+    pub fn unpredicted(&self) -> Vec<&str> {
+        let models = self.config.fleet.models.iter().zip(&self.predicted);
+        let unknown = models.filter(|(model, position)| position.is_none() && model.kind == ModelKind::Generate);
+        unknown.filter(|_| self.predictor.is_some()).map(|(model, _)| model.name.as_str()).collect()
+    }
+
     /// Clusters of training prompts that a decision may name.
     pub fn prototypes(&self) -> usize {
         self.predictor.as_ref().map_or(0, Predictor::prototypes)
@@ -325,9 +375,9 @@ impl Router {
             return Verdict::Untouched("no_policy");
         };
         let outlook = outlook(&models);
-        let Outlook { estimates: unlearned, familiarity, prototype } = outlook.as_ref();
+        let Outlook { estimates: unlearned_all, familiarity, prototype } = outlook.as_ref();
         let (familiarity, prototype) = (*familiarity, *prototype);
-        let estimates: Vec<Estimate> = unlearned
+        let estimates: Vec<Estimate> = unlearned_all
             .iter()
             .enumerate()
             .map(|(model, (estimate, _))| learned.applied(model, prototype, estimate))
@@ -356,7 +406,7 @@ impl Router {
             return self.without_candidate(&models);
         };
         let model = pool.model;
-        let (Some(estimate), Some((unlearned, predicted))) = (estimates.get(model), unlearned.get(model)) else {
+        let (Some(estimate), Some((unlearned, predicted))) = (estimates.get(model), unlearned_all.get(model)) else {
             return Verdict::Untouched("no_candidate");
         };
         let answer = self.answer(ask, pool, prompt_tokens);
@@ -364,13 +414,19 @@ impl Router {
         let budget = self.constraints(ask).budget;
         let prompt_usd = self.config.fleet.model_of(pool).map_or(0.0, |m| prompt_tokens * m.tariff.usd_per_input_token);
         let cached_tokens = ask.held.cached_tokens(chosen.instance, prompt_tokens);
+        let fallbacks = self.fallbacks(ask, chosen, pool_index, (&admitted.candidates, &ranking), loads);
         Verdict::Decided(Box::new(Decision {
             model,
             pool: pool_index,
             instance: chosen.instance,
-            fallbacks: self.fallbacks(chosen.instance, pool_index, &admitted.candidates, &ranking, ask.holder, loads),
+            elsewhere: self.elsewhere(ask, pool_index, &fallbacks, prompt_tokens, unlearned_all),
+            fallbacks,
             probe: loads.and_then(|l| l.get(chosen.instance)).is_some_and(|l| l.standing == Standing::HalfOpen),
-            rung: rung(*predicted, loads.map(|l| l.get(chosen.instance).copied().unwrap_or_default())),
+            rung: rung(
+                *predicted || familiarity.is_some(),
+                loads.map(|l| l.get(chosen.instance).copied().unwrap_or_default()),
+            ),
+            predicted: *predicted,
             prompt_tokens: prompt_tokens as u64,
             cached_tokens: cached_tokens as u64,
             adapter: self.adapter(ask.prompt).map(str::to_owned),
@@ -388,8 +444,8 @@ impl Router {
             unrevised_quality: (unlearned.quality, unlearned.quality_sd),
             propensity: choice.propensity,
             explored: choice.explored,
-            familiarity,
-            prototype,
+            familiarity: familiarity.filter(|_| *predicted),
+            prototype: prototype.filter(|_| *predicted),
             seconds: chosen.seconds,
             forecast: chosen.forecast,
             usd: chosen.usd,
@@ -479,7 +535,8 @@ impl Router {
     }
 }
 
-/// The step on which a decision stands: the worst of what it had to do without.
+/// The step on which a decision stands: the worst of what it had to do without. A predictor that has said what it knows has not failed,
+/// even where it does not know the model.
 fn rung(predicted: bool, load: Option<LoadNow>) -> Rung {
     match (load, predicted) {
         (None, _) => Rung::Static,

@@ -19,6 +19,8 @@ pub struct Health {
     pub max_ejection: Duration,
     /// How long an instance may show no progress at all while it has work.
     pub stall: Duration,
+    /// How long an answer that is not streamed may take at least, where no report says whether its instance works.
+    pub answer_limit: Duration,
 }
 
 #[derive(Deserialize)]
@@ -29,6 +31,7 @@ pub(super) struct RawHealth {
     pub(super) base_ejection_ms: u64,
     pub(super) max_ejection_ms: u64,
     pub(super) stall_ms: u64,
+    pub(super) answer_limit_ms: u64,
 }
 
 impl Default for RawHealth {
@@ -39,6 +42,7 @@ impl Default for RawHealth {
             base_ejection_ms: 1_000,
             max_ejection_ms: 30_000,
             stall_ms: 3_000,
+            answer_limit_ms: 300_000,
         }
     }
 }
@@ -60,6 +64,7 @@ pub(super) fn check(raw: &RawHealth) -> Result<Health, ConfigError> {
         base_ejection: ms("base_ejection_ms", raw.base_ejection_ms, 10)?,
         max_ejection: ms("max_ejection_ms", raw.max_ejection_ms, 10)?,
         stall: ms("stall_ms", raw.stall_ms, 100)?,
+        answer_limit: ms("answer_limit_ms", raw.answer_limit_ms, 100)?,
     };
     if health.max_ejection < health.base_ejection {
         return Err(error("health.max_ejection_ms", "must not be below health.base_ejection_ms"));

@@ -161,6 +161,7 @@ pub(super) struct RawEnvoy {
     pub(super) endpoints_dir: String,
     pub(super) failure_policy: FailurePolicy,
     pub(super) per_try_idle_timeout_ms: u64,
+    pub(super) model_fallback: bool,
     pub(super) access_log: String,
 }
 
@@ -173,7 +174,8 @@ impl Default for RawEnvoy {
             default_pool: None,
             endpoints_dir: "envoy/endpoints".to_owned(),
             failure_policy: FailurePolicy::default(),
-            per_try_idle_timeout_ms: 60_000,
+            per_try_idle_timeout_ms: super::PER_TRY_IDLE_TIMEOUT.as_secs().saturating_mul(1_000),
+            model_fallback: true,
             access_log: "/dev/stdout".to_owned(),
         }
     }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::filter::host;
 use crate::learning::feedback::Feedback;
-use crate::names::DECISION_STATE;
+use crate::names::{self, DECISION_STATE};
 use crate::openai::{Api, Observed, Prompt};
 use crate::router::Decision;
 
@@ -40,6 +40,7 @@ pub(super) struct Entry {
     patch_us: u64,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     batch: Option<Batched>,
+    predicted: bool,
     predicted_quality: f64,
     predicted_quality_sd: f64,
     familiarity: Option<f64>,
@@ -128,6 +129,7 @@ impl Entry {
             decision_us: us(timing.decision),
             patch_us: us(timing.patch),
             batch: timing.batch,
+            predicted: decision.predicted,
             predicted_quality: decision.quality,
             predicted_quality_sd: decision.quality_sd,
             familiarity: decision.familiarity,
@@ -149,9 +151,17 @@ impl Entry {
         }
     }
 
-    /// The instance that really serves the request.
-    pub(super) fn moved(&mut self, endpoint: &str) {
+    /// The instance that really serves the request, of this pool and model.
+    pub(super) fn moved(&mut self, config: &Config, decision: &Decision, endpoint: &str) {
         endpoint.clone_into(&mut self.endpoint);
+        self.model = config.fleet.models.get(decision.model).map(|m| m.name.clone()).unwrap_or_default();
+        self.pool = config.fleet.pools.get(decision.pool).map(|p| p.name.clone()).unwrap_or_default();
+        self.max_tokens = decision.max_tokens;
+    }
+
+    /// Envoy has chosen the endpoint, and not the filter.
+    pub(super) fn unhonoured(&mut self) {
+        self.rung = names::RUNG_UNHONOURED;
     }
 
     /// Adds what the response showed.

@@ -7,6 +7,7 @@ use proxy_wasm::types::{Action, BufferType, MapType};
 
 use crate::affinity::{Keys, Recall};
 use crate::filter::access_log::{Entry, Timing};
+use crate::filter::attempt::{self, Plan};
 use crate::filter::health::Checkup;
 use crate::filter::host;
 use crate::filter::serving::Serving;
@@ -86,7 +87,7 @@ impl Stream {
 
     pub(super) fn begin(&mut self, api: Api, end_of_stream: bool) -> Action {
         if host::header(MapType::HttpRequestHeaders, "content-encoding").is_some_and(|e| e != "identity") {
-            return self.leave("encoded_body");
+            return self.leave(api, "encoded_body");
         }
         let policy = self.worker.with(|w| Stream::policy(w)).unwrap_or_default();
         let constraints = match self.worker.with(|w| w.router.header_constraints(policy, take_header)) {
@@ -138,9 +139,9 @@ impl Stream {
         if whole && let Some(action) = self.wait(&mut pending) {
             return action;
         }
-        let Some(mut pending) = pending else { return self.leave("busy") };
+        let Some(mut pending) = pending else { return self.leave(api, "busy") };
         match self.worker.with(|w| route(w, &mut pending)) {
-            None => self.leave("busy"),
+            None => self.leave(api, "busy"),
             Some((verdict, timing)) => self.act(pending, verdict, timing),
         }
     }
@@ -148,10 +149,10 @@ impl Stream {
     /// Does what the verdict says.
     pub(super) fn act(&mut self, pending: Pending, verdict: Verdict, timing: Timing) -> Action {
         match verdict {
-            Verdict::Untouched(reason) => self.leave(reason),
+            Verdict::Untouched(reason) => self.leave(pending.reading.api, reason),
             Verdict::Pooled(pool) => {
                 self.worker.with(|w| pass_to_pool(w, pool, &pending));
-                self.leave("no_instance")
+                self.leave(pending.reading.api, "no_instance")
             }
             Verdict::Refused(refusal) => self.refuse(Some(pending.reading.api), &refusal),
             Verdict::Decided(decision) => {
@@ -173,8 +174,13 @@ impl Stream {
             std::iter::once(&decision.instance).chain(&decision.fallbacks).filter_map(address).collect();
         let served_model = decision.adapter.as_ref().unwrap_or(&pool.served_model);
         let patches = prompt.patches(reading.api, served_model, decision.max_tokens);
-        patch_body(&patches, buffered, reading.content_length);
-        direct(&pool.cluster, Some(&endpoints.join(",")), prompt.stream);
+        set_length(reading.content_length, buffered, patch_body(&patches, buffered));
+        attempt::plan(self.id, Plan::new(self.worker.clone(), config, reading.api, &prompt, &decision, &patches));
+        direct(&pool.cluster, Some(&endpoints.join(",")), prompt.stream, Some(self.id));
+        let least = config.health.answer_limit;
+        if let Some(limit) = decision.answer_limit(least).filter(|_| !prompt.stream) {
+            host::set_header(MapType::HttpRequestHeaders, names::TIMEOUT_HEADER, Some(&limit.as_millis().to_string()));
+        }
         let asks_load = config.telemetry.orca && ask_for_load();
         timing.patch = host::now().saturating_sub(now);
         let entry = Entry::new(reading.api, config, reading.policy, &prompt, &decision, timing);
@@ -235,16 +241,20 @@ pub(super) fn claimed(worker: &mut Worker, pending: &Pending, mut verdict: Verdi
 fn pass_to_pool(worker: &Worker, pool: usize, pending: &Pending) {
     let Some(pool) = worker.router.config().fleet.pools.get(pool) else { return };
     let Pending { reading, prompt, buffered, .. } = pending;
-    patch_body(&prompt.patches(reading.api, &pool.served_model, None), *buffered, reading.content_length);
-    direct(&pool.cluster, None, prompt.stream);
+    let patches = prompt.patches(reading.api, &pool.served_model, None);
+    set_length(reading.content_length, *buffered, patch_body(&patches, *buffered));
+    direct(&pool.cluster, None, prompt.stream, None);
 }
 
-/// Makes Envoy send the request to an endpoint of a cluster, or to any.
-pub(super) fn direct(cluster: &str, endpoints: Option<&str>, stream: bool) {
+/// Makes Envoy send the request to an endpoint of a cluster, or to any. `context` has a plan for further attempts.
+pub(super) fn direct(cluster: &str, endpoints: Option<&str>, stream: bool, context: Option<u32>) {
     host::set_header(MapType::HttpRequestHeaders, names::POOL_HEADER, Some(cluster));
     host::set_header(MapType::HttpRequestHeaders, names::ENDPOINT_HEADER, endpoints);
     let kind = if stream { names::ROUTED_AS_STREAM } else { names::ROUTED_AS_WHOLE };
-    host::set_filter_state(names::ROUTED_STATE, kind);
+    match context {
+        Some(context) => host::set_filter_state(names::ROUTED_STATE, &format!("{kind} {context}")),
+        None => host::set_filter_state(names::ROUTED_STATE, kind),
+    }
     host::clear_route_cache();
 }
 
@@ -266,31 +276,35 @@ fn take_header(name: &str) -> Option<String> {
     Some(value)
 }
 
-/// Applies patches, which come in the body's order. The host replaces a buffer's beginning only, so what stands before the last
-/// one is written again with it.
-fn patch_body(patches: &[Patch], buffered: usize, content_length: Option<u64>) {
+/// Applies patches, which come in the body's order, to a body of `buffered` bytes; its length afterwards, or `None` where it stays as
+/// it is. The host replaces a buffer's beginning only, so what stands before the last patch is written again with it.
+pub(super) fn patch_body(patches: &[Patch], buffered: usize) -> Option<usize> {
     let mut beginning = Vec::new();
     let mut done = 0;
     for patch in patches {
-        let (Ok(start), Ok(end)) = (usize::try_from(patch.replace.start), usize::try_from(patch.replace.end)) else {
-            return;
-        };
+        let (start, end) = (usize::try_from(patch.replace.start).ok()?, usize::try_from(patch.replace.end).ok()?);
         if start < done || end < start || end > buffered {
-            return;
+            return None;
         }
         let kept = host::buffer(BufferType::HttpRequestBody, done, start - done);
         if kept.len() != start - done {
-            return;
+            return None;
         }
         beginning.extend_from_slice(&kept);
         beginning.extend_from_slice(patch.with.as_bytes());
         done = end;
     }
-    if patches.is_empty() || hostcalls::set_buffer(BufferType::HttpRequestBody, 0, done, &beginning).is_err() {
-        return;
+    if patches.is_empty() {
+        return None;
     }
-    if let Some(length) = content_length {
-        let length = length.saturating_add(beginning.len() as u64).saturating_sub(done as u64);
+    hostcalls::set_buffer(BufferType::HttpRequestBody, 0, done, &beginning).ok()?;
+    Some(buffered.saturating_add(beginning.len()).saturating_sub(done))
+}
+
+/// Makes the length that the client has said true again: of `buffered` bytes, `patched` were made.
+fn set_length(content_length: Option<u64>, buffered: usize, patched: Option<usize>) {
+    if let Some((length, patched)) = content_length.zip(patched) {
+        let length = length.saturating_add(patched as u64).saturating_sub(buffered as u64);
         host::set_header(MapType::HttpRequestHeaders, "content-length", Some(&length.to_string()));
     }
 }

@@ -78,11 +78,16 @@ impl Checkup {
         self.instance = served_by.or_else(|| order.get(failed).copied()).unwrap_or(decision.instance);
         self.earlier.retain(|instance| *instance != self.instance);
         if failed == 0 && self.instance != decision.instance {
-            // Envoy holds the chosen one for dead and has not tried it.
+            // Envoy holds the chosen one for dead and has not tried it, or balances by itself.
             worker.saw(decision.instance, Event::Unjudged, self.sent, now);
+            worker.unhonoured();
         }
         let details = host::property(&["response", "code_details"]).unwrap_or_default();
         if !details.is_empty() && !details.starts_with("via_upstream") {
+            let reason = host::header(MapType::HttpResponseHeaders, names::REFUSED_REASON_RESPONSE_HEADER);
+            if reason.as_deref() == Some(names::SUSPECT_REASON) {
+                self.judge_earlier(worker, Event::Suspected(Failure::Unanswered));
+            }
             self.settle(worker, health::of_silence(&details));
         } else if (200..300).contains(&status) {
             self.judge_earlier(worker, Event::Began);
@@ -90,6 +95,11 @@ impl Checkup {
         if failed > 0 {
             self.sent = now;
         }
+    }
+
+    /// Whether Envoy has sent the first attempt to another instance than the chosen one.
+    pub(super) fn is_unhonoured(&self, decision: &Decision) -> bool {
+        self.attempts.count == 1 && self.instance != decision.instance
     }
 
     /// What the attempts before the last one show, now that it is known what that one does.
@@ -135,7 +145,23 @@ impl Checkup {
     }
 }
 
+/// Endpoints that Envoy has not honoured until that is said in its log.
+const UNHONOURED_TO_LOG: u64 = 3;
+
 impl Worker {
+    /// Envoy has not sent a request to the chosen endpoint. Where it keeps doing so, its cluster balances by itself.
+    fn unhonoured(&mut self) {
+        self.metrics.count("routebalance.endpoint_unhonoured");
+        self.unhonoured = self.unhonoured.saturating_add(1);
+        if self.unhonoured == UNHONOURED_TO_LOG {
+            log::warn!(
+                "routebalance: Envoy does not send requests to the endpoints that are chosen; does every pool's cluster have the load \
+                 balancing policy `override_host` with the header `{}`?",
+                names::ENDPOINT_HEADER
+            );
+        }
+    }
+
     fn key_of(&self, instance: usize) -> Option<u32> {
         Some(self.router.config().fleet.instances.get(instance)?.key)
     }

@@ -58,7 +58,7 @@ impl Stream {
                 self.answer(200, &body)
             }
             Some(Err((status, message))) => self.refuse(None, &Refusal::new(status, "body", message)),
-            None => self.leave("busy"),
+            None => self.pass("busy"),
         }
     }
 
@@ -77,7 +77,7 @@ impl Stream {
         });
         match found.flatten() {
             Some((cluster, address)) => {
-                direct(&cluster, Some(&address), true);
+                direct(&cluster, Some(&address), true, None);
                 access_log::publish_unrouted(&self.request_id, "returned", "response_item");
                 Action::Continue
             }

@@ -7,6 +7,7 @@ use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{BufferType, ContextType};
 
 use crate::config::Config;
+use crate::filter::attempt::Attempt;
 use crate::filter::batching;
 use crate::filter::discovery::Asker;
 use crate::filter::health::Watches;
@@ -14,6 +15,7 @@ use crate::filter::host;
 use crate::filter::scrape::Scraper;
 use crate::filter::stream::Stream;
 use crate::filter::worker::{Shared, Worker};
+use crate::names;
 use crate::predictor::Predictor;
 use crate::router::Router;
 
@@ -25,6 +27,8 @@ pub(super) const TICK: Duration = Duration::from_millis(50);
 pub(super) struct Root {
     /// The host's number of this context.
     id: u32,
+    /// Whether it makes contexts of attempts, and keeps no worker.
+    sees_attempts: bool,
     worker: Option<Shared>,
     /// Ticks until there is more to do than to look at batches.
     ticks_left: u32,
@@ -40,13 +44,22 @@ impl Root {
     }
 
     fn configure(&mut self, size: usize) -> Result<(), String> {
+        if host::property(&["plugin_root_id"]).as_deref() == Some(names::ATTEMPTS_ROOT_ID) {
+            self.sees_attempts = true;
+            return Ok(());
+        }
         let json = host::buffer(BufferType::PluginConfiguration, 0, size);
         let config = Config::parse(&json).map_err(|e| e.to_string())?;
         let predictor = match config.predictor_enabled {
             true => Some(Predictor::load().map_err(|e| format!("the predictor does not load: {e}"))?),
             false => None,
         };
-        let mut worker = Worker::new(Router::new(config, predictor));
+        let router = Router::new(config, predictor);
+        let unknown = router.unpredicted();
+        if !unknown.is_empty() {
+            log::info!("routebalance: the predictor does not know {}: their priors decide", unknown.join(", "));
+        }
+        let mut worker = Worker::new(router);
         worker.follow();
         let tick = if worker.batches() { batching::LOOK } else { TICK };
         worker.heartbeat(host::now());
@@ -116,6 +129,9 @@ impl RootContext for Root {
     }
 
     fn create_http_context(&self, context_id: u32) -> Option<Box<dyn HttpContext>> {
+        if self.sees_attempts {
+            return Some(Box::new(Attempt::default()));
+        }
         Some(Box::new(Stream::new(self.worker.clone()?, context_id)))
     }
 

@@ -11,6 +11,7 @@ use crate::filter::health::Checkup;
 use crate::filter::host;
 use crate::filter::stream::PIECE;
 use crate::filter::worker::Worker;
+use crate::health::Suspect;
 use crate::learning::speed::Timing;
 use crate::names;
 use crate::openai::{Api, Observed, ResponseScan};
@@ -81,8 +82,8 @@ impl Serving {
     }
 
     /// The response's headers are here.
-    pub(super) fn begin(&mut self, worker: &mut Worker) {
-        self.identify(worker);
+    pub(super) fn begin(&mut self, worker: &mut Worker, request_id: &str) {
+        self.identify(worker, request_id);
         if !worker.router.config().telemetry.orca {
             return;
         }
@@ -95,8 +96,8 @@ impl Serving {
         }
     }
 
-    /// Tells the client who answers, and finds out who really does.
-    fn identify(&mut self, worker: &mut Worker) {
+    /// Finds out who really answers, and tells the client.
+    fn identify(&mut self, worker: &mut Worker, request_id: &str) {
         let content_type = host::header(MapType::HttpResponseHeaders, "content-type").unwrap_or_default();
         self.is_sse = content_type.starts_with("text/event-stream");
         self.response = Some(ResponseScan::new(self.api, self.is_sse));
@@ -104,6 +105,15 @@ impl Serving {
             host::header(MapType::HttpResponseHeaders, ":status").and_then(|s| s.parse().ok()).unwrap_or_default();
         self.succeeded = status == 200;
         let upstream = host::property(&["upstream", "address"]);
+        let instance = upstream.as_deref().and_then(|address| worker.router.config().fleet.instance_at(address));
+        self.checkup.head(worker, &self.decision, instance, status, &content_type);
+        let is_unhonoured = self.checkup.is_unhonoured(&self.decision);
+        if is_unhonoured {
+            self.entry.unhonoured();
+        }
+        if let (Some(upstream), Some(instance)) = (upstream.as_deref(), instance) {
+            self.follow(worker, instance, upstream, request_id);
+        }
         let config = worker.router.config();
         let set = |name, value: &str| host::set_header(MapType::HttpResponseHeaders, name, Some(value));
         if let Some(model) = config.fleet.models.get(self.decision.model) {
@@ -112,30 +122,38 @@ impl Serving {
         if let Some(pool) = config.fleet.pools.get(self.decision.pool) {
             set(names::POOL_RESPONSE_HEADER, &pool.name);
         }
-        set(names::RUNG_RESPONSE_HEADER, self.decision.rung.name());
+        let rung = if is_unhonoured { names::RUNG_UNHONOURED } else { self.decision.rung.name() };
+        set(names::RUNG_RESPONSE_HEADER, rung);
         set(names::DECISION_US_RESPONSE_HEADER, &self.decision_us.to_string());
         if self.decision.prompt_exhausts_budget {
             set(names::BUDGET_EXHAUSTED_RESPONSE_HEADER, "true");
         }
-        let instance = upstream.as_deref().and_then(|address| config.fleet.instance_at(address));
-        self.checkup.head(worker, &self.decision, instance, status, &content_type);
-        let Some(upstream) = upstream else { return };
-        let config = worker.router.config();
-        if config.expose_endpoint {
+        if let Some(upstream) = upstream.filter(|_| config.expose_endpoint) {
             set(names::ENDPOINT_RESPONSE_HEADER, &upstream);
         }
-        if let (Some(instance), Some(dispatch)) = (instance, self.dispatch.as_mut())
-            && instance != dispatch.instance
-        {
-            self.moved = true;
-            self.entry.moved(&upstream);
-            worker.metrics.count("routebalance.served_by_fallback");
-            let now = host::now();
-            worker.move_to(dispatch, instance, now);
-            if let Some(placement) = self.decision.placement(&self.keys, now) {
-                worker.placements.place(Placement { instance, ..placement });
+        if Suspect::STATUSES.contains(&status) {
+            host::set_header(MapType::HttpResponseHeaders, names::NO_RETRY_RESPONSE_HEADER, None);
+        }
+    }
+
+    /// An instance serves: where it is not the chosen one, everything that was said of that one is now said of it.
+    fn follow(&mut self, worker: &mut Worker, instance: usize, address: &str, request_id: &str) {
+        let Some(dispatch) = self.dispatch.as_mut().filter(|dispatch| dispatch.instance != instance) else { return };
+        self.moved = true;
+        worker.metrics.count("routebalance.served_by_fallback");
+        let now = host::now();
+        worker.move_to(dispatch, instance, now);
+        if let Some(placement) = self.decision.placement(&self.keys, now) {
+            worker.placements.place(Placement { instance, ..placement });
+        }
+        let pool = worker.router.config().fleet.pool_of(instance).map(|(pool, _)| pool);
+        if pool.is_some_and(|pool| self.decision.serve_at(pool)) {
+            worker.metrics.count("routebalance.served_by_other_model");
+            if self.decision.generates() {
+                worker.remember_decision(request_id, &self.decision);
             }
         }
+        self.entry.moved(worker.router.config(), &self.decision, address);
     }
 
     /// `size` more bytes of the response are in the buffer.
@@ -205,6 +223,11 @@ impl Serving {
         let e2e = host::now().saturating_sub(self.started);
         self.entry.answered(worker.router.config(), &self.decision, seen, ttft, e2e);
         self.entry.publish(request_id);
+    }
+
+    /// The API that was called.
+    pub(super) fn api(&self) -> Api {
+        self.api
     }
 
     /// Releases what the request still holds, once.

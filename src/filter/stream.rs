@@ -5,6 +5,7 @@ use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::{Action, BufferType, MapType};
 
 use crate::filter::access_log;
+use crate::filter::attempt;
 use crate::filter::batching::Ticket;
 use crate::filter::debug::Probing;
 use crate::filter::deciding::Reading;
@@ -34,7 +35,7 @@ pub(super) enum Phase {
     /// Not ours, already answered, or over.
     Passing,
     /// Asked for a decision, and left to Envoy's own route.
-    Untouched,
+    Untouched(Api),
     /// Headers are held while the body comes.
     Reading(Box<Reading>),
     /// The whole request is held until its batch is decided.
@@ -78,10 +79,27 @@ impl Stream {
         self.answer_with(*status, &headers, &openai::error_body(api, *status, message))
     }
 
+    /// Says in the API's shape what Envoy has said in its own words.
+    fn translate(&mut self, api: Api, words: &str) -> Action {
+        let status = host::header(MapType::HttpResponseHeaders, ":status").and_then(|s| s.parse().ok()).unwrap_or(503);
+        self.worker.with(|w| w.metrics.count(&format!("routebalance.unserved.{status}")));
+        let own = |name| host::header(MapType::HttpResponseHeaders, name).map(|value| (name, value));
+        let mut kept: Vec<(&str, String)> =
+            [names::MODEL_RESPONSE_HEADER, names::POOL_RESPONSE_HEADER, names::RUNG_RESPONSE_HEADER]
+                .into_iter()
+                .filter_map(own)
+                .collect();
+        if status == 503 {
+            kept.push((names::RETRY_AFTER_HEADER, "1".to_owned()));
+        }
+        let headers: Vec<(&str, &str)> = kept.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        self.answer_with(status, &headers, &openai::error_body(Some(api), status, words))
+    }
+
     /// Leaves a request that asks for a decision to Envoy's own route.
-    pub(super) fn leave(&mut self, reason: &'static str) -> Action {
+    pub(super) fn leave(&mut self, api: Api, reason: &'static str) -> Action {
         let action = self.pass(reason);
-        self.phase = Phase::Untouched;
+        self.phase = Phase::Untouched(api);
         action
     }
 
@@ -190,15 +208,28 @@ impl HttpContext for Stream {
 
     fn on_http_response_headers(&mut self, _headers: usize, end_of_stream: bool) -> Action {
         self.settle();
-        if let Phase::Untouched = self.phase {
-            host::set_header(MapType::HttpResponseHeaders, names::RUNG_RESPONSE_HEADER, Some(Rung::Untouched.name()));
+        let details = host::property(&["response", "code_details"]).unwrap_or_default();
+        let words = openai::words_of_envoy(&details);
+        match &mut self.phase {
+            Phase::Untouched(api) => {
+                let (api, rung) = (*api, Rung::Untouched.name());
+                host::set_header(MapType::HttpResponseHeaders, names::RUNG_RESPONSE_HEADER, Some(rung));
+                words.map_or(Action::Continue, |words| self.translate(api, words))
+            }
+            Phase::Reading(reading) => {
+                let api = reading.api;
+                words.map_or(Action::Continue, |words| self.translate(api, words))
+            }
+            Phase::Serving(serving) => {
+                let api = serving.api();
+                self.worker.with(|w| serving.begin(w, &self.request_id));
+                if end_of_stream || words.is_some() {
+                    self.end();
+                }
+                words.map_or(Action::Continue, |words| self.translate(api, words))
+            }
+            _ => Action::Continue,
         }
-        let Phase::Serving(serving) = &mut self.phase else { return Action::Continue };
-        self.worker.with(|w| serving.begin(w));
-        if end_of_stream {
-            self.end();
-        }
-        Action::Continue
     }
 
     fn on_http_response_body(&mut self, size: usize, end_of_stream: bool) -> Action {
@@ -224,5 +255,6 @@ impl HttpContext for Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.release();
+        attempt::forget(self.id);
     }
 }

@@ -59,6 +59,8 @@ pub(super) struct Worker {
     pub(super) batchers: Vec<Option<Batcher<Held>>>,
     /// Workers that serve requests, this one included.
     pub(super) serving_workers: usize,
+    /// Endpoints that were chosen here and that Envoy has not honoured.
+    pub(super) unhonoured: u64,
 }
 
 /// The worker as streams hold it. One thread, and no host call calls back, so it is never borrowed twice.
@@ -116,6 +118,7 @@ impl Worker {
             roster_version: None,
             batchers,
             serving_workers: 1,
+            unhonoured: 0,
         }
     }
 

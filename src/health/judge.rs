@@ -60,6 +60,29 @@ impl Attempts {
     }
 }
 
+/// A request that instances fail at, each in turn. Where two have, it is the suspect, and no third one is asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Suspect {
+    /// Instances, after the first one, that had the request and have answered with an error or broken it off.
+    failures: u32,
+}
+
+impl Suspect {
+    /// Statuses that Envoy tries again at another instance.
+    pub const STATUSES: [u16; 2] = [500, 502];
+
+    /// One more instance that had the request has failed.
+    pub fn failed(&mut self) {
+        self.failures = self.failures.saturating_add(1);
+    }
+
+    /// Whether no other instance is to be asked. `first_is_silent` says that the first attempt, whose end nobody has seen, met an instance
+    /// that answers nobody at the moment: else it has failed like the others.
+    pub fn is_certain(self, first_is_silent: bool) -> bool {
+        self.failures > 0 && self.failures.saturating_add(u32::from(!first_is_silent)) >= 2
+    }
+}
+
 /// What an answer shows that has ended by itself.
 pub fn of_answer(outcome: &Outcome<'_>) -> Event {
     let Outcome { status, retry_after, seen, .. } = *outcome;

@@ -14,6 +14,24 @@ pub fn error_body(api: Option<Api>, status: u16, message: &str) -> String {
     }
 }
 
+/// What Envoy's own answers say to a client, by their `response.code_details`; `None` where an instance or another filter has answered.
+pub fn words_of_envoy(details: &str) -> Option<&'static str> {
+    const WORDS: [(&str, &str); 11] = [
+        ("upstream_reset_before_response_started{overflow", "The gateway has too many requests under way."),
+        ("upstream_reset_before_response_started", "No instance has answered."),
+        ("upstream_per_try_idle_timeout", "No instance has answered in time."),
+        ("upstream_per_try_timeout", "No instance has answered in time."),
+        ("upstream_response_timeout", "The instance has not answered in time."),
+        ("response_timeout", "The instance has not answered in time."),
+        ("no_healthy_upstream", "No instance is there that could serve this request."),
+        ("cluster_not_found", "The gateway knows no cluster for this request."),
+        ("request_payload_too_large", "The request body is too large."),
+        ("request_overall_timeout", "The request has not arrived in time."),
+        ("stream_idle_timeout", "Nothing was heard for too long."),
+    ];
+    WORDS.iter().find(|(name, _)| details.starts_with(name)).map(|(_, words)| *words)
+}
+
 /// The body of `GET /v1/models`; `created` in Unix seconds.
 pub fn models_body<'a>(names: impl Iterator<Item = &'a str>, created: u64) -> String {
     json(&ModelList { object: "list", data: names.map(|name| ModelCard::new(name, created)).collect() })
@@ -151,6 +169,25 @@ mod tests {
         ];
         for (api, status, expected) in rows {
             assert_eq!(parsed(&error_body(api, status, "a \"b\"\n")), expected, "{api:?} {status}");
+        }
+    }
+
+    #[test]
+    fn envoys_own_answers_have_words() {
+        let rows = [
+            ("upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_111}", true),
+            ("upstream_reset_before_response_started{overflow}", true),
+            ("response_timeout", true),
+            ("upstream_response_timeout", true),
+            ("no_healthy_upstream", true),
+            ("request_payload_too_large", true),
+            ("via_upstream", false),
+            ("", false),
+            ("ext_authz_denied", false),
+            ("direct_response", false),
+        ];
+        for (details, has_words) in rows {
+            assert_eq!(words_of_envoy(details).is_some(), has_words, "{details}");
         }
     }
 

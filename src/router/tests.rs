@@ -485,8 +485,61 @@ fn an_ejected_instance_is_a_candidate_only_where_there_is_no_other() {
     assert!(pool.instances.contains(&all.instance) && !all.probe, "a pool is never emptied");
     let probe = named(&[(first, Standing::Ejected), (second, Standing::HalfOpen)]);
     assert_eq!((probe.instance, probe.probe), (second, true));
-    // Whoever leaves the choice to the gateway does not notice that a whole pool is gone.
+    // Whoever leaves the choice to the gateway does not notice that a whole pool is gone, not even at first: retries reach other models.
+    let choice = decide("auto", "quality", &[]);
+    let models: Vec<usize> =
+        choice.fallbacks.iter().map(|i| fleet.pool_of(*i).unwrap().1.model).filter(|m| *m != choice.model).collect();
+    assert_eq!(models.len(), 3, "the best of each other model: {choice:?}");
+    let other =
+        |e: &&Elsewhere| e.pool != choice.pool && fleet.pools[e.pool].model == e.model && e.max_tokens.is_none();
+    assert_eq!(choice.elsewhere.iter().filter(other).count(), 3);
+    let attempts = choice.fallbacks.iter().take(*crate::config::RETRIES.end());
+    assert!(attempts.filter(|i| fleet.pool_of(**i).unwrap().0 != choice.pool).count() >= 2, "{choice:?}");
+    assert!(named(&[]).elsewhere.is_empty() && named(&[]).fallbacks == [second], "who names a model gets it");
+    let mut moved = choice.clone();
+    assert!(!moved.serve_at(choice.pool) && moved == choice);
+    assert!(moved.serve_at(choice.elsewhere[0].pool) && moved.model == choice.elsewhere[0].model);
     let favourite = decide("auto", "quality", &[]).pool;
     let gone: Vec<_> = fleet.pools[favourite].instances.iter().map(|i| (*i, Standing::Ejected)).collect();
     assert_ne!(decide("auto", "quality", &gone).pool, favourite);
+}
+
+#[test]
+fn a_model_that_the_predictor_does_not_know_is_no_failure() {
+    let router = router(&[("/models/1/name", json!("our-own")), ("/pools/1/model", json!("our-own"))]);
+    assert_eq!(router.unpredicted(), ["our-own"]);
+    let decide = |model: &str| {
+        let loads = idle(&router);
+        decided(router.route(&ask(&chat(model), &router, "balanced"), Some(&loads), &Learned::default()))
+    };
+    let known = decide("Qwen2.5-72B-Instruct");
+    assert_eq!((known.rung, known.predicted, known.familiarity.is_some()), (Rung::Fused, true, true));
+    let unknown = decide("our-own");
+    assert_eq!((unknown.rung, unknown.predicted), (Rung::Fused, false));
+    assert_eq!((unknown.familiarity, unknown.prototype), (None, None));
+}
+
+/// Without reports a whole answer is given twice the time of its upper quantile, or of what its client allows.
+#[test]
+fn whole_answers_have_a_limit_where_nobody_reports() {
+    let router = router(&[]);
+    let prompt = |max_tokens: u32| {
+        prompt(
+            Api::ChatCompletions,
+            &json!({"model": "Qwen2.5-72B-Instruct", "max_tokens": max_tokens, "messages": [{"role": "user", "content": "hi"}]}),
+        )
+    };
+    let decide = |max_tokens: u32, loads: Option<&[LoadNow]>| {
+        decided(router.route(&ask(&prompt(max_tokens), &router, "balanced"), loads, &Learned::default()))
+    };
+    let least = Duration::from_secs(20);
+    let mut reported = idle(&router);
+    reported.iter_mut().for_each(|load| load.trust = 1.0);
+    assert_eq!(decide(10_000, Some(&reported)).answer_limit(least), None, "reports tell whether it works");
+    let short = decide(10, None).answer_limit(least);
+    assert_eq!(short, Some(least));
+    let long = decide(10_000, None);
+    let limit = long.answer_limit(least).unwrap().as_secs_f64();
+    let bound = 2.0 * 10_000.0 * long.forecast.tpot;
+    assert!((bound..1.5 * bound).contains(&limit), "{limit} {bound}");
 }

@@ -10,6 +10,7 @@ use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config;
 use crate::random::Random;
 use crate::reckoning::{Dispatch, InstanceCounters};
 use crate::router::Router;
@@ -66,9 +67,9 @@ impl Default for Options {
             workers: 2,
             network: Duration::from_micros(500),
             tick: Duration::from_millis(50),
-            retries: 2,
+            retries: *config::RETRIES.end(),
             retry_back_off: Duration::from_millis(10),
-            per_try_idle: Duration::from_secs(120),
+            per_try_idle: config::PER_TRY_IDLE_TIMEOUT,
             scrape_loss: 0.0,
             deciding: Deciding::default(),
             keep_decisions: true,
@@ -427,7 +428,8 @@ impl<'a> Simulation<'a> {
         flight.attempt = flight.attempt.saturating_add(1);
         flight.reached = false;
         flight.seen = 0;
-        let attempt = flight.attempt;
+        let (attempt, target) = (flight.attempt, flight.target());
+        self.ask_model_of(index, target);
         let now = self.now;
         if let Some(flight) = self.flight(index) {
             flight.progressed_at = now.saturating_add(back_off);
@@ -435,6 +437,23 @@ impl<'a> Simulation<'a> {
         self.foresee(now.saturating_add(back_off + self.options.network), Happening::Reach { flight: index, attempt });
         let idle_at = now.saturating_add(back_off + self.options.per_try_idle);
         self.foresee_idle(idle_at, index, attempt);
+    }
+
+    /// An attempt goes to this instance: where it serves another model, the answer is as long as that one makes it.
+    fn ask_model_of(&mut self, index: usize, target: Option<usize>) {
+        let fleet = &self.router.config().fleet;
+        let model = target.and_then(|i| fleet.pool_of(i)).map(|(_, pool)| pool.model);
+        let (Some(outcome), Some(Some(flight))) = (self.outcomes.get_mut(index), self.flights.get_mut(index)) else {
+            return;
+        };
+        if model == outcome.model {
+            return;
+        }
+        let template = self.workload.templates.get(outcome.template);
+        let Some(output_tokens) = template.zip(model).and_then(|(t, m)| t.output_tokens.get(m)) else { return };
+        outcome.model = model;
+        outcome.output_tokens = (*output_tokens).min(flight.job.max_tokens);
+        flight.job.output_tokens = *output_tokens;
     }
 
     fn idle(&mut self, index: usize, attempt: usize) {

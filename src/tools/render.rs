@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::config::{Config, Discovery, EnvoySettings, FailurePolicy, Route};
+use crate::config::{Config, Discovery, EnvoySettings, FailurePolicy, RETRIES, Route};
 use crate::fleet::Pool;
 use crate::names;
 
@@ -100,36 +100,45 @@ static_resources:
 }
 
 fn wasm_filter(yaml: &mut String, envoy: &EnvoySettings, json: &str) {
+    yaml.push_str("          - name: routebalance\n            typed_config:\n");
+    yaml.push_str(&indented(&plugin(envoy, None), 14));
+    yaml.push_str(
+        r#"                configuration:
+                  "@type": type.googleapis.com/google.protobuf.StringValue
+                  value: |
+"#,
+    );
+    yaml.push_str(&indented(json, 20));
+}
+
+/// The plugin in its VM, up to its configuration: the same VM for all of its root contexts.
+fn plugin(envoy: &EnvoySettings, root_id: Option<&str>) -> String {
     let failure_policy = match envoy.failure_policy {
         FailurePolicy::Reload => "FAIL_RELOAD",
         FailurePolicy::Open => "FAIL_OPEN",
     };
     let module = quoted(&envoy.module);
-    yaml.push_str(&format!(
-        r#"          - name: routebalance
-            typed_config:
-              "@type": type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm
-              config:
-                name: routebalance
-                # Without it a pause at the headers also stops the body, and every request hangs.
-                allow_on_headers_stop_iteration: true
-                failure_policy: {failure_policy}
-                vm_config:
-                  # Workers share data by this id.
-                  vm_id: routebalance
-                  runtime: envoy.wasm.runtime.v8
-                  code:
-                    local: {{ filename: {module} }}
-                configuration:
-                  "@type": type.googleapis.com/google.protobuf.StringValue
-                  value: |
+    let root_id = root_id.map(|id| format!("\n  root_id: {id}")).unwrap_or_default();
+    format!(
+        r#""@type": type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm
+config:
+  name: routebalance{root_id}
+  # Without it a pause at the headers also stops the body, and every request hangs.
+  allow_on_headers_stop_iteration: true
+  failure_policy: {failure_policy}
+  vm_config:
+    # Workers share data by this id.
+    vm_id: routebalance
+    runtime: envoy.wasm.runtime.v8
+    code:
+      local: {{ filename: {module} }}
 "#
-    ));
-    for line in json.lines() {
-        yaml.push_str("                    ");
-        yaml.push_str(line);
-        yaml.push('\n');
-    }
+    )
+}
+
+/// Every line of a text, so many spaces further right.
+fn indented(text: &str, by: usize) -> String {
+    text.lines().map(|line| format!("{:by$}{line}\n", "")).collect()
 }
 
 const ROUTER_FILTER: &str = r#"          - name: envoy.filters.http.router
@@ -148,6 +157,8 @@ fn routes(yaml: &mut String, config: &Config) -> anyhow::Result<()> {
             - name: llm
               domains: ["*"]
               request_body_buffer_limit: {body_limit}
+              # Which attempts are not the first ones: the clusters' own filter sees to those.
+              include_request_attempt_count: true
               routes:
 "#
     )?;
@@ -197,7 +208,7 @@ fn route_set(yaml: &mut String, config: &Config, route: &Route) -> anyhow::Resul
                   prefix: {prefix}
                   filter_state:
                   - key: wasm.{}
-                    string_match: {{ exact: "{state}" }}
+                    string_match: {{ prefix: "{state}" }}
 {metadata}{}"#,
             names::ROUTED_STATE,
             action(&routed, &rewrite, silence, retries(config)),
@@ -274,16 +285,16 @@ fn seconds(duration: Duration) -> String {
     format!("{}s", duration.as_secs_f64())
 }
 
-/// Enough to reach every other instance of a pool, but not so many that a request that kills instances empties a large one.
+/// Enough to reach other instances and models, but not so many that a request that kills instances empties a pool.
 fn retries(config: &Config) -> usize {
-    let largest = config.fleet.pools.iter().map(|p| p.instances.len()).max().unwrap_or(0);
-    largest.saturating_sub(1).clamp(2, 4)
+    config.fleet.instances.len().saturating_sub(1).clamp(*RETRIES.start(), *RETRIES.end())
 }
 
 fn cluster(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()> {
     let name = quoted(&pool.cluster);
     let header = names::ENDPOINT_HEADER;
     let source = if pool.discovered { "EDS" } else { "STATIC" };
+    let attempts = attempts_filter(&config.envoy);
     write!(
         yaml,
         r#"  - name: {name}
@@ -296,7 +307,7 @@ fn cluster(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()
         common_http_protocol_options: {{ idle_timeout: 4s }}
         explicit_http_config:
           http_protocol_options: {{}}
-    # The filter and the instances' own queues bound the load, not Envoy's defaults of 1,024.
+{attempts}    # The filter and the instances' own queues bound the load, not Envoy's defaults of 1,024.
     circuit_breakers:
       thresholds:
       - {{ max_connections: 65536, max_pending_requests: 65536, max_requests: 65536, max_retries: 1024 }}
@@ -339,8 +350,16 @@ fn cluster(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()
       - lb_endpoints:
 "#
     )?;
+    list(yaml, config, pool)?;
+    if config.envoy.model_fallback {
+        other_models(yaml, config, pool)?;
+    }
+    Ok(())
+}
+
+fn list(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()> {
     for instance in pool.instances.iter().filter_map(|i| config.fleet.instances.get(*i)) {
-        let address: std::net::SocketAddr = instance.address.parse()?;
+        let address: SocketAddr = instance.address.parse()?;
         let (ip, port) = (address.ip(), address.port());
         writeln!(
             yaml,
@@ -348,6 +367,63 @@ fn cluster(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()
         )?;
     }
     Ok(())
+}
+
+/// The endpoints of the other models that may answer instead. Nobody balances to this priority: only the filter's list reaches it.
+fn other_models(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()> {
+    let fleet = &config.fleet;
+    let kind = |pool: &Pool| fleet.model_of(pool).map(|model| model.kind);
+    let may = |other: &&Pool| other.model != pool.model && !other.discovered && kind(other) == kind(pool);
+    let others: Vec<&Pool> = fleet.pools.iter().filter(may).filter(|other| !other.instances.is_empty()).collect();
+    if others.is_empty() || pool.instances.is_empty() {
+        return Ok(());
+    }
+    yaml.push_str(
+        "      # Where the model is the filter's to choose, attempts after the first may go to other models.\n      - priority: 1\n        lb_endpoints:\n",
+    );
+    others.into_iter().try_for_each(|other| list(yaml, config, other))
+}
+
+/// The filter that sees attempts after the first one: it makes the body name the model of the attempt's instance, and ends a request that
+/// two instances have answered with an error. First attempts pass it by.
+fn attempts_filter(envoy: &EnvoySettings) -> String {
+    let (header, root_id) = (names::ATTEMPT_COUNT_HEADER, names::ATTEMPTS_ROOT_ID);
+    let plugin = indented(&plugin(envoy, Some(root_id)), 26);
+    format!(
+        r#"        http_filters:
+        - name: attempts
+          typed_config:
+            "@type": type.googleapis.com/envoy.extensions.common.matching.v3.ExtensionWithMatcher
+            extension_config:
+              name: composite
+              typed_config:
+                "@type": type.googleapis.com/envoy.extensions.filters.http.composite.v3.Composite
+            xds_matcher:
+              matcher_list:
+                matchers:
+                # Calls of the filter itself, such as scrapes, have no such header: its VM must not be entered from within.
+                - predicate:
+                    single_predicate:
+                      input:
+                        name: attempt
+                        typed_config:
+                          "@type": type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput
+                          header_name: {header}
+                      value_match: {{ safe_regex: {{ google_re2: {{}}, regex: "[2-9]|[1-9][0-9]+" }} }}
+                  on_match:
+                    action:
+                      name: attempts
+                      typed_config:
+                        "@type": type.googleapis.com/envoy.extensions.filters.http.composite.v3.ExecuteFilterAction
+                        typed_config:
+                          name: routebalance
+                          typed_config:
+{}        - name: envoy.filters.http.upstream_codec
+          typed_config:
+            "@type": type.googleapis.com/envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec
+"#,
+        indented(&plugin, 2)
+    )
 }
 
 /// Where Envoy reads the endpoints of a discovered pool's cluster.

@@ -16,6 +16,18 @@ fn outcome(status: u16, seen: &Observed) -> Outcome<'_> {
 const REFUSED: Event = Event::Refused { common: false };
 
 #[test]
+fn a_request_that_two_instances_fail_at_is_the_suspect() {
+    // Failures after the first attempt, and whether that one met a silent instance.
+    for (failures, first_is_silent, expected) in
+        [(0, false, false), (0, true, false), (1, false, true), (1, true, false), (2, true, true), (3, false, true)]
+    {
+        let mut suspect = Suspect::default();
+        (0..failures).for_each(|_| suspect.failed());
+        assert_eq!(suspect.is_certain(first_is_silent), expected, "{failures} {first_is_silent}");
+    }
+}
+
+#[test]
 fn every_status_has_one_owner() {
     use ErrorCause::{Busy, Client, Server};
     let status = Event::Suspected(Failure::Status);

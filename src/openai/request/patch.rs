@@ -13,13 +13,42 @@ pub struct Patch {
     pub with: String,
 }
 
+/// Patches of a body that others have been applied to, so that it says what these ask for: `done` and `wanted` are both patches of the
+/// body as it was, in its order. Where `wanted` leaves alone what `done` has changed, the change stays.
+fn after(done: &[Patch], wanted: &[Patch]) -> Vec<Patch> {
+    let moved = |at: u64, before: &dyn Fn(&Patch) -> bool| {
+        done.iter().filter(|patch| before(patch)).fold(at, |at, patch| {
+            let taken = patch.replace.end.saturating_sub(patch.replace.start);
+            at.saturating_add(patch.with.len() as u64).saturating_sub(taken)
+        })
+    };
+    let place = |patch: &Patch| {
+        let start = moved(patch.replace.start, &|other| other.replace.start < patch.replace.start);
+        let same = done.iter().find(|other| other.replace == patch.replace);
+        let taken = patch.replace.end.saturating_sub(patch.replace.start);
+        let taken = same.map_or(taken, |same| same.with.len() as u64);
+        Patch { replace: start..start.saturating_add(taken), with: patch.with.clone() }
+    };
+    wanted.iter().map(place).collect()
+}
+
 impl Prompt {
     /// The patches, in the body's order, that make it name the model `served` and limit its answer to so many tokens. None
     /// where it does so already, or where no object has begun.
     pub fn patches(&self, api: Api, served: &str, max_tokens: Option<u32>) -> Vec<Patch> {
+        self.patches_from(self.model.as_deref(), api, served, max_tokens)
+    }
+
+    /// The same for a body that `done` has been applied to.
+    pub fn patches_after(&self, done: &[Patch], api: Api, served: &str, max_tokens: Option<u32>) -> Vec<Patch> {
+        after(done, &self.patches_from(None, api, served, max_tokens))
+    }
+
+    /// The patches for a body that names the model `named`.
+    fn patches_from(&self, named: Option<&str>, api: Api, served: &str, max_tokens: Option<u32>) -> Vec<Patch> {
         let mut patches = Vec::new();
         let mut fields = Vec::new();
-        let model = (self.model.as_deref() != Some(served)).then(|| serde_json::Value::from(served).to_string());
+        let model = (named != Some(served)).then(|| serde_json::Value::from(served).to_string());
         match (model, &self.model_span) {
             (Some(with), Some(span)) => patches.push(Patch { replace: span.clone(), with }),
             (Some(with), None) => fields.push(format!("\"model\":{with}")),

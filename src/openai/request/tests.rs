@@ -292,6 +292,28 @@ fn limits() {
         let patches = prompt(api, body).patches(api, "to", None);
         assert_eq!(prompt(api, &apply(body, &patches)).max_tokens, prompt(api, body).max_tokens, "{body}");
     }
+    // Another model's turn: the body that was patched for the first one asks for the second.
+    for (api, body, _) in rows {
+        let asked = prompt(api, body);
+        for (first, second) in [(None, None), (Some(7), None), (None, Some(12)), (Some(7), Some(1_234))] {
+            let done = asked.patches(api, "to", first);
+            let patched = apply(body, &done);
+            let again = apply(&patched, &asked.patches_after(&done, api, "another \"one\"", second));
+            let seen = prompt(api, &again);
+            assert_eq!(seen.model.as_deref(), Some("another \"one\""), "{again}");
+            if second.is_some() {
+                assert_eq!(
+                    seen.max_tokens,
+                    prompt(api, &apply(body, &asked.patches(api, "to", second))).max_tokens,
+                    "{again}"
+                );
+            }
+            // The one that the client itself names, too.
+            let named = asked.model.clone().unwrap_or_default();
+            let back = prompt(api, &apply(&patched, &asked.patches_after(&done, api, &named, None)));
+            assert_eq!(back.model.unwrap_or_default(), named);
+        }
+    }
 }
 
 fn apply(body: &str, patches: &[Patch]) -> String {

@@ -73,7 +73,8 @@ fn an_instance_that_hangs_costs_the_idle_timeout() {
     simulation.finish(600 * SECOND);
     let outcome = &simulation.outcomes()[0];
     assert_eq!((outcome.end, outcome.attempts), (End::Answered, 2));
-    assert!(outcome.ttft.unwrap() > 120 * SECOND && outcome.ttft.unwrap() < 121 * SECOND);
+    let limit = crate::config::PER_TRY_IDLE_TIMEOUT;
+    assert!(outcome.ttft.unwrap() > limit && outcome.ttft.unwrap() < limit + SECOND);
 }
 
 /// The same arguments give the same simulation, and all requests are answered at a rate that the fleet sustains.
