@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use routebalance::tools::bench::{self, BenchArgs};
-use routebalance::tools::check::{check, summary};
+use routebalance::tools::check::{check, summary, warnings};
 use routebalance::tools::demo::{self, DemoArgs};
 use routebalance::tools::evaluate::{self, EvaluateArgs};
 use routebalance::tools::fleet::{self, FleetArgs};
@@ -83,7 +83,11 @@ fn run(command: Command) -> Result<ExitCode> {
             render_file(&file, &output.unwrap_or_else(|| file.with_file_name("envoy.yaml")), listen, check)?;
         }
         Command::Bench(args) => bench::run(&args)?,
-        Command::Check { file } => println!("{}: {}", file.display(), summary(&check(&file)?)),
+        Command::Check { file } => {
+            let config = check(&file)?;
+            println!("{}: {}", file.display(), summary(&config));
+            warnings(&config).iter().for_each(|warning| println!("warning: {warning}"));
+        }
         Command::Plan(args) => plan::run(&args)?,
         Command::Evaluate(args) => return evaluate::run(&args),
         Command::Fleet(args) => {

@@ -66,14 +66,22 @@ fn with_plans<R>(f: impl FnOnce(&mut HashMap<u32, Plan>) -> R) -> Option<R> {
     PLANS.try_with(|plans| plans.try_borrow_mut().ok().map(|mut plans| f(&mut plans))).ok().flatten()
 }
 
-/// A request is on its way.
-pub(super) fn plan(context: u32, plan: Plan) {
-    with_plans(|plans| plans.insert(context, plan));
+/// A request on its way: its plan stands as long as this lives.
+pub(super) struct Planned {
+    context: u32,
 }
 
-/// A request is over.
-pub(super) fn forget(context: u32) {
-    with_plans(|plans| plans.remove(&context));
+impl Planned {
+    pub(super) fn new(context: u32, plan: Plan) -> Planned {
+        with_plans(|plans| plans.insert(context, plan));
+        Planned { context }
+    }
+}
+
+impl Drop for Planned {
+    fn drop(&mut self) {
+        with_plans(|plans| plans.remove(&self.context));
+    }
 }
 
 /// The context of the request whose attempt this is: the routed state ends with it.

@@ -7,7 +7,7 @@ use proxy_wasm::types::{Action, BufferType, MapType};
 
 use crate::affinity::{Keys, Recall};
 use crate::filter::access_log::{Entry, Timing};
-use crate::filter::attempt::{self, Plan};
+use crate::filter::attempt::{Plan, Planned};
 use crate::filter::health::Checkup;
 use crate::filter::host;
 use crate::filter::serving::Serving;
@@ -175,7 +175,8 @@ impl Stream {
         let served_model = decision.adapter.as_ref().unwrap_or(&pool.served_model);
         let patches = prompt.patches(reading.api, served_model, decision.max_tokens);
         set_length(reading.content_length, buffered, patch_body(&patches, buffered));
-        attempt::plan(self.id, Plan::new(self.worker.clone(), config, reading.api, &prompt, &decision, &patches));
+        let plan = Plan::new(self.worker.clone(), config, reading.api, &prompt, &decision, &patches);
+        let planned = Planned::new(self.id, plan);
         direct(&pool.cluster, Some(&endpoints.join(",")), prompt.stream, Some(self.id));
         let least = config.health.answer_limit;
         if let Some(limit) = decision.answer_limit(least).filter(|_| !prompt.stream) {
@@ -198,7 +199,7 @@ impl Stream {
         }
         let is_common = worker.router.config().names_no_model(prompt.model.as_deref());
         let checkup = Checkup::new(&decision, &prompt, is_common, host::now());
-        let serving = Serving::new(reading, decision, entry, decision_us, asks_load, checkup);
+        let serving = Serving::new(reading, decision, entry, decision_us, asks_load, checkup, planned);
         self.phase = Phase::Serving(Box::new(serving));
     }
 }

@@ -6,6 +6,7 @@ use proxy_wasm::types::{BufferType, MapType};
 
 use crate::affinity::{Keys, Placement};
 use crate::filter::access_log::Entry;
+use crate::filter::attempt::Planned;
 use crate::filter::deciding::Reading;
 use crate::filter::health::Checkup;
 use crate::filter::host;
@@ -32,6 +33,8 @@ pub(super) struct Serving {
     /// Under which names what it leaves behind is remembered.
     keys: Keys,
     checkup: Checkup,
+    /// What further attempts need to know.
+    _planned: Planned,
     entry: Entry,
     decision_us: u64,
     response: Option<ResponseScan>,
@@ -56,6 +59,7 @@ impl Serving {
         decision_us: u64,
         asks_load: bool,
         checkup: Checkup,
+        planned: Planned,
     ) -> Serving {
         let Reading { api, started, keys, .. } = reading;
         let sent = host::now();
@@ -65,6 +69,7 @@ impl Serving {
             started,
             sent,
             checkup,
+            _planned: planned,
             dispatch: Some(decision.dispatch()),
             decision,
             keys,

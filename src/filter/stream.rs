@@ -5,7 +5,6 @@ use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::{Action, BufferType, MapType};
 
 use crate::filter::access_log;
-use crate::filter::attempt;
 use crate::filter::batching::Ticket;
 use crate::filter::debug::Probing;
 use crate::filter::deciding::Reading;
@@ -255,6 +254,5 @@ impl HttpContext for Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.release();
-        attempt::forget(self.id);
     }
 }
