@@ -253,6 +253,16 @@ impl Records {
         self.0.get(&instance).map_or(Standing::Healthy, |record| record.standing(now, settings))
     }
 
+    /// Whether an instance has failed by its own fault, and not served since.
+    pub fn is_silent(&self, instance: u32, now: Duration, settings: &Health) -> bool {
+        self.0.get(&instance).is_some_and(|record| record.is_silent(now, settings))
+    }
+
+    /// Whether an instance's work stands still.
+    pub fn is_stalled(&self, instance: u32) -> bool {
+        self.0.get(&instance).is_some_and(|record| record.stalled && record.is_ejected())
+    }
+
     /// Tells the loads how their instances stand.
     pub fn stand(&self, loads: &mut [LoadNow], fleet: &Fleet, now: Duration, settings: &Health) {
         if self.0.is_empty() || !settings.enabled {

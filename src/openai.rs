@@ -14,7 +14,7 @@ mod tokens;
 
 pub use error::{error_body, model_body, models_body, words_of_envoy};
 pub use probe::{Probe, ProbeScan, REPEAT_MAX};
-pub use request::{BodyError, Patch, Prompt, RequestScan};
+pub use request::{BodyError, Patch, Prompt, RequestScan, patched};
 pub use response::{Ending, ErrorCause, Observed, ResponseScan, Usage};
 
 /// An API that takes a prompt.
@@ -58,6 +58,13 @@ pub enum Call {
 pub fn call_of(method: &str, path: &str) -> Option<Call> {
     let path = path.split(['?', '#']).next().unwrap_or_default();
     path.match_indices("/v1").find_map(|(at, root)| call_at(method, path.get(at + root.len()..)?.strip_prefix('/')?))
+}
+
+/// The part of a path, with its query, that names the call: what stands before it is for routes to rewrite.
+pub fn path_of_call(path: &str) -> &str {
+    let query = path.find(['?', '#']).unwrap_or(path.len());
+    let is_call = |at: &usize| path.get(*at..query).is_some_and(|call| call_of("POST", call).is_some());
+    path.match_indices("/v1").map(|(at, _)| at).filter(is_call).last().and_then(|at| path.get(at..)).unwrap_or(path)
 }
 
 fn call_at(method: &str, path: &str) -> Option<Call> {
@@ -151,6 +158,21 @@ mod tests {
         ];
         for (method, path, expected) in rows {
             assert_eq!(call_of(method, path), expected, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn paths_of_calls() {
+        let rows = [
+            ("/v1/chat/completions", "/v1/chat/completions"),
+            ("/quality/v1/messages?beta=true", "/v1/messages?beta=true"),
+            ("/v1/v1/completions", "/v1/completions"),
+            ("/a?b=/v1/completions", "/a?b=/v1/completions"),
+            ("/v1", "/v1"),
+            ("", ""),
+        ];
+        for (path, expected) in rows {
+            assert_eq!(path_of_call(path), expected);
         }
     }
 }

@@ -30,6 +30,8 @@ mod health;
 mod http;
 #[path = "envoy/learning.rs"]
 mod learning;
+#[path = "envoy/own.rs"]
+mod own;
 #[path = "envoy/parity.rs"]
 mod parity;
 #[path = "envoy/prices.rs"]
@@ -41,6 +43,8 @@ mod scenarios;
 mod setups;
 #[path = "envoy/state.rs"]
 mod state;
+#[path = "envoy/strangers.rs"]
+mod strangers;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -50,8 +54,8 @@ use libtest_mimic::{Arguments, Trial};
 use routebalance::tools::instance::Fault;
 use scenarios::{APIS, NAMES, PASSED, REFUSED, Served, is_passed, is_refused, is_served};
 use setups::{
-    ADMISSION, AFFINITY, BATCHING, BLIND, BYPASSED, DISCOVERED, HEADERS, HEALTH, HEALTH_OF_FOUR, LEAN, LEARNING,
-    PRICES, REFERENCE, STATIC, UNTOUCHED, VM,
+    ADMISSION, AFFINITY, BATCHING, BLIND, BYPASSED, DISCOVERED, HEADERS, HEALTH, HEALTH_OF_FOUR, LEAN, LEARNING, OWN,
+    PRICES, REFERENCE, STATIC, STRANGERS, UNTOUCHED, VM,
 };
 
 fn main() -> ExitCode {
@@ -194,7 +198,8 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
     for setup in [&HEALTH, &HEALTH_OF_FOUR] {
         trials.extend(scenarios!(setup,
             "instances are killed and restarted under load" => health::killed_and_restarted,
-            "an instance that hangs costs a time-out at most" => health::hung,
+            "an instance that hangs costs a time-out at most" => async |g: &Gateway| health::hung(g, true).await,
+            "a whole answer whose instance hangs comes from another" => async |g: &Gateway| health::hung(g, false).await,
             "an instance that drains is avoided" => async |g: &Gateway| health::refuses(g, Fault::Drain).await,
             "an instance whose engine is dead is avoided" => async |g: &Gateway| health::refuses(g, Fault::Error500).await,
             "requests that fail everywhere eject nobody" => health::poison,
@@ -211,6 +216,34 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         ));
         trials.push(stage.alone("Envoy is killed and started again", setup, health::envoy_is_killed));
     }
+    trials.extend(scenarios!(&STRANGERS,
+        "a request that gets 500 everywhere is tried at two instances" =>
+            async |g: &Gateway| strangers::fails_everywhere(g, 500).await,
+        "a request that gets 502 everywhere is tried at two instances" =>
+            async |g: &Gateway| strangers::fails_everywhere(g, 502).await,
+        "an instance that answers 401 to everybody is avoided" => async |g: &Gateway| strangers::black_hole(g, 401).await,
+        "an instance that answers 403 to everybody is avoided" => async |g: &Gateway| strangers::black_hole(g, 403).await,
+        "an instance that answers 404 to everybody is avoided" => async |g: &Gateway| strangers::black_hole(g, 404).await,
+        "an instance that answers 400 to everybody is avoided" => async |g: &Gateway| strangers::black_hole(g, 400).await,
+        "an instance that answers nothing with 200 is avoided" => strangers::empty_answers,
+        "an instance that cuts whole answers is avoided" => strangers::truncated_answers,
+        "an answer that ends with trailers is one like any other" => strangers::trailers,
+        "the log says what a stream has told before it was cut" => strangers::cut_stream,
+        "an instance that never answers costs the answer's limit, once" => strangers::never_answers,
+        "an instance at work may take long for a whole answer" => strangers::long_answer,
+        "what passes goes around the dead, and takes its time" => strangers::passed_around_the_dead,
+        "nobody listens: 503 in the API's shape, and when to come again" => strangers::gone::nobody_listens,
+        "the request that finds its favourite model gone is served by another" => strangers::gone::favourite_is_gone,
+        "requests on which the favourite model hangs up are served by another" => strangers::gone::favourite_hangs_up,
+        "a pool that is limited everywhere is avoided, and nobody is ejected" => strangers::limited_everywhere,
+        "an instance with one limited key keeps serving the others" => strangers::one_key_is_limited,
+        "a pool at its capacity gets no more requests than were sent" => strangers::at_capacity,
+        "errors inside streams that are load or the client's eject nobody" => strangers::error_events,
+    ));
+    trials.extend(scenarios!(&OWN,
+        "a model that the predictor does not know is decided by its priors, and nothing has failed" => own::unpredicted,
+        "an endpoint that Envoy does not honour is said" => own::unhonoured,
+    ));
     trials.push(stage.alone("a VM that traps is replaced, and leaves no load behind", &VM, health::vm_dies));
     trials.push(stage.plain(
         "a wrong configuration: Envoy does not start and names the field, and so does check",

@@ -1,6 +1,7 @@
 //! The attempts of a request after its first one, as an upstream filter of the pools' clusters sees them: each asks for the model of the
 //! instance that it goes to, and where two instances have failed alike, no third one is asked.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use crate::config::Config;
 use crate::filter::deciding::patch_body;
 use crate::filter::host;
 use crate::filter::worker::{Shared, Worker};
-use crate::health::{Standing, Suspect};
+use crate::health::Suspect;
 use crate::names;
 use crate::openai::{self, Api, Patch, Prompt};
 use crate::router::Decision;
@@ -27,6 +28,8 @@ pub(super) struct Plan {
     /// The instance of the first attempt, which nobody sees here.
     first: usize,
     suspect: Suspect,
+    /// Whether the request was ended because it is the suspect: the last attempt's instance has not had it.
+    given_up: bool,
 }
 
 impl Plan {
@@ -47,7 +50,7 @@ impl Plan {
             Some((address, prompt.patches_after(done, api, &pool.served_model, elsewhere.max_tokens)))
         };
         let elsewhere = decision.fallbacks.iter().filter_map(target).collect();
-        Plan { elsewhere, api, worker, first: decision.instance, suspect: Suspect::default() }
+        Plan { elsewhere, api, worker, first: decision.instance, suspect: Suspect::default(), given_up: false }
     }
 
     /// Whether the request is the reason of its failures, and no other instance is to be asked.
@@ -76,12 +79,30 @@ impl Planned {
         with_plans(|plans| plans.insert(context, plan));
         Planned { context }
     }
+
+    pub(super) fn context(&self) -> u32 {
+        self.context
+    }
+
+    /// Whether the request was ended because instances have failed at it.
+    pub(super) fn is_given_up(&self) -> bool {
+        with_plans(|plans| plans.get(&self.context).is_some_and(|plan| plan.given_up)).unwrap_or(false)
+    }
 }
 
 impl Drop for Planned {
     fn drop(&mut self) {
         with_plans(|plans| plans.remove(&self.context));
     }
+}
+
+/// The body of a request as an instance needs it.
+pub(super) fn body_at<'a>(context: u32, address: &str, body: &'a [u8]) -> Cow<'a, [u8]> {
+    let patched = with_plans(|plans| {
+        let (_, patches) = plans.get(&context)?.elsewhere.iter().find(|(other, _)| other == address)?;
+        openai::patched(patches, body)
+    });
+    patched.flatten().map_or(Cow::Borrowed(body), Cow::Owned)
 }
 
 /// The context of the request whose attempt this is: the routed state ends with it.
@@ -141,8 +162,9 @@ impl HttpContext for Attempt {
         }
         let address = host::property(&["upstream", "address"]).unwrap_or_default();
         let turn = self.with_plan(|plan| {
+            plan.given_up = plan.is_suspect();
             let of_this = plan.elsewhere.iter().find(|(other, _)| *other == address);
-            (plan.api, plan.is_suspect(), of_this.map(|(_, patches)| patches.clone()).unwrap_or_default())
+            (plan.api, plan.given_up, of_this.map(|(_, patches)| patches.clone()).unwrap_or_default())
         });
         let (api, is_suspect, patches) = match turn {
             Some(turn) => turn,
@@ -199,7 +221,6 @@ impl Worker {
         let config = self.router.config();
         let Some(key) = config.fleet.instances.get(instance).map(|i| i.key) else { return false };
         let lost_scrapes = || Some(self.read_reports()?.0.0.get(instance)?.unreachable);
-        self.records().standing(key, now, &config.health) != Standing::Healthy
-            || lost_scrapes().is_some_and(|lost| lost > 0)
+        self.records().is_silent(key, now, &config.health) || lost_scrapes().is_some_and(|lost| lost > 0)
     }
 }

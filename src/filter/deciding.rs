@@ -41,6 +41,8 @@ pub(super) struct Pending {
     pub(super) prompt: Prompt,
     /// Bytes of the body that are in the host's buffer.
     buffered: usize,
+    /// Whether they are all.
+    complete: bool,
     /// What instances have kept of what it needs.
     recall: Recall,
     /// What models cost now; `None` for what its policy says.
@@ -135,7 +137,8 @@ impl Stream {
             }
             prompt
         };
-        let mut pending = Some(Pending { reading, prompt, buffered, recall: Recall::default(), prices: None });
+        let mut pending =
+            Some(Pending { reading, prompt, buffered, complete: whole, recall: Recall::default(), prices: None });
         if whole && let Some(action) = self.wait(&mut pending) {
             return action;
         }
@@ -165,7 +168,7 @@ impl Stream {
 
     /// Carries a decision out.
     fn dispatch(&mut self, worker: &mut Worker, pending: Pending, decision: Decision, mut timing: Timing) {
-        let Pending { reading, prompt, buffered, .. } = pending;
+        let Pending { reading, prompt, buffered, complete, .. } = pending;
         let now = host::now();
         let config = worker.router.config();
         let address = |i: &usize| config.fleet.instances.get(*i).map(|i| i.address.as_str());
@@ -174,7 +177,8 @@ impl Stream {
             std::iter::once(&decision.instance).chain(&decision.fallbacks).filter_map(address).collect();
         let served_model = decision.adapter.as_ref().unwrap_or(&pool.served_model);
         let patches = prompt.patches(reading.api, served_model, decision.max_tokens);
-        set_length(reading.content_length, buffered, patch_body(&patches, buffered));
+        let patched = patch_body(&patches, buffered);
+        set_length(reading.content_length, buffered, patched);
         let plan = Plan::new(self.worker.clone(), config, reading.api, &prompt, &decision, &patches);
         let planned = Planned::new(self.id, plan);
         direct(&pool.cluster, Some(&endpoints.join(",")), prompt.stream, Some(self.id));
@@ -199,7 +203,17 @@ impl Stream {
         }
         let is_common = worker.router.config().names_no_model(prompt.model.as_deref());
         let checkup = Checkup::new(&decision, &prompt, is_common, host::now());
-        let serving = Serving::new(reading, decision, entry, decision_us, asks_load, checkup, planned);
+        let size = Some(patched.unwrap_or(buffered)).filter(|_| complete && !prompt.stream);
+        let rerun = size.map(|size| worker.keep_for_rerun(self.id, reading.api, &decision, size));
+        let serving = Serving::new(
+            reading,
+            decision,
+            entry,
+            decision_us,
+            asks_load,
+            checkup,
+            (planned, rerun.unwrap_or_default()),
+        );
         self.phase = Phase::Serving(Box::new(serving));
     }
 }

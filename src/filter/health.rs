@@ -23,6 +23,8 @@ pub(super) struct Checkup {
     /// Those that have failed before it.
     earlier: Vec<usize>,
     attempts: Attempts,
+    /// Whether the filter has asked it itself, because the one before stood still.
+    is_rerun: bool,
     /// When it was sent there, at the latest.
     sent: Duration,
     status: u16,
@@ -44,6 +46,7 @@ impl Checkup {
             instance: decision.instance,
             earlier: Vec::new(),
             attempts: Attempts { count: 1 },
+            is_rerun: false,
             sent,
             status: 0,
             retry_after: None,
@@ -56,20 +59,31 @@ impl Checkup {
         }
     }
 
-    /// The response's headers are here; `served_by` is the instance that Envoy names.
+    /// The answer is one that the filter has asked this instance for: what stood still before it is known.
+    pub(super) fn rerun(&mut self, instance: usize) {
+        self.instance = instance;
+        self.is_rerun = true;
+        self.sent = host::now();
+    }
+
+    /// The response's headers are here; `served_by` is the instance that Envoy names. `given_up` says that the request was ended before
+    /// it reached that one.
     pub(super) fn head(
         &mut self,
         worker: &mut Worker,
         decision: &Decision,
         served_by: Option<usize>,
-        status: u16,
-        content_type: &str,
+        (status, content_type): (u16, &str),
+        given_up: bool,
     ) {
         self.status = status;
         self.readable = host::header(MapType::HttpResponseHeaders, "content-encoding").is_none_or(|e| e == "identity")
             && (content_type.starts_with("text/event-stream") || content_type.starts_with("application/json"));
         let seconds = host::header(MapType::HttpResponseHeaders, names::RETRY_AFTER_HEADER);
         self.retry_after = seconds.as_deref().and_then(health::retry_after);
+        if self.is_rerun {
+            return;
+        }
         let now = host::now();
         self.attempts.count = host::number(&["upstream", "request_attempt_count"]).unwrap_or(1);
         let order: Vec<usize> = std::iter::once(decision.instance).chain(decision.fallbacks.iter().copied()).collect();
@@ -83,11 +97,10 @@ impl Checkup {
             worker.unhonoured();
         }
         let details = host::property(&["response", "code_details"]).unwrap_or_default();
-        if !details.is_empty() && !details.starts_with("via_upstream") {
-            let reason = host::header(MapType::HttpResponseHeaders, names::REFUSED_REASON_RESPONSE_HEADER);
-            if reason.as_deref() == Some(names::SUSPECT_REASON) {
-                self.judge_earlier(worker, Event::Suspected(Failure::Unanswered));
-            }
+        if given_up {
+            self.judge_earlier(worker, Event::Suspected(Failure::Unanswered));
+            self.settle(worker, Event::Unjudged);
+        } else if !details.is_empty() && !details.starts_with("via_upstream") {
             self.settle(worker, health::of_silence(&details));
         } else if (200..300).contains(&status) {
             self.judge_earlier(worker, Event::Began);
@@ -99,7 +112,7 @@ impl Checkup {
 
     /// Whether Envoy has sent the first attempt to another instance than the chosen one.
     pub(super) fn is_unhonoured(&self, decision: &Decision) -> bool {
-        self.attempts.count == 1 && self.instance != decision.instance
+        !self.is_rerun && self.attempts.count == 1 && self.instance != decision.instance
     }
 
     /// What the attempts before the last one show, now that it is known what that one does.

@@ -22,6 +22,12 @@ pub(super) fn set_header(map: MapType, name: &str, value: Option<&str>) {
     let _ = hostcalls::set_map_value(map, name, value);
 }
 
+/// All headers whose values are text.
+pub(super) fn headers(map: MapType) -> Vec<(String, String)> {
+    let all = hostcalls::get_map_bytes(map).unwrap_or_default();
+    all.into_iter().filter_map(|(name, value)| Some((name, String::from_utf8(value).ok()?))).collect()
+}
+
 /// Part of a buffer; empty if there is none.
 pub(super) fn buffer(kind: BufferType, start: usize, size: usize) -> Vec<u8> {
     if size == 0 {

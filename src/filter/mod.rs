@@ -16,6 +16,7 @@ mod host;
 mod learner;
 mod local;
 mod prices;
+mod rerun;
 mod root;
 mod scrape;
 mod serving;

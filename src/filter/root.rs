@@ -12,6 +12,7 @@ use crate::filter::batching;
 use crate::filter::discovery::Asker;
 use crate::filter::health::Watches;
 use crate::filter::host;
+use crate::filter::rerun;
 use crate::filter::scrape::Scraper;
 use crate::filter::stream::Stream;
 use crate::filter::worker::{Shared, Worker};
@@ -85,6 +86,9 @@ impl Root {
 impl Context for Root {
     fn on_http_call_response(&mut self, token: u32, headers: usize, body_size: usize, _trailers: usize) {
         let Some(shared) = self.worker.clone() else { return };
+        if rerun::answered(&shared, self.id, token, headers, body_size) {
+            return;
+        }
         shared.with(|worker| {
             let _ = self.asker.answered(worker, token, headers, body_size)
                 || self.scraper.answered(worker, token, headers, body_size);
@@ -114,6 +118,7 @@ impl RootContext for Root {
             self.ticks_left = batching::LOOKS_PER_TICK.saturating_sub(1);
         }
         let now = host::now();
+        rerun::look(&shared, self.id, now);
         shared.with(|worker| {
             worker.follow();
             if now >= self.heartbeat_at {

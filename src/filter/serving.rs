@@ -1,5 +1,7 @@
 //! A request on its way: what its response shows, and the release of what it holds.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use proxy_wasm::types::{BufferType, MapType};
@@ -34,7 +36,9 @@ pub(super) struct Serving {
     keys: Keys,
     checkup: Checkup,
     /// What further attempts need to know.
-    _planned: Planned,
+    planned: Planned,
+    /// The instance that was asked by the filter itself, once its answer is here.
+    rerun_at: Rc<Cell<Option<usize>>>,
     entry: Entry,
     decision_us: u64,
     response: Option<ResponseScan>,
@@ -59,7 +63,7 @@ impl Serving {
         decision_us: u64,
         asks_load: bool,
         checkup: Checkup,
-        planned: Planned,
+        (planned, rerun_at): (Planned, Rc<Cell<Option<usize>>>),
     ) -> Serving {
         let Reading { api, started, keys, .. } = reading;
         let sent = host::now();
@@ -69,7 +73,8 @@ impl Serving {
             started,
             sent,
             checkup,
-            _planned: planned,
+            planned,
+            rerun_at,
             dispatch: Some(decision.dispatch()),
             decision,
             keys,
@@ -109,14 +114,15 @@ impl Serving {
         let status =
             host::header(MapType::HttpResponseHeaders, ":status").and_then(|s| s.parse().ok()).unwrap_or_default();
         self.succeeded = status == 200;
-        let upstream = host::property(&["upstream", "address"]);
-        let instance = upstream.as_deref().and_then(|address| worker.router.config().fleet.instance_at(address));
-        self.checkup.head(worker, &self.decision, instance, status, &content_type);
+        worker.reruns.remove(self.planned.context());
+        let (upstream, instance) = self.upstream(worker);
+        let given_up = self.planned.is_given_up();
+        self.checkup.head(worker, &self.decision, instance, (status, &content_type), given_up);
         let is_unhonoured = self.checkup.is_unhonoured(&self.decision);
         if is_unhonoured {
             self.entry.unhonoured();
         }
-        if let (Some(upstream), Some(instance)) = (upstream.as_deref(), instance) {
+        if let (Some(upstream), Some(instance), false) = (upstream.as_deref(), instance, given_up) {
             self.follow(worker, instance, upstream, request_id);
         }
         let config = worker.router.config();
@@ -139,6 +145,18 @@ impl Serving {
         if Suspect::STATUSES.contains(&status) {
             host::set_header(MapType::HttpResponseHeaders, names::NO_RETRY_RESPONSE_HEADER, None);
         }
+    }
+
+    /// The address and the index of the instance that answers, if one does.
+    fn upstream(&mut self, worker: &Worker) -> (Option<String>, Option<usize>) {
+        let fleet = &worker.router.config().fleet;
+        if let Some(instance) = self.rerun_at.take() {
+            self.checkup.rerun(instance);
+            return (fleet.instances.get(instance).map(|instance| instance.address.clone()), Some(instance));
+        }
+        let upstream = host::property(&["upstream", "address"]);
+        let instance = upstream.as_deref().and_then(|address| fleet.instance_at(address));
+        (upstream, instance)
     }
 
     /// An instance serves: where it is not the chosen one, everything that was said of that one is now said of it.
@@ -239,6 +257,7 @@ impl Serving {
     pub(super) fn release(&mut self, worker: &mut Worker, request_id: &str) {
         self.log(worker, request_id);
         self.checkup.over(worker);
+        worker.reruns.remove(self.planned.context());
         if let Some(dispatch) = self.dispatch.take() {
             worker.finish(dispatch);
         }

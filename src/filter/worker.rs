@@ -14,6 +14,7 @@ use crate::filter::batching::Held;
 use crate::filter::host;
 use crate::filter::learner::{Learner, Scored};
 use crate::filter::prices::Prices;
+use crate::filter::rerun::Reruns;
 use crate::fleet::ModelKind;
 use crate::learning::feedback::Feedback;
 use crate::reckoning::{self, Counters, Dispatch, Glimpse, InstanceCounters, LoadNow, Reports};
@@ -59,6 +60,8 @@ pub(super) struct Worker {
     pub(super) batchers: Vec<Option<Batcher<Held>>>,
     /// Workers that serve requests, this one included.
     pub(super) serving_workers: usize,
+    /// Requests that another instance may be asked for.
+    pub(super) reruns: Reruns,
     /// Endpoints that were chosen here and that Envoy has not honoured.
     pub(super) unhonoured: u64,
 }
@@ -118,6 +121,7 @@ impl Worker {
             roster_version: None,
             batchers,
             serving_workers: 1,
+            reruns: Reruns::default(),
             unhonoured: 0,
         }
     }

@@ -70,6 +70,12 @@ impl Record {
         now >= last.saturating_add(settings.max_ejection.saturating_mul(FORGOTTEN_AFTER))
     }
 
+    /// Whether failures of its own were the last that it has shown.
+    pub(super) fn is_silent(&self, now: Duration, settings: &Health) -> bool {
+        let age = now.saturating_sub(self.last_failure);
+        self.is_ejected() || (self.failures > 0 && age < settings.max_ejection)
+    }
+
     pub(super) fn is_ejected(&self) -> bool {
         !self.ejected_until.is_zero()
     }
@@ -174,7 +180,7 @@ impl Record {
     pub(super) fn succeed(&mut self, sent: Duration, now: Duration) -> (bool, bool) {
         let before = *self;
         (self.suspicions, self.refusals) = (Case::default(), Case::default());
-        if now.saturating_sub(self.busy_since) <= MOMENT && self.busy_answers > 0 {
+        if self.busy_answers > 0 {
             self.good_answers = self.good_answers.saturating_add(1);
         }
         if sent > self.last_busy {

@@ -8,7 +8,7 @@ mod patch;
 use std::ops::Range;
 
 pub use body_error::BodyError;
-pub use patch::Patch;
+pub use patch::{Patch, patched};
 
 use beginning::{Of, Value, scalar_hash, text_hash};
 use lax::{boolean, integer, lenient};

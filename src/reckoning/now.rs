@@ -66,8 +66,6 @@ impl LoadNow {
     }
 }
 
-/// Scrapes in a row without an answer after which an instance is a candidate only where there is no other.
-const UNREACHABLE_SCRAPES: u32 = 2;
 /// Weight of what the rest of the fleet suggests of a pool, in fully trusted reports of the pool itself.
 const FLEET_WEIGHT: f64 = 0.05;
 /// Time after which an instance that only its report keeps empty is sent a request, to see.
@@ -197,7 +195,7 @@ fn see(
     now: Duration,
     telemetry: &Telemetry,
 ) -> Seen {
-    let unreachable = report.unreachable >= UNREACHABLE_SCRAPES || report.load.awake == Some(false);
+    let unreachable = report.is_unreachable() || report.load.awake == Some(false);
     let alone = Seen { own: own.outstanding_requests() as f64, unreachable, ..Seen::default() };
     let trust = report.trust_at(now, telemetry);
     match report.requests(max_running).filter(|_| trust > 0.0) {

@@ -37,7 +37,15 @@ const WAITING_MAX_BATCHES: f64 = 64.0;
 /// Requests that a report may lack because they were on their way to the queue.
 const UNSEEN_REQUESTS: f64 = 2.0;
 
+/// Lost scrapes in a row after which nobody is thought to be there.
+const UNREACHABLE_SCRAPES: u32 = 2;
+
 impl InstanceReport {
+    /// Whether nobody answers there.
+    pub fn is_unreachable(&self) -> bool {
+        self.unreachable >= UNREACHABLE_SCRAPES
+    }
+
     /// A scrape was answered, by a page with or without metrics. `own` are the counters of the moment when it was asked for: a
     /// later count would miss what is on its way.
     pub fn answered(&mut self, asked_at: Duration, load: Load, own: InstanceCounters) {

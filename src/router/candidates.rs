@@ -146,8 +146,9 @@ impl Router {
         Answer { answers, asked: asked.min(f64::from(pool.limits.max_model_len)), left }
     }
 
-    /// Where Envoy retries: the best other instances of the pool; the best one of each other model, where the request leaves the model to
-    /// the router; then the rest of the pool. A request that belongs to one instance has none.
+    /// Where Envoy retries: in turn the best instance of another model, where the request leaves the model to the router, and the best other
+    /// one of the pool; then the rest of the pool. A second failure ends a request, so it must say something of the request rather than of
+    /// the pool. A request that belongs to one instance has none.
     pub(super) fn fallbacks(
         &self,
         ask: &Ask<'_>,
@@ -164,8 +165,13 @@ impl Router {
         let in_pool = |c: &Candidate| self.config.fleet.instances.get(c.instance).is_some_and(|i| i.pool == pool);
         let own = candidates.iter().enumerate().filter(|(_, c)| c.instance != chosen.instance && in_pool(c));
         let best = ranking.best(own.map(|(i, _)| i), most);
-        let mut fallbacks: Vec<usize> = best.iter().filter_map(|i| Some(candidates.get(*i)?.instance)).collect();
-        fallbacks.extend(others);
+        let own: Vec<usize> = best.iter().filter_map(|i| Some(candidates.get(*i)?.instance)).collect();
+        let mut fallbacks = Vec::with_capacity(own.len().saturating_add(others.len()));
+        let (mut own, mut others) = (own.into_iter(), others.into_iter());
+        while own.len() > 0 || others.len() > 0 {
+            fallbacks.extend(others.next());
+            fallbacks.extend(own.next());
+        }
         fallbacks.extend(self.rest_of_pool(chosen.instance, pool, &fallbacks, loads));
         fallbacks.truncate(FALLBACKS_MAX);
         fallbacks

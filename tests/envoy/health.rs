@@ -111,14 +111,14 @@ pub(crate) async fn killed_and_restarted(gateway: &Gateway) {
 }
 
 /// `/health` and gauges answer, work stands still.
-pub(crate) async fn hung(gateway: &Gateway) {
+pub(crate) async fn hung(gateway: &Gateway, streams: bool) {
     let instance = gateway.pool(POOL).instances[0];
     let before = failures(gateway, "stalled").await;
-    // Streams: a whole answer is silent until its end, so Envoy cannot tell that it hangs.
+    let reruns = gateway.stat("reruns").await;
     let chat = Request::chat(MODEL);
-    let body = String::from_utf8(chat.body).expect("text").replacen('{', r#"{"stream":true,"#, 1);
-    let stream = Request { body: body.into_bytes(), ..Request::chat(MODEL) };
-    let served = under_load(gateway, &stream, async {
+    let body = String::from_utf8(chat.body).expect("text").replacen('{', &format!(r#"{{"stream":{streams},"#), 1);
+    let request = Request { body: body.into_bytes(), ..Request::chat(MODEL) };
+    let served = under_load(gateway, &request, async {
         pause(300).await;
         gateway.fault(instance, Fault::Hang).await;
         eventually("the stall is seen", async || failures(gateway, "stalled").await, |n| *n > before).await;
@@ -132,6 +132,8 @@ pub(crate) async fn hung(gateway: &Gateway) {
     // Only what was sent to it before it was ejected, and a probe at a time, have met it.
     let slow = served.iter().filter(|s| s.took >= IDLE_TIMEOUT).count();
     assert!(slow <= 2 * CLIENTS, "{slow} of {} requests waited", served.len());
+    // A whole answer is silent until its end, so Envoy cannot tell that it hangs: the filter asks another instance.
+    assert_eq!(gateway.stat("reruns").await > reruns, !streams);
 }
 
 /// A server that drains answers new requests with 500, a dead engine, too; a busy one with 503.

@@ -193,6 +193,47 @@ pub(crate) static HEALTH_OF_FOUR: Setup =
 /// How long an instance may be silent.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Instances are servers of others: doubts about them take their time, and silence is given up soon.
+pub(crate) static STRANGERS: Setup = Setup { name: "strangers", change: strangers, edit: None, ..Setup::PLAIN };
+
+/// How long a whole answer may take at least where no report says whether its instance works.
+pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+fn strangers(config: &mut Value) {
+    config["health"] = json!({
+        "base_ejection_ms": 1_000,
+        "max_ejection_ms": 10_000,
+        "answer_limit_ms": ANSWER_LIMIT.as_millis() as u64,
+    });
+    config["envoy"]["per_try_idle_timeout_ms"] = json!(IDLE_TIMEOUT.as_millis() as u64);
+    config["response"]["expose_endpoint"] = json!(true);
+}
+
+/// A fleet of somebody else: one model has a name that the predictor does not know, and its cluster balances by itself.
+pub(crate) static OWN: Setup = Setup { name: "own", change: own, edit: Some(by_itself), ..Setup::PLAIN };
+
+/// The name, and the pool, of that model.
+pub(crate) const OWN_MODEL: (&str, &str) = ("our-own-model", "qwen2.5-32b");
+
+/// The pool whose cluster does not honour the chosen endpoint.
+pub(crate) const BALANCED_BY_ITSELF: &str = "qwen2.5-72b";
+
+fn own(config: &mut Value) {
+    let pools = config["pools"].as_array_mut().expect("pools");
+    let pool = pools.iter_mut().find(|pool| pool["name"] == OWN_MODEL.1).expect("the pool");
+    let model = std::mem::replace(&mut pool["model"], json!(OWN_MODEL.0));
+    let models = config["models"].as_array_mut().expect("models");
+    models.iter_mut().find(|other| other["name"] == model).expect("its model")["name"] = json!(OWN_MODEL.0);
+}
+
+/// Takes the policy that honours the chosen endpoint out of one cluster.
+fn by_itself(yaml: &str) -> String {
+    let (before, cluster) = yaml.split_once("  - name: \"pool-qwen2.5-72b\"\n").expect("the cluster");
+    let (start, rest) = cluster.split_once("    load_balancing_policy:\n").expect("its policy");
+    let (_, end) = rest.split_once("    load_assignment:\n").expect("its endpoints");
+    format!("{before}  - name: \"pool-qwen2.5-72b\"\n{start}    lb_policy: ROUND_ROBIN\n    load_assignment:\n{end}")
+}
+
 /// A worker's VM may be made to trap.
 pub(crate) static VM: Setup = Setup {
     name: "drill",

@@ -13,6 +13,20 @@ pub struct Patch {
     pub with: String,
 }
 
+/// A body with patches, which come in its order; `None` where they are not its own.
+pub fn patched(patches: &[Patch], body: &[u8]) -> Option<Vec<u8>> {
+    let mut whole = Vec::with_capacity(body.len());
+    let mut done = 0;
+    for Patch { replace, with } in patches {
+        let (start, end) = (usize::try_from(replace.start).ok()?, usize::try_from(replace.end).ok()?);
+        whole.extend_from_slice(body.get(done..start)?);
+        whole.extend_from_slice(with.as_bytes());
+        done = body.get(start..end).map(|_| end)?;
+    }
+    whole.extend_from_slice(body.get(done..)?);
+    Some(whole)
+}
+
 /// Patches of a body that others have been applied to, so that it says what these ask for: `done` and `wanted` are both patches of the
 /// body as it was, in its order. Where `wanted` leaves alone what `done` has changed, the change stays.
 fn after(done: &[Patch], wanted: &[Patch]) -> Vec<Patch> {

@@ -287,6 +287,8 @@ fn limits() {
     for (api, body, patched) in rows {
         let patches = prompt(api, body).patches(api, "to", Some(7));
         assert_eq!(apply(body, &patches), patched);
+        assert_eq!(crate::openai::patched(&patches, body.as_bytes()).as_deref(), Some(patched.as_bytes()));
+        assert_eq!(crate::openai::patched(&patches, b""), None, "patches of another body");
         let starts: Vec<u64> = patches.iter().map(|patch| patch.replace.start).collect();
         assert!(starts.is_sorted(), "{starts:?}");
         let patches = prompt(api, body).patches(api, "to", None);
