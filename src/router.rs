@@ -5,6 +5,7 @@
 
 mod admitting;
 mod candidates;
+mod fallbacks;
 mod holding;
 
 use std::borrow::Cow;

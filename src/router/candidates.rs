@@ -1,6 +1,6 @@
-//! What may serve a request: every instance of the allowed models, with what is expected of it, and where Envoy retries.
+//! What may serve a request: every instance of the allowed models, with what is expected of it.
 
-use super::{Ask, Elsewhere, Outlook, Router, admitting};
+use super::{Ask, Outlook, Router};
 use crate::admission::spending;
 use crate::fleet::{ModelKind, Objective, Pool, Presence};
 use crate::health::Standing;
@@ -9,12 +9,7 @@ use crate::learning::Learned;
 use crate::openai::{Api, Prompt};
 use crate::predictor::Estimate;
 use crate::reckoning::LoadNow;
-use crate::score::{Candidate, Ranking};
-
-/// Where Envoy may retry, most: it tries less often than that.
-const FALLBACKS_MAX: usize = 8;
-/// How many of them are of the chosen pool where other models may answer, too: Envoy's attempts must reach those.
-const OWN_FALLBACKS_MAX: usize = 2;
+use crate::score::Candidate;
 
 impl Router {
     /// Every instance of the allowed models. One whose context is too short for the prompt is a candidate only if there is no
@@ -144,95 +139,6 @@ impl Router {
         let budget = self.constraints(ask).budget;
         let left = model.and_then(|m| spending::tokens_left(&budget, &m.tariff, prompt_tokens, answers));
         Answer { answers, asked: asked.min(f64::from(pool.limits.max_model_len)), left }
-    }
-
-    /// Where Envoy retries: in turn the best instance of another model, where the request leaves the model to the router, and the best other
-    /// one of the pool; then the rest of the pool. A second failure ends a request, so it must say something of the request rather than of
-    /// the pool. A request that belongs to one instance has none.
-    pub(super) fn fallbacks(
-        &self,
-        ask: &Ask<'_>,
-        chosen: &Candidate,
-        pool: usize,
-        (candidates, ranking): (&[Candidate], &Ranking<'_>),
-        loads: Option<&[LoadNow]>,
-    ) -> Vec<usize> {
-        if ask.holder.is_some() {
-            return Vec::new();
-        }
-        let others = self.of_other_models(ask, chosen, pool, candidates, ranking);
-        let most = if others.is_empty() { FALLBACKS_MAX } else { OWN_FALLBACKS_MAX };
-        let in_pool = |c: &Candidate| self.config.fleet.instances.get(c.instance).is_some_and(|i| i.pool == pool);
-        let own = candidates.iter().enumerate().filter(|(_, c)| c.instance != chosen.instance && in_pool(c));
-        let best = ranking.best(own.map(|(i, _)| i), most);
-        let own: Vec<usize> = best.iter().filter_map(|i| Some(candidates.get(*i)?.instance)).collect();
-        let mut fallbacks = Vec::with_capacity(own.len().saturating_add(others.len()));
-        let (mut own, mut others) = (own.into_iter(), others.into_iter());
-        while own.len() > 0 || others.len() > 0 {
-            fallbacks.extend(others.next());
-            fallbacks.extend(own.next());
-        }
-        fallbacks.extend(self.rest_of_pool(chosen.instance, pool, &fallbacks, loads));
-        fallbacks.truncate(FALLBACKS_MAX);
-        fallbacks
-    }
-
-    /// The best instance of each other model that may answer. Envoy's configuration lists their endpoints in the pool's cluster, which
-    /// nobody can do for those that are discovered.
-    fn of_other_models(
-        &self,
-        ask: &Ask<'_>,
-        chosen: &Candidate,
-        pool: usize,
-        candidates: &[Candidate],
-        ranking: &Ranking<'_>,
-    ) -> Vec<usize> {
-        let fleet = &self.config.fleet;
-        let is_listed = |pool: usize| fleet.pools.get(pool).is_some_and(|pool| !pool.discovered);
-        let may = self.config.envoy.model_fallback && self.config.names_no_model(ask.prompt.model.as_deref());
-        if !may || !is_listed(pool) {
-            return Vec::new();
-        }
-        let firsts = ranking.of_models();
-        let firsts = firsts.iter().filter_map(|i| candidates.get(*i)).filter(|c| c.model != chosen.model);
-        let instances = firsts.map(|c| c.instance);
-        instances.filter(|i| fleet.instances.get(*i).is_some_and(|instance| is_listed(instance.pool))).collect()
-    }
-
-    /// What a request must say at the other pools among its fall-backs.
-    pub(super) fn elsewhere(
-        &self,
-        ask: &Ask<'_>,
-        chosen: usize,
-        fallbacks: &[usize],
-        prompt_tokens: f64,
-        estimates: &[(Estimate, bool)],
-    ) -> Vec<Elsewhere> {
-        let fleet = &self.config.fleet;
-        let pools = fallbacks.iter().filter_map(|i| fleet.pool_of(*i)).filter(|(pool, _)| *pool != chosen);
-        let limits = pools.map(|(index, pool)| {
-            let left = self.answer(ask, pool, prompt_tokens).left();
-            let max_tokens = admitting::cap(ask.prompt, left, prompt_tokens, pool.limits.max_model_len);
-            let estimate = estimates.get(pool.model).map(|(estimate, _)| (estimate.quality, estimate.quality_sd));
-            Elsewhere { pool: index, model: pool.model, max_tokens, unrevised_quality: estimate.unwrap_or_default() }
-        });
-        limits.collect()
-    }
-
-    /// The instances of a pool that are no candidates, or not among the best, those that are worst off last.
-    fn rest_of_pool(&self, chosen: usize, pool: usize, best: &[usize], loads: Option<&[LoadNow]>) -> Vec<usize> {
-        let fleet = &self.config.fleet;
-        let Some(instances) = fleet.pools.get(pool).map(|p| &p.instances) else { return Vec::new() };
-        let presence = |i: &usize| fleet.instances.get(*i).map_or(Presence::Gone, |i| i.presence);
-        let there = |i: &usize| *i != chosen && presence(i) != Presence::Gone && !best.contains(i);
-        let mut rest: Vec<usize> = instances.iter().copied().filter(there).collect();
-        rest.sort_by_key(|i| {
-            let load = loads.and_then(|l| l.get(*i));
-            let unreachable = load.is_some_and(|l| l.unreachable) || presence(i) == Presence::Unhealthy;
-            let standing = load.map_or(Standing::Healthy, |l| l.standing);
-            (unreachable, standing == Standing::Ejected, standing == Standing::Busy)
-        });
-        rest
     }
 }
 

@@ -439,23 +439,6 @@ impl<'a> Simulation<'a> {
         self.foresee_idle(idle_at, index, attempt);
     }
 
-    /// An attempt goes to this instance: where it serves another model, the answer is as long as that one makes it.
-    fn ask_model_of(&mut self, index: usize, target: Option<usize>) {
-        let fleet = &self.router.config().fleet;
-        let model = target.and_then(|i| fleet.pool_of(i)).map(|(_, pool)| pool.model);
-        let (Some(outcome), Some(Some(flight))) = (self.outcomes.get_mut(index), self.flights.get_mut(index)) else {
-            return;
-        };
-        if model == outcome.model {
-            return;
-        }
-        let template = self.workload.templates.get(outcome.template);
-        let Some(output_tokens) = template.zip(model).and_then(|(t, m)| t.output_tokens.get(m)) else { return };
-        outcome.model = model;
-        outcome.output_tokens = (*output_tokens).min(flight.job.max_tokens);
-        flight.job.output_tokens = *output_tokens;
-    }
-
     fn idle(&mut self, index: usize, attempt: usize) {
         let (now, limit) = (self.now, self.options.per_try_idle);
         let Some(flight) = self.flight(index).filter(|f| f.attempt == attempt) else { return };

@@ -92,3 +92,41 @@ fn limit_field(api: Api) -> &'static str {
         Api::ChatCompletions | Api::Completions | Api::Messages | Api::CountTokens | Api::Embeddings => "max_tokens",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Random;
+    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    fn text(random: &mut Random, most: usize) -> String {
+        (0..random.below(most)).map(|_| char::from(b'a' + random.below(26) as u8)).collect()
+    }
+
+    /// Patches of the same places, as they are for two models: each may leave some places alone.
+    #[test]
+    fn a_patched_body_is_patched_again_as_if_it_had_not_been() {
+        for seed in 0..1_000 {
+            let mut random = Random::new(seed);
+            let body = text(&mut random, 200);
+            let (mut places, mut at) = (Vec::new(), 0);
+            while let Some(start) = Some(at + random.below(20)).filter(|start| *start < body.len()) {
+                let end = (start + random.below(10)).min(body.len());
+                places.push(start as u64..end as u64);
+                at = end + 1;
+            }
+            let mut of = |places: &[Range<u64>]| -> Vec<Patch> {
+                places.iter().map(|place| Patch { replace: place.clone(), with: text(&mut random, 12) }).collect()
+            };
+            let (done, wanted) = (of(&places), of(&places));
+            let once = patched(&done, body.as_bytes()).unwrap();
+            let directly = patched(&wanted, body.as_bytes());
+            assert_eq!(patched(&after(&done, &wanted), &once), directly, "{seed}");
+            // What the first ones have left alone.
+            let some: Vec<Patch> = done.iter().filter(|_| random.below(2) == 0).cloned().collect();
+            let once = patched(&some, body.as_bytes()).unwrap();
+            assert_eq!(patched(&after(&some, &wanted), &once), directly, "{seed}");
+        }
+    }
+}

@@ -271,6 +271,23 @@ impl Simulation<'_> {
         self.after_network(Happening::Reach { flight: index, attempt: 0 });
     }
 
+    /// An attempt goes to this instance: where it serves another model, the answer is as long as that one makes it.
+    pub(super) fn ask_model_of(&mut self, index: usize, target: Option<usize>) {
+        let fleet = &self.router.config().fleet;
+        let model = target.and_then(|i| fleet.pool_of(i)).map(|(_, pool)| pool.model);
+        let (Some(outcome), Some(Some(flight))) = (self.outcomes.get_mut(index), self.flights.get_mut(index)) else {
+            return;
+        };
+        if model == outcome.model {
+            return;
+        }
+        let template = self.workload.templates.get(outcome.template);
+        let Some(output_tokens) = template.zip(model).and_then(|(t, m)| t.output_tokens.get(m)) else { return };
+        outcome.model = model;
+        outcome.output_tokens = (*output_tokens).min(flight.job.max_tokens);
+        flight.job.output_tokens = *output_tokens;
+    }
+
     /// Requests of a gateway that wait for their decisions, or for their judge's.
     pub(super) fn undecided(&self, gateway: usize) -> Vec<usize> {
         let is_with_gateway = |i: usize| self.flights.get(i).is_some_and(Option::is_none);
