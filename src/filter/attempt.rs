@@ -28,6 +28,8 @@ pub(super) struct Plan {
     /// The instance of the first attempt, which nobody sees here.
     first: usize,
     suspect: Suspect,
+    /// Attempts after the first one.
+    further: usize,
     /// Whether the request was ended because it is the suspect: the last attempt's instance has not had it.
     given_up: bool,
 }
@@ -50,7 +52,15 @@ impl Plan {
             Some((address, prompt.patches_after(done, api, &pool.served_model, elsewhere.max_tokens)))
         };
         let elsewhere = decision.fallbacks.iter().filter_map(target).collect();
-        Plan { elsewhere, api, worker, first: decision.instance, suspect: Suspect::default(), given_up: false }
+        Plan {
+            elsewhere,
+            api,
+            worker,
+            first: decision.instance,
+            suspect: Suspect::default(),
+            further: 0,
+            given_up: false,
+        }
     }
 
     /// Whether the request is the reason of its failures, and no other instance is to be asked.
@@ -84,9 +94,9 @@ impl Planned {
         self.context
     }
 
-    /// Whether the request was ended because instances have failed at it.
-    pub(super) fn is_given_up(&self) -> bool {
-        with_plans(|plans| plans.get(&self.context).is_some_and(|plan| plan.given_up)).unwrap_or(false)
+    /// How many instances have failed at the request, if it was ended because they have: the next one has not had it.
+    pub(super) fn given_up_after(&self) -> Option<usize> {
+        with_plans(|plans| plans.get(&self.context).filter(|plan| plan.given_up).map(|plan| plan.further)).flatten()
     }
 }
 
@@ -162,6 +172,7 @@ impl HttpContext for Attempt {
         }
         let address = host::property(&["upstream", "address"]).unwrap_or_default();
         let turn = self.with_plan(|plan| {
+            plan.further = plan.further.saturating_add(1);
             plan.given_up = plan.is_suspect();
             let of_this = plan.elsewhere.iter().find(|(other, _)| *other == address);
             (plan.api, plan.given_up, of_this.map(|(_, patches)| patches.clone()).unwrap_or_default())

@@ -66,15 +66,15 @@ impl Checkup {
         self.sent = host::now();
     }
 
-    /// The response's headers are here; `served_by` is the instance that Envoy names. `given_up` says that the request was ended before
-    /// it reached that one.
+    /// The response's headers are here; `served_by` is the instance that Envoy names. `given_up` says after how many
+    /// failures the request was ended before it reached that one.
     pub(super) fn head(
         &mut self,
         worker: &mut Worker,
         decision: &Decision,
         served_by: Option<usize>,
         (status, content_type): (u16, &str),
-        given_up: bool,
+        given_up: Option<usize>,
     ) {
         self.status = status;
         self.readable = host::header(MapType::HttpResponseHeaders, "content-encoding").is_none_or(|e| e == "identity")
@@ -87,17 +87,19 @@ impl Checkup {
         let now = host::now();
         self.attempts.count = host::number(&["upstream", "request_attempt_count"]).unwrap_or(1);
         let order: Vec<usize> = std::iter::once(decision.instance).chain(decision.fallbacks.iter().copied()).collect();
-        let failed = self.attempts.failed(order.len());
+        let failed = given_up.unwrap_or_else(|| self.attempts.failed(order.len()));
         self.earlier = order.iter().take(failed).copied().collect();
         self.instance = served_by.or_else(|| order.get(failed).copied()).unwrap_or(decision.instance);
-        self.earlier.retain(|instance| *instance != self.instance);
+        if given_up.is_none() {
+            self.earlier.retain(|instance| *instance != self.instance);
+        }
         if failed == 0 && self.instance != decision.instance {
             // Envoy holds the chosen one for dead and has not tried it, or balances by itself.
             worker.saw(decision.instance, Event::Unjudged, self.sent, now);
             worker.unhonoured();
         }
         let details = host::property(&["response", "code_details"]).unwrap_or_default();
-        if given_up {
+        if given_up.is_some() {
             self.judge_earlier(worker, Event::Suspected(Failure::Unanswered));
             self.settle(worker, Event::Unjudged);
         } else if !details.is_empty() && !details.starts_with("via_upstream") {

@@ -116,13 +116,13 @@ impl Serving {
         self.succeeded = status == 200;
         worker.reruns.remove(self.planned.context());
         let (upstream, instance) = self.upstream(worker);
-        let given_up = self.planned.is_given_up();
+        let given_up = self.planned.given_up_after();
         self.checkup.head(worker, &self.decision, instance, (status, &content_type), given_up);
         let is_unhonoured = self.checkup.is_unhonoured(&self.decision);
         if is_unhonoured {
             self.entry.unhonoured();
         }
-        if let (Some(upstream), Some(instance), false) = (upstream.as_deref(), instance, given_up) {
+        if let (Some(upstream), Some(instance), None) = (upstream.as_deref(), instance, given_up) {
             self.follow(worker, instance, upstream, request_id);
         }
         let config = worker.router.config();
