@@ -126,6 +126,9 @@ pub enum Standing {
     Healthy,
     /// Failures have cost it weight, in (0, 1): expected times count divided by it.
     Degraded(f64),
+    /// What it was sent last went wrong, time and again, and nothing has gone well since: a candidate only where its model has no other.
+    /// That holds for a moment, so whoever is to blame harms nobody for longer.
+    Doubted,
     /// It says that it has no room: a candidate only where no other model's instance has some.
     Busy,
     /// It is to be probed: the next request may be sent to it once it is claimed ([`Records::claim`]).
@@ -138,7 +141,7 @@ impl Standing {
     /// The weight, from 1 (healthy) to 0 (ejected).
     pub fn weight(self) -> f64 {
         match self {
-            Standing::Healthy | Standing::HalfOpen => 1.0,
+            Standing::Healthy | Standing::Doubted | Standing::HalfOpen => 1.0,
             Standing::Degraded(weight) => weight,
             Standing::Busy | Standing::Ejected => 0.0,
         }

@@ -39,6 +39,11 @@ impl Case {
         self.count == 0
     }
 
+    /// Whether enough has gone wrong just now to ask somebody else first.
+    pub(super) fn is_open(&self, now: Duration, settings: &Health) -> bool {
+        self.count >= settings.failures_to_eject && now.saturating_sub(self.last) < settings.base_ejection
+    }
+
     /// One more request went wrong here. What lies further back than an ejection can last is another case.
     pub(super) fn add(&mut self, is_common: bool, now: Duration, settings: &Health) {
         if self.is_empty() || now.saturating_sub(self.last) > settings.max_ejection.max(UNCONTRADICTED) {

@@ -58,6 +58,9 @@ impl Record {
         if now < self.busy_until {
             return Standing::Busy;
         }
+        if [self.refusals, self.suspicions].iter().any(|case| case.is_open(now, settings)) {
+            return Standing::Doubted;
+        }
         let illness = f64::from(self.failures) * fading(now, self.last_failure, settings.max_ejection)
             + fading(now, self.last_busy, settings.base_ejection);
         if illness > 0.0 { Standing::Degraded(1.0 / (1.0 + illness)) } else { Standing::Healthy }

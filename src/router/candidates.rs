@@ -14,7 +14,7 @@ use crate::score::Candidate;
 impl Router {
     /// Every instance of the allowed models. One whose context is too short for the prompt is a candidate only if there is no
     /// longer one; one that failures have ejected, that nobody answers at, or that Envoy holds for ill, only if there is no other
-    /// at all. One that has gone is none.
+    /// at all; one that is doubted, only if its model has no other. One that has gone is none.
     pub(super) fn candidates(
         &self,
         ask: &Ask<'_>,
@@ -44,7 +44,7 @@ impl Router {
         let offers: Vec<Option<Offer>> = fleet.pools.iter().enumerate().map(offer).collect();
         let unknown = LoadNow::default();
         let mut fitting = Vec::with_capacity(if holder.is_some() { 1 } else { fleet.instances.len() });
-        let (mut busy, mut ejected) = (Vec::new(), Vec::new());
+        let (mut busy, mut ejected, mut doubted) = (Vec::new(), Vec::new(), Vec::new());
         let (mut too_short, mut unreachable) = (Vec::new(), Vec::new());
         for (i, instance) in fleet.instances.iter().enumerate() {
             let wanted = holder.is_none_or(|h| h == i) && instance.presence != Presence::Gone;
@@ -84,10 +84,15 @@ impl Router {
                 ejected.push(candidate);
             } else if load.standing == Standing::Busy {
                 busy.push(candidate);
+            } else if load.standing == Standing::Doubted {
+                doubted.push(candidate);
             } else {
                 fitting.push(candidate);
             }
         }
+        let without_other = |candidate: &Candidate| !fitting.iter().any(|other| other.model == candidate.model);
+        doubted.retain(without_other);
+        fitting.extend(doubted);
         [fitting, busy, ejected, too_short, unreachable].into_iter().find(|c| !c.is_empty()).unwrap_or_default()
     }
 

@@ -118,8 +118,14 @@ mod tests {
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
 
-    const STANDINGS: [Standing; 5] =
-        [Standing::Healthy, Standing::Degraded(0.3), Standing::Busy, Standing::HalfOpen, Standing::Ejected];
+    const STANDINGS: [Standing; 6] = [
+        Standing::Healthy,
+        Standing::Degraded(0.3),
+        Standing::Doubted,
+        Standing::Busy,
+        Standing::HalfOpen,
+        Standing::Ejected,
+    ];
 
     fn prompt(model: &str) -> Prompt {
         let mut scan = RequestScan::new(Api::ChatCompletions);

@@ -483,6 +483,10 @@ fn an_ejected_instance_is_a_candidate_only_where_there_is_no_other() {
     assert_eq!(named(&[(first, Standing::Degraded(0.5))]).instance, second, "a lower weight, a worse score");
     let all = named(&[(first, Standing::Ejected), (second, Standing::Ejected)]);
     assert!(pool.instances.contains(&all.instance) && !all.probe, "a pool is never emptied");
+    assert_eq!(named(&[(first, Standing::Doubted)]).instance, second);
+    let both = named(&[(first, Standing::Doubted), (second, Standing::Doubted)]);
+    assert_eq!(both.candidates, 2, "doubts about all are doubts about nobody");
+    assert_eq!(named(&[(first, Standing::Doubted), (second, Standing::Ejected)]).instance, first);
     let probe = named(&[(first, Standing::Ejected), (second, Standing::HalfOpen)]);
     assert_eq!((probe.instance, probe.probe), (second, true));
     // Whoever leaves the choice to the gateway does not notice that a whole pool is gone, not even at first: retries reach other models.

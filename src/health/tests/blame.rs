@@ -197,6 +197,26 @@ fn no_request_ejects_an_instance_that_serves_others() {
 }
 
 /// An instance that answers nothing well while its peers do is out within a few requests, and a few more with each back-off.
+/// Before peers have shown anything, whoever refuses time and again lets them go first, for a moment.
+#[test]
+fn whoever_refuses_in_a_row_is_doubted_for_a_moment() {
+    for event in [REFUSED, COMMON, SUSPECT] {
+        let mut records = Records::default();
+        let standing = |records: &Records, now| records.standing(1, ms(now), &SETTINGS);
+        for i in 0..3 {
+            assert_eq!(standing(&records, 1_000 + i), Standing::Healthy, "{event:?}");
+            apply(&mut records, 1, event, 1_000, 1_000 + i);
+        }
+        assert_eq!(standing(&records, 1_003), Standing::Doubted, "{event:?}");
+        assert_eq!(standing(&records, 2_001), Standing::Doubted, "{event:?}");
+        assert_eq!(standing(&records, 2_002), Standing::Healthy, "{event:?}: it may try again");
+        apply(&mut records, 1, event, 2_010, 2_020);
+        assert_eq!(standing(&records, 2_021), Standing::Doubted, "{event:?}");
+        apply(&mut records, 1, Event::Succeeded, 1_500, 2_030);
+        assert_eq!(standing(&records, 2_031), Standing::Healthy, "{event:?}: it serves");
+    }
+}
+
 #[test]
 fn a_black_hole_loses_its_traffic() {
     for seed in 0..1_000 {
@@ -208,7 +228,7 @@ fn a_black_hole_loses_its_traffic() {
             now += 1 + random.below(200) as u64;
             let stands = standing(&records, 1, now);
             let is_open = match stands {
-                Standing::Ejected | Standing::Busy => false,
+                Standing::Ejected | Standing::Busy | Standing::Doubted => false,
                 Standing::HalfOpen => records.claim(1, ms(now), &SETTINGS),
                 Standing::Healthy | Standing::Degraded(_) => true,
             };
