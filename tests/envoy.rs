@@ -57,6 +57,7 @@ use setups::{
     ADMISSION, AFFINITY, BATCHING, BLIND, BYPASSED, DISCOVERED, HEADERS, HEALTH, HEALTH_OF_FOUR, LEAN, LEARNING, OWN,
     PRICES, REFERENCE, STATIC, STRANGERS, UNTOUCHED, VM,
 };
+use strangers::gone::{Sent, favourite_is_gone};
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -233,13 +234,18 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "an instance at work may take long for a whole answer" => strangers::long_answer,
         "what passes goes around the dead, and takes its time" => strangers::passed_around_the_dead,
         "nobody listens: 503 in the API's shape, and when to come again" => strangers::gone::nobody_listens,
-        "the request that finds its favourite model gone is served by another" => strangers::gone::favourite_is_gone,
         "requests on which the favourite model hangs up are served by another" => strangers::gone::favourite_hangs_up,
         "a pool that is limited everywhere is avoided, and nobody is ejected" => strangers::limited_everywhere,
         "an instance with one limited key keeps serving the others" => strangers::one_key_is_limited,
         "a pool at its capacity gets no more requests than were sent" => strangers::at_capacity,
         "errors inside streams that are load or the client's eject nobody" => strangers::error_events,
     ));
+    trials.extend(
+        [Sent::Whole, Sent::AsStream, Sent::ToMessages, Sent::InChunks, Sent::Large, Sent::LargeInChunks].map(|sent| {
+            let name = format!("a request that finds its favourite model gone is served by another ({sent:?})");
+            stage.trial(&name, &STRANGERS, async move |gateway| favourite_is_gone(gateway, sent).await)
+        }),
+    );
     trials.extend(scenarios!(&OWN,
         "a model that the predictor does not know is decided by its priors, and nothing has failed" => own::unpredicted,
         "an endpoint that Envoy does not honour is said" => own::unhonoured,

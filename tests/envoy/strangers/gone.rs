@@ -23,20 +23,31 @@ pub(crate) async fn nobody_listens(gateway: &Gateway) {
     }
 }
 
-/// Requests that leave the model to the gateway, all of the same prompt. One is larger than what Envoy reads at once.
-fn for_any_model() -> Vec<Request> {
+/// How a request that leaves the model to the gateway may be sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Sent {
+    Whole,
+    AsStream,
+    ToMessages,
+    InChunks,
+    /// With more than Envoy reads at once.
+    Large,
+    LargeInChunks,
+}
+
+fn for_any_model(sent: Sent) -> Request {
     let ask = r#""messages":[{"role":"user","content":"Why is the sky blue?"}],"max_tokens":8"#;
     let bulk = "0123456 ".repeat(300 << 7);
     let chat = |fields: &str| Request::post(CHAT, format!("{{{fields}}}"));
     let any = r#""model":"auto""#;
-    vec![
-        chat(&format!("{any},{ask}")),
-        chat(&format!("{ask},\"stream\":true,{any}")),
-        messages("auto"),
-        chat(&format!("{any},{ask}")).chunked(7),
-        chat(&format!("{ask},\"user\":\"{bulk}\",{any}")),
-        chat(&format!("{any},{ask},\"user\":\"{bulk}\"")).chunked(50_000),
-    ]
+    match sent {
+        Sent::Whole => chat(&format!("{any},{ask}")),
+        Sent::AsStream => chat(&format!("{ask},\"stream\":true,{any}")),
+        Sent::ToMessages => messages("auto"),
+        Sent::InChunks => chat(&format!("{any},{ask}")).chunked(7),
+        Sent::Large => chat(&format!("{ask},\"user\":\"{bulk}\",{any}")),
+        Sent::LargeInChunks => chat(&format!("{any},{ask},\"user\":\"{bulk}\"")).chunked(50_000),
+    }
 }
 
 /// Another model than the favourite has served a request: it was asked for by the name that it has there, and the answer and the log
@@ -61,22 +72,20 @@ async fn served_by_another(gateway: &Gateway, favourite: &str, request: &Request
 }
 
 /// Nobody knows yet that the favourite is gone: the very request that finds it out is served by another model.
-pub(crate) async fn favourite_is_gone(gateway: &Gateway) {
-    for (i, request) in for_any_model().iter().enumerate() {
-        are_well(gateway, &POOLS).await;
-        let favourite = favourite(gateway).await;
-        let id = format!("gone-{i}");
-        let before = gateway.stat("served_by_other_model").await;
-        gateway.fault_pool(&favourite, Fault::Refuse).await;
-        let reply = gateway.send(&for_quality(request.clone()).header("x-request-id", &id)).await.ok();
-        let named = gateway.send(&Request::chat(&model_of(gateway, &favourite))).await;
-        for instance in instances(gateway, &favourite) {
-            gateway.fault(instance, Fault::None).await;
-        }
-        assert_eq!((named.status, named.arrivals.len()), (503, 0), "who names a model gets it or none: {named:?}");
-        assert_eq!(gateway.stat("served_by_other_model").await, before + 1, "{id}: {reply:?}");
-        served_by_another(gateway, &favourite, request, &reply, &id).await;
+pub(crate) async fn favourite_is_gone(gateway: &Gateway, sent: Sent) {
+    are_well(gateway, &POOLS).await;
+    let favourite = favourite(gateway).await;
+    let (id, request) = (format!("gone-{sent:?}"), for_any_model(sent));
+    let before = gateway.stat("served_by_other_model").await;
+    gateway.fault_pool(&favourite, Fault::Refuse).await;
+    let reply = gateway.send(&for_quality(request.clone()).header("x-request-id", &id)).await.ok();
+    let named = gateway.send(&Request::chat(&model_of(gateway, &favourite))).await;
+    for instance in instances(gateway, &favourite) {
+        gateway.fault(instance, Fault::None).await;
     }
+    assert_eq!((named.status, named.arrivals.len()), (503, 0), "who names a model gets it or none: {named:?}");
+    assert_eq!(gateway.stat("served_by_other_model").await, before + 1, "{id}: {reply:?}");
+    served_by_another(gateway, &favourite, &request, &reply, &id).await;
 }
 
 /// A pool that takes requests and hangs up costs no request that leaves the model to the gateway. One that names the model is the suspect
