@@ -28,6 +28,7 @@ pub use telemetry::Telemetry;
 use crate::affinity::Affinity;
 use crate::fleet::{Fleet, ModelKind, Policy};
 use crate::latency::Basis;
+use crate::openai::Listed;
 
 /// Why a configuration is refused: the field, as a path, and what is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +75,14 @@ pub const RETRIES: RangeInclusive<usize> = 2..=4;
 
 /// What `per_try_idle_timeout_ms` is where nothing else is said.
 pub const PER_TRY_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A header's value, or none where it is empty.
+fn check_origin(origin: String) -> Result<Option<String>, ConfigError> {
+    if !origin.chars().all(|c| c.is_ascii_graphic()) {
+        return Err(error("response.allow_origin", format!("{origin:?} is neither `*` nor an origin")));
+    }
+    Ok(Some(origin).filter(|origin| !origin.is_empty()))
+}
 
 /// What `routebalance render` needs to write `envoy.yaml`.
 #[derive(Clone, Debug, PartialEq)]
@@ -131,6 +140,8 @@ pub struct Config {
     pub max_buffered_bytes: u64,
     /// Whether responses name the instance's address.
     pub expose_endpoint: bool,
+    /// The origin whose browsers may read what the filter answers itself, or `*` for all; `None` for nobody.
+    pub allow_origin: Option<String>,
     /// Parts that act as if they had failed.
     pub drill: Vec<Drill>,
     /// Whether `POST /routebalance/debug/predict` is answered.
@@ -158,6 +169,29 @@ impl Config {
     /// Whether a request that names this model leaves the choice to the filter.
     pub fn names_no_model(&self, model: Option<&str>) -> bool {
         model.is_none_or(|name| self.virtual_models.iter().any(|v| v == name))
+    }
+
+    /// Every name that requests may use, with the longest context that it may have: virtual models, models, their adapters, and the names
+    /// that servers have for them.
+    pub fn models(&self) -> Vec<Listed<'_>> {
+        let of = move |model: usize| self.fleet.pools.iter().filter(move |pool| pool.model == model);
+        let context = |model: usize| of(model).map(|pool| pool.limits.max_model_len).max();
+        let of_models = self.fleet.models.iter().enumerate().filter_map(|(i, model)| Some((i, model, context(i)?)));
+        let named = of_models.clone().flat_map(|(i, model, max_model_len)| {
+            let names = std::iter::once(&model.name).chain(&model.adapters).chain(of(i).map(|pool| &pool.served_model));
+            names.map(move |name| Listed { name, max_model_len })
+        });
+        let generating = of_models.filter(|(_, model, _)| model.kind == ModelKind::Generate);
+        let longest = generating.map(|(_, _, context)| context).max();
+        let virtual_models =
+            self.virtual_models.iter().filter_map(|name| Some(Listed { name, max_model_len: longest? }));
+        let mut all: Vec<Listed<'_>> = Vec::new();
+        for listed in virtual_models.chain(named) {
+            if !all.iter().any(|other| other.name == listed.name) {
+                all.push(listed);
+            }
+        }
+        all
     }
 
     /// The policy of a route by its name.
@@ -253,6 +287,7 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
         health: health::check(&raw.health)?,
         max_buffered_bytes: raw.request.max_buffered_bytes,
         expose_endpoint: raw.response.expose_endpoint,
+        allow_origin: check_origin(raw.response.allow_origin)?,
         drill: raw.drill,
         debug_predict: raw.debug.predict,
         envoy,

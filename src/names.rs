@@ -74,5 +74,7 @@ pub const REFUSED_REASON_RESPONSE_HEADER: &str = "x-routebalance-refused-reason"
 pub const SUSPECT_REASON: &str = "suspect";
 /// Response header: `true` where the prompt alone uses the budget up.
 pub const BUDGET_EXHAUSTED_RESPONSE_HEADER: &str = "x-routebalance-budget-exhausted";
+/// Response header: whose browsers may read the answer.
+pub const ALLOW_ORIGIN_RESPONSE_HEADER: &str = "access-control-allow-origin";
 /// Response header: when to come again, seconds.
 pub const RETRY_AFTER_HEADER: &str = "retry-after";

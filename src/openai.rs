@@ -12,7 +12,7 @@ mod scan;
 mod sse;
 mod tokens;
 
-pub use error::{error_body, model_body, models_body, words_of_envoy};
+pub use error::{Listed, error_body, model_body, models_body, words_of_envoy};
 pub use probe::{Probe, ProbeScan, REPEAT_MAX};
 pub use request::{BodyError, Patch, Prompt, RequestScan, patched};
 pub use response::{Ending, ErrorCause, Observed, ResponseScan, Usage};

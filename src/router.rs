@@ -372,6 +372,9 @@ impl Router {
             Ok(models) => models,
             Err(verdict) => return verdict,
         };
+        if let Some(refusal) = self.held_by_another(ask, &models) {
+            return Verdict::Refused(refusal);
+        }
         let Some(policy) = self.config.policies.get(ask.policy) else {
             return Verdict::Untouched("no_policy");
         };
@@ -509,6 +512,16 @@ impl Router {
                 Err(Verdict::Refused(Refusal::new(404, "unknown_model", message)))
             }
         }
+    }
+
+    /// A request that names another model than the one that holds what it refers to: only that one's instance knows it.
+    fn held_by_another(&self, ask: &Ask<'_>, models: &[usize]) -> Option<Refusal> {
+        let (_, pool) = self.config.fleet.pool_of(ask.holder?)?;
+        let holder = self.config.fleet.model_of(pool).filter(|_| !models.contains(&pool.model))?;
+        let id = ask.prompt.previous_response_id.as_deref().unwrap_or_default();
+        let message =
+            format!("The response `{id}` is stored by the model `{}` and cannot be continued by another.", holder.name);
+        Some(Refusal::new(404, "other_model", message))
     }
 
     /// What the predictor makes of the prompt, if it has anything to say.

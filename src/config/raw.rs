@@ -139,10 +139,17 @@ impl Default for RawRequest {
     }
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawResponse {
     pub(super) expose_endpoint: bool,
+    pub(super) allow_origin: String,
+}
+
+impl Default for RawResponse {
+    fn default() -> Self {
+        RawResponse { expose_endpoint: false, allow_origin: "*".to_owned() }
+    }
 }
 
 #[derive(Default, Deserialize)]

@@ -184,6 +184,7 @@ fn every_wrong_value_is_refused_with_its_field() {
         ("/request/max_buffered_bytes", json!(10), "request.max_buffered_bytes: must be between"),
         ("/envoy/listen", json!("10000"), "envoy.listen: \"10000\" is not an ip:port"),
         ("/envoy/default_pool", json!("nope"), "envoy.default_pool: no pool is named"),
+        ("/response/allow_origin", json!("a b"), "response.allow_origin: \"a b\" is neither"),
         ("/envoy/module", json!(""), "envoy.module: must be a path"),
         ("/drill", json!(["cpu"]), "drill[0]: unknown variant `cpu`"),
     ];
@@ -215,4 +216,30 @@ fn a_broken_file_is_refused_with_its_place() {
         let refusal = Config::parse(text.as_bytes()).unwrap_err().to_string();
         assert!(refusal.contains(expected), "{text:?}: {refusal}");
     }
+}
+
+#[test]
+fn every_name_that_requests_may_use_is_listed() {
+    let mut json = reference();
+    json["models"][1]["adapters"] = serde_json::json!(["sql"]);
+    let config = Config::parse(json.to_string().as_bytes()).unwrap();
+    let listed = config.models();
+    let names: Vec<&str> = listed.iter().map(|listed| listed.name).collect();
+    let expected = [
+        "auto",
+        "Qwen2.5-3B-Instruct",
+        "Qwen/Qwen2.5-3B-Instruct",
+        "Qwen2.5-7B-Instruct",
+        "sql",
+        "Qwen/Qwen2.5-7B-Instruct",
+        "Qwen2.5-32B-Instruct",
+        "Qwen/Qwen2.5-32B-Instruct",
+        "Qwen2.5-72B-Instruct",
+        "Qwen/Qwen2.5-72B-Instruct",
+        "bge-small-en-v1.5",
+        "BAAI/bge-small-en-v1.5",
+    ];
+    assert_eq!(names, expected);
+    let longest = config.fleet.pools.iter().map(|pool| pool.limits.max_model_len).max();
+    assert_eq!(Some(listed[0].max_model_len), longest);
 }

@@ -18,15 +18,10 @@ impl Stream {
     pub(super) fn models(&mut self, wanted: Option<&str>) -> Action {
         let created = host::now().as_secs();
         let body = self.worker.with(|w| {
-            let config = w.router.config();
-            let mut names = config
-                .virtual_models
-                .iter()
-                .chain(config.fleet.models.iter().flat_map(|m| std::iter::once(&m.name).chain(&m.adapters)))
-                .map(String::as_str);
+            let models = w.router.config().models();
             match wanted {
-                None => Some(openai::models_body(names, created)),
-                Some(name) => names.find(|n| *n == name).map(|n| openai::model_body(n, created)),
+                None => Some(openai::models_body(models.into_iter(), created)),
+                Some(name) => models.into_iter().find(|m| m.name == name).map(|m| openai::model_body(m, created)),
             }
         });
         match body.flatten() {

@@ -59,7 +59,10 @@ impl Stream {
 
     fn answer_with(&mut self, status: u16, headers: &[(&str, &str)], body: &str) -> Action {
         self.phase = Phase::Passing;
-        let headers = [("content-type", "application/json")].iter().chain(headers).copied().collect();
+        let origin = self.worker.with(|w| w.router.config().allow_origin.clone()).flatten();
+        let origin = origin.as_deref().map(|origin| (names::ALLOW_ORIGIN_RESPONSE_HEADER, origin));
+        let own = [("content-type", "application/json")].into_iter().chain(origin);
+        let headers = own.chain(headers.iter().copied()).collect();
         let _ = hostcalls::send_http_response(u32::from(status), headers, Some(body.as_bytes()));
         Action::Pause
     }

@@ -32,14 +32,23 @@ pub fn words_of_envoy(details: &str) -> Option<&'static str> {
     WORDS.iter().find(|(name, _)| details.starts_with(name)).map(|(_, words)| *words)
 }
 
+/// A name that requests may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed<'a> {
+    /// The name.
+    pub name: &'a str,
+    /// Tokens of the longest context that it may have.
+    pub max_model_len: u32,
+}
+
 /// The body of `GET /v1/models`; `created` in Unix seconds.
-pub fn models_body<'a>(names: impl Iterator<Item = &'a str>, created: u64) -> String {
-    json(&ModelList { object: "list", data: names.map(|name| ModelCard::new(name, created)).collect() })
+pub fn models_body<'a>(models: impl Iterator<Item = Listed<'a>>, created: u64) -> String {
+    json(&ModelList { object: "list", data: models.map(|model| ModelCard::new(model, created)).collect() })
 }
 
 /// The body of `GET /v1/models/{name}`; `created` in Unix seconds.
-pub fn model_body(name: &str, created: u64) -> String {
-    json(&ModelCard::new(name, created))
+pub fn model_body(model: Listed<'_>, created: u64) -> String {
+    json(&ModelCard::new(model, created))
 }
 
 #[derive(Serialize)]
@@ -82,11 +91,14 @@ struct ModelCard<'a> {
     object: &'a str,
     created: u64,
     owned_by: &'a str,
+    /// As vLLM says it.
+    max_model_len: u32,
 }
 
 impl<'a> ModelCard<'a> {
-    fn new(name: &'a str, created: u64) -> ModelCard<'a> {
-        ModelCard { id: name, object: "model", created, owned_by: "routebalance" }
+    fn new(model: Listed<'a>, created: u64) -> ModelCard<'a> {
+        let Listed { name, max_model_len } = model;
+        ModelCard { id: name, object: "model", created, owned_by: "routebalance", max_model_len }
     }
 }
 
@@ -200,12 +212,13 @@ mod tests {
 
     #[test]
     fn models() {
-        let card = |id: &str| json!({"id": id, "object": "model", "created": 7, "owned_by": "routebalance"});
+        let card = |id: &str| json!({"id": id, "object": "model", "created": 7, "owned_by": "routebalance", "max_model_len": 4096});
+        let listed = |name| Listed { name, max_model_len: 4_096 };
         assert_eq!(
-            parsed(&models_body(["auto", "a/b\""].into_iter(), 7)),
+            parsed(&models_body(["auto", "a/b\""].map(listed).into_iter(), 7)),
             json!({"object": "list", "data": [card("auto"), card("a/b\"")]})
         );
         assert_eq!(parsed(&models_body(std::iter::empty(), 7)), json!({"object": "list", "data": []}));
-        assert_eq!(parsed(&model_body("auto", 7)), card("auto"));
+        assert_eq!(parsed(&model_body(listed("auto"), 7)), card("auto"));
     }
 }

@@ -69,6 +69,11 @@ static_resources:
           "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
           stat_prefix: routebalance
           normalize_path: true
+          # nginx speaks HTTP/1.0 to its upstreams unless told otherwise, and so do many health checks.
+          http_protocol_options: {{ accept_http_10: true, default_host_for_http_10: "routebalance" }}
+          # vLLM has WebSocket endpoints: instances answer upgrades themselves.
+          upgrade_configs:
+          - upgrade_type: websocket
           request_headers_timeout: 10s
           # Feedback names a request by its id, so clients must learn it.
           always_set_request_id_in_response: true

@@ -16,13 +16,18 @@ pub(crate) async fn models(gateway: &Gateway) {
     let list = gateway.send(&Request::get("/v1/models")).await.ok();
     let ids: Vec<String> =
         list.json()["data"].as_array().unwrap().iter().map(|m| m["id"].as_str().unwrap().into()).collect();
-    let models = gateway.config().fleet.models.iter().map(|m| m.name.clone());
-    assert_eq!(ids, ["auto".to_owned()].into_iter().chain(models).collect::<Vec<_>>());
+    let fleet = &gateway.config().fleet;
+    let names = fleet.models.iter().map(|m| &m.name).chain(fleet.pools.iter().map(|p| &p.served_model));
+    let expected: BTreeSet<&str> = names.map(String::as_str).chain(["auto"]).collect();
+    assert_eq!(ids.iter().map(String::as_str).collect::<BTreeSet<_>>(), expected);
+    assert_eq!(list.header("access-control-allow-origin"), Some("*"), "browsers may read it");
+    assert!(list.json()["data"].as_array().unwrap().iter().all(|m| m["max_model_len"].as_u64().is_some_and(|n| n > 0)));
     for id in ids {
         assert_eq!(gateway.send(&Request::get(&format!("/v1/models/{id}"))).await.ok().json()["id"], id.as_str());
     }
     let unknown = gateway.send(&Request::get("/v1/models/gpt-9")).await;
     has_error_shape(&unknown, 404, Shape::OpenAi, "`gpt-9`");
+    assert_eq!(unknown.header("access-control-allow-origin"), Some("*"));
     assert!(list.arrivals.is_empty() && unknown.arrivals.is_empty(), "no instance is asked");
 }
 
@@ -105,6 +110,11 @@ pub(crate) async fn stored_response(gateway: &Gateway) {
             assert_eq!(continued.arrival().0, holder);
             names_its_choice(gateway, &continued, "fused");
         }
+        let other =
+            format!(r#"{{"previous_response_id":"{id}","model":"Qwen2.5-72B-Instruct","input":"And a lake?"}}"#);
+        let other = gateway.send(&Request::post("/v1/responses", other)).await;
+        has_error_shape(&other, 404, Shape::OpenAi, "stored by the model `Qwen2.5-7B-Instruct`");
+        assert!(other.arrivals.is_empty(), "no instance is asked");
     }
     let unknown = gateway.send(&Request::get("/v1/responses/resp_0")).await;
     assert_eq!((unknown.status, unknown.arrivals.len()), (404, 1), "an instance says so: {unknown:?}");
