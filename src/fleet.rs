@@ -237,4 +237,16 @@ pub struct Policy {
     pub exploration: f64,
     /// How requests are batched; `None` if each is decided at once.
     pub batching: Option<Batching>,
+    /// What happens to requests that generate and that the filter does not read, on which the policy's limits would be lost.
+    pub other_paths: OtherPaths,
+}
+
+/// What happens to requests that generate and that the filter does not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OtherPaths {
+    /// Envoy's own route serves them.
+    Pass,
+    /// They are refused.
+    Refuse,
 }

@@ -60,6 +60,31 @@ pub fn call_of(method: &str, path: &str) -> Option<Call> {
     path.match_indices("/v1").find_map(|(at, root)| call_at(method, path.get(at + root.len()..)?.strip_prefix('/')?))
 }
 
+/// Whether a path is one of those at which common servers generate, however it is spelt: with escapes, doubled slashes, other prefixes or
+/// in other letters.
+pub fn generates(path: &str) -> bool {
+    const SEGMENTS: [&str; 15] = [
+        "completions",
+        "responses",
+        "compact",
+        "messages",
+        "chat",
+        "invocations",
+        "generate",
+        "generate_stream",
+        "embeddings",
+        "embed",
+        "transcriptions",
+        "translations",
+        "speech",
+        "generations",
+        "realtime",
+    ];
+    let path = percent_decoded(path.split(['?', '#']).next().unwrap_or_default()).to_ascii_lowercase();
+    let last = path.split('/').rfind(|segment| !segment.is_empty());
+    last.is_some_and(|last| SEGMENTS.contains(&last.trim()))
+}
+
 /// The part of a path, with its query, that names the call: what stands before it is for routes to rewrite.
 pub fn path_of_call(path: &str) -> &str {
     let query = path.find(['?', '#']).unwrap_or(path.len());
@@ -158,6 +183,28 @@ mod tests {
         ];
         for (method, path, expected) in rows {
             assert_eq!(call_of(method, path), expected, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn paths_that_generate() {
+        let rows = [
+            ("/v1%2Fchat/completions", true),
+            ("/v1/chat//completions/", true),
+            ("/V1/CHAT/Completions", true),
+            ("/v1/chat/%63ompletions?x=/health", true),
+            ("/invocations", true),
+            ("/v1/responses/compact", true),
+            ("/openai/deployments/gpt/chat/completions?api-version=1", true),
+            ("/v1/audio/transcriptions", true),
+            ("/tokenize", false),
+            ("/health", false),
+            ("/", false),
+            ("", false),
+            ("/v1/models?a=/completions", false),
+        ];
+        for (path, expected) in rows {
+            assert_eq!(generates(path), expected, "{path}");
         }
     }
 

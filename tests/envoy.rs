@@ -139,6 +139,7 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "a budget caps the answer wherever its limit stands in the body" => admission::budgets_cap_the_answer,
         "a budget that is used up is flagged" => admission::budgets_are_used_up,
         "saturated instances shed" => admission::saturated_instances_shed,
+        "what is not read passes no limits by" => admission::no_way_round,
     ));
     trials.extend(APIS.iter().take(3).map(|row| served(&BATCHING, "fused", row)));
     trials.extend(scenarios!(&BATCHING,

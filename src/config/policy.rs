@@ -9,7 +9,7 @@ use super::batching::RawBatching;
 use super::demand::{self, RawDemandLevel, RawOnlinePrices};
 use super::{ConfigError, check_names, check_number, error};
 use crate::fleet::{
-    Budget, Constraint, Constraints, Fleet, Mode, Objective, Order, Overload, OverloadAction, Policy,
+    Budget, Constraint, Constraints, Fleet, Mode, Objective, Order, OtherPaths, Overload, OverloadAction, Policy,
     QualityNormalisation, Slo, Weights,
 };
 
@@ -44,6 +44,8 @@ pub(super) struct RawPolicy {
     pub(super) exploration: f64,
     #[serde(default)]
     pub(super) batching: Option<RawBatching>,
+    #[serde(default)]
+    pub(super) other_paths: Option<OtherPaths>,
 }
 
 fn absolute() -> Objective {
@@ -110,6 +112,8 @@ fn check_policy(i: usize, raw: &RawPolicy, fleet: &Fleet) -> Result<Policy, Conf
         return Err(error(at("weights"), "at least one weight must be above 0"));
     }
     let demand_levels = demand::check_levels(&at, &raw.demand_levels, fleet)?;
+    let constraints = check_constraints(&at, raw)?;
+    let overload = check_overload(&at, &raw.overload)?;
     Ok(Policy {
         name: raw.name.clone(),
         weights: Weights { quality: quality / sum, latency: latency / sum, cost: cost / sum },
@@ -118,12 +122,24 @@ fn check_policy(i: usize, raw: &RawPolicy, fleet: &Fleet) -> Result<Policy, Conf
         prices: demand::check_prices(&at, raw, fleet, &demand_levels)?,
         online_prices: raw.online_prices.as_ref().map(|o| o.check(&at, &demand_levels)).transpose()?,
         demand_levels,
-        constraints: check_constraints(&at, raw)?,
+        other_paths: raw.other_paths.unwrap_or_else(|| other_paths(&constraints, &overload)),
+        constraints,
         trust_request_headers: raw.trust_request_headers,
-        overload: check_overload(&at, &raw.overload)?,
+        overload,
         exploration: check_number(at("exploration"), raw.exploration, 0.0, 0.5)?,
         batching: raw.batching.as_ref().map(|b| b.check(&at)).transpose()?,
     })
+}
+
+/// A policy that limits requests refuses what would pass its limits by.
+fn other_paths(constraints: &Constraints, overload: &Overload) -> OtherPaths {
+    let Constraints { budget, quality_min, mode, .. } = constraints;
+    let limits = budget.usd.is_some()
+        || budget.tokens.is_some()
+        || quality_min.is_some()
+        || *mode == Mode::Strict
+        || overload.action == OverloadAction::Shed;
+    if limits { OtherPaths::Refuse } else { OtherPaths::Pass }
 }
 
 fn check_constraints(at: &impl Fn(&str) -> String, raw: &RawPolicy) -> Result<Constraints, ConfigError> {

@@ -219,6 +219,32 @@ fn a_broken_file_is_refused_with_its_place() {
 }
 
 #[test]
+fn a_policy_that_limits_refuses_what_passes_by() {
+    let policy = |fields: serde_json::Value| {
+        let mut json = reference();
+        for (name, value) in fields.as_object().unwrap() {
+            json["policies"][0][name] = value.clone();
+        }
+        Config::parse(json.to_string().as_bytes()).unwrap().policies[0].other_paths
+    };
+    use crate::fleet::OtherPaths::{Pass, Refuse};
+    let rows = [
+        (serde_json::json!({}), Pass),
+        (serde_json::json!({"slo": {"ttft_ms": 100}}), Pass),
+        (serde_json::json!({"budget": {"usd": 0.1}}), Refuse),
+        (serde_json::json!({"budget": {"tokens": 100}}), Refuse),
+        (serde_json::json!({"quality_min": 0.1}), Refuse),
+        (serde_json::json!({"relaxation": {"mode": "strict"}}), Refuse),
+        (serde_json::json!({"overload": {"action": "shed", "ttft_ms": 100}}), Refuse),
+        (serde_json::json!({"budget": {"usd": 0.1}, "other_paths": "pass"}), Pass),
+        (serde_json::json!({"other_paths": "refuse"}), Refuse),
+    ];
+    for (fields, expected) in rows {
+        assert_eq!(policy(fields.clone()), expected, "{fields}");
+    }
+}
+
+#[test]
 fn every_name_that_requests_may_use_is_listed() {
     let mut json = reference();
     json["models"][1]["adapters"] = serde_json::json!(["sql"]);

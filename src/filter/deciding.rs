@@ -78,7 +78,7 @@ impl Pending {
 
 impl Stream {
     /// The policy of the request's route: its metadata, its name, or the default.
-    fn policy(worker: &Worker) -> usize {
+    pub(super) fn policy(worker: &Worker) -> usize {
         let config = worker.router.config();
         let metadata = ["xds", "route_metadata", "filter_metadata", names::METADATA_NAMESPACE, names::METADATA_POLICY];
         host::property(&metadata)
@@ -88,7 +88,14 @@ impl Stream {
     }
 
     pub(super) fn begin(&mut self, api: Api, end_of_stream: bool) -> Action {
-        if host::header(MapType::HttpRequestHeaders, "content-encoding").is_some_and(|e| e != "identity") {
+        let encoding = host::header(MapType::HttpRequestHeaders, "content-encoding").unwrap_or_default();
+        if !["", "identity"].contains(&encoding.trim().to_ascii_lowercase().as_str()) {
+            if self.refuses_unread() {
+                let message = format!(
+                    "A body in the encoding `{encoding}` cannot be read, and the policy of its route has limits."
+                );
+                return self.refuse(Some(api), &Refusal::new(415, "encoded_body", message));
+            }
             return self.leave(api, "encoded_body");
         }
         let policy = self.worker.with(|w| Stream::policy(w)).unwrap_or_default();

@@ -13,6 +13,7 @@ use crate::filter::host;
 use crate::filter::local;
 use crate::filter::serving::Serving;
 use crate::filter::worker::Shared;
+use crate::fleet::OtherPaths;
 use crate::names;
 use crate::openai::{self, Api, Call};
 use crate::router::{Refusal, Rung};
@@ -105,6 +106,26 @@ impl Stream {
         action
     }
 
+    /// Lets Envoy's own route serve what is not read here, unless that would pass a policy's limits by.
+    fn other_path(&mut self, method: &str, path: &str) -> Action {
+        let upgrades = || host::header(MapType::HttpRequestHeaders, "upgrade").is_some();
+        let counts = (method == "POST" && openai::generates(path)) || (method != "POST" && upgrades());
+        if counts && self.refuses_unread() {
+            let message = "This path has no limits here, and the policy of its route demands them.";
+            return self.refuse(None, &Refusal::new(403, "other_path", message));
+        }
+        self.pass("other_path")
+    }
+
+    /// Whether the policy of the request's route refuses what would pass its limits by.
+    pub(super) fn refuses_unread(&self) -> bool {
+        let refuses = self.worker.with(|w| {
+            let policy = Stream::policy(w);
+            w.router.config().policies.get(policy).is_some_and(|policy| policy.other_paths == OtherPaths::Refuse)
+        });
+        refuses.unwrap_or(false)
+    }
+
     /// Lets Envoy's own route serve.
     pub(super) fn pass(&mut self, reason: &'static str) -> Action {
         self.phase = Phase::Passing;
@@ -148,7 +169,7 @@ impl HttpContext for Stream {
         }
         match openai::call_of(&method, &path) {
             None if self.is_feedback(&path) => self.begin_feedback(&method, end_of_stream),
-            None => self.pass("other_path"),
+            None => self.other_path(&method, &path),
             Some(Call::Models) => self.models(None),
             Some(Call::Model { name }) => self.models(Some(&name)),
             Some(Call::ResponseItem { id }) => self.response_item(&id),

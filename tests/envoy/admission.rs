@@ -242,3 +242,37 @@ pub(crate) async fn saturated_instances_shed(gateway: &Gateway) {
     let elsewhere = gateway.send(&chat("/latency", &json!({"max_tokens": 4}))).await.ok();
     assert_ne!(pool(gateway, &elsewhere), SHEDDING_MODEL.0);
 }
+
+/// What the filter does not read passes on a route without limits, and not on one whose policy has some.
+pub(crate) async fn no_way_round(gateway: &Gateway) {
+    let chat = Request::chat("Qwen2.5-7B-Instruct");
+    let at = |path: &str| Request { path: path.to_owned(), ..chat.clone() };
+    let websocket = |path: &str| {
+        Request::get(path)
+            .header("connection", "upgrade")
+            .header("upgrade", "websocket")
+            .header("sec-websocket-version", "13")
+    };
+    let rows = [
+        (at("/cost/v1%2Fchat/completions"), 403),
+        (at("/cost/v1/chat//completions"), 403),
+        (at("/cost/V1/Chat/Completions"), 403),
+        (at("/cost/invocations"), 403),
+        (at("/cost/v1/audio/speech"), 403),
+        (websocket("/cost/v1/realtime"), 403),
+        (at("/cost/v1/chat/completions").header("content-encoding", "gzip"), 415),
+        (at("/cost/v1/chat/completions").header("content-encoding", "br, gzip"), 415),
+    ];
+    for (request, status) in rows {
+        let reply = gateway.send(&request).await;
+        has_error_shape(&reply, status, Shape::OpenAi, "");
+        assert!(reply.arrivals.is_empty(), "{}: no instance is asked: {reply:?}", request.path);
+        let free = Request { path: request.path.replacen("/cost", "", 1), ..request };
+        let reply = gateway.send(&free).await;
+        assert_eq!(reply.header("x-routebalance-refused-reason"), None, "{}: {reply:?}", free.path);
+    }
+    let tokenize = gateway.send(&at("/cost/tokenize")).await;
+    assert_eq!(tokenize.header("x-routebalance-refused-reason"), None, "what does not generate passes");
+    let plain = gateway.send(&chat.header("content-encoding", "Identity")).await.ok();
+    assert_eq!(plain.header("x-routebalance-rung"), Some("fused"), "it is read");
+}
