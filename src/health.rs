@@ -261,9 +261,9 @@ impl Records {
         self.0.get(&instance).is_some_and(|record| record.is_silent(now, settings))
     }
 
-    /// Whether an instance's work stands still.
-    pub fn is_stalled(&self, instance: u32) -> bool {
-        self.0.get(&instance).is_some_and(|record| record.stalled && record.is_ejected())
+    /// Whether an instance's work stood still after this time. Its probe, which is sent later, may show otherwise.
+    pub fn is_stalled_since(&self, instance: u32, sent: Duration) -> bool {
+        self.0.get(&instance).is_some_and(|record| record.stalled && record.is_ejected() && record.last_failure > sent)
     }
 
     /// Tells the loads how their instances stand.

@@ -12,6 +12,8 @@ pub const ROUTED_AS_STREAM: &str = "stream";
 pub const ROUTED_AS_WHOLE: &str = "whole";
 /// The plugin's root id as an upstream filter of the pools' clusters.
 pub const ATTEMPTS_ROOT_ID: &str = "attempts";
+/// Request header that limits how often Envoy tries again.
+pub const MAX_RETRIES_HEADER: &str = "x-envoy-max-retries";
 /// Request header in which Envoy counts attempts.
 pub const ATTEMPT_COUNT_HEADER: &str = "x-envoy-attempt-count";
 /// Response header after which Envoy's router makes no other attempt.

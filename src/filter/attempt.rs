@@ -2,8 +2,9 @@
 //! instance that it goes to, and where two instances have failed alike, no third one is asked.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::time::Duration;
 
 use proxy_wasm::hostcalls;
@@ -17,6 +18,7 @@ use crate::filter::worker::{Shared, Worker};
 use crate::health::Suspect;
 use crate::names;
 use crate::openai::{self, Api, Patch, Prompt};
+use crate::reckoning::Dispatch;
 use crate::router::Decision;
 
 /// What attempts after the first need to know of a request.
@@ -25,11 +27,14 @@ pub(super) struct Plan {
     elsewhere: Vec<(String, Vec<Patch>)>,
     api: Api,
     worker: Shared,
-    /// The instance of the first attempt, which nobody sees here.
+    /// The instance of the first attempt, which nobody sees here, and whether it answered nobody when the second one was made.
     first: usize,
+    first_is_silent: bool,
     suspect: Suspect,
-    /// Attempts after the first one.
-    further: usize,
+    /// The instances of the attempts after the first one; `None` for one that the filter does not know.
+    passed: Vec<Option<usize>>,
+    /// The request's load.
+    dispatch: Rc<Cell<Option<Dispatch>>>,
     /// Whether the request was ended because it is the suspect: the last attempt's instance has not had it.
     given_up: bool,
 }
@@ -42,7 +47,7 @@ impl Plan {
         api: Api,
         prompt: &Prompt,
         decision: &Decision,
-        done: &[Patch],
+        (done, dispatch): (&[Patch], Rc<Cell<Option<Dispatch>>>),
     ) -> Plan {
         let fleet = &config.fleet;
         let target = |i: &usize| {
@@ -57,16 +62,36 @@ impl Plan {
             api,
             worker,
             first: decision.instance,
+            first_is_silent: false,
             suspect: Suspect::default(),
-            further: 0,
+            passed: Vec::new(),
+            dispatch,
             given_up: false,
         }
     }
 
     /// Whether the request is the reason of its failures, and no other instance is to be asked.
     fn is_suspect(&self) -> bool {
-        let is_silent = || self.worker.with(|w| w.is_silent(self.first, host::now())).unwrap_or(false);
-        self.suspect.is_certain(false) && self.suspect.is_certain(is_silent())
+        self.suspect.is_certain(self.first_is_silent)
+    }
+
+    /// Another attempt begins, at this address.
+    fn pass(&mut self, context: u32, address: &str) {
+        self.given_up = self.is_suspect();
+        let (first, is_second, given_up) = (self.first, self.passed.is_empty(), self.given_up);
+        let dispatch = Rc::clone(&self.dispatch);
+        let seen = self.worker.with(|worker| {
+            let now = host::now();
+            let instance = worker.router.config().fleet.instance_at(address);
+            if let Some(instance) = instance.filter(|_| !given_up) {
+                worker.reruns.moved(context, instance, now);
+                worker.carry(&dispatch, instance, now);
+            }
+            (is_second && worker.is_silent(first, now), instance)
+        });
+        let (is_silent, instance) = seen.unwrap_or_default();
+        self.first_is_silent |= is_silent;
+        self.passed.push(instance);
     }
 }
 
@@ -96,7 +121,15 @@ impl Planned {
 
     /// How many instances have failed at the request, if it was ended because they have: the next one has not had it.
     pub(super) fn given_up_after(&self) -> Option<usize> {
-        with_plans(|plans| plans.get(&self.context).filter(|plan| plan.given_up).map(|plan| plan.further)).flatten()
+        with_plans(|plans| plans.get(&self.context).filter(|plan| plan.given_up).map(|plan| plan.passed.len()))
+            .flatten()
+    }
+
+    /// The instances of the attempts after the first one.
+    pub(super) fn passed(&self) -> Vec<usize> {
+        with_plans(|plans| plans.get(&self.context).and_then(|plan| plan.passed.iter().copied().collect()))
+            .flatten()
+            .unwrap_or_default()
     }
 }
 
@@ -126,6 +159,8 @@ pub(super) struct Attempt {
     context: Option<u32>,
     /// What makes the body ask for the model of this attempt's instance; `None` once it does.
     patches: Option<Vec<Patch>>,
+    /// Bytes of the body that are in the host's buffer.
+    size: usize,
     /// Whether the instance has answered.
     answered: bool,
 }
@@ -167,13 +202,10 @@ impl Context for Attempt {
 impl HttpContext for Attempt {
     fn on_http_request_headers(&mut self, _headers: usize, end_of_stream: bool) -> Action {
         self.context = context();
-        if self.context.is_none() {
-            return Action::Continue;
-        }
+        let Some(context) = self.context else { return Action::Continue };
         let address = host::property(&["upstream", "address"]).unwrap_or_default();
         let turn = self.with_plan(|plan| {
-            plan.further = plan.further.saturating_add(1);
-            plan.given_up = plan.is_suspect();
+            plan.pass(context, &address);
             let of_this = plan.elsewhere.iter().find(|(other, _)| *other == address);
             (plan.api, plan.given_up, of_this.map(|(_, patches)| patches.clone()).unwrap_or_default())
         });
@@ -203,9 +235,16 @@ impl HttpContext for Attempt {
 
     fn on_http_request_body(&mut self, size: usize, end_of_stream: bool) -> Action {
         if self.patches.is_some() && !end_of_stream {
+            self.size = size;
             return Action::Pause;
         }
         self.write_body(size);
+        Action::Continue
+    }
+
+    fn on_http_request_trailers(&mut self, _trailers: usize) -> Action {
+        // A body that ends with trailers has no last piece of its own.
+        self.write_body(self.size);
         Action::Continue
     }
 

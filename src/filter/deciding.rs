@@ -1,11 +1,14 @@
 //! From a read body to a request on its way: the question to the router, and the carrying out of its decision.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{Action, BufferType, MapType};
 
 use crate::affinity::{Keys, Recall};
+use crate::config::RETRIES;
 use crate::filter::access_log::{Entry, Timing};
 use crate::filter::attempt::{Plan, Planned};
 use crate::filter::health::Checkup;
@@ -186,7 +189,9 @@ impl Stream {
         let patches = prompt.patches(reading.api, served_model, decision.max_tokens);
         let patched = patch_body(&patches, buffered);
         set_length(reading.content_length, buffered, patched);
-        let plan = Plan::new(self.worker.clone(), config, reading.api, &prompt, &decision, &patches);
+        let dispatch = Rc::new(Cell::new(Some(decision.dispatch())));
+        let done = (patches.as_slice(), Rc::clone(&dispatch));
+        let plan = Plan::new(self.worker.clone(), config, reading.api, &prompt, &decision, done);
         let planned = Planned::new(self.id, plan);
         direct(&pool.cluster, Some(&endpoints.join(",")), prompt.stream, Some(self.id));
         let least = config.health.answer_limit;
@@ -211,7 +216,7 @@ impl Stream {
         let is_common = worker.router.config().names_no_model(prompt.model.as_deref());
         let checkup = Checkup::new(&decision, &prompt, is_common, host::now());
         let size = Some(patched.unwrap_or(buffered)).filter(|_| complete && !prompt.stream);
-        let rerun = size.map(|size| worker.keep_for_rerun(self.id, reading.api, &decision, size));
+        let rerun = size.map(|size| worker.keep_for_rerun(self.id, reading.api, &decision, size, &dispatch));
         let serving = Serving::new(
             reading,
             decision,
@@ -219,7 +224,7 @@ impl Stream {
             decision_us,
             asks_load,
             checkup,
-            (planned, rerun.unwrap_or_default()),
+            (planned, rerun.unwrap_or_default(), dispatch),
         );
         self.phase = Phase::Serving(Box::new(serving));
     }
@@ -272,6 +277,11 @@ fn pass_to_pool(worker: &Worker, pool: usize, pending: &Pending) {
 pub(super) fn direct(cluster: &str, endpoints: Option<&str>, stream: bool, context: Option<u32>) {
     host::set_header(MapType::HttpRequestHeaders, names::POOL_HEADER, Some(cluster));
     host::set_header(MapType::HttpRequestHeaders, names::ENDPOINT_HEADER, endpoints);
+    // Beyond the list, Envoy would choose by itself: an instance that does not hold what the request needs, or one that has failed.
+    let others = endpoints.map_or(usize::MAX, |named| named.matches(',').count());
+    if others < *RETRIES.end() {
+        host::set_header(MapType::HttpRequestHeaders, names::MAX_RETRIES_HEADER, Some(&others.to_string()));
+    }
     let kind = if stream { names::ROUTED_AS_STREAM } else { names::ROUTED_AS_WHOLE };
     match context {
         Some(context) => host::set_filter_state(names::ROUTED_STATE, &format!("{kind} {context}")),

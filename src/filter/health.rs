@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use proxy_wasm::types::MapType;
 
+use crate::filter::attempt::Planned;
 use crate::filter::host;
 use crate::filter::worker::{SWAP_ATTEMPTS, Worker};
 use crate::health::{self, Attempts, Event, Failure, Outcome, Records, Sight, Standing, Watch};
@@ -60,21 +61,24 @@ impl Checkup {
     }
 
     /// The answer is one that the filter has asked this instance for: what stood still before it is known.
-    pub(super) fn rerun(&mut self, instance: usize) {
-        self.instance = instance;
-        self.is_rerun = true;
-        self.sent = host::now();
+    pub(super) fn rerun(&mut self, instance: usize, sent: Duration) {
+        (self.instance, self.sent, self.is_rerun) = (instance, sent, true);
     }
 
-    /// The response's headers are here; `served_by` is the instance that Envoy names. `given_up` says after how many
-    /// failures the request was ended before it reached that one.
+    /// The filter has ended the request itself: nobody's answer is judged.
+    pub(super) fn ended_here(&mut self) {
+        (self.settled, self.is_rerun) = (true, true);
+    }
+
+    /// The response's headers are here; `served_by` is the instance that Envoy names. `planned` knows the
+    /// further attempts, and whether the request was ended before it reached that one.
     pub(super) fn head(
         &mut self,
         worker: &mut Worker,
         decision: &Decision,
         served_by: Option<usize>,
         (status, content_type): (u16, &str),
-        given_up: Option<usize>,
+        planned: &Planned,
     ) {
         self.status = status;
         self.readable = host::header(MapType::HttpResponseHeaders, "content-encoding").is_none_or(|e| e == "identity")
@@ -86,7 +90,10 @@ impl Checkup {
         }
         let now = host::now();
         self.attempts.count = host::number(&["upstream", "request_attempt_count"]).unwrap_or(1);
-        let order: Vec<usize> = std::iter::once(decision.instance).chain(decision.fallbacks.iter().copied()).collect();
+        // Envoy skips endpoints of the list that its cluster does not have: what has passed is known better.
+        let (passed, given_up) = (planned.passed(), planned.given_up_after());
+        let further = if passed.is_empty() { decision.fallbacks.clone() } else { passed };
+        let order: Vec<usize> = std::iter::once(decision.instance).chain(further).collect();
         let failed = given_up.unwrap_or_else(|| self.attempts.failed(order.len()));
         self.earlier = order.iter().take(failed).copied().collect();
         self.instance = served_by.or_else(|| order.get(failed).copied()).unwrap_or(decision.instance);
@@ -202,7 +209,7 @@ impl Worker {
     }
 
     /// Something was seen of an instance; all workers know it from now on.
-    fn saw(&mut self, instance: usize, event: Event, sent: Duration, now: Duration) {
+    pub(super) fn saw(&mut self, instance: usize, event: Event, sent: Duration, now: Duration) {
         if let Some(failure) = event.failure() {
             self.metrics.count(&format!("routebalance.failures.{}", failure.name()));
         }

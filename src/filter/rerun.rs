@@ -1,5 +1,5 @@
 //! Whole answers whose instance is found dead or stalled: Envoy sees nothing of that, since they are silent until their end, so the filter
-//! asks the next instance itself and gives the client its answer.
+//! asks the next instance itself and gives the client the answer that comes first.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
@@ -12,35 +12,59 @@ use proxy_wasm::types::{BufferType, MapType};
 use crate::filter::attempt;
 use crate::filter::host;
 use crate::filter::worker::{Shared, Worker};
-use crate::health::{Records, Suspect};
+use crate::health::{Event, Failure, Records, Suspect};
 use crate::names;
 use crate::openai::{self, Api};
-use crate::reckoning::{InstanceReport, Reports};
+use crate::reckoning::{Dispatch, Reports};
 use crate::router::Decision;
 
 /// Time between two looks for requests whose instance is stuck.
 const LOOK_PERIOD: Duration = Duration::from_millis(200);
+/// Lost scrapes in a row after which an instance is dead: fewer may be a server that is too busy to answer them.
+const LOST_SCRAPES_OF_THE_DEAD: u32 = 8;
 /// The largest body that is kept for another instance: this and the next bound the VM's memory.
 const BODY_BYTES_MAX: usize = 256 << 10;
 /// Bytes of all bodies that are kept.
 const BODIES_BYTES_MAX: usize = 32 << 20;
+/// How long an instance may take that was asked here. Where it stalls as well, its reports say so before.
+const CALL_TIMEOUT: Duration = Duration::from_secs(3_600);
 /// Headers that belong to a connection, or that Envoy writes itself.
-const NOT_COPIED: [&str; 7] =
-    ["connection", "transfer-encoding", "content-length", "te", "upgrade", "expect", names::TIMEOUT_HEADER];
+const NOT_COPIED: [&str; 6] = ["connection", "transfer-encoding", "content-length", "te", "upgrade", "expect"];
+/// Statuses with which an instance says that another one should be asked.
+const BUSY: [u16; 4] = [429, 503, 504, 529];
+
+/// Whose answer a stream gets that Envoy has not brought.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Served {
+    /// This instance's, which was asked at this time.
+    By(usize, Duration),
+    /// Nobody's: the filter has ended the request.
+    ByNobody,
+}
+
+/// Says to a stream whose answer it gets.
+pub(super) type ServedBy = Rc<Cell<Option<Served>>>;
+
+/// An instance that has the request.
+#[derive(Clone, Copy)]
+struct Asked {
+    instance: usize,
+    at: Duration,
+    /// The call by which the filter asks it; `None` for Envoy's own attempt.
+    call: Option<u32>,
+}
 
 /// A request for a whole answer, as another instance may be asked for it.
 struct Whole {
     api: Api,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
-    /// The instance that has it.
-    instance: usize,
+    /// Envoy's own attempt, then the instances that the filter has asked.
+    asked: Vec<Asked>,
     /// The instances that may still be asked, best first.
     next: VecDeque<usize>,
-    /// The call that asks the next instance.
-    call: Option<u32>,
-    /// Says to the stream whose answer it gets.
-    served_by: Rc<Cell<Option<usize>>>,
+    dispatch: Rc<Cell<Option<Dispatch>>>,
+    served_by: ServedBy,
 }
 
 /// This worker's requests for whole answers that have none yet, by the context of each.
@@ -52,51 +76,87 @@ pub(super) struct Reruns {
 }
 
 impl Reruns {
-    fn insert(&mut self, context: u32, whole: Whole) {
-        self.bytes = self.bytes.saturating_add(whole.body.len());
-        self.waiting.insert(context, whole);
-    }
-
     /// The answer has begun, or nobody waits for it.
     pub(super) fn remove(&mut self, context: u32) {
         if let Some(whole) = self.waiting.remove(&context) {
             self.bytes = self.bytes.saturating_sub(whole.body.len());
         }
     }
+
+    /// Envoy has sent a request to another instance.
+    pub(super) fn moved(&mut self, context: u32, instance: usize, now: Duration) {
+        let Some(whole) = self.waiting.get_mut(&context) else { return };
+        if let Some(own) = whole.asked.first_mut() {
+            (own.instance, own.at) = (instance, now);
+        }
+        whole.next.retain(|other| *other != instance);
+    }
 }
 
 impl Worker {
-    /// Keeps what another instance needs to be asked for a whole answer. `buffered` bytes of the body, which is complete, are in the
-    /// host's buffer, as they go out.
+    /// Keeps what another instance needs to be asked for a whole answer. `size` bytes of the body, which is complete, are in the host's
+    /// buffer, as they go out. A response that an instance stores is not made twice.
     pub(super) fn keep_for_rerun(
         &mut self,
         context: u32,
         api: Api,
         decision: &Decision,
-        buffered: usize,
-    ) -> Rc<Cell<Option<usize>>> {
-        let served_by = Rc::new(Cell::new(None));
-        let is_small = buffered <= BODY_BYTES_MAX && self.reruns.bytes.saturating_add(buffered) <= BODIES_BYTES_MAX;
-        if decision.fallbacks.is_empty() || !is_small || !self.router.config().health.enabled {
+        size: usize,
+        dispatch: &Rc<Cell<Option<Dispatch>>>,
+    ) -> ServedBy {
+        let served_by = ServedBy::default();
+        let is_small = size <= BODY_BYTES_MAX && self.reruns.bytes.saturating_add(size) <= BODIES_BYTES_MAX;
+        let may = is_small && api != Api::Responses && self.router.config().health.enabled;
+        if decision.fallbacks.is_empty() || !may {
             return served_by;
         }
-        let body = host::buffer(BufferType::HttpRequestBody, 0, buffered);
-        let next = decision.fallbacks.iter().copied().collect();
-        let headers = copied(host::headers(MapType::HttpRequestHeaders));
-        let (instance, call) = (decision.instance, None);
-        let whole = Whole { api, headers, body, instance, next, call, served_by: Rc::clone(&served_by) };
-        self.reruns.insert(context, whole);
+        let Some(headers) = self.headers_as_sent() else { return served_by };
+        let body = host::buffer(BufferType::HttpRequestBody, 0, size);
+        self.reruns.bytes = self.reruns.bytes.saturating_add(body.len());
+        let whole = Whole {
+            api,
+            headers,
+            body,
+            asked: vec![Asked { instance: decision.instance, at: host::now(), call: None }],
+            next: decision.fallbacks.iter().copied().collect(),
+            dispatch: Rc::clone(dispatch),
+            served_by: Rc::clone(&served_by),
+        };
+        self.reruns.waiting.insert(context, whole);
         served_by
     }
 
-    /// Whether nothing is to be expected of an instance any more, by what the reports show.
-    fn is_stuck(&self, instance: usize, reports: &Reports, records: &Records) -> bool {
-        let key = self.router.config().fleet.instances.get(instance).map(|instance| instance.key);
-        key.is_some_and(|key| records.is_stalled(key))
-            || reports.0.get(instance).is_some_and(InstanceReport::is_unreachable)
+    /// The request's headers as another instance may get them: none of a connection's, none of Envoy's own, and the path as the route
+    /// rewrites it; `None` where nobody here knows how it does.
+    fn headers_as_sent(&self) -> Option<Vec<(String, String)>> {
+        let is_copied = |name: &str| {
+            !NOT_COPIED.contains(&name)
+                && !name.starts_with("x-envoy-")
+                && ![names::POOL_HEADER, names::ENDPOINT_HEADER].contains(&name)
+        };
+        let kept = host::headers(MapType::HttpRequestHeaders).into_iter().filter(|(name, _)| is_copied(name));
+        kept.map(|(name, value)| Some(if name == ":path" { (name, self.path_as_sent(value)?) } else { (name, value) }))
+            .collect()
     }
 
-    /// Asks the next instance for every answer whose instance is stuck.
+    fn path_as_sent(&self, path: String) -> Option<String> {
+        if openai::path_of_call(&path) == path {
+            return Some(path);
+        }
+        let name = host::property(&["xds", "route_name"])?;
+        let route = self.router.config().routes.iter().find(|route| route.name == name)?;
+        let rest = path.strip_prefix(&route.prefix)?;
+        Some(route.prefix_rewrite.as_ref().map_or(path.clone(), |rewrite| format!("{rewrite}{rest}")))
+    }
+
+    /// Whether nothing is to be expected of what an instance was asked, by what its reports show since.
+    fn is_stuck(&self, asked: &Asked, reports: &Reports, records: &Records) -> bool {
+        let key = self.router.config().fleet.instances.get(asked.instance).map(|instance| instance.key);
+        key.is_some_and(|key| records.is_stalled_since(key, asked.at))
+            || reports.0.get(asked.instance).is_some_and(|report| report.unreachable >= LOST_SCRAPES_OF_THE_DEAD)
+    }
+
+    /// Asks the next instance for every answer whose instance is stuck; those for which nobody is left and whose time is over.
     fn rerun(&mut self, now: Duration) -> Vec<(u32, Api)> {
         if self.reruns.waiting.is_empty() || now < self.reruns.looked_at.saturating_add(LOOK_PERIOD) {
             return Vec::new();
@@ -104,29 +164,43 @@ impl Worker {
         self.reruns.looked_at = now;
         let records = self.records();
         let reports = self.read_reports().map(|(reports, _)| reports).unwrap_or_default();
-        let idle = self.reruns.waiting.iter().filter(|(_, whole)| whole.call.is_none());
-        let stuck: Vec<u32> =
-            idle.filter(|(_, whole)| self.is_stuck(whole.instance, &reports, &records)).map(|(id, _)| *id).collect();
-        stuck.into_iter().filter_map(|context| self.ask_next(context, &reports, &records)).collect()
+        let all_are_stuck = |whole: &Whole| whole.asked.iter().all(|asked| self.is_stuck(asked, &reports, &records));
+        let stuck = self.reruns.waiting.iter().filter(|(_, whole)| all_are_stuck(whole));
+        let stuck: Vec<u32> = stuck.map(|(context, _)| *context).collect();
+        stuck.into_iter().filter_map(|context| self.ask_next(context, now, &reports, &records)).collect()
     }
 
-    /// Asks the next instance that is not stuck itself; the request where there is none.
-    fn ask_next(&mut self, context: u32, reports: &Reports, records: &Records) -> Option<(u32, Api)> {
+    /// Asks the next instance that is not stuck itself. Where there is none, the one that has the request may still go on: the request
+    /// is given back once its time is over.
+    fn ask_next(&mut self, context: u32, now: Duration, reports: &Reports, records: &Records) -> Option<(u32, Api)> {
         let mut whole = self.reruns.waiting.remove(&context)?;
-        let api = whole.api;
-        while let Some(instance) = whole.next.pop_front() {
-            if self.is_stuck(instance, reports, records) {
-                continue;
-            }
-            if let Some(token) = self.call(context, &whole, instance) {
-                (whole.call, whole.instance) = (Some(token), instance);
-                self.metrics.count("routebalance.reruns");
-                break;
-            }
+        let works = |i: &usize| {
+            let asked = Asked { instance: *i, at: Duration::ZERO, call: None };
+            !self.is_stuck(&asked, reports, records)
+        };
+        let at = whole.next.iter().position(works);
+        let asked = at.and_then(|at| whole.next.remove(at)).and_then(|instance| {
+            let call = self.call(context, &whole, instance)?;
+            Some(Asked { instance, at: now, call: Some(call) })
+        });
+        if let Some(asked) = asked {
+            self.metrics.count("routebalance.reruns");
+            self.carry(&whole.dispatch, asked.instance, now);
+            whole.asked.push(asked);
         }
-        let is_lost = whole.call.is_none();
+        let first_at = whole.asked.first().map_or(now, |asked| asked.at);
+        let is_over = asked.is_none() && now.saturating_sub(first_at) > self.router.config().health.answer_limit;
+        let api = whole.api;
         self.reruns.waiting.insert(context, whole);
-        is_lost.then_some((context, api))
+        is_over.then_some((context, api))
+    }
+
+    /// The load of a request goes with it.
+    pub(super) fn carry(&mut self, dispatch: &Cell<Option<Dispatch>>, instance: usize, now: Duration) {
+        if let Some(mut moved) = dispatch.get().filter(|dispatch| dispatch.instance != instance) {
+            self.move_to(&mut moved, instance, now);
+            dispatch.set(Some(moved));
+        }
     }
 
     fn call(&self, context: u32, whole: &Whole, instance: usize) -> Option<u32> {
@@ -139,23 +213,18 @@ impl Worker {
         let body = attempt::body_at(context, address, &whole.body);
         hostcalls::dispatch_http_call(&pool.cluster, headers, Some(&body), vec![], CALL_TIMEOUT).ok()
     }
-}
 
-/// Whoever stalls as well is found out by its reports.
-const CALL_TIMEOUT: Duration = Duration::from_secs(3_600);
-
-/// Headers as another instance may get them: none of a connection's, none of Envoy's own, and the path without what routes rewrite.
-fn copied(headers: Vec<(String, String)>) -> Vec<(String, String)> {
-    let is_copied = |name: &str| {
-        !NOT_COPIED.contains(&name)
-            && !name.starts_with("x-envoy-")
-            && ![names::POOL_HEADER, names::ENDPOINT_HEADER].contains(&name)
-    };
-    let kept = headers.into_iter().filter(|(name, _)| is_copied(name));
-    kept.map(
-        |(name, value)| if name == ":path" { (name, openai::path_of_call(&value).to_owned()) } else { (name, value) },
-    )
-    .collect()
+    /// The instance of a call has failed: another one is asked at the next look, unless Envoy's own attempt goes on.
+    fn call_failed(&mut self, context: u32, asked: Asked, status: u16) {
+        let event = match status {
+            503 | 429 | 529 => Event::Busy(None),
+            _ => Event::Suspected(Failure::Status),
+        };
+        self.saw(asked.instance, event, asked.at, host::now());
+        if let Some(whole) = self.reruns.waiting.get_mut(&context) {
+            whole.asked.retain(|other| other.call != asked.call);
+        }
+    }
 }
 
 /// Looks for requests whose instance is stuck; `root` is the context to which the host returns.
@@ -172,7 +241,14 @@ pub(super) fn look(shared: &Shared, root: u32, now: Duration) {
 
 /// No instance is left: the client hears of it.
 fn end(shared: &Shared, context: u32, api: Api) {
-    shared.with(|worker| worker.reruns.remove(context));
+    let served_by = shared.with(|worker| {
+        let served_by = worker.reruns.waiting.get(&context).map(|whole| Rc::clone(&whole.served_by));
+        worker.reruns.remove(context);
+        served_by
+    });
+    if let Some(served_by) = served_by.flatten() {
+        served_by.set(Some(Served::ByNobody));
+    }
     if hostcalls::set_effective_context(context).is_err() {
         return;
     }
@@ -184,29 +260,27 @@ fn end(shared: &Shared, context: u32, api: Api) {
 /// A call was answered, or not; whether it was one for a whole answer. `root` is the context to which the host returns.
 pub(super) fn answered(shared: &Shared, root: u32, token: u32, headers: usize, body_size: usize) -> bool {
     let found = shared.with(|worker| {
-        let (context, whole) = worker.reruns.waiting.iter_mut().find(|(_, whole)| whole.call == Some(token))?;
-        whole.call = None;
-        Some((*context, whole.instance, Rc::clone(&whole.served_by)))
+        let is_this = |asked: &&Asked| asked.call == Some(token);
+        worker.reruns.waiting.iter().find_map(|(context, whole)| {
+            Some((*context, *whole.asked.iter().find(is_this)?, Rc::clone(&whole.served_by)))
+        })
     });
-    let Some((context, instance, served_by)) = found.flatten() else { return false };
+    let Some((context, asked, served_by)) = found.flatten() else { return false };
     let all = if headers > 0 { host::headers(MapType::HttpCallResponseHeaders) } else { Vec::new() };
     let status = all.iter().find(|(name, _)| name == ":status").and_then(|(_, value)| value.parse().ok()).unwrap_or(0);
-    let is_failure = status == 0 || status == 503 || Suspect::STATUSES.contains(&status);
-    if is_failure {
-        let left = shared.with(|worker| {
-            let records = worker.records();
-            let reports = worker.read_reports().map(|(reports, _)| reports).unwrap_or_default();
-            worker.ask_next(context, &reports, &records)
-        });
-        if let Some((context, api)) = left.flatten() {
-            end(shared, context, api);
-            let _ = hostcalls::set_effective_context(root);
-        }
+    if status == 0 || BUSY.contains(&status) || Suspect::STATUSES.contains(&status) {
+        shared.with(|worker| worker.call_failed(context, asked, status));
         return true;
     }
     let body = host::buffer(BufferType::HttpCallResponseBody, 0, body_size);
-    shared.with(|worker| worker.reruns.remove(context));
-    served_by.set(Some(instance));
+    shared.with(|worker| {
+        if let Some(whole) = worker.reruns.waiting.get(&context) {
+            let dispatch = Rc::clone(&whole.dispatch);
+            worker.carry(&dispatch, asked.instance, host::now());
+        }
+        worker.reruns.remove(context);
+    });
+    served_by.set(Some(Served::By(asked.instance, asked.at)));
     if hostcalls::set_effective_context(context).is_ok() {
         let is_sent =
             |name: &str| !name.starts_with(':') && !NOT_COPIED.contains(&name) && !name.starts_with("x-envoy-");

@@ -12,6 +12,7 @@ use crate::filter::attempt::Planned;
 use crate::filter::deciding::Reading;
 use crate::filter::health::Checkup;
 use crate::filter::host;
+use crate::filter::rerun::{Served, ServedBy};
 use crate::filter::stream::PIECE;
 use crate::filter::worker::Worker;
 use crate::health::Suspect;
@@ -31,14 +32,14 @@ pub(super) struct Serving {
     sent: Duration,
     decision: Decision,
     /// Taken when the request ends, so that its counters are released exactly once.
-    dispatch: Option<Dispatch>,
+    dispatch: Rc<Cell<Option<Dispatch>>>,
     /// Under which names what it leaves behind is remembered.
     keys: Keys,
     checkup: Checkup,
     /// What further attempts need to know.
     planned: Planned,
-    /// The instance that was asked by the filter itself, once its answer is here.
-    rerun_at: Rc<Cell<Option<usize>>>,
+    /// Whose answer it is, where Envoy has not brought it.
+    served_by: ServedBy,
     entry: Entry,
     decision_us: u64,
     response: Option<ResponseScan>,
@@ -63,7 +64,7 @@ impl Serving {
         decision_us: u64,
         asks_load: bool,
         checkup: Checkup,
-        (planned, rerun_at): (Planned, Rc<Cell<Option<usize>>>),
+        (planned, served_by, dispatch): (Planned, ServedBy, Rc<Cell<Option<Dispatch>>>),
     ) -> Serving {
         let Reading { api, started, keys, .. } = reading;
         let sent = host::now();
@@ -74,8 +75,8 @@ impl Serving {
             sent,
             checkup,
             planned,
-            rerun_at,
-            dispatch: Some(decision.dispatch()),
+            served_by,
+            dispatch,
             decision,
             keys,
             entry,
@@ -98,7 +99,7 @@ impl Serving {
             return;
         }
         let load = host::header(MapType::HttpResponseHeaders, names::LOAD_RESPONSE_HEADER);
-        if let (Some(load), Some(dispatch)) = (load, self.dispatch) {
+        if let (Some(load), Some(dispatch)) = (load, self.dispatch.get()) {
             worker.glimpse(&dispatch, &telemetry::parse_orca(&load), host::now());
             if self.asks_load {
                 host::set_header(MapType::HttpResponseHeaders, names::LOAD_RESPONSE_HEADER, None);
@@ -116,12 +117,12 @@ impl Serving {
         self.succeeded = status == 200;
         worker.reruns.remove(self.planned.context());
         let (upstream, instance) = self.upstream(worker);
-        let given_up = self.planned.given_up_after();
-        self.checkup.head(worker, &self.decision, instance, (status, &content_type), given_up);
+        self.checkup.head(worker, &self.decision, instance, (status, &content_type), &self.planned);
         let is_unhonoured = self.checkup.is_unhonoured(&self.decision);
         if is_unhonoured {
             self.entry.unhonoured();
         }
+        let given_up = self.planned.given_up_after();
         if let (Some(upstream), Some(instance), None) = (upstream.as_deref(), instance, given_up) {
             self.follow(worker, instance, upstream, request_id);
         }
@@ -150,9 +151,16 @@ impl Serving {
     /// The address and the index of the instance that answers, if one does.
     fn upstream(&mut self, worker: &Worker) -> (Option<String>, Option<usize>) {
         let fleet = &worker.router.config().fleet;
-        if let Some(instance) = self.rerun_at.take() {
-            self.checkup.rerun(instance);
-            return (fleet.instances.get(instance).map(|instance| instance.address.clone()), Some(instance));
+        match self.served_by.take() {
+            Some(Served::By(instance, sent)) => {
+                self.checkup.rerun(instance, sent);
+                return (fleet.instances.get(instance).map(|instance| instance.address.clone()), Some(instance));
+            }
+            Some(Served::ByNobody) => {
+                self.checkup.ended_here();
+                return (None, None);
+            }
+            None => {}
         }
         let upstream = host::property(&["upstream", "address"]);
         let instance = upstream.as_deref().and_then(|address| fleet.instance_at(address));
@@ -161,11 +169,13 @@ impl Serving {
 
     /// An instance serves: where it is not the chosen one, everything that was said of that one is now said of it.
     fn follow(&mut self, worker: &mut Worker, instance: usize, address: &str, request_id: &str) {
-        let Some(dispatch) = self.dispatch.as_mut().filter(|dispatch| dispatch.instance != instance) else { return };
+        if instance == self.decision.instance {
+            return;
+        }
         self.moved = true;
         worker.metrics.count("routebalance.served_by_fallback");
         let now = host::now();
-        worker.move_to(dispatch, instance, now);
+        worker.carry(&self.dispatch, instance, now);
         if let Some(placement) = self.decision.placement(&self.keys, now) {
             worker.placements.place(Placement { instance, ..placement });
         }
@@ -195,15 +205,16 @@ impl Serving {
         let seen = scan.observed();
         let new_events = seen.content_events.saturating_sub(self.content_events);
         self.content_events = seen.content_events;
-        let Some(dispatch) = self.dispatch.as_mut() else { return };
+        let Some(mut dispatch) = self.dispatch.get() else { return };
         if (new_events > 0 || seen.ended) && self.first_byte.is_none() {
             self.first_byte = Some(host::now());
-            worker.prefilled(dispatch);
+            worker.prefilled(&mut dispatch);
             self.checkup.began(worker);
         }
         if new_events > 0 {
-            worker.streamed(dispatch, new_events);
+            worker.streamed(&mut dispatch, new_events);
         }
+        self.dispatch.set(Some(dispatch));
         if let (Some(id), false) = (seen.response_id.as_deref(), self.response_known) {
             self.response_known = true;
             worker.remember_response(id, dispatch.instance);
@@ -220,7 +231,7 @@ impl Serving {
         if !self.succeeded || !self.decision.is_lesson(seen) {
             return;
         }
-        if let (Some(usage), Some(dispatch)) = (seen.usage, self.dispatch.as_ref()) {
+        if let (Some(usage), Some(dispatch)) = (seen.usage, self.dispatch.get()) {
             let held_tokens = usage.prompt_tokens.saturating_add(usage.completion_tokens);
             worker.placements.answered(&self.keys, dispatch.instance, held_tokens, now);
         }

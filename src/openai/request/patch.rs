@@ -55,7 +55,18 @@ impl Prompt {
 
     /// The same for a body that `done` has been applied to.
     pub fn patches_after(&self, done: &[Patch], api: Api, served: &str, max_tokens: Option<u32>) -> Vec<Patch> {
-        after(done, &self.patches_from(None, api, served, max_tokens))
+        let mut wanted = self.patches_from(None, api, served, max_tokens);
+        // A limit that was written for another model is taken back.
+        let is_left = |patch: &&Patch| !wanted.iter().any(|other| other.replace == patch.replace);
+        let taken_back = |patch: &Patch| {
+            let is_limit = self.limit_spans.iter().flatten().any(|span| *span == patch.replace);
+            let asked = self.max_tokens.map_or("null".to_owned(), |limit| limit.to_string());
+            Patch { replace: patch.replace.clone(), with: if is_limit { asked } else { String::new() } }
+        };
+        let left: Vec<Patch> = done.iter().filter(is_left).map(taken_back).collect();
+        wanted.extend(left);
+        wanted.sort_by_key(|patch| patch.replace.start);
+        after(done, &wanted)
     }
 
     /// The patches for a body that names the model `named`.

@@ -303,7 +303,9 @@ fn limits() {
             let again = apply(&patched, &asked.patches_after(&done, api, "another \"one\"", second));
             let seen = prompt(api, &again);
             assert_eq!(seen.model.as_deref(), Some("another \"one\""), "{again}");
-            if second.is_some() {
+            if second.is_none() {
+                assert_eq!(seen.max_tokens, asked.max_tokens, "the client's own limit counts again: {again}");
+            } else {
                 assert_eq!(
                     seen.max_tokens,
                     prompt(api, &apply(body, &asked.patches(api, "to", second))).max_tokens,
