@@ -446,7 +446,7 @@ impl Gateway {
 fn outstanding(stats: &BTreeMap<String, u64>) -> Option<String> {
     let sum = |prefix: &str| stats.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, n)| n).sum::<u64>();
     // The gauges follow in the next tick: they count when they have seen every dispatch.
-    let (decided, dispatched) = (sum("decisions.") + sum("served_by_fallback"), sum("dispatched_requests."));
+    let (decided, dispatched) = (sum("decisions.") + sum("moves"), sum("dispatched_requests."));
     let left = sum("outstanding_");
     (dispatched != decided || left != 0).then(|| format!("{left} of {dispatched} (decided: {decided})"))
 }

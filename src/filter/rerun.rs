@@ -200,6 +200,7 @@ impl Worker {
         if let Some(mut moved) = dispatch.get().filter(|dispatch| dispatch.instance != instance) {
             self.move_to(&mut moved, instance, now);
             dispatch.set(Some(moved));
+            self.metrics.count("routebalance.moves");
         }
     }
 
