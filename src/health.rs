@@ -35,7 +35,7 @@ pub use watch::{Sight, Watch, quiet_allowed};
 
 use crate::config::Health;
 use crate::fleet::Fleet;
-use crate::reckoning::LoadNow;
+use crate::reckoning::{InstanceReport, LoadNow};
 
 /// What went wrong with a request, or with all that an instance holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -156,6 +156,9 @@ impl Standing {
     }
 }
 
+/// Lost scrapes in a row after which an instance is dead: fewer may be a server that is too busy to answer them.
+const LOST_SCRAPES_OF_THE_DEAD: u32 = 8;
+
 /// Most instances that are remembered, some 600 KB of shared data.
 const RECORDS_MAX: usize = 4_096;
 
@@ -256,14 +259,18 @@ impl Records {
         self.0.get(&instance).map_or(Standing::Healthy, |record| record.standing(now, settings))
     }
 
-    /// Whether an instance has failed by its own fault, and not served since.
-    pub fn is_silent(&self, instance: u32, now: Duration, settings: &Health) -> bool {
+    /// Whether an instance answers nobody at the moment: it has failed by its own fault and not served since, or a scrape was lost.
+    pub fn is_silent(&self, instance: u32, report: Option<&InstanceReport>, now: Duration, settings: &Health) -> bool {
         self.0.get(&instance).is_some_and(|record| record.is_silent(now, settings))
+            || report.is_some_and(|report| report.unreachable > 0)
     }
 
-    /// Whether an instance's work stood still after this time. Its probe, which is sent later, may show otherwise.
-    pub fn is_stalled_since(&self, instance: u32, sent: Duration) -> bool {
-        self.0.get(&instance).is_some_and(|record| record.stalled && record.is_ejected() && record.last_failure > sent)
+    /// Whether nothing is to be expected of what an instance was sent at this time: its work stood still afterwards, or nobody is there.
+    /// What is sent later, as its probe, may show otherwise.
+    pub fn is_stuck(&self, instance: u32, report: Option<&InstanceReport>, sent: Duration) -> bool {
+        let is_stalled = |record: &Record| record.stalled && record.is_ejected() && record.last_failure > sent;
+        self.0.get(&instance).is_some_and(is_stalled)
+            || report.is_some_and(|report| report.unreachable >= LOST_SCRAPES_OF_THE_DEAD)
     }
 
     /// Tells the loads how their instances stand.

@@ -270,7 +270,7 @@ impl Worker {
     fn is_silent(&self, instance: usize, now: Duration) -> bool {
         let config = self.router.config();
         let Some(key) = config.fleet.instances.get(instance).map(|i| i.key) else { return false };
-        let lost_scrapes = || Some(self.read_reports()?.0.0.get(instance)?.unreachable);
-        self.records().is_silent(key, now, &config.health) || lost_scrapes().is_some_and(|lost| lost > 0)
+        let reports = self.read_reports().map(|(reports, _)| reports).unwrap_or_default();
+        self.records().is_silent(key, reports.0.get(instance), now, &config.health)
     }
 }

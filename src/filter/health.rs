@@ -70,14 +70,14 @@ impl Checkup {
         (self.settled, self.is_rerun) = (true, true);
     }
 
-    /// The response's headers are here; `served_by` is the instance that Envoy names. `planned` knows the
-    /// further attempts, and whether the request was ended before it reached that one.
+    /// The response's headers are here; `served_by` is the instance that Envoy names, `details` are its words on where they come from.
+    /// `planned` knows the further attempts, and whether the request was ended before it reached that one.
     pub(super) fn head(
         &mut self,
         worker: &mut Worker,
         decision: &Decision,
         served_by: Option<usize>,
-        (status, content_type): (u16, &str),
+        (status, content_type, details): (u16, &str, &str),
         planned: &Planned,
     ) {
         self.status = status;
@@ -105,12 +105,11 @@ impl Checkup {
             worker.saw(decision.instance, Event::Unjudged, self.sent, now);
             worker.unhonoured();
         }
-        let details = host::property(&["response", "code_details"]).unwrap_or_default();
         if given_up.is_some() {
             self.judge_earlier(worker, Event::Suspected(Failure::Unanswered));
             self.settle(worker, Event::Unjudged);
         } else if !details.is_empty() && !details.starts_with("via_upstream") {
-            self.settle(worker, health::of_silence(&details));
+            self.settle(worker, health::of_silence(details));
         } else if (200..300).contains(&status) {
             self.judge_earlier(worker, Event::Began);
         }

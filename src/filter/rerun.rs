@@ -12,16 +12,14 @@ use proxy_wasm::types::{BufferType, MapType};
 use crate::filter::attempt;
 use crate::filter::host;
 use crate::filter::worker::{Shared, Worker};
-use crate::health::{Event, Failure, Records, Suspect};
+use crate::health::{self, Event, Failure, Outcome, Records};
 use crate::names;
-use crate::openai::{self, Api};
+use crate::openai::{self, Api, Observed};
 use crate::reckoning::{Dispatch, Reports};
 use crate::router::Decision;
 
 /// Time between two looks for requests whose instance is stuck.
 const LOOK_PERIOD: Duration = Duration::from_millis(200);
-/// Lost scrapes in a row after which an instance is dead: fewer may be a server that is too busy to answer them.
-const LOST_SCRAPES_OF_THE_DEAD: u32 = 8;
 /// The largest body that is kept for another instance: this and the next bound the VM's memory.
 const BODY_BYTES_MAX: usize = 256 << 10;
 /// Bytes of all bodies that are kept.
@@ -30,8 +28,6 @@ const BODIES_BYTES_MAX: usize = 32 << 20;
 const CALL_TIMEOUT: Duration = Duration::from_secs(3_600);
 /// Headers that belong to a connection, or that Envoy writes itself.
 const NOT_COPIED: [&str; 6] = ["connection", "transfer-encoding", "content-length", "te", "upgrade", "expect"];
-/// Statuses with which an instance says that another one should be asked.
-const BUSY: [u16; 4] = [429, 503, 504, 529];
 
 /// Whose answer a stream gets that Envoy has not brought.
 #[derive(Clone, Copy, Debug)]
@@ -152,8 +148,7 @@ impl Worker {
     /// Whether nothing is to be expected of what an instance was asked, by what its reports show since.
     fn is_stuck(&self, asked: &Asked, reports: &Reports, records: &Records) -> bool {
         let key = self.router.config().fleet.instances.get(asked.instance).map(|instance| instance.key);
-        key.is_some_and(|key| records.is_stalled_since(key, asked.at))
-            || reports.0.get(asked.instance).is_some_and(|report| report.unreachable >= LOST_SCRAPES_OF_THE_DEAD)
+        key.is_some_and(|key| records.is_stuck(key, reports.0.get(asked.instance), asked.at))
     }
 
     /// Asks the next instance for every answer whose instance is stuck; those for which nobody is left and whose time is over.
@@ -216,11 +211,7 @@ impl Worker {
     }
 
     /// The instance of a call has failed: another one is asked at the next look, unless Envoy's own attempt goes on.
-    fn call_failed(&mut self, context: u32, asked: Asked, status: u16) {
-        let event = match status {
-            503 | 429 | 529 => Event::Busy(None),
-            _ => Event::Suspected(Failure::Status),
-        };
+    fn call_failed(&mut self, context: u32, asked: Asked, event: Event) {
         self.saw(asked.instance, event, asked.at, host::now());
         if let Some(whole) = self.reruns.waiting.get_mut(&context) {
             whole.asked.retain(|other| other.call != asked.call);
@@ -258,6 +249,19 @@ fn end(shared: &Shared, context: u32, api: Api) {
     let _ = hostcalls::send_http_response(504, headers, Some(body.as_bytes()));
 }
 
+/// What the status of an answer says against its instance, if another one is to be asked. 0 means that there was no answer.
+fn failure(status: u16, headers: &[(String, String)]) -> Option<Event> {
+    if status == 0 {
+        return Some(Event::Suspected(Failure::Unanswered));
+    }
+    let retry_after = headers.iter().find(|(name, _)| name == names::RETRY_AFTER_HEADER);
+    let retry_after = retry_after.and_then(|(_, seconds)| health::retry_after(seconds));
+    let seen = Observed::default();
+    let outcome =
+        Outcome { status, retry_after, seen: &seen, bytes: 1, readable: false, common: false, names_ours: false };
+    Some(health::of_answer(&outcome)).filter(|event| matches!(event, Event::Busy(_) | Event::Suspected(_)))
+}
+
 /// A call was answered, or not; whether it was one for a whole answer. `root` is the context to which the host returns.
 pub(super) fn answered(shared: &Shared, root: u32, token: u32, headers: usize, body_size: usize) -> bool {
     let found = shared.with(|worker| {
@@ -269,8 +273,8 @@ pub(super) fn answered(shared: &Shared, root: u32, token: u32, headers: usize, b
     let Some((context, asked, served_by)) = found.flatten() else { return false };
     let all = if headers > 0 { host::headers(MapType::HttpCallResponseHeaders) } else { Vec::new() };
     let status = all.iter().find(|(name, _)| name == ":status").and_then(|(_, value)| value.parse().ok()).unwrap_or(0);
-    if status == 0 || BUSY.contains(&status) || Suspect::STATUSES.contains(&status) {
-        shared.with(|worker| worker.call_failed(context, asked, status));
+    if let Some(event) = failure(status, &all) {
+        shared.with(|worker| worker.call_failed(context, asked, event));
         return true;
     }
     let body = host::buffer(BufferType::HttpCallResponseBody, 0, body_size);

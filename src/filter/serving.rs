@@ -92,9 +92,9 @@ impl Serving {
         }
     }
 
-    /// The response's headers are here.
-    pub(super) fn begin(&mut self, worker: &mut Worker, request_id: &str) {
-        self.identify(worker, request_id);
+    /// The response's headers are here; `details` are Envoy's words on where they come from.
+    pub(super) fn begin(&mut self, worker: &mut Worker, request_id: &str, details: &str) {
+        self.identify(worker, request_id, details);
         if !worker.router.config().telemetry.orca {
             return;
         }
@@ -108,7 +108,7 @@ impl Serving {
     }
 
     /// Finds out who really answers, and tells the client.
-    fn identify(&mut self, worker: &mut Worker, request_id: &str) {
+    fn identify(&mut self, worker: &mut Worker, request_id: &str, details: &str) {
         let content_type = host::header(MapType::HttpResponseHeaders, "content-type").unwrap_or_default();
         self.is_sse = content_type.starts_with("text/event-stream");
         self.response = Some(ResponseScan::new(self.api, self.is_sse));
@@ -117,7 +117,7 @@ impl Serving {
         self.succeeded = status == 200;
         worker.reruns.remove(self.planned.context());
         let (upstream, instance) = self.upstream(worker);
-        self.checkup.head(worker, &self.decision, instance, (status, &content_type), &self.planned);
+        self.checkup.head(worker, &self.decision, instance, (status, &content_type, details), &self.planned);
         let is_unhonoured = self.checkup.is_unhonoured(&self.decision);
         if is_unhonoured {
             self.entry.unhonoured();

@@ -231,28 +231,25 @@ impl HttpContext for Stream {
 
     fn on_http_response_headers(&mut self, _headers: usize, end_of_stream: bool) -> Action {
         self.settle();
+        let api = match &self.phase {
+            Phase::Untouched(api) => *api,
+            Phase::Reading(reading) => reading.api,
+            Phase::Serving(serving) => serving.api(),
+            _ => return Action::Continue,
+        };
         let details = host::property(&["response", "code_details"]).unwrap_or_default();
         let words = openai::words_of_envoy(&details);
-        match &mut self.phase {
-            Phase::Untouched(api) => {
-                let (api, rung) = (*api, Rung::Untouched.name());
-                host::set_header(MapType::HttpResponseHeaders, names::RUNG_RESPONSE_HEADER, Some(rung));
-                words.map_or(Action::Continue, |words| self.translate(api, words))
-            }
-            Phase::Reading(reading) => {
-                let api = reading.api;
-                words.map_or(Action::Continue, |words| self.translate(api, words))
-            }
-            Phase::Serving(serving) => {
-                let api = serving.api();
-                self.worker.with(|w| serving.begin(w, &self.request_id));
-                if end_of_stream || words.is_some() {
-                    self.end();
-                }
-                words.map_or(Action::Continue, |words| self.translate(api, words))
-            }
-            _ => Action::Continue,
+        if let Phase::Untouched(_) = self.phase {
+            let rung = Rung::Untouched.name();
+            host::set_header(MapType::HttpResponseHeaders, names::RUNG_RESPONSE_HEADER, Some(rung));
         }
+        if let Phase::Serving(serving) = &mut self.phase {
+            self.worker.with(|w| serving.begin(w, &self.request_id, &details));
+            if end_of_stream || words.is_some() {
+                self.end();
+            }
+        }
+        words.map_or(Action::Continue, |words| self.translate(api, words))
     }
 
     fn on_http_response_body(&mut self, size: usize, end_of_stream: bool) -> Action {

@@ -97,7 +97,8 @@ impl Router {
             let load = loads.and_then(|l| l.get(*i));
             let unreachable = load.is_some_and(|l| l.unreachable) || presence(i) == Presence::Unhealthy;
             let standing = load.map_or(Standing::Healthy, |l| l.standing);
-            (unreachable, standing == Standing::Ejected, standing == Standing::Busy)
+            let worst_first = [Standing::Ejected, Standing::Busy, Standing::Doubted].map(|bad| standing == bad);
+            (unreachable, worst_first)
         });
         rest
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::config::{Config, Discovery, EnvoySettings, FailurePolicy, RETRIES, Route};
 use crate::fleet::Pool;
+use crate::health::Suspect;
 use crate::names;
 
 /// Largest piece of a body that Envoy reads from a connection at once.
@@ -241,16 +242,17 @@ enum Silence {
 }
 
 fn action(cluster: &str, rewrite: &str, silence: Silence, retries: usize) -> String {
+    let routed_retries = format!("{ROUTED_RETRIES}{:?}", Suspect::STATUSES);
     let (idle_timeout, retry_on, per_try) = match silence {
         Silence::Limited(limit) => (
             "600s",
-            ROUTED_RETRIES,
+            routed_retries.as_str(),
             format!(
                 "\n                    # An instance that hangs costs its streams this long. It must be longer than requests wait in the instances' queues.\n                    per_try_idle_timeout: {}",
                 seconds(limit)
             ),
         ),
-        Silence::Unlimited => ("0s", ROUTED_RETRIES, String::new()),
+        Silence::Unlimited => ("0s", routed_retries.as_str(), String::new()),
         Silence::Passing => (
             "0s",
             r#"# Nobody knows what a request does that the filter has not read: it is sent again only where it did not arrive.
@@ -283,7 +285,7 @@ const ROUTED_RETRIES: &str = r#"# Nothing has reached the client yet in any of t
                     # drains or whose engine has died answers new requests with 500. Not 503: a busy instance is no ill one, and the
                     # filter must see it.
                     retry_on: connect-failure,refused-stream,reset,retriable-status-codes
-                    retriable_status_codes: [500, 502]"#;
+                    retriable_status_codes: "#;
 
 /// A duration as Envoy reads it.
 fn seconds(duration: Duration) -> String {

@@ -163,3 +163,30 @@ fn recorded_answers_are_judged() {
         assert_eq!(of_answer(&outcome(200, scan.observed())), expected, "{what}");
     }
 }
+
+/// What reports and records say of an instance that has a request, and of one that is asked first.
+#[test]
+fn silent_and_stuck_instances() {
+    let settings = settings();
+    let report = |unreachable| InstanceReport { unreachable, ..InstanceReport::default() };
+    let mut stalled = Records::default();
+    stalled.apply(1, Event::Failed(Failure::Stalled), (ms(5_000), ms(5_000)), |_| true, &settings);
+    let mut failed = Records::default();
+    failed.apply(1, Event::Failed(Failure::Unanswered), (ms(4_000), ms(5_000)), |_| true, &settings);
+    let none = Records::default();
+    // Records, lost scrapes, when the request was sent, whether the instance is stuck, and whether it is silent.
+    let rows = [
+        (&none, 0, 4_000, false, false),
+        (&none, 1, 4_000, false, true),
+        (&none, 8, 4_000, true, true),
+        (&failed, 0, 4_000, false, true),
+        (&stalled, 0, 4_000, true, true),
+        (&stalled, 0, 6_000, false, true),
+    ];
+    for (records, lost, sent, stuck, silent) in rows {
+        let report = report(lost);
+        assert_eq!(records.is_stuck(1, Some(&report), ms(sent)), stuck, "{records:?} {lost} {sent}");
+        assert_eq!(records.is_silent(1, Some(&report), ms(6_000), &settings), silent, "{records:?} {lost}");
+        assert!(!records.is_stuck(2, None, ms(sent)) && !records.is_silent(2, None, ms(6_000), &settings));
+    }
+}
