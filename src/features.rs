@@ -5,7 +5,7 @@
 //! Python, x86-64 and WebAssembly agree. No logarithm or exponential: those depend on the maths library.
 
 mod window;
-pub use window::{HEAD_CHARS, TAIL_CHARS, TextWindow};
+pub use window::{HEAD_CHARS, TAIL_CHARS, TextCount, TextWindow};
 
 /// What the predictor's file fixes; the build script writes it.
 mod shape {

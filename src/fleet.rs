@@ -41,6 +41,8 @@ pub struct Model {
     pub output_tokens_prior: f64,
     /// LoRA adapters that its instances serve, as clients call them.
     pub adapters: Vec<String>,
+    /// Tokens that an image, or another part that is not text, has in its prompts.
+    pub tokens_per_media_part: f64,
 }
 
 /// How fast one instance of a pool works, measured without queueing.

@@ -12,6 +12,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use admitting::Entrants;
+use candidates::PromptTokens;
 
 use crate::admission::spending;
 use crate::affinity::Held;
@@ -386,9 +387,9 @@ impl Router {
             .enumerate()
             .map(|(model, (estimate, _))| learned.applied(model, prototype, estimate))
             .collect();
-        let prompt_tokens = candidates::prompt_tokens(ask.prompt);
-        let candidates = self.candidates(ask, &models, &estimates, prompt_tokens, loads, learned);
-        let entrants = self.admit((ask, policy), candidates, &estimates, prompt_tokens, loads, learned);
+        let prompt = PromptTokens::of(ask.prompt);
+        let candidates = self.candidates(ask, &models, &estimates, prompt, loads, learned);
+        let entrants = self.admit((ask, policy), candidates, &estimates, prompt, loads, learned);
         let Entrants { admitted, saturated } = match entrants {
             Ok(entrants) => entrants,
             Err(refusal) => return Verdict::Refused(refusal),
@@ -413,6 +414,7 @@ impl Router {
         let (Some(estimate), Some((unlearned, predicted))) = (estimates.get(model), unlearned_all.get(model)) else {
             return Verdict::Untouched("no_candidate");
         };
+        let prompt_tokens = self.config.fleet.model_of(pool).map_or(prompt.text, |model| prompt.at(model));
         let answer = self.answer(ask, pool, prompt_tokens);
         let max_tokens = admitting::cap(ask.prompt, answer.left(), prompt_tokens, pool.limits.max_model_len);
         let budget = self.constraints(ask).budget;
@@ -423,7 +425,7 @@ impl Router {
             model,
             pool: pool_index,
             instance: chosen.instance,
-            elsewhere: self.elsewhere(ask, pool_index, &fallbacks, prompt_tokens, unlearned_all),
+            elsewhere: self.elsewhere(ask, pool_index, &fallbacks, prompt, unlearned_all),
             fallbacks,
             probe: loads.and_then(|l| l.get(chosen.instance)).is_some_and(|l| l.standing == Standing::HalfOpen),
             rung: rung(

@@ -5,9 +5,14 @@ use crate::fleet::{Budget, Tariff};
 /// Rounding of costs in USD, as published.
 const USD_ROUNDING: f64 = 1e-9;
 
-/// Tokens that a budget leaves for each of so many answers, at least 1: `floor((usd - P c_in) / c_out)`, or the token budget if
-/// that is less. `None` without a budget, and where a budget in USD meets free output.
+/// Tokens that a budget leaves for each of so many answers, at least 1, as published: see [`tokens_for_each`].
 pub fn tokens_left(budget: &Budget, tariff: &Tariff, prompt_tokens: f64, answers: f64) -> Option<u32> {
+    tokens_for_each(budget, tariff, prompt_tokens, answers).map(|left| left.max(1))
+}
+
+/// Tokens that a budget leaves for each of so many answers: `floor((usd - P c_in) / c_out)`, or the token budget if that is less.
+/// `None` without a budget, and where a budget in USD meets free output.
+pub fn tokens_for_each(budget: &Budget, tariff: &Tariff, prompt_tokens: f64, answers: f64) -> Option<u32> {
     let for_usd = budget.usd.filter(|_| tariff.usd_per_output_token > 0.0).map(|usd| {
         let left = usd - prompt_tokens * tariff.usd_per_input_token;
         // What is a whole number but for rounding is that number.
@@ -16,7 +21,7 @@ pub fn tokens_left(budget: &Budget, tariff: &Tariff, prompt_tokens: f64, answers
     let for_tokens = budget.tokens.map(f64::from);
     let left = [for_usd, for_tokens].into_iter().flatten().reduce(f64::min)?;
     // A cast takes what is no number for 0, and what is too much for the greatest.
-    Some(((left / answers.max(1.0)) as u32).max(1))
+    Some((left / answers.max(1.0)) as u32)
 }
 
 /// Whether a cost uses a budget up.

@@ -25,6 +25,13 @@ pub(super) struct RawModel {
     pub(super) output_tokens_prior: Option<f64>,
     #[serde(default)]
     pub(super) adapters: Vec<String>,
+    #[serde(default = "tokens_per_media_part")]
+    pub(super) tokens_per_media_part: f64,
+}
+
+/// About what vision models of the Qwen family make of a picture of 900 by 900 pixels, 28 by 28 each.
+fn tokens_per_media_part() -> f64 {
+    1_024.0
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
@@ -153,6 +160,7 @@ fn check_model(i: usize, raw: &RawModel) -> Result<Model, ConfigError> {
         quality_prior: check_number(at("quality_prior"), quality, 0.0, 1.0)?,
         output_tokens_prior: check_number(at("output_tokens_prior"), tokens, 1.0, 1e6)?,
         adapters: raw.adapters.clone(),
+        tokens_per_media_part: check_number(at("tokens_per_media_part"), raw.tokens_per_media_part, 0.0, 1e6)?,
     })
 }
 

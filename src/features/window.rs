@@ -61,9 +61,15 @@ impl TextWindow {
         self.counts().chars()
     }
 
-    /// Estimated tokens of all the text seen so far.
+    /// Estimated tokens of all the text seen so far, as the predictor reads them.
     pub fn estimated_tokens(&self) -> u64 {
         self.counts().estimated_tokens()
+    }
+
+    /// Estimated tokens that a server has to read, which no text without blanks can hide.
+    pub fn tokens_to_read(&self) -> u64 {
+        let counts = self.counts();
+        at_least_by_length(counts.estimated_tokens(), counts.chars())
     }
 
     /// The first characters.
@@ -81,6 +87,30 @@ impl TextWindow {
         classes.count(self.uncounted.as_bytes());
         classes
     }
+}
+
+/// Text of which nothing but its length counts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TextCount(CharacterClasses);
+
+impl TextCount {
+    /// Appends a piece of text; pieces may be cut anywhere between characters.
+    pub fn push_str(&mut self, text: &str) {
+        self.0.count(text.as_bytes());
+    }
+
+    /// Estimated tokens of all the text seen so far.
+    pub fn estimated_tokens(&self) -> u64 {
+        at_least_by_length(self.0.estimated_tokens(), self.0.chars())
+    }
+}
+
+/// Characters that no tokenizer of the served models puts into one token, on average over a text. Words are estimated whatever their
+/// length, so a text without a blank has next to none.
+const CHARS_PER_TOKEN_MAX: u64 = 16;
+
+fn at_least_by_length(tokens: u64, chars: u64) -> u64 {
+    tokens.max(chars / CHARS_PER_TOKEN_MAX)
 }
 
 /// The first `chars` characters, and what follows them.

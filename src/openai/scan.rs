@@ -39,7 +39,7 @@ pub(super) enum Want {
 pub(super) enum Scalar<'a> {
     Null,
     Bool(bool),
-    /// As written; `NaN` and the infinities too.
+    /// As written; `NaN` and the infinities too. Empty where it has more than [`TOKEN_BYTES_MAX`] bytes.
     Number(&'a str),
 }
 
@@ -309,7 +309,8 @@ impl Scanner {
 
     fn number_end(&mut self, sink: &mut impl Sink) {
         self.state = self.after_value();
-        sink.scalar(Scalar::Number(str::from_utf8(&self.token).unwrap_or_default()), self.token_at..self.offset);
+        let written = if self.token_cut { "" } else { str::from_utf8(&self.token).unwrap_or_default() };
+        sink.scalar(Scalar::Number(written), self.token_at..self.offset);
     }
 
     fn open(&mut self, container: Container, sink: &mut impl Sink) -> Result<(), Failure> {
@@ -557,6 +558,11 @@ impl<C: Copy + Default> Levels<C> {
         let innermost = self.innermost();
         self.depth = self.depth.saturating_sub(1);
         innermost
+    }
+
+    /// Whether the meaning of a container that begins now would still be remembered, and that of none within it.
+    pub(super) fn is_last(&self) -> bool {
+        self.depth.saturating_add(1) >= LEVELS_MAX
     }
 
     /// None outside of everything.

@@ -2,7 +2,7 @@
 
 use super::{Ask, Outlook, Router};
 use crate::admission::spending;
-use crate::fleet::{ModelKind, Objective, Pool, Presence};
+use crate::fleet::{Model, ModelKind, Objective, Pool, Presence};
 use crate::health::Standing;
 use crate::latency::{self, Speed, Work};
 use crate::learning::Learned;
@@ -20,7 +20,7 @@ impl Router {
         ask: &Ask<'_>,
         models: &[usize],
         estimates: &[Estimate],
-        prompt_tokens: f64,
+        prompt: PromptTokens,
         loads: Option<&[LoadNow]>,
         learned: &Learned,
     ) -> Vec<Candidate> {
@@ -31,7 +31,7 @@ impl Router {
         let offer = |(p, pool): (usize, &Pool)| {
             let wanted = holder.is_some() || models.contains(&pool.model);
             let estimate = estimates.get(pool.model).filter(|_| wanted)?;
-            self.offer(ask, (p, pool), estimate, prompt_tokens, learned)
+            self.offer(ask, (p, pool), estimate, prompt, learned)
         };
         let by_load = self.config.policies.get(ask.policy).is_some_and(|p| p.objective == Objective::LeastLoad);
         let seconds = |pool: &Pool, load: &LoadNow, output_tokens: f64| {
@@ -54,7 +54,7 @@ impl Router {
                 continue;
             };
             let load = loads.and_then(|l| l.get(i)).unwrap_or(&unknown);
-            let work = Work { cached_tokens: ask.held.cached_tokens(i, prompt_tokens), ..offer.work };
+            let work = Work { cached_tokens: ask.held.cached_tokens(i, offer.work.prompt_tokens), ..offer.work };
             let forecast = latency::forecast(&pool.profile, &pool.limits, load, &work, &offer.speed);
             let forecast = self.after_loading(ask, adapter, i, forecast);
             let slowdown = load.standing.slowdown();
@@ -78,7 +78,7 @@ impl Router {
             };
             if load.unreachable || instance.presence == Presence::Unhealthy {
                 unreachable.push(candidate);
-            } else if prompt_tokens >= f64::from(pool.limits.max_model_len) {
+            } else if offer.work.prompt_tokens >= f64::from(pool.limits.max_model_len) {
                 too_short.push(candidate);
             } else if load.standing == Standing::Ejected {
                 ejected.push(candidate);
@@ -102,10 +102,11 @@ impl Router {
         ask: &Ask<'_>,
         (index, pool): (usize, &Pool),
         estimate: &Estimate,
-        prompt_tokens: f64,
+        prompt: PromptTokens,
         learned: &Learned,
     ) -> Option<Offer> {
-        let tariff = &self.config.fleet.model_of(pool)?.tariff;
+        let model = self.config.fleet.model_of(pool)?;
+        let (tariff, prompt_tokens) = (&model.tariff, prompt.at(model));
         let answer = self.answer(ask, pool, prompt_tokens);
         let output_tokens = answer.tokens(estimate.output_tokens);
         let work = answer.work(prompt_tokens, estimate);
@@ -124,11 +125,12 @@ impl Router {
     /// Expected output tokens on the model that would write most of them.
     pub(crate) fn longest_output_tokens(&self, ask: &Ask<'_>, outlook: &Outlook, learned: &Learned) -> f64 {
         let models = self.allowed_models(ask).unwrap_or_default();
-        let prompt_tokens = prompt_tokens(ask.prompt);
+        let prompt = PromptTokens::of(ask.prompt);
         let pools = self.config.fleet.pools.iter().filter(|pool| models.contains(&pool.model));
         let tokens = pools.filter_map(|pool| {
             let (estimate, _) = outlook.estimates.get(pool.model)?;
             let estimate = learned.applied(pool.model, outlook.prototype, estimate);
+            let prompt_tokens = prompt.at(self.config.fleet.model_of(pool)?);
             Some(self.answer(ask, pool, prompt_tokens).tokens(estimate.output_tokens))
         });
         tokens.fold(0.0, f64::max)
@@ -212,7 +214,26 @@ impl Answer {
     }
 }
 
-/// Tokens of everything that is prefilled: text, token-id prompts, tool definitions at four bytes a token.
-pub(super) fn prompt_tokens(prompt: &Prompt) -> f64 {
-    (prompt.text.estimated_tokens() as f64) + prompt.token_ids as f64 + prompt.tool_bytes as f64 / 4.0
+/// Tokens of everything that is prefilled.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PromptTokens {
+    /// Text, whatever field it stands in, prompts of token ids, and tool definitions at four bytes a token.
+    pub(super) text: f64,
+    /// Parts that are no text; a model says what each costs.
+    media_parts: f64,
+}
+
+impl PromptTokens {
+    pub(super) fn of(prompt: &Prompt) -> PromptTokens {
+        let texts = prompt.text.tokens_to_read().saturating_add(prompt.unread.estimated_tokens());
+        PromptTokens {
+            text: texts.saturating_add(prompt.token_ids) as f64 + prompt.tool_bytes as f64 / 4.0,
+            media_parts: prompt.media_parts.into(),
+        }
+    }
+
+    /// What the prompt is to a model.
+    pub(super) fn at(self, model: &Model) -> f64 {
+        self.text + self.media_parts * model.tokens_per_media_part
+    }
 }

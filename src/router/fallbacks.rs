@@ -1,5 +1,6 @@
 //! Where Envoy retries, and what a request must say there.
 
+use super::candidates::PromptTokens;
 use super::{Ask, Elsewhere, Router, admitting};
 use crate::fleet::Presence;
 use crate::health::Standing;
@@ -72,12 +73,13 @@ impl Router {
         ask: &Ask<'_>,
         chosen: usize,
         fallbacks: &[usize],
-        prompt_tokens: f64,
+        prompt: PromptTokens,
         estimates: &[(Estimate, bool)],
     ) -> Vec<Elsewhere> {
         let fleet = &self.config.fleet;
         let pools = fallbacks.iter().filter_map(|i| fleet.pool_of(*i)).filter(|(pool, _)| *pool != chosen);
         let limits = pools.map(|(index, pool)| {
+            let prompt_tokens = fleet.model_of(pool).map_or(prompt.text, |model| prompt.at(model));
             let left = self.answer(ask, pool, prompt_tokens).left();
             let max_tokens = admitting::cap(ask.prompt, left, prompt_tokens, pool.limits.max_model_len);
             let estimate = estimates.get(pool.model).map(|(estimate, _)| (estimate.quality, estimate.quality_sd));

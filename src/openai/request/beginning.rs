@@ -25,6 +25,8 @@ const FIELDS: [&str; 14] = [
 const TOOLS: usize = 0;
 const FUNCTIONS: usize = 1;
 const DOCUMENTS: usize = 2;
+const CHAT_TEMPLATE: usize = 3;
+const CHAT_TEMPLATE_KWARGS: usize = 4;
 /// The conversation that comes before this one's messages.
 pub(super) const PREVIOUS_RESPONSE: usize = FIELDS.len() - 1;
 const _: () = assert!(FIELDS.len() <= FIELDS_MAX, "the prefix has no room for a field");
@@ -43,12 +45,19 @@ pub(super) enum Of {
     ToolCall,
     /// An image or other media in a message.
     Media,
+    /// Whatever else stands in a message: only its length counts.
+    Unread,
 }
 
 impl Of {
     /// Whether it counts as data of tools.
     pub(super) fn is_tool_data(self) -> bool {
         matches!(self, Of::Field(TOOLS | FUNCTIONS) | Of::ToolCall)
+    }
+
+    /// Whether its strings count as text that is not read.
+    pub(super) fn is_unread(self) -> bool {
+        matches!(self, Of::Field(DOCUMENTS | CHAT_TEMPLATE | CHAT_TEMPLATE_KWARGS) | Of::Media | Of::Unread)
     }
 
     /// Whether the prompt has it as text.
@@ -114,7 +123,9 @@ impl Value {
     }
 
     pub(super) fn text(&mut self, piece: &str) {
-        self.fingerprint.push(piece.as_bytes());
+        if self.of != Of::Unread {
+            self.fingerprint.push(piece.as_bytes());
+        }
     }
 
     /// A string ended that began at `at`.

@@ -32,12 +32,12 @@ fn window(text: &str) -> String {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Counts {
     prompts: u32,
-    images: u32,
+    media_parts: u32,
     token_ids: u64,
     tool_bytes: u64,
 }
 
-const ONE: Counts = Counts { prompts: 1, images: 0, token_ids: 0, tool_bytes: 0 };
+const ONE: Counts = Counts { prompts: 1, media_parts: 0, token_ids: 0, tool_bytes: 0 };
 
 #[test]
 fn text_and_counts() {
@@ -57,7 +57,7 @@ fn text_and_counts() {
                {"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA","text":"no"}},{"image_url":"http://x"},
                {"text":"this?","type":"text"},{"type":"input_audio","input_audio":{"data":"BBBB"}},"plain"]}]}"#,
             "What is\nthis?\nplain",
-            Counts { images: 2, ..ONE },
+            Counts { media_parts: 3, ..ONE },
         ),
         (
             ChatCompletions,
@@ -98,7 +98,7 @@ fn text_and_counts() {
                {"role":"assistant","content":[{"type":"output_text","text":"c","annotations":[{"text":"no"}]}]},
                {"type":"function_call","name":"f","arguments":"{}"},{"type":"function_call_output","output":"d"}]}"#,
             "i\na\nb\nc\nd",
-            Counts { images: 1, tool_bytes: 4, ..ONE },
+            Counts { media_parts: 1, tool_bytes: 4, ..ONE },
         ),
         // Messages: blocks, tool results in blocks, images in tool results.
         (Messages, r#"{"system":"s","max_tokens":1,"messages":[{"role":"user","content":"u"}]}"#, "s\nu", ONE),
@@ -110,20 +110,127 @@ fn text_and_counts() {
                {"type":"text","text":"q"},{"type":"image","source":{"type":"base64","data":"AAAA"}}]},
                {"type":"image","source":{"type":"url","url":"x"}},{"type":"text","text":"u"}]}]}"#,
             "s\nr\nq\nu",
-            Counts { images: 2, tool_bytes: 28, ..ONE },
+            Counts { media_parts: 2, tool_bytes: 28, ..ONE },
         ),
         (CountTokens, r#"{"system":"s","messages":[{"role":"user","content":"u"}]}"#, "s\nu", ONE),
         // Embeddings: as the prompts of Completions, or a conversation.
         (Embeddings, r#"{"input":"x"}"#, "x", ONE),
+        (Embeddings, r#"{"input":""}"#, "", ONE),
         (Embeddings, r#"{"input":["x","y"]}"#, "x\ny", Counts { prompts: 2, ..ONE }),
         (Embeddings, r#"{"input":[[5,6],[7]]}"#, "", Counts { prompts: 2, token_ids: 3, ..ONE }),
         (Embeddings, r#"{"messages":[{"role":"user","content":"x"}]}"#, "x", ONE),
+        (
+            Embeddings,
+            r#"{"input":[{"text":"x"},{"text":"y","image":"data:AAAA"}]}"#,
+            "x\ny",
+            Counts { prompts: 2, media_parts: 1, ..ONE },
+        ),
+        (Embeddings, r#"{"input":{"content":[{"type":"text","text":"x"}]}}"#, "x", ONE),
     ];
     for (api, body, text, expected) in rows {
-        let Prompt { text: seen, prompts, images, token_ids, tool_bytes, bytes, has_input, .. } = prompt(api, body);
+        let Prompt { text: seen, prompts, media_parts, token_ids, tool_bytes, bytes, has_input, .. } =
+            prompt(api, body);
         assert_eq!(format!("{seen:?}"), window(text), "{body}");
-        assert_eq!(Counts { prompts, images, token_ids, tool_bytes }, expected, "{body}");
+        assert_eq!(Counts { prompts, media_parts, token_ids, tool_bytes }, expected, "{body}");
         assert_eq!((bytes, has_input), (body.len() as u64, true), "{body}");
+    }
+}
+
+/// Text in whatever field of a message counts as much as in `content`; what no server tokenises counts nothing.
+#[test]
+fn unread_text() {
+    let text = "lorem ipsum dolor ".repeat(500);
+    let tokens = {
+        let mut count = TextCount::default();
+        count.push_str(&text);
+        count.estimated_tokens()
+    };
+    let payload = format!("data:image/png;base64,{}", "AbC9".repeat(2_000));
+    let base64 = "AbC9".repeat(2_000);
+    let message = |field: &str, value: &str| format!(r#"{{"messages":[{{"role":"assistant","{field}":{value}}}]}}"#);
+    let part = |value: &str| format!(r#"{{"messages":[{{"role":"user","content":[{value}]}}]}}"#);
+    let item = |value: &str| format!(r#"{{"input":[{value}]}}"#);
+    let rows = [
+        (ChatCompletions, message("reasoning_content", &format!("\"{text}\"")), 1),
+        (ChatCompletions, message("reasoning", &format!("\"{text}\"")), 1),
+        (ChatCompletions, message("reasoning", &format!(r#"{{"steps":[{{"say":"{text}"}},"{text}"]}}"#)), 2),
+        (ChatCompletions, message("tomorrow", &format!(r#"["{text}",["{text}"]]"#)), 2),
+        (ChatCompletions, message("content", &format!(r#"{{"type":"text","text":"{text}"}}"#)), 1),
+        (ChatCompletions, part(&format!(r#"{{"type":"thinking","thinking":"{text}"}}"#)), 1),
+        (ChatCompletions, part(&format!(r#"{{"type":"new","text":{{"value":"{text}"}}}}"#)), 1),
+        (ChatCompletions, part(&format!(r#"["{text}"]"#)), 1),
+        (ChatCompletions, format!(r#"{{"messages":[["{text}"],{{}}]}}"#), 1),
+        (ChatCompletions, format!(r#"{{"messages":["{text}"]}}"#), 1),
+        (ChatCompletions, format!(r#"{{"messages":[{{}}],"documents":[{{"text":"{text}","id":"{text}"}}]}}"#), 1),
+        (ChatCompletions, format!(r#"{{"messages":[{{}}],"chat_template_kwargs":{{"note":"{text}"}}}}"#), 1),
+        (ChatCompletions, format!(r#"{{"messages":[{{}}],"chat_template":"{text}"}}"#), 1),
+        (Completions, format!(r#"{{"prompt":"x","suffix":"{text}"}}"#), 1),
+        (Completions, format!(r#"{{"prompt":[["{text}",5]]}}"#), 1),
+        (
+            Messages,
+            part(&format!(r#"{{"type":"document","title":"{text}","source":{{"type":"text","data":"{text}"}}}}"#)),
+            2,
+        ),
+        (
+            Messages,
+            part(&format!(r#"{{"type":"search_result","source":"{text}","content":[{{"type":"x","y":"{text}"}}]}}"#)),
+            1,
+        ),
+        (Responses, item(&format!(r#"{{"type":"custom_tool_call","call_id":"{text}","input":"{text}"}}"#)), 1),
+        (
+            Responses,
+            item(&format!(r#"{{"type":"reasoning","summary":[{{"type":"summary_text","text":"{text}"}}]}}"#)),
+            1,
+        ),
+        (Responses, item(&format!(r#"{{"type":"mcp_call","output":{{"a":"{text}"}},"error":"{text}"}}"#)), 2),
+        // Nested deeper than any API does.
+        (
+            Messages,
+            part(&format!(
+                r#"{{"content":[{{"content":[{{"content":[{{"content":[{{"type":"text","text":"{text}"}}]}}]}}]}}]}}"#
+            )),
+            1,
+        ),
+        // Payloads.
+        (ChatCompletions, message("audio", &format!(r#"{{"id":"{text}","data":"{base64}"}}"#)), 0),
+        (ChatCompletions, message("blob", &format!("\"{base64}\"")), 0),
+        (ChatCompletions, message("blob", &format!("\"{payload}\"")), 0),
+        (ChatCompletions, part(&format!(r#"{{"type":"image_url","image_url":"{payload}"}}"#)), 0),
+        (ChatCompletions, part(&format!(r#"{{"type":"image_url","image_url":{{"url":"{payload}"}}}}"#)), 0),
+        (ChatCompletions, part(&format!(r#"{{"type":"text","text":"","cache_control":{{"a":["{text}"]}}}}"#)), 0),
+        (Messages, part(&format!(r#"{{"type":"thinking","thinking":"","signature":"{text}"}}"#)), 0),
+        (Messages, part(&format!(r#"{{"type":"redacted_thinking","data":"{base64}"}}"#)), 0),
+        (Messages, part(&format!(r#"{{"type":"image","source":{{"type":"base64","data":"{base64}"}}}}"#)), 0),
+        (Responses, item(&format!(r#"{{"type":"reasoning","encrypted_content":"{text}","summary":[]}}"#)), 0),
+        (Responses, item(&format!(r#"{{"type":"compaction","encrypted_content":"{base64}"}}"#)), 0),
+        // Not in a message.
+        (ChatCompletions, format!(r#"{{"messages":[{{}}],"metadata":{{"note":"{text}"}},"user":"{text}"}}"#), 0),
+    ];
+    for (api, body, times) in rows {
+        for piece in [body.len(), 1_000, 1] {
+            let seen = scan(api, body.as_bytes().chunks(piece)).unwrap_or_else(|error| panic!("{error} {body}"));
+            let seen = seen.unread.estimated_tokens();
+            let expected = tokens * times;
+            assert!(seen.abs_diff(expected) <= 20 * times, "{seen} for {expected}: {}", &body[..120]);
+        }
+    }
+    // A role and a name are read, but not kept whole.
+    for field in ["role", "name"] {
+        let body = format!(r#"{{"messages":[{{"{field}":"{text}","content":""}}]}}"#);
+        assert!(prompt(ChatCompletions, &body).tool_bytes >= text.len() as u64, "{field}");
+    }
+}
+
+/// What is not read does not change which prefixes are taken for the same.
+#[test]
+fn unread_text_is_no_prefix() {
+    let of = |fields: &str| {
+        let body = format!(r#"{{"messages":[{{"role":"user","content":"a"{fields}}}]}}"#);
+        format!("{:?}", prompt(ChatCompletions, &body).prefix)
+    };
+    let plain = of("");
+    for fields in [r#","cache_control":{"type":"ephemeral"}"#, r#","id":"1""#, r#","tomorrow":"text""#] {
+        assert_eq!(of(fields), plain, "{fields}");
     }
 }
 
@@ -163,11 +270,15 @@ fn fixed_fields() {
         // What vLLM's pydantic takes for a flag or a whole number, and what it does not.
         (ChatCompletions, r#""stream":"True","max_tokens":"7","n":2.0,"#, (true, false, Some(7), 2)),
         (ChatCompletions, r#""stream":1,"max_tokens":7e0,"n":"2","#, (true, false, Some(7), 2)),
-        (ChatCompletions, r#""stream":0,"max_tokens":-7,"n":-2,"#, (false, false, None, 1)),
+        (ChatCompletions, r#""stream":0,"max_tokens":-7,"n":false,"#, (false, false, None, 1)),
         (ChatCompletions, r#""stream":"no","max_tokens":"many","n":0,"#, (false, false, None, 1)),
-        (ChatCompletions, r#""stream":[true],"max_tokens":NaN,"n":1.5,"#, (false, false, None, 1)),
-        (ChatCompletions, r#""max_tokens":99999999999,"n":1e999,"#, (false, false, Some(u32::MAX), 1)),
+        (ChatCompletions, r#""stream":[true],"max_tokens":NaN,"best_of":5,"#, (false, false, None, 5)),
+        (ChatCompletions, r#""max_tokens":99999999999,"n":"1_6","#, (false, false, Some(u32::MAX), 16)),
+        (ChatCompletions, r#""max_completion_tokens":0,"max_tokens":7,"n":3,"best_of":2,"#, (false, false, Some(7), 3)),
         (Completions, r#""max_tokens":7,"n":2,"max_completion_tokens":8,"#, (false, false, Some(7), 2)),
+        // What the API says where the client says nothing.
+        (Completions, "", (false, false, Some(16), 1)),
+        (Completions, r#""max_tokens":null,"#, (false, false, None, 1)),
         (Responses, r#""max_output_tokens":7,"n":2,"max_tokens":8,"#, (false, false, Some(7), 1)),
         (Messages, r#""max_tokens":7,"stream":true,"#, (true, false, Some(7), 1)),
     ];
@@ -268,11 +379,18 @@ fn limits() {
             r#"{"max_tokens":1,"messages":[{}],"max_tokens":90}"#,
             r#"{"model":"to","max_tokens":1,"messages":[{}],"max_tokens":7}"#,
         ),
-        // What the server would refuse is left for it to refuse: the last of equal keys counts.
+        // Whatever the value is, the last of equal keys counts, so it must be this one.
+        (ChatCompletions, r#"{"max_tokens":-1,"messages":[{}]}"#, r#"{"model":"to","max_tokens":7,"messages":[{}]}"#),
         (
             ChatCompletions,
-            r#"{"max_tokens":-1,"messages":[{}]}"#,
-            r#"{"model":"to","max_tokens":7,"max_tokens":-1,"messages":[{}]}"#,
+            r#"{"max_tokens":"many","messages":[{}]}"#,
+            r#"{"model":"to","max_tokens":7,"messages":[{}]}"#,
+        ),
+        // Servers refuse it.
+        (
+            ChatCompletions,
+            r#"{"max_tokens":[9],"messages":[{}]}"#,
+            r#"{"model":"to","max_tokens":7,"max_tokens":[9],"messages":[{}]}"#,
         ),
         (
             ChatCompletions,
@@ -331,6 +449,7 @@ fn apply(body: &str, patches: &[Patch]) -> String {
 #[test]
 fn errors() {
     let deep = format!(r#"{{"messages":{}"#, "[".repeat(600));
+    let long_number = format!(r#"{{"n":"{}16","messages":[{{}}]}}"#, "0".repeat(300));
     let rows = [
         (ChatCompletions, "", BodyError::Empty),
         (ChatCompletions, " \r\n\t", BodyError::Empty),
@@ -366,7 +485,15 @@ fn errors() {
         (Completions, r#"{"messages":[{}]}"#, BodyError::MissingInput("prompt")),
         (Responses, r#"{"instructions":"i"}"#, BodyError::MissingInput("input")),
         (Responses, r#"{"input":[]}"#, BodyError::MissingInput("input")),
-        (Embeddings, r#"{"input":""}"#, BodyError::MissingInput("input")),
+        (Embeddings, r#"{"input":[]}"#, BodyError::MissingInput("input")),
+        // A number of answers that is misread costs more than the client may spend.
+        (ChatCompletions, r#"{"n":-2,"messages":[{}]}"#, BodyError::WrongType("n")),
+        (ChatCompletions, r#"{"n":1.5,"messages":[{}]}"#, BodyError::WrongType("n")),
+        (ChatCompletions, r#"{"n":[2],"messages":[{}]}"#, BodyError::WrongType("n")),
+        (Completions, r#"{"n":2,"prompt":"x","n":"two"}"#, BodyError::WrongType("n")),
+        (Completions, r#"{"best_of":1e999,"prompt":"x"}"#, BodyError::WrongType("best_of")),
+        (ChatCompletions, r#"{"min_tokens":"1__6","messages":[{}]}"#, BodyError::WrongType("min_tokens")),
+        (ChatCompletions, &long_number, BodyError::WrongType("n")),
     ];
     for (api, body, expected) in rows {
         assert_eq!(error(api, body), expected, "{body}");

@@ -150,10 +150,25 @@ fn budgets() {
         (json!({"n": 4}), 40, Some(10)),
         (json!({}), 7_000, Some(7_000)),
         // The estimate of the prompt may be wrong, and a limit beyond the context is refused.
-        (json!({}), 8_190, None),
+        (json!({}), 8_190, Some(8_160)),
+        (json!({"messages": [{"content": "word ".repeat(7_000)}]}), 100, Some(100)),
+        (json!({"messages": [{"content": "word ".repeat(7_000)}]}), 5_000, Some(267)),
+        (json!({"messages": [{"content": "word ".repeat(9_000)}]}), 100, Some(1)),
+        // What not every server reads alike is written anew.
+        (json!({"max_tokens": "50"}), 51, Some(50)),
+        (json!({"max_tokens": 50.0}), 51, Some(50)),
+        (json!({"max_tokens": "5_000"}), 51, Some(51)),
+        (json!({"max_completion_tokens": null, "max_tokens": 9}), 49, Some(9)),
+        (json!({"max_completion_tokens": 0, "max_tokens": 5_000}), 49, Some(49)),
+        (json!({"max_tokens": 0}), 49, Some(49)),
+        (json!({"max_tokens": -5}), 49, Some(49)),
+        // What must be generated fits.
+        (json!({"min_tokens": 49}), 49, Some(49)),
+        (json!({"n": 2, "min_tokens": 24}), 49, Some(24)),
+        (json!({"n": 49}), 49, Some(1)),
     ] {
         let decision = decided(route(&router, &prompt(fields.clone()), budget(None, Some(tokens)), IDLE));
-        assert_eq!(decision.max_tokens, expected, "{fields} {tokens}");
+        assert_eq!(decision.max_tokens, expected, "{tokens} {:.80}", fields.to_string());
         assert!(decision.output_tokens <= u64::from(tokens), "the rest will not be written: {decision:?}");
     }
     // Nobody keeps it: the cheapest model, one token, and a flag.
@@ -165,6 +180,37 @@ fn budgets() {
     assert!(poor.prompt_exhausts_budget);
     let lesson = poor.expectation.unwrap();
     assert_eq!(lesson.max_tokens, Some(1), "an answer cut by us teaches as one cut by the client does");
+}
+
+/// A request that demands more tokens than it may have: no server gets it.
+#[test]
+fn more_demanded_than_left() {
+    let router = router(|_| {});
+    let tokens = |tokens: u32, mode: Mode| {
+        let budget = Budget { usd: None, tokens: Some(tokens) };
+        Some(Constraints { budget, mode, ..Constraints::default() })
+    };
+    for (fields, constraints, expected) in [
+        (json!({"min_tokens": 50}), tokens(49, Mode::Tiered), (400, "min_tokens")),
+        (json!({"min_tokens": 50}), tokens(49, Mode::Relaxed), (400, "min_tokens")),
+        (json!({"min_tokens": 50}), tokens(49, Mode::Strict), (429, "budget")),
+        (json!({"min_tokens": "5_0", "max_tokens": 900}), tokens(49, Mode::Tiered), (400, "min_tokens")),
+        (json!({"n": 2, "min_tokens": 25}), tokens(49, Mode::Tiered), (400, "min_tokens")),
+        (json!({"n": 50}), tokens(49, Mode::Tiered), (400, "min_tokens")),
+        (json!({"best_of": 50}), tokens(49, Mode::Strict), (429, "budget")),
+        (json!({"min_tokens": 10, "max_tokens": 9}), None, (400, "min_tokens")),
+        (json!({"min_tokens": 10, "max_tokens": 9}), tokens(49, Mode::Strict), (400, "min_tokens")),
+    ] {
+        let refusal = refused(route(&router, &prompt(fields.clone()), constraints, IDLE));
+        assert_eq!((refusal.status, refusal.reason), expected, "{fields}");
+    }
+    // The dear models leave too little of the budget, a cheap one enough.
+    let usd = Some(Constraints { budget: Budget { usd: Some(1e-4), tokens: None }, ..Constraints::default() });
+    let decision = decided(route(&router, &prompt(json!({"min_tokens": 1_000})), usd, IDLE));
+    assert!(decision.max_tokens.is_none_or(|most| most >= 1_000), "{decision:?}");
+    for elsewhere in &decision.elsewhere {
+        assert!(elsewhere.max_tokens.is_none_or(|most| most >= 1_000), "{elsewhere:?}");
+    }
 }
 
 #[test]

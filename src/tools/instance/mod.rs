@@ -456,6 +456,7 @@ mod tests {
             quality_prior: 0.0,
             output_tokens_prior: 1.0,
             adapters: Vec::new(),
+            tokens_per_media_part: 0.0,
         };
         let pool = |name: &str, model: usize| crate::fleet::Pool {
             name: name.into(),

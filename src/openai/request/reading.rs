@@ -1,0 +1,558 @@
+//! What each value of a request's body means, by where it stands.
+
+use std::ops::Range;
+
+use super::super::{
+    Api,
+    scan::{Container, Kept, Levels, Scalar, Sink, Want},
+};
+use super::Prompt;
+use super::beginning::{self, Of, Value, scalar_hash, text_hash};
+use super::lax::{Lax, Written};
+use super::limits::{Limits, Name};
+use super::unread::{Unread, is_payload};
+use crate::affinity::Prefix;
+use crate::features::{TextCount, TextWindow};
+
+/// The prompt as far as it is read, and what is needed to read on.
+#[derive(Clone, Debug)]
+pub(super) struct Reading {
+    pub(super) api: Api,
+    pub(super) prompt: Prompt,
+    levels: Levels<Place>,
+    key: Key,
+    has_key: bool,
+    has_text: bool,
+    /// Whether a separator is due before the next text.
+    separate: bool,
+    /// Whether the part that is being read is an image or other media.
+    is_media: bool,
+    /// The hash of the media in the part that is being read.
+    media: Option<u64>,
+    /// What is read for its hash or its length only.
+    value: Option<Value>,
+    pub(super) unread: Unread,
+    pub(super) limits: Limits,
+    pub(super) not_an_object: bool,
+    pub(super) model_has_wrong_type: bool,
+    pub(super) input_has_wrong_type: bool,
+    input_seen: bool,
+    /// vLLM's `prompt_embeds`, which stand in for a prompt.
+    pub(super) embeds_seen: bool,
+}
+
+/// What an open container is.
+#[derive(Clone, Copy, Debug, Default)]
+enum Place {
+    #[default]
+    Elsewhere,
+    Body,
+    Messages,
+    Message,
+    Parts,
+    Part,
+    Prompts,
+    TokenIds,
+    StreamOptions,
+}
+
+/// What the value that comes next is, inside of an object.
+#[derive(Clone, Copy, Debug, Default)]
+enum Key {
+    #[default]
+    Other,
+    Model,
+    Stream,
+    StreamOptions,
+    IncludeUsage,
+    Limit(Name),
+    PreviousResponseId,
+    /// The field that holds the conversation: an array of messages or items, for Responses a string too.
+    Messages,
+    /// The field that holds a prompt or a batch of them: text or token ids.
+    Prompts,
+    PromptEmbeds,
+    /// Text beside the conversation: a system prompt or instructions.
+    System,
+    /// Text that a server puts around or behind the prompt.
+    Unread,
+    /// One of the fields that change how the prompt begins.
+    Field(usize),
+    ToolCall,
+    Role,
+    Name,
+    Content,
+    Text,
+    Type,
+    Image,
+    Media,
+    /// What a model has thought: text, whatever it looks like.
+    Thought,
+    /// What no server tokenises.
+    Payload,
+}
+
+// === impl Reading ===
+
+impl Reading {
+    pub(super) fn new(api: Api) -> Reading {
+        let prompt = Prompt {
+            model: None,
+            model_span: None,
+            insert_at: None,
+            empty_object: false,
+            stream: false,
+            include_usage: false,
+            max_tokens: None,
+            max_tokens_is_plain: false,
+            limit_spans: [None, None],
+            min_tokens: 0,
+            n: 1,
+            previous_response_id: None,
+            text: TextWindow::default(),
+            prefix: Prefix::default(),
+            media_parts: 0,
+            unread: TextCount::default(),
+            token_ids: 0,
+            tool_bytes: 0,
+            prompts: 0,
+            has_input: false,
+            bytes: 0,
+        };
+        Reading {
+            api,
+            prompt,
+            levels: Levels::default(),
+            key: Key::Other,
+            has_key: false,
+            has_text: false,
+            separate: false,
+            is_media: false,
+            media: None,
+            value: None,
+            unread: Unread::default(),
+            limits: Limits::default(),
+            not_an_object: false,
+            model_has_wrong_type: false,
+            input_has_wrong_type: false,
+            input_seen: false,
+            embeds_seen: false,
+        }
+    }
+
+    fn body_key(&self, name: &str) -> Key {
+        use Api::*;
+        match (name, self.api) {
+            ("model", _) => Key::Model,
+            ("stream", _) => Key::Stream,
+            ("stream_options", _) => Key::StreamOptions,
+            ("max_completion_tokens", ChatCompletions) => Key::Limit(Name::MaxCompletionTokens),
+            ("max_tokens", ChatCompletions | Completions | Messages) => Key::Limit(Name::MaxTokens),
+            ("max_output_tokens", Responses) => Key::Limit(Name::MaxTokens),
+            ("min_tokens", ChatCompletions | Completions) => Key::Limit(Name::MinTokens),
+            ("n", ChatCompletions | Completions) => Key::Limit(Name::N),
+            ("best_of", ChatCompletions | Completions) => Key::Limit(Name::BestOf),
+            ("suffix", Completions) => Key::Unread,
+            ("previous_response_id", Responses) => Key::PreviousResponseId,
+            // vLLM embeds a conversation too.
+            ("messages", ChatCompletions | Messages | CountTokens | Embeddings) => Key::Messages,
+            ("input", Responses) => Key::Messages,
+            ("prompt", Completions) | ("input", Embeddings) => Key::Prompts,
+            ("prompt_embeds", Completions) => Key::PromptEmbeds,
+            ("system", Messages | CountTokens) | ("instructions", Responses) => Key::System,
+            _ => beginning::field(name).map_or(Key::Other, Key::Field),
+        }
+    }
+
+    /// A field that holds the prompt begins. Repeated, it replaces what its predecessor held; to keep one window, what a system
+    /// prompt held goes with it.
+    fn begin_input(&mut self, has_wrong_type: bool) {
+        self.input_has_wrong_type = has_wrong_type;
+        if std::mem::replace(&mut self.input_seen, true) {
+            let prompt = &mut self.prompt;
+            prompt.text = TextWindow::default();
+            prompt.prefix.clear_conversation();
+            (prompt.media_parts, prompt.token_ids, prompt.prompts, prompt.has_input) = (0, 0, 0, false);
+            self.has_text = false;
+        }
+    }
+
+    fn begin_text(&mut self) -> Want {
+        self.separate = self.has_text;
+        self.prompt.prefix.begin_text();
+        Want::Pieces
+    }
+
+    /// A value begins, of which the hash or the length counts if this is a place for one.
+    fn begin_value(&mut self, at: u64) {
+        let of = match (self.levels.innermost(), self.key) {
+            (Some(Place::Body), Key::Field(field)) => Of::Field(field),
+            (Some(Place::Body), Key::Unread) => Of::Unread,
+            (Some(Place::Message | Place::Part), Key::ToolCall) => Of::ToolCall,
+            (Some(Place::Part), Key::Image | Key::Media) => Of::Media,
+            (Some(Place::Message | Place::Part), Key::Payload) => return,
+            (Some(Place::Messages | Place::Message | Place::Parts | Place::Part | Place::TokenIds), _) => Of::Unread,
+            _ => return,
+        };
+        self.is_media |= matches!(self.key, Key::Image);
+        if of.is_unread() {
+            self.unread.begin();
+        }
+        self.value = Some(Value::new(of, at));
+    }
+
+    /// The value that is read for its hash may have ended.
+    fn end_value(&mut self, end: u64) {
+        let Some(value) = self.value.take_if(|value| value.is_whole()) else { return };
+        let prefix = &mut self.prompt.prefix;
+        match value.of {
+            Of::Field(field) => {
+                prefix.field(field, value.hash(), if value.of.is_in_prompt() { value.bytes() } else { 0 });
+            }
+            Of::ToolCall => prefix.detail(value.hash()),
+            Of::Media => {
+                self.media = Some(value.hash());
+                self.is_media |= !self.unread.is_text();
+            }
+            Of::Unread => {}
+        }
+        if value.of.is_tool_data() {
+            self.prompt.tool_bytes += end.saturating_sub(value.at);
+        }
+    }
+
+    /// Whether the string that begins is read for what it says.
+    fn is_read(&self) -> bool {
+        match (self.levels.innermost(), self.key) {
+            (Some(Place::Message), Key::Content | Key::Role | Key::Name) => true,
+            (Some(Place::Parts), _) => true,
+            (Some(Place::Part), Key::Text | Key::Content | Key::Name | Key::Type) => true,
+            _ => false,
+        }
+    }
+
+    fn begin_part(&mut self) -> Place {
+        (self.is_media, self.media) = (false, None);
+        Place::Part
+    }
+
+    fn begin_prompt(&mut self) {
+        self.prompt.has_input = true;
+        self.prompt.prompts = self.prompt.prompts.saturating_add(1);
+    }
+
+    /// A field that fixes something.
+    fn fix(&mut self, value: Written<'_>, span: Range<u64>) {
+        match self.key {
+            Key::Stream => self.prompt.stream = value.boolean() == Lax::Value(true),
+            Key::IncludeUsage => self.prompt.include_usage = value.boolean() == Lax::Value(true),
+            Key::StreamOptions => self.prompt.include_usage = false,
+            Key::Limit(name) => self.limits.set(name, value, span),
+            _ => {}
+        }
+    }
+}
+
+impl Sink for Reading {
+    fn open(&mut self, container: Container, at: u64) {
+        use Container::{Array, Object};
+        if let Some(value) = &mut self.value {
+            value.open(container);
+            if value.of.is_unread() {
+                self.unread.open();
+            }
+            return self.levels.push(Place::Elsewhere);
+        }
+        let place = match (self.levels.innermost(), self.key, container) {
+            (None, _, Object) => {
+                self.prompt.insert_at = Some(at + 1);
+                Place::Body
+            }
+            (None, _, Array) => {
+                self.not_an_object = true;
+                Place::Elsewhere
+            }
+            (Some(Place::Body), Key::Model, _) => {
+                self.model_has_wrong_type = true;
+                Place::Elsewhere
+            }
+            (Some(Place::Body), Key::Messages, Array) => {
+                self.begin_input(false);
+                Place::Messages
+            }
+            (Some(Place::Body), Key::Prompts, Array) => {
+                self.begin_input(false);
+                Place::Prompts
+            }
+            // SGLang and vLLM embed parts, too.
+            (Some(Place::Body), Key::Prompts, Object) if self.api == Api::Embeddings => {
+                self.begin_input(false);
+                self.begin_prompt();
+                self.begin_part()
+            }
+            (Some(Place::Body), Key::Messages | Key::Prompts, Object) => {
+                self.begin_input(true);
+                Place::Elsewhere
+            }
+            (Some(Place::Body), Key::PromptEmbeds, _) => {
+                self.embeds_seen = true;
+                Place::Elsewhere
+            }
+            (Some(Place::Body), Key::Limit(name), _) => {
+                self.limits.set_container(name);
+                Place::Elsewhere
+            }
+            (Some(Place::Body), Key::StreamOptions, Object) => {
+                self.prompt.include_usage = false;
+                Place::StreamOptions
+            }
+            (Some(Place::Messages | Place::Parts), _, _) if self.levels.is_last() => {
+                self.prompt.has_input = true;
+                self.begin_value(at);
+                Place::Elsewhere
+            }
+            (Some(Place::Messages), _, Object) => {
+                self.prompt.has_input = true;
+                self.prompt.prefix.begin_message();
+                Place::Message
+            }
+            (Some(Place::Body), Key::System, Array) => {
+                self.prompt.prefix.begin_system();
+                Place::Parts
+            }
+            (Some(Place::Message | Place::Part), Key::Content, Array) => Place::Parts,
+            (Some(Place::Parts), _, Object) => self.begin_part(),
+            (Some(Place::Prompts), _, Object) => {
+                self.begin_prompt();
+                self.begin_part()
+            }
+            (Some(Place::Prompts), _, Array) => {
+                self.begin_prompt();
+                Place::TokenIds
+            }
+            _ => {
+                self.begin_value(at);
+                Place::Elsewhere
+            }
+        };
+        if let Some(value) = &mut self.value {
+            value.open(container);
+            if value.of.is_unread() {
+                self.unread.open();
+            }
+        }
+        self.levels.push(place);
+    }
+
+    fn close(&mut self, end: u64) {
+        let place = self.levels.pop();
+        if let Some(value) = &mut self.value {
+            value.close();
+            if value.of.is_unread() {
+                self.unread.close();
+            }
+            return self.end_value(end);
+        }
+        match place {
+            Some(Place::Body) => self.prompt.empty_object = !self.has_key,
+            Some(Place::Message) => self.prompt.prefix.end_message(),
+            Some(Place::Part) => {
+                let is_media = std::mem::take(&mut self.is_media);
+                self.prompt.media_parts = self.prompt.media_parts.saturating_add(is_media.into());
+                if let Some(media) = self.media.take().or(is_media.then_some(0)) {
+                    self.prompt.prefix.media(media);
+                }
+            }
+            // The only parts in the body itself.
+            Some(Place::Parts) if matches!(self.levels.innermost(), Some(Place::Body)) => {
+                self.prompt.prefix.end_system();
+            }
+            _ => {}
+        }
+    }
+
+    fn key(&mut self, name: &str) {
+        self.has_key = true;
+        if let Some(value) = &mut self.value {
+            value.key(name);
+            if value.of.is_unread() {
+                self.unread.key(name);
+            }
+        }
+        self.key = match (self.levels.innermost(), name) {
+            (Some(Place::Body), _) => self.body_key(name),
+            // `output` is what a tool returned, in an item of Responses.
+            (Some(Place::Message), "content" | "output") => Key::Content,
+            (Some(Place::Message), "role") => Key::Role,
+            (Some(Place::Message), "tool_calls" | "function_call" | "arguments") => Key::ToolCall,
+            (Some(Place::Message | Place::Part), "name") => Key::Name,
+            (Some(Place::Part), "text") => Key::Text,
+            (Some(Place::Part), "type") => Key::Type,
+            (Some(Place::Part), "image_url" | "image") => Key::Image,
+            // Blocks of Messages: what a tool returned, and what it was called with.
+            (Some(Place::Part), "content") => Key::Content,
+            (Some(Place::Part), "input") => Key::ToolCall,
+            (Some(Place::Part), "source" | "input_audio" | "audio_url" | "video_url" | "file" | "file_data") => {
+                Key::Media
+            }
+            (Some(Place::Message | Place::Part), "reasoning_content" | "reasoning" | "thinking" | "refusal") => {
+                Key::Thought
+            }
+            (Some(Place::Message | Place::Part), name) if is_payload(name) => Key::Payload,
+            (Some(Place::StreamOptions), "include_usage") => Key::IncludeUsage,
+            _ => Key::Other,
+        };
+    }
+
+    fn string(&mut self) -> Want {
+        self.prompt.has_input |= matches!(self.levels.innermost(), Some(Place::Messages));
+        if self.value.is_none() && !self.is_read() {
+            // Where it begins is known at its end.
+            self.begin_value(0);
+        }
+        if let Some(value) = &mut self.value {
+            value.string();
+            if value.of.is_unread() {
+                let is_certain = matches!(self.key, Key::Thought) && value.is_whole();
+                self.unread.string(is_certain, value.of == Of::Media && value.is_whole());
+            }
+            return Want::Pieces;
+        }
+        match (self.levels.innermost(), self.key) {
+            (None, _) => {
+                self.not_an_object = true;
+                Want::Nothing
+            }
+            (Some(Place::Body), Key::Model | Key::PreviousResponseId | Key::Stream) => Want::Whole,
+            (Some(Place::Body), Key::Limit(_)) => Want::Whole,
+            (Some(Place::Body), Key::Messages) if self.api != Api::Responses => {
+                self.begin_input(true);
+                Want::Nothing
+            }
+            (Some(Place::Body), Key::Messages) => {
+                self.begin_input(false);
+                self.prompt.prefix.begin_message();
+                self.prompt.prefix.role("user");
+                self.begin_text()
+            }
+            (Some(Place::Body), Key::Prompts) => {
+                self.begin_input(false);
+                // An embedding of nothing is one, too: of what the tokenizer puts around it.
+                self.prompt.has_input |= self.api == Api::Embeddings;
+                self.begin_text()
+            }
+            (Some(Place::Body), Key::PromptEmbeds) => {
+                self.embeds_seen = true;
+                Want::Nothing
+            }
+            (Some(Place::Body), Key::System) => {
+                self.prompt.prefix.begin_system();
+                self.begin_text()
+            }
+            (Some(Place::StreamOptions), Key::IncludeUsage) => Want::Whole,
+            (Some(Place::Message), Key::Content) => self.begin_text(),
+            (Some(Place::Message), Key::Role) | (Some(Place::Message | Place::Part), Key::Name) => Want::Whole,
+            (Some(Place::Parts), _) | (Some(Place::Part), Key::Text | Key::Content) => self.begin_text(),
+            (Some(Place::Part), Key::Type) => Want::Whole,
+            (Some(Place::Prompts), _) => {
+                self.begin_prompt();
+                self.begin_text()
+            }
+            _ => Want::Nothing,
+        }
+    }
+
+    fn text(&mut self, piece: &str) {
+        if piece.is_empty() {
+            return;
+        }
+        if let Some(value) = &mut self.value {
+            if value.of.is_unread() {
+                self.unread.text(piece);
+            }
+            return value.text(piece);
+        }
+        if std::mem::take(&mut self.separate) {
+            self.prompt.text.push_str("\n");
+        }
+        self.has_text = true;
+        self.prompt.text.push_str(piece);
+        self.prompt.prefix.push(piece.as_bytes());
+        if let (Some(Place::Body), Key::Messages | Key::Prompts) = (self.levels.innermost(), self.key) {
+            self.prompt.has_input = true;
+        }
+    }
+
+    fn string_end(&mut self, kept: Kept<'_>, span: Range<u64>) {
+        if let Some(value) = &mut self.value {
+            value.string_end(span.start);
+            if value.of.is_unread() {
+                self.unread.string_end();
+            }
+            return self.end_value(span.end);
+        }
+        if kept.cut {
+            // A name or a role as long as a text.
+            self.prompt.tool_bytes = self.prompt.tool_bytes.saturating_add(span.end.saturating_sub(span.start));
+        }
+        match (self.levels.innermost(), self.key) {
+            (Some(Place::Body), Key::Model) => {
+                self.model_has_wrong_type = false;
+                let cut = if kept.cut { "…" } else { "" };
+                self.prompt.model = (!kept.text.is_empty()).then(|| format!("{}{cut}", kept.text));
+                self.prompt.model_span = Some(span);
+            }
+            (Some(Place::Body), Key::PreviousResponseId) => {
+                let is_id = !kept.text.is_empty() && !kept.cut;
+                self.prompt.previous_response_id = is_id.then(|| kept.text.to_owned());
+                self.prompt.prefix.field(beginning::PREVIOUS_RESPONSE, text_hash(kept.text), 0);
+            }
+            (Some(Place::Body), Key::System) => self.prompt.prefix.end_system(),
+            (Some(Place::Body), Key::Messages) => self.prompt.prefix.end_message(),
+            // A number that is too long to be kept is none that can be relied on.
+            (Some(Place::Body | Place::StreamOptions), _) => {
+                self.fix(Written::Text(if kept.cut { "" } else { kept.text }), span);
+            }
+            (Some(Place::Message), Key::Role) => self.prompt.prefix.role(kept.text),
+            (Some(Place::Message | Place::Part), Key::Name) => self.prompt.prefix.detail(text_hash(kept.text)),
+            (Some(Place::Part), Key::Type) => {
+                self.is_media |= matches!(kept.text, "image_url" | "input_image" | "image");
+                if kept.text == "tool_result" {
+                    self.prompt.prefix.detail(text_hash(kept.text));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn scalar(&mut self, scalar: Scalar<'_>, span: Range<u64>) {
+        if let Some(value) = &mut self.value {
+            return value.scalar(scalar);
+        }
+        match (self.levels.innermost(), self.key) {
+            (None, _) => self.not_an_object = true,
+            (Some(Place::Body), Key::Model) => {
+                self.model_has_wrong_type = scalar != Scalar::Null;
+                self.prompt.model = None;
+                self.prompt.model_span = Some(span);
+            }
+            (Some(Place::Body), Key::PreviousResponseId) => {
+                self.prompt.previous_response_id = None;
+                self.prompt.prefix.field(beginning::PREVIOUS_RESPONSE, 0, 0);
+            }
+            (Some(Place::Body), Key::System) => self.prompt.prefix.clear_system(),
+            (Some(Place::Body), Key::Field(field)) => self.prompt.prefix.field(field, scalar_hash(scalar), 0),
+            (Some(Place::Body), Key::Messages | Key::Prompts) => self.begin_input(scalar != Scalar::Null),
+            (Some(Place::Body | Place::StreamOptions), _) => self.fix(Written::Scalar(scalar), span),
+            (Some(Place::Messages), _) => self.prompt.has_input = true,
+            (Some(Place::Prompts | Place::TokenIds), _) => {
+                self.prompt.has_input = true;
+                self.prompt.token_ids = self.prompt.token_ids.saturating_add(1);
+                if let Scalar::Number(id) = scalar {
+                    self.prompt.prefix.token_id(id);
+                }
+            }
+            _ => {}
+        }
+    }
+}
