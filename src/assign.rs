@@ -11,7 +11,6 @@ use std::time::Duration;
 pub use batcher::{Batcher, Waiting, first_batch, next_batch};
 
 use crate::learning::Learned;
-use crate::openai::Api;
 use crate::reckoning::LoadNow;
 use crate::router::{Ask, Outlook, Router, Verdict};
 
@@ -20,7 +19,7 @@ use crate::router::{Ask, Outlook, Router, Verdict};
 /// nothing, so that it costs an instance next to nothing and its client expects an answer in milliseconds.
 pub fn outlook(router: &Router, ask: &Ask<'_>) -> Option<Outlook> {
     router.config().policies.get(ask.policy)?.batching?;
-    let generates = !matches!(ask.api, Api::Embeddings | Api::CountTokens);
+    let generates = ask.api.generates();
     let models = router.allowed_models(ask).ok().filter(|models| !models.is_empty())?;
     (generates && ask.holder.is_none()).then(|| router.outlook(ask.prompt, &models))
 }

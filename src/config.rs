@@ -6,6 +6,7 @@ mod affinity;
 mod batching;
 mod demand;
 mod discovery;
+mod envoy;
 mod fleet;
 mod health;
 mod policy;
@@ -19,8 +20,9 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 pub use discovery::Discovery;
+pub use envoy::{EnvoySettings, FailurePolicy};
 pub use health::Health;
-pub use raw::{Drill, FailurePolicy, UnknownModel};
+pub use raw::{Drill, Encoding, UnknownModel};
 use raw::{RawConfig, RawLearning, RawRoute};
 pub use secret::Secret;
 pub use telemetry::Telemetry;
@@ -84,27 +86,9 @@ fn check_origin(origin: String) -> Result<Option<String>, ConfigError> {
     Ok(Some(origin).filter(|origin| !origin.is_empty()))
 }
 
-/// What `routebalance render` needs to write `envoy.yaml`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct EnvoySettings {
-    /// Address of the listener.
-    pub listen: SocketAddr,
-    /// Address of the admin listener.
-    pub admin: SocketAddr,
-    /// Path of the module.
-    pub module: String,
-    /// The pool that serves when the filter does not; index into [`Fleet::pools`].
-    pub default_pool: usize,
-    /// Directory of the files that tell Envoy the endpoints of discovered pools, `<cluster>.yaml` each.
-    pub endpoints_dir: String,
-    /// What Envoy does when the module traps.
-    pub failure_policy: FailurePolicy,
-    /// How long an attempt may bring nothing at all before Envoy gives it up.
-    pub per_try_idle_timeout: Duration,
-    /// Whether a request that leaves the model to the filter is retried at other models, too.
-    pub model_fallback: bool,
-    /// Path of the access log.
-    pub access_log: String,
+fn check_encodings(encodings: Vec<Encoding>) -> Result<Vec<Encoding>, ConfigError> {
+    let twice = encodings.iter().enumerate().any(|(i, encoding)| encodings.iter().take(i).any(|e| e == encoding));
+    if twice { Err(error("request.encodings", "an encoding appears twice")) } else { Ok(encodings) }
 }
 
 /// The whole configuration, checked.
@@ -138,6 +122,8 @@ pub struct Config {
     pub health: Health,
     /// Largest request body that is held back until it is whole.
     pub max_buffered_bytes: u64,
+    /// How a request's body may be packed.
+    pub encodings: Vec<Encoding>,
     /// Whether responses name the instance's address.
     pub expose_endpoint: bool,
     /// The origin whose browsers may read what the filter answers itself, or `*` for all; `None` for nobody.
@@ -245,32 +231,7 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
     if !(65_536..=1 << 30).contains(&raw.request.max_buffered_bytes) {
         return Err(error("request.max_buffered_bytes", "must be between 65536 and 1073741824 bytes"));
     }
-    let default_pool = match &raw.envoy.default_pool {
-        None => fleet
-            .pools
-            .iter()
-            .position(|p| fleet.model_of(p).is_some_and(|m| m.kind == ModelKind::Generate))
-            .unwrap_or(0),
-        Some(name) => fleet
-            .pools
-            .iter()
-            .position(|p| p.name == *name)
-            .ok_or_else(|| error("envoy.default_pool", format!("no pool is named {name:?}")))?,
-    };
-    if !(100..=3_600_000).contains(&raw.envoy.per_try_idle_timeout_ms) {
-        return Err(error("envoy.per_try_idle_timeout_ms", "must be between 100 and 3600000 milliseconds"));
-    }
-    let envoy = EnvoySettings {
-        listen: check_address("envoy.listen", &raw.envoy.listen)?,
-        admin: check_address("envoy.admin", &raw.envoy.admin)?,
-        module: check_text("envoy.module", &raw.envoy.module)?,
-        default_pool,
-        endpoints_dir: check_text("envoy.endpoints_dir", &raw.envoy.endpoints_dir)?,
-        failure_policy: raw.envoy.failure_policy,
-        per_try_idle_timeout: Duration::from_millis(raw.envoy.per_try_idle_timeout_ms),
-        model_fallback: raw.envoy.model_fallback,
-        access_log: check_text("envoy.access_log", &raw.envoy.access_log)?,
-    };
+    let envoy = envoy::check(raw.envoy, &fleet)?;
     Ok(Config {
         virtual_models: raw.virtual_models,
         unknown_model: raw.unknown_model,
@@ -286,6 +247,7 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
         discovery,
         health: health::check(&raw.health)?,
         max_buffered_bytes: raw.request.max_buffered_bytes,
+        encodings: check_encodings(raw.request.encodings)?,
         expose_endpoint: raw.response.expose_endpoint,
         allow_origin: check_origin(raw.response.allow_origin)?,
         drill: raw.drill,

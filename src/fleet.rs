@@ -239,8 +239,20 @@ pub struct Policy {
     pub exploration: f64,
     /// How requests are batched; `None` if each is decided at once.
     pub batching: Option<Batching>,
-    /// What happens to requests that generate and that the filter does not read, on which the policy's limits would be lost.
-    pub other_paths: OtherPaths,
+    /// What happens to requests that generate and that the filter does not read; `None`: those that have limits are refused.
+    pub other_paths: Option<OtherPaths>,
+}
+
+impl Policy {
+    /// Whether a request that is not read, or not whole, is refused, because what limits it would be lost.
+    pub fn refuses_unread(&self, constraints: &Constraints) -> bool {
+        let Constraints { budget, quality_min, mode, .. } = constraints;
+        let limits = *budget != Budget::default()
+            || quality_min.is_some()
+            || *mode == Mode::Strict
+            || self.overload.action == OverloadAction::Shed;
+        self.other_paths.map_or(limits, |paths| paths == OtherPaths::Refuse)
+    }
 }
 
 /// What happens to requests that generate and that the filter does not read.

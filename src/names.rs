@@ -44,8 +44,12 @@ pub const DECISION_US_RESPONSE_HEADER: &str = "x-routebalance-decision-us";
 pub const ENDPOINT_RESPONSE_HEADER: &str = "x-routebalance-endpoint";
 /// Path at which the filter takes feedback, if it is configured to.
 pub const FEEDBACK_PATH: &str = "/routebalance/feedback";
-/// Header with a request's id, by which feedback names it.
+/// Response header: the filter's own name of the decision, by which feedback names it. Clients cannot choose it.
+pub const DECISION_ID_RESPONSE_HEADER: &str = "x-routebalance-decision-id";
+/// Header with a request's id, for the log.
 pub const REQUEST_ID_HEADER: &str = "x-request-id";
+/// Request header in which Envoy keeps what the client has said of its body's encoding, before it unpacks the body.
+pub const ENCODING_HEADER: &str = "x-routebalance-content-encoding";
 /// Request header that asks for the load of the instance that answers (ORCA).
 pub const LOAD_FORMAT_HEADER: &str = "endpoint-load-metrics-format";
 /// Response header with that load.

@@ -7,9 +7,12 @@ mod admitting;
 mod candidates;
 mod fallbacks;
 mod holding;
+mod unread;
 
 use std::borrow::Cow;
 use std::time::Duration;
+
+pub use unread::{Packed, packed};
 
 use admitting::Entrants;
 use candidates::PromptTokens;
@@ -124,12 +127,14 @@ pub struct Refusal {
     pub message: String,
     /// When another attempt may succeed.
     pub retry_after: Option<Duration>,
+    /// The parameter of the request that is wrong, if it is one.
+    pub param: Option<&'static str>,
 }
 
 impl Refusal {
     /// A request that is wrong, whenever it comes.
     pub fn new(status: u16, reason: &'static str, message: impl Into<String>) -> Refusal {
-        Refusal { status, reason, message: message.into(), retry_after: None }
+        Refusal { status, reason, message: message.into(), retry_after: None, param: None }
     }
 }
 
@@ -486,20 +491,23 @@ impl Router {
 
     /// Models that may answer: one by name, or all of the API's kind.
     pub(crate) fn allowed_models(&self, ask: &Ask<'_>) -> Result<Vec<usize>, Verdict> {
-        let kind = if ask.api == Api::Embeddings { ModelKind::Embed } else { ModelKind::Generate };
+        let kind = match ask.api {
+            Api::Embeddings | Api::Pooling => ModelKind::Embed,
+            _ => ModelKind::Generate,
+        };
+        // What is asked of a model that is named is its instances' to judge.
+        let any_kind = ask.api.is_guessed();
         let fleet = &self.config.fleet;
         let of_kind = || -> Vec<usize> {
             fleet.models.iter().enumerate().filter(|(_, m)| m.kind == kind).map(|(i, _)| i).collect()
         };
-        let Some(name) = ask.prompt.model.as_deref() else {
-            return Ok(of_kind());
+        let Some(name) = ask.prompt.model.as_deref().filter(|name| !self.config.names_no_model(Some(name))) else {
+            let is_named = ask.api == Api::Named;
+            return if is_named { Err(Verdict::Untouched("other_path")) } else { Ok(of_kind()) };
         };
-        if self.config.names_no_model(Some(name)) {
-            return Ok(of_kind());
-        }
         let served = || fleet.pools.iter().find(|p| p.served_model == name).map(|p| p.model);
         match fleet.model_named(name).or_else(|| fleet.model_with_adapter(name)).or_else(served) {
-            Some(model) if fleet.models.get(model).is_some_and(|m| m.kind == kind) => Ok(vec![model]),
+            Some(model) if any_kind || fleet.models.get(model).is_some_and(|m| m.kind == kind) => Ok(vec![model]),
             Some(_) => {
                 let use_ = if kind == ModelKind::Embed { "embeddings" } else { "text generation" };
                 Err(Verdict::Refused(Refusal::new(
@@ -508,10 +516,12 @@ impl Router {
                     format!("The model `{name}` does not serve {use_}."),
                 )))
             }
+            None if ask.api.is_guessed() => Err(Verdict::Untouched("other_path")),
             None if self.config.unknown_model == UnknownModel::PassThrough => Err(Verdict::Untouched("unknown_model")),
             None => {
                 let message = format!("The model `{name}` does not exist.");
-                Err(Verdict::Refused(Refusal::new(404, "unknown_model", message)))
+                let refusal = Refusal::new(404, "unknown_model", message);
+                Err(Verdict::Refused(Refusal { param: Some("model"), ..refusal }))
             }
         }
     }

@@ -18,6 +18,8 @@ mod admission;
 mod affinity;
 #[path = "envoy/batching.rs"]
 mod batching;
+#[path = "envoy/clients.rs"]
+mod clients;
 #[path = "envoy/discovery.rs"]
 mod discovery;
 #[path = "envoy/faults.rs"]
@@ -54,8 +56,8 @@ use libtest_mimic::{Arguments, Trial};
 use routebalance::tools::instance::Fault;
 use scenarios::{APIS, NAMES, PASSED, REFUSED, Served, is_passed, is_refused, is_served};
 use setups::{
-    ADMISSION, AFFINITY, BATCHING, BLIND, BYPASSED, DISCOVERED, HEADERS, HEALTH, HEALTH_OF_FOUR, LEAN, LEARNING, OWN,
-    PRICES, REFERENCE, STATIC, STRANGERS, UNTOUCHED, VM,
+    ADMISSION, AFFINITY, BATCHING, BLIND, BYPASSED, CLIENTS, DISCOVERED, HEADERS, HEALTH, HEALTH_OF_FOUR, LEAN,
+    LEARNING, OWN, PRICES, REFERENCE, STATIC, STRANGERS, UNTOUCHED, VM,
 };
 use strangers::gone::{Sent, favourite_is_gone};
 
@@ -251,6 +253,10 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "a model that the predictor does not know is decided by its priors, and nothing has failed" => own::unpredicted,
         "an endpoint that Envoy does not honour is said" => own::unhonoured,
     ));
+    trials.extend(scenarios!(&CLIENTS,
+        "the official SDKs see what they see at the instance" => clients::sdks,
+    ));
+    trials.push(stage.plain("however limits are spelt, servers read what the gateway has read", clients::spellings));
     trials.push(stage.alone("a VM that traps is replaced, and leaves no load behind", &VM, health::vm_dies));
     trials.push(stage.plain(
         "a wrong configuration: Envoy does not start and names the field, and so does check",

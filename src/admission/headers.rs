@@ -23,7 +23,7 @@ impl fmt::Display for HeaderError {
 
 impl std::error::Error for HeaderError {}
 
-/// The policy's constraints with those of the request, which asks for a header's value with `header`. The tighter limit counts;
+/// The policy's constraints with those of the request, whose headers have these `values`. The tighter limit counts;
 /// mode and order are the request's, if it names them.
 ///
 /// # Errors
@@ -31,38 +31,44 @@ impl std::error::Error for HeaderError {}
 /// The first header that cannot be understood.
 pub fn constraints(
     policy: &Constraints,
-    mut header: impl FnMut(&str) -> Option<String>,
+    mut values: impl FnMut(&str) -> Vec<String>,
 ) -> Result<Constraints, HeaderError> {
     let mut constraints = *policy;
+    let mut header = |name: &'static str| match <[String; 1]>::try_from(values(name)) {
+        Ok([value]) => Ok(Some(value)),
+        Err(none) if none.is_empty() => Ok(None),
+        // A gateway in front that adds its own leaves the client's in place.
+        Err(_) => Err(HeaderError { header: name, expected: "sent once" }),
+    };
     for name in [names::TTFT_SLO_HEADER, names::TTFT_SLO_ALIAS_HEADER] {
-        if let Some(value) = header(name) {
+        if let Some(value) = header(name)? {
             constraints.slo.ttft = tighter(constraints.slo.ttft, milliseconds(name, &value)?);
         }
     }
     for name in [names::TPOT_SLO_HEADER, names::TPOT_SLO_ALIAS_HEADER] {
-        if let Some(value) = header(name) {
+        if let Some(value) = header(name)? {
             constraints.slo.tpot = tighter(constraints.slo.tpot, milliseconds(name, &value)?);
         }
     }
-    if let Some(value) = header(names::BUDGET_USD_HEADER) {
+    if let Some(value) = header(names::BUDGET_USD_HEADER)? {
         let usd = number(names::BUDGET_USD_HEADER, &value, 0.0..=1e9, "a number of USD, at least 0")?;
         constraints.budget.usd = Some(constraints.budget.usd.map_or(usd, |own| own.min(usd)));
     }
-    if let Some(value) = header(names::BUDGET_TOKENS_HEADER) {
+    if let Some(value) = header(names::BUDGET_TOKENS_HEADER)? {
         let expected = "a whole number of tokens, at least 1";
         let tokens: Option<u32> = value.trim().parse().ok().filter(|tokens| *tokens > 0);
         let tokens = tokens.ok_or(HeaderError { header: names::BUDGET_TOKENS_HEADER, expected })?;
         constraints.budget.tokens = tighter(constraints.budget.tokens, tokens);
     }
-    if let Some(value) = header(names::QUALITY_MIN_HEADER) {
+    if let Some(value) = header(names::QUALITY_MIN_HEADER)? {
         let quality = number(names::QUALITY_MIN_HEADER, &value, 0.0..=1.0, "a number from 0 to 1")?;
         constraints.quality_min = Some(constraints.quality_min.map_or(quality, |own| own.max(quality)));
     }
-    if let Some(value) = header(names::MODE_HEADER) {
+    if let Some(value) = header(names::MODE_HEADER)? {
         let expected = "tiered, relaxed or strict";
         constraints.mode = mode(value.trim()).ok_or(HeaderError { header: names::MODE_HEADER, expected })?;
     }
-    if let Some(value) = header(names::RELAX_ORDER_HEADER) {
+    if let Some(value) = header(names::RELAX_ORDER_HEADER)? {
         let expected = "some of ttft, tpot, quality and budget, once each, separated by commas";
         constraints.order = order(&value).ok_or(HeaderError { header: names::RELAX_ORDER_HEADER, expected })?;
     }
@@ -113,7 +119,9 @@ mod tests {
     use wasm_bindgen_test::wasm_bindgen_test as test;
 
     fn read(policy: &Constraints, headers: &[(&str, &str)]) -> Result<Constraints, HeaderError> {
-        constraints(policy, |name| headers.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned()))
+        let values =
+            |name: &str| headers.iter().filter(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned()).collect();
+        constraints(policy, values)
     }
 
     #[test]
@@ -182,6 +190,8 @@ mod tests {
             ("x-routebalance-relax-order", &["", "ttft,ttft", "ttft,speed", "ttft;tpot", "ttft,"]),
         ];
         for (header, values) in rows {
+            let twice = read(&Constraints::default(), &[(header, "1"), ("x-other", "1"), (header, "1")]).unwrap_err();
+            assert_eq!(twice.header, *header);
             for value in *values {
                 let error = read(&Constraints::default(), &[(header, value)]).unwrap_err();
                 assert_eq!(error.header, *header, "{value:?}");

@@ -122,24 +122,13 @@ fn check_policy(i: usize, raw: &RawPolicy, fleet: &Fleet) -> Result<Policy, Conf
         prices: demand::check_prices(&at, raw, fleet, &demand_levels)?,
         online_prices: raw.online_prices.as_ref().map(|o| o.check(&at, &demand_levels)).transpose()?,
         demand_levels,
-        other_paths: raw.other_paths.unwrap_or_else(|| other_paths(&constraints, &overload)),
+        other_paths: raw.other_paths,
         constraints,
         trust_request_headers: raw.trust_request_headers,
         overload,
         exploration: check_number(at("exploration"), raw.exploration, 0.0, 0.5)?,
         batching: raw.batching.as_ref().map(|b| b.check(&at)).transpose()?,
     })
-}
-
-/// A policy that limits requests refuses what would pass its limits by.
-fn other_paths(constraints: &Constraints, overload: &Overload) -> OtherPaths {
-    let Constraints { budget, quality_min, mode, .. } = constraints;
-    let limits = budget.usd.is_some()
-        || budget.tokens.is_some()
-        || quality_min.is_some()
-        || *mode == Mode::Strict
-        || overload.action == OverloadAction::Shed;
-    if limits { OtherPaths::Refuse } else { OtherPaths::Pass }
 }
 
 fn check_constraints(at: &impl Fn(&str) -> String, raw: &RawPolicy) -> Result<Constraints, ConfigError> {

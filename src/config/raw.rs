@@ -4,6 +4,7 @@ use serde::Deserialize;
 
 use super::affinity::RawAffinity;
 use super::discovery::RawDiscovery;
+use super::envoy::RawEnvoy;
 use super::fleet::{RawModel, RawPool};
 use super::health::RawHealth;
 use super::policy::RawPolicy;
@@ -131,12 +132,27 @@ pub(super) struct RawFeedback {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawRequest {
     pub(super) max_buffered_bytes: u64,
+    pub(super) encodings: Vec<Encoding>,
 }
 
 impl Default for RawRequest {
     fn default() -> Self {
-        RawRequest { max_buffered_bytes: 4 << 20 }
+        RawRequest { max_buffered_bytes: 32 << 20, encodings: vec![Encoding::Gzip, Encoding::Brotli, Encoding::Zstd] }
     }
+}
+
+/// How a request's body may be packed: Envoy unpacks it before the filter reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum Encoding {
+    /// `gzip`
+    #[serde(rename = "gzip")]
+    Gzip,
+    /// `br`
+    #[serde(rename = "br")]
+    Brotli,
+    /// `zstd`
+    #[serde(rename = "zstd")]
+    Zstd,
 }
 
 #[derive(Deserialize)]
@@ -156,45 +172,4 @@ impl Default for RawResponse {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawDebug {
     pub(super) predict: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct RawEnvoy {
-    pub(super) listen: String,
-    pub(super) admin: String,
-    pub(super) module: String,
-    pub(super) default_pool: Option<String>,
-    pub(super) endpoints_dir: String,
-    pub(super) failure_policy: FailurePolicy,
-    pub(super) per_try_idle_timeout_ms: u64,
-    pub(super) model_fallback: bool,
-    pub(super) access_log: String,
-}
-
-impl Default for RawEnvoy {
-    fn default() -> Self {
-        RawEnvoy {
-            listen: "127.0.0.1:10000".to_owned(),
-            admin: "127.0.0.1:9901".to_owned(),
-            module: "target/wasm32-wasip1/filter/routebalance.wasm".to_owned(),
-            default_pool: None,
-            endpoints_dir: "envoy/endpoints".to_owned(),
-            failure_policy: FailurePolicy::default(),
-            per_try_idle_timeout_ms: super::PER_TRY_IDLE_TIMEOUT.as_secs().saturating_mul(1_000),
-            model_fallback: true,
-            access_log: "/dev/stdout".to_owned(),
-        }
-    }
-}
-
-/// What Envoy does when the module traps.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FailurePolicy {
-    /// The VM is loaded again after a back-off of one second; requests meet 503 until then.
-    #[default]
-    Reload,
-    /// Requests pass without the filter for good.
-    Open,
 }

@@ -180,7 +180,14 @@ fn every_wrong_value_is_refused_with_its_field() {
             "health.max_ejection_ms: must not be below health.base_ejection_ms",
         ),
         ("/health", json!({"ejection_ms": 1}), "health.ejection_ms: unknown field"),
-        ("/envoy/per_try_idle_timeout_ms", json!(1), "envoy.per_try_idle_timeout_ms: must be between"),
+        ("/envoy/request_timeout_ms", json!(1), "envoy.request_timeout_ms: 1 is not between"),
+        ("/envoy/connection_buffer_bytes", json!(1), "envoy.connection_buffer_bytes: 1 is not between"),
+        ("/envoy/max_heap_bytes", json!(1), "envoy.max_heap_bytes: 1 is not between"),
+        ("/envoy/max_connections", json!(0), "envoy.max_connections: 0 is not between"),
+        ("/request", json!({"encodings": ["gzip", "gzip"]}), "request.encodings: an encoding appears twice"),
+        ("/request", json!({"encodings": ["deflate"]}), "request.encodings"),
+        ("/models/0/tokens_per_media_part", json!(-1), "models[0].tokens_per_media_part: -1 is not between"),
+        ("/envoy/per_try_idle_timeout_ms", json!(1), "envoy.per_try_idle_timeout_ms: 1 is not between"),
         ("/request/max_buffered_bytes", json!(10), "request.max_buffered_bytes: must be between"),
         ("/envoy/listen", json!("10000"), "envoy.listen: \"10000\" is not an ip:port"),
         ("/envoy/default_pool", json!("nope"), "envoy.default_pool: no pool is named"),
@@ -225,19 +232,21 @@ fn a_policy_that_limits_refuses_what_passes_by() {
         for (name, value) in fields.as_object().unwrap() {
             json["policies"][0][name] = value.clone();
         }
-        Config::parse(json.to_string().as_bytes()).unwrap().policies[0].other_paths
+        let config = Config::parse(json.to_string().as_bytes()).unwrap();
+        config.policies[0].refuses_unread(&config.policies[0].constraints)
     };
-    use crate::fleet::OtherPaths::{Pass, Refuse};
+    const PASS: bool = false;
+    const REFUSE: bool = true;
     let rows = [
-        (serde_json::json!({}), Pass),
-        (serde_json::json!({"slo": {"ttft_ms": 100}}), Pass),
-        (serde_json::json!({"budget": {"usd": 0.1}}), Refuse),
-        (serde_json::json!({"budget": {"tokens": 100}}), Refuse),
-        (serde_json::json!({"quality_min": 0.1}), Refuse),
-        (serde_json::json!({"relaxation": {"mode": "strict"}}), Refuse),
-        (serde_json::json!({"overload": {"action": "shed", "ttft_ms": 100}}), Refuse),
-        (serde_json::json!({"budget": {"usd": 0.1}, "other_paths": "pass"}), Pass),
-        (serde_json::json!({"other_paths": "refuse"}), Refuse),
+        (serde_json::json!({}), PASS),
+        (serde_json::json!({"slo": {"ttft_ms": 100}}), PASS),
+        (serde_json::json!({"budget": {"usd": 0.1}}), REFUSE),
+        (serde_json::json!({"budget": {"tokens": 100}}), REFUSE),
+        (serde_json::json!({"quality_min": 0.1}), REFUSE),
+        (serde_json::json!({"relaxation": {"mode": "strict"}}), REFUSE),
+        (serde_json::json!({"overload": {"action": "shed", "ttft_ms": 100}}), REFUSE),
+        (serde_json::json!({"budget": {"usd": 0.1}, "other_paths": "pass"}), PASS),
+        (serde_json::json!({"other_paths": "refuse"}), REFUSE),
     ];
     for (fields, expected) in rows {
         assert_eq!(policy(fields.clone()), expected, "{fields}");

@@ -16,6 +16,9 @@ use crate::router::Decision;
 /// What the log says of a routed request. Fields of the response are absent until they are known.
 #[derive(Serialize)]
 pub(super) struct Entry {
+    /// Absent where feedback is not taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) decision_id: Option<String>,
     api: &'static str,
     policy: String,
     requested_model: Option<String>,
@@ -108,6 +111,7 @@ impl Entry {
     ) -> Entry {
         let us = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
         Entry {
+            decision_id: None,
             api: name_of(api),
             policy: config.policies.get(policy).map(|p| p.name.clone()).unwrap_or_default(),
             requested_model: prompt.model.clone(),
@@ -218,6 +222,17 @@ pub(super) fn publish_feedback(request_id: &str, feedback: &Feedback, model: &st
     publish(request_id, &event);
 }
 
+/// Longest id of a request in the log, bytes: clients choose it.
+const REQUEST_ID_BYTES_MAX: usize = 256;
+
+/// Cuts an id that is longer than the log has it.
+pub(super) fn shorten(request_id: &mut String) {
+    let cut = (0..=REQUEST_ID_BYTES_MAX).rev().find(|at| request_id.is_char_boundary(*at)).unwrap_or_default();
+    if request_id.len() > REQUEST_ID_BYTES_MAX {
+        request_id.truncate(cut);
+    }
+}
+
 /// The end of a JSON object rather than a whole one: where nothing was published, the log's line is valid without it. The id is in
 /// it because the client may have chosen it, and Envoy's text format escapes nothing.
 fn publish(request_id: &str, decision: &impl Serialize) {
@@ -240,5 +255,8 @@ fn name_of(api: Api) -> &'static str {
         Api::Messages => "messages",
         Api::CountTokens => "count_tokens",
         Api::Embeddings => "embeddings",
+        Api::Tokenize => "tokenize",
+        Api::Pooling => "pooling",
+        Api::Named => "named",
     }
 }

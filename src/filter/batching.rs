@@ -101,7 +101,9 @@ fn flush(shared: &Shared, policy: usize, own: Option<u32>) -> Option<Action> {
             if hostcalls::set_effective_context(id).is_err() {
                 continue;
             }
-            let mut stream = Stream { worker: shared.clone(), id, request_id, phase: Phase::Passing };
+            // What waits is whole.
+            let received = true;
+            let mut stream = Stream { worker: shared.clone(), id, request_id, received, phase: Phase::Passing };
             let action = stream.act(pending, verdict, timing);
             next.set(Some(std::mem::replace(&mut stream.phase, Phase::Passing)));
             if own == Some(id) {

@@ -14,17 +14,20 @@ use crate::filter::attempt::{Plan, Planned};
 use crate::filter::health::Checkup;
 use crate::filter::host;
 use crate::filter::serving::Serving;
-use crate::filter::stream::{Phase, Stream};
+use crate::filter::stream::{PIECE, Phase, Stream};
 use crate::filter::worker::Worker;
 use crate::fleet::Constraints;
 use crate::names;
 use crate::openai::{Api, Patch, Prompt, RequestScan};
-use crate::router::{Ask, Decision, Refusal, Verdict};
+use crate::router::{Ask, Decision, Packed, Refusal, Verdict, packed};
 
 /// A request whose body comes.
 pub(super) struct Reading {
     pub(super) api: Api,
     pub(super) policy: usize,
+    /// The model that the path names.
+    deployment: Option<String>,
+    packed: Packed,
     pub(super) scan: RequestScan,
     pub(super) scanned: usize,
     pub(super) started: Duration,
@@ -90,19 +93,27 @@ impl Stream {
             .unwrap_or(config.default_policy)
     }
 
-    pub(super) fn begin(&mut self, api: Api, end_of_stream: bool) -> Action {
+    /// A request to be decided begins; its path may name the model.
+    pub(super) fn begin(&mut self, api: Api, deployment: Option<String>, end_of_stream: bool) -> Action {
         let encoding = host::header(MapType::HttpRequestHeaders, "content-encoding").unwrap_or_default();
-        if !["", "identity"].contains(&encoding.trim().to_ascii_lowercase().as_str()) {
-            if self.refuses_unread() {
-                let message = format!(
-                    "A body in the encoding `{encoding}` cannot be read, and the policy of its route has limits."
-                );
+        let said = host::header(MapType::HttpRequestHeaders, names::ENCODING_HEADER).unwrap_or_default();
+        if !said.is_empty() {
+            host::set_header(MapType::HttpRequestHeaders, names::ENCODING_HEADER, None);
+        }
+        let packed = packed(&said, &encoding);
+        match packed {
+            Packed::Unreadable if !self.refuses_unread() => return self.leave(api, "encoded_body"),
+            Packed::Unreadable | Packed::Broken => {
+                let encoding = if said.is_empty() { encoding } else { said };
+                let message = format!("A body in the encoding `{encoding}` cannot be read.");
                 return self.refuse(Some(api), &Refusal::new(415, "encoded_body", message));
             }
-            return self.leave(api, "encoded_body");
+            Packed::Never | Packed::Unpacked => {}
         }
         let policy = self.worker.with(|w| Stream::policy(w)).unwrap_or_default();
-        let constraints = match self.worker.with(|w| w.router.header_constraints(policy, take_header)) {
+        let mut headers = Headers::default();
+        let constraints = self.worker.with(|w| w.router.header_constraints(policy, |name| headers.take(name)));
+        let constraints = match constraints {
             Some(Err(refusal)) => return self.refuse(Some(api), &refusal),
             Some(Ok(constraints)) => constraints,
             None => None,
@@ -113,10 +124,18 @@ impl Stream {
             let header = w.router.config().affinity.session_header.as_deref()?;
             host::header(MapType::HttpRequestHeaders, header)
         });
+        let scan = if api == Api::Named {
+            let content_type = host::header(MapType::HttpRequestHeaders, "content-type").unwrap_or_default();
+            RequestScan::of_type(api, &content_type)
+        } else {
+            RequestScan::new(api)
+        };
         let reading = Reading {
             api,
             policy,
-            scan: RequestScan::new(api),
+            deployment,
+            packed,
+            scan,
             scanned: 0,
             started: host::now(),
             scan_time: Duration::ZERO,
@@ -134,19 +153,32 @@ impl Stream {
 
     pub(super) fn decide(&mut self, mut reading: Reading, whole: bool, buffered: usize) -> Action {
         let api = reading.api;
-        let prompt = if whole {
+        let mut prompt = if whole {
             match reading.scan.finish() {
                 Ok(prompt) => prompt,
-                Err(error) => return self.refuse(Some(api), &Refusal::new(400, "body", error.to_string())),
+                Err(_) if api.is_guessed() => return self.leave(api, "other_path"),
+                Err(error) => {
+                    let unpacked =
+                        if reading.packed == Packed::Unpacked { " It was read as Envoy has unpacked it." } else { "" };
+                    return self.refuse(Some(api), &Refusal::new(400, "body", format!("{error}{unpacked}")));
+                }
             }
         } else {
             let prompt = reading.scan.so_far();
-            if prompt.model.is_none() {
-                let message = "The request body is too large to be read whole, and `model` is not near its start.";
-                return self.refuse(Some(api), &Refusal::new(413, "too_large", message));
+            let names_model = prompt.model.is_some() || reading.deployment.is_some();
+            let refused = self.worker.with(|w| {
+                let Reading { policy, constraints, packed, .. } = &reading;
+                w.router.too_large(*policy, constraints.as_ref(), names_model, *packed)
+            });
+            match refused.flatten() {
+                Some(_) if api.is_guessed() => return self.leave(api, "other_path"),
+                Some(refusal) => return self.refuse(Some(api), &refusal),
+                None => prompt,
             }
-            prompt
         };
+        if let Some(model) = reading.deployment.take() {
+            prompt.deploy(model);
+        }
         let mut pending =
             Some(Pending { reading, prompt, buffered, complete: whole, recall: Recall::default(), prices: None });
         if whole && let Some(action) = self.wait(&mut pending) {
@@ -195,17 +227,20 @@ impl Stream {
         let planned = Planned::new(self.id, plan);
         direct(&pool.cluster, Some(&endpoints.join(",")), prompt.stream, Some(self.id));
         let least = config.health.answer_limit;
-        if let Some(limit) = decision.answer_limit(least).filter(|_| !prompt.stream) {
+        let knows_length = !prompt.stream && reading.api != Api::Named;
+        if let Some(limit) = decision.answer_limit(least).filter(|_| knows_length) {
             host::set_header(MapType::HttpRequestHeaders, names::TIMEOUT_HEADER, Some(&limit.as_millis().to_string()));
         }
         let asks_load = config.telemetry.orca && ask_for_load();
-        timing.patch = host::now().saturating_sub(now);
-        let entry = Entry::new(reading.api, config, reading.policy, &prompt, &decision, timing);
-        entry.publish(&self.request_id);
-        if decision.generates() {
-            worker.remember_decision(&self.request_id, &decision);
-        }
         let counter = format!("routebalance.decisions.{}.{}", pool.name, decision.rung.name());
+        timing.patch = host::now().saturating_sub(now);
+        let mut entry = Entry::new(reading.api, config, reading.policy, &prompt, &decision, timing);
+        let decision_id = worker.learner.decision_id().filter(|_| decision.generates());
+        entry.decision_id.clone_from(&decision_id);
+        entry.publish(&self.request_id);
+        if let Some(id) = &decision_id {
+            worker.remember_decision(id, &decision);
+        }
         worker.metrics.count(&counter);
         let decision_us = u64::try_from(timing.decision.as_micros()).unwrap_or(u64::MAX);
         worker.metrics.observe("routebalance.decision_us", decision_us);
@@ -215,12 +250,12 @@ impl Stream {
         }
         let is_common = worker.router.config().names_no_model(prompt.model.as_deref());
         let checkup = Checkup::new(&decision, &prompt, is_common, host::now());
-        let size = Some(patched.unwrap_or(buffered)).filter(|_| complete && !prompt.stream);
+        let size = Some(patched.unwrap_or(buffered)).filter(|_| complete && knows_length);
         let rerun = size.map(|size| worker.keep_for_rerun(self.id, reading.api, &decision, size, &dispatch));
         let serving = Serving::new(
             reading,
             decision,
-            entry,
+            (entry, decision_id),
             decision_us,
             asks_load,
             checkup,
@@ -299,35 +334,49 @@ fn ask_for_load() -> bool {
     asks
 }
 
-/// A request header's value. One that only this filter reads is removed.
-fn take_header(name: &str) -> Option<String> {
-    let value = host::header(MapType::HttpRequestHeaders, name)?;
-    if name.starts_with(names::OWN_HEADERS) {
-        host::set_header(MapType::HttpRequestHeaders, name, None);
+/// The request's headers, read when the first one is asked for.
+#[derive(Default)]
+pub(super) struct Headers(Option<Vec<(String, String)>>);
+
+impl Headers {
+    /// All values of a header.
+    pub(super) fn values(&mut self, name: &str) -> Vec<String> {
+        let all = self.0.get_or_insert_with(|| host::headers_lossy(MapType::HttpRequestHeaders));
+        all.iter().filter(|(other, _)| other == name).map(|(_, value)| value.clone()).collect()
     }
-    Some(value)
+
+    /// The same; one that only this filter reads is removed.
+    fn take(&mut self, name: &str) -> Vec<String> {
+        let values = self.values(name);
+        if !values.is_empty() && name.starts_with(names::OWN_HEADERS) {
+            host::set_header(MapType::HttpRequestHeaders, name, None);
+        }
+        values
+    }
 }
 
 /// Applies patches, which come in the body's order, to a body of `buffered` bytes; its length afterwards, or `None` where it stays as
 /// it is. The host replaces a buffer's beginning only, so what stands before the last patch is written again with it.
 pub(super) fn patch_body(patches: &[Patch], buffered: usize) -> Option<usize> {
-    let mut beginning = Vec::new();
+    let last = patches.last().and_then(|patch| usize::try_from(patch.replace.end).ok())?;
+    let mut beginning = Vec::with_capacity(last.min(buffered));
     let mut done = 0;
     for patch in patches {
         let (start, end) = (usize::try_from(patch.replace.start).ok()?, usize::try_from(patch.replace.end).ok()?);
         if start < done || end < start || end > buffered {
             return None;
         }
-        let kept = host::buffer(BufferType::HttpRequestBody, done, start - done);
-        if kept.len() != start - done {
-            return None;
+        while done < start {
+            // A body may be large, and the VM's memory never shrinks: one copy is enough.
+            let kept = host::buffer(BufferType::HttpRequestBody, done, PIECE.min(start - done));
+            if kept.is_empty() {
+                return None;
+            }
+            beginning.extend_from_slice(&kept);
+            done = done.saturating_add(kept.len());
         }
-        beginning.extend_from_slice(&kept);
         beginning.extend_from_slice(patch.with.as_bytes());
         done = end;
-    }
-    if patches.is_empty() {
-        return None;
     }
     hostcalls::set_buffer(BufferType::HttpRequestBody, 0, done, &beginning).ok()?;
     Some(buffered.saturating_add(beginning.len()).saturating_sub(done))

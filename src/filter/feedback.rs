@@ -53,7 +53,7 @@ impl Incoming {
     pub(super) fn finish(&self, worker: &mut Worker) -> Result<Accepted, (u16, String)> {
         let feedback = Feedback::parse(&self.0).map_err(|sentence| (400, sentence))?;
         match worker.score(&feedback) {
-            Scored::Unknown => Err((404, "No recent request has this id: it is unknown, or too long ago.".to_owned())),
+            Scored::Unknown => Err((404, "No recent decision has this id: it is unknown, or too long ago. The header x-routebalance-decision-id of a response has it.".to_owned())),
             Scored::Already => Err((409, "The request with this id was scored already.".to_owned())),
             Scored::Accepted(decision) => {
                 let models = &worker.router.config().fleet.models;

@@ -28,6 +28,12 @@ pub(super) fn headers(map: MapType) -> Vec<(String, String)> {
     all.into_iter().filter_map(|(name, value)| Some((name, String::from_utf8(value).ok()?))).collect()
 }
 
+/// All headers; bytes that are not UTF-8 are replaced.
+pub(super) fn headers_lossy(map: MapType) -> Vec<(String, String)> {
+    let all = hostcalls::get_map_bytes(map).unwrap_or_default();
+    all.into_iter().map(|(name, value)| (name, String::from_utf8_lossy(&value).into_owned())).collect()
+}
+
 /// Part of a buffer; empty if there is none.
 pub(super) fn buffer(kind: BufferType, start: usize, size: usize) -> Vec<u8> {
     if size == 0 {

@@ -108,6 +108,11 @@ impl Learner {
         &self.learned
     }
 
+    /// A name for a decision that clients may score; `None` where feedback is not taken.
+    pub(super) fn decision_id(&mut self) -> Option<String> {
+        self.takes_feedback.then(|| format!("{:016x}", self.random.bits()))
+    }
+
     /// The next random draw, uniform in 0 to 1.
     pub(super) fn draw(&mut self) -> f64 {
         self.random.uniform()

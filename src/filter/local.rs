@@ -27,11 +27,12 @@ impl Stream {
         match body.flatten() {
             Some(body) => {
                 access_log::publish_unrouted(&self.request_id, "answered", "models");
-                self.answer(200, &body)
+                self.answer(200, body)
             }
             None => {
                 let message = format!("The model `{}` does not exist.", wanted.unwrap_or_default());
-                self.refuse(None, &Refusal::new(404, "unknown_model", message))
+                let refusal = Refusal::new(404, "unknown_model", message);
+                self.refuse(None, &Refusal { param: Some("model"), ..refusal })
             }
         }
     }
@@ -50,7 +51,7 @@ impl Stream {
         match self.worker.with(|w| probing.answer(&w.router)) {
             Some(Ok(body)) => {
                 access_log::publish_unrouted(&self.request_id, "answered", "debug_predict");
-                self.answer(200, &body)
+                self.answer(200, body)
             }
             Some(Err((status, message))) => self.refuse(None, &Refusal::new(status, "body", message)),
             None => self.pass("busy"),
@@ -105,7 +106,7 @@ impl Stream {
     pub(super) fn refuse_feedback(&mut self, status: u16, message: &str) -> Action {
         access_log::publish_unrouted(&self.request_id, "refused", message);
         self.worker.with(|w| w.metrics.count("routebalance.feedback.refused"));
-        self.answer(status, &openai::error_body(None, status, message))
+        self.answer(status, openai::error_body(None, status, message))
     }
 
     pub(super) fn finish_feedback(&mut self, incoming: &feedback::Incoming) -> Action {
@@ -115,7 +116,7 @@ impl Stream {
             Some(Ok(feedback::Accepted { feedback, model, propensity })) => {
                 access_log::publish_feedback(&self.request_id, &feedback, &model, propensity);
                 self.worker.with(|w| w.metrics.count("routebalance.feedback.accepted"));
-                self.answer(200, &feedback.accepted(&model))
+                self.answer(200, feedback.accepted(&model))
             }
         }
     }

@@ -4,6 +4,7 @@
 
 mod access_log;
 mod affinity;
+mod answering;
 mod attempt;
 mod batching;
 mod debug;

@@ -41,6 +41,8 @@ pub(super) struct Serving {
     /// Whose answer it is, where Envoy has not brought it.
     served_by: ServedBy,
     entry: Entry,
+    /// The name by which a client may score the answer.
+    decision_id: Option<String>,
     decision_us: u64,
     response: Option<ResponseScan>,
     content_events: u64,
@@ -60,7 +62,7 @@ impl Serving {
     pub(super) fn new(
         reading: Reading,
         decision: Decision,
-        entry: Entry,
+        (entry, decision_id): (Entry, Option<String>),
         decision_us: u64,
         asks_load: bool,
         checkup: Checkup,
@@ -80,6 +82,7 @@ impl Serving {
             decision,
             keys,
             entry,
+            decision_id,
             decision_us,
             response: None,
             content_events: 0,
@@ -93,8 +96,8 @@ impl Serving {
     }
 
     /// The response's headers are here; `details` are Envoy's words on where they come from.
-    pub(super) fn begin(&mut self, worker: &mut Worker, request_id: &str, details: &str) {
-        self.identify(worker, request_id, details);
+    pub(super) fn begin(&mut self, worker: &mut Worker, details: &str) {
+        self.identify(worker, details);
         if !worker.router.config().telemetry.orca {
             return;
         }
@@ -108,7 +111,7 @@ impl Serving {
     }
 
     /// Finds out who really answers, and tells the client.
-    fn identify(&mut self, worker: &mut Worker, request_id: &str, details: &str) {
+    fn identify(&mut self, worker: &mut Worker, details: &str) {
         let content_type = host::header(MapType::HttpResponseHeaders, "content-type").unwrap_or_default();
         self.is_sse = content_type.starts_with("text/event-stream");
         self.response = Some(ResponseScan::new(self.api, self.is_sse));
@@ -124,7 +127,7 @@ impl Serving {
         }
         let given_up = self.planned.given_up_after();
         if let (Some(upstream), Some(instance), None) = (upstream.as_deref(), instance, given_up) {
-            self.follow(worker, instance, upstream, request_id);
+            self.follow(worker, instance, upstream);
         }
         let config = worker.router.config();
         let set = |name, value: &str| host::set_header(MapType::HttpResponseHeaders, name, Some(value));
@@ -137,6 +140,9 @@ impl Serving {
         let rung = if is_unhonoured { names::RUNG_UNHONOURED } else { self.decision.rung.name() };
         set(names::RUNG_RESPONSE_HEADER, rung);
         set(names::DECISION_US_RESPONSE_HEADER, &self.decision_us.to_string());
+        if let Some(id) = &self.decision_id {
+            set(names::DECISION_ID_RESPONSE_HEADER, id);
+        }
         if self.decision.prompt_exhausts_budget {
             set(names::BUDGET_EXHAUSTED_RESPONSE_HEADER, "true");
         }
@@ -168,7 +174,7 @@ impl Serving {
     }
 
     /// An instance serves: where it is not the chosen one, everything that was said of that one is now said of it.
-    fn follow(&mut self, worker: &mut Worker, instance: usize, address: &str, request_id: &str) {
+    fn follow(&mut self, worker: &mut Worker, instance: usize, address: &str) {
         if instance == self.decision.instance {
             return;
         }
@@ -182,8 +188,8 @@ impl Serving {
         let pool = worker.router.config().fleet.pool_of(instance).map(|(pool, _)| pool);
         if pool.is_some_and(|pool| self.decision.serve_at(pool)) {
             worker.metrics.count("routebalance.served_by_other_model");
-            if self.decision.generates() {
-                worker.remember_decision(request_id, &self.decision);
+            if let Some(id) = &self.decision_id {
+                worker.remember_decision(id, &self.decision);
             }
         }
         self.entry.moved(worker.router.config(), &self.decision, address);

@@ -1,19 +1,18 @@
 //! One request: headers held, body scanned as it comes, decision carried out, response observed, counters released once.
 
-use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::{Action, BufferType, MapType};
 
 use crate::filter::access_log;
+use crate::filter::answering::Answer;
 use crate::filter::batching::Ticket;
 use crate::filter::debug::Probing;
-use crate::filter::deciding::Reading;
+use crate::filter::deciding::{Headers, Reading};
 use crate::filter::feedback;
 use crate::filter::host;
 use crate::filter::local;
 use crate::filter::serving::Serving;
 use crate::filter::worker::Shared;
-use crate::fleet::OtherPaths;
 use crate::names;
 use crate::openai::{self, Api, Call};
 use crate::router::{Refusal, Rung};
@@ -28,6 +27,8 @@ pub(super) struct Stream {
     pub(super) id: u32,
     /// For the access log.
     pub(super) request_id: String,
+    /// Whether the whole request is here.
+    pub(super) received: bool,
     pub(super) phase: Phase,
 }
 
@@ -46,57 +47,13 @@ pub(super) enum Phase {
     Serving(Box<Serving>),
     /// A feedback whose body comes.
     Feedback(feedback::Incoming),
+    /// Its answer is certain, and waits until all of it is here.
+    Answering(Box<Answer>),
 }
 
 impl Stream {
     pub(super) fn new(worker: Shared, id: u32) -> Stream {
-        Stream { worker, id, request_id: String::new(), phase: Phase::Passing }
-    }
-
-    /// Answers the client and ends the request here.
-    pub(super) fn answer(&mut self, status: u16, body: &str) -> Action {
-        self.answer_with(status, &[], body)
-    }
-
-    fn answer_with(&mut self, status: u16, headers: &[(&str, &str)], body: &str) -> Action {
-        self.phase = Phase::Passing;
-        let origin = self.worker.with(|w| w.router.config().allow_origin.clone()).flatten();
-        let origin = origin.as_deref().map(|origin| (names::ALLOW_ORIGIN_RESPONSE_HEADER, origin));
-        let own = [("content-type", "application/json")].into_iter().chain(origin);
-        let headers = own.chain(headers.iter().copied()).collect();
-        let _ = hostcalls::send_http_response(u32::from(status), headers, Some(body.as_bytes()));
-        Action::Pause
-    }
-
-    pub(super) fn refuse(&mut self, api: Option<Api>, refusal: &Refusal) -> Action {
-        let Refusal { status, reason, message, retry_after } = refusal;
-        access_log::publish_unrouted(&self.request_id, "refused", message);
-        self.worker.with(|w| {
-            w.metrics.count(&format!("routebalance.refused.{status}"));
-            w.metrics.count(&format!("routebalance.refused_for.{reason}"));
-        });
-        let seconds = retry_after.map(|after| after.as_secs().to_string());
-        let headers: Vec<(&str, &str)> = std::iter::once((names::REFUSED_REASON_RESPONSE_HEADER, *reason))
-            .chain(seconds.as_deref().map(|seconds| ("retry-after", seconds)))
-            .collect();
-        self.answer_with(*status, &headers, &openai::error_body(api, *status, message))
-    }
-
-    /// Says in the API's shape what Envoy has said in its own words.
-    fn translate(&mut self, api: Api, words: &str) -> Action {
-        let status = host::header(MapType::HttpResponseHeaders, ":status").and_then(|s| s.parse().ok()).unwrap_or(503);
-        self.worker.with(|w| w.metrics.count(&format!("routebalance.unserved.{status}")));
-        let own = |name| host::header(MapType::HttpResponseHeaders, name).map(|value| (name, value));
-        let mut kept: Vec<(&str, String)> =
-            [names::MODEL_RESPONSE_HEADER, names::POOL_RESPONSE_HEADER, names::RUNG_RESPONSE_HEADER]
-                .into_iter()
-                .filter_map(own)
-                .collect();
-        if status == 503 {
-            kept.push((names::RETRY_AFTER_HEADER, "1".to_owned()));
-        }
-        let headers: Vec<(&str, &str)> = kept.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        self.answer_with(status, &headers, &openai::error_body(Some(api), status, words))
+        Stream { worker, id, request_id: String::new(), received: false, phase: Phase::Passing }
     }
 
     /// Leaves a request that asks for a decision to Envoy's own route.
@@ -110,18 +67,27 @@ impl Stream {
     fn other_path(&mut self, method: &str, path: &str) -> Action {
         let upgrades = || host::header(MapType::HttpRequestHeaders, "upgrade").is_some();
         let counts = (method == "POST" && openai::generates(path)) || (method != "POST" && upgrades());
-        if counts && self.refuses_unread() {
-            let message = "This path has no limits here, and the policy of its route demands them.";
-            return self.refuse(None, &Refusal::new(403, "other_path", message));
+        if counts && let Some(action) = self.refuse_unlimited() {
+            return action;
         }
         self.pass("other_path")
     }
 
-    /// Whether the policy of the request's route refuses what would pass its limits by.
+    /// Refuses a request that generates, and of which nothing is read that could be limited, where there are limits.
+    fn refuse_unlimited(&mut self) -> Option<Action> {
+        let message = "This path has no limits here, and the policy of its route demands them.";
+        let refuses = self.refuses_unread();
+        refuses.then(|| self.refuse(None, &Refusal::new(403, "other_path", message)))
+    }
+
+    /// Whether limits of the request's policy, or of its own headers, would be lost on what is not read.
     pub(super) fn refuses_unread(&self) -> bool {
+        let mut headers = Headers::default();
         let refuses = self.worker.with(|w| {
             let policy = Stream::policy(w);
-            w.router.config().policies.get(policy).is_some_and(|policy| policy.other_paths == OtherPaths::Refuse)
+            // Headers that cannot be understood may have meant a limit.
+            let constraints = w.router.header_constraints(policy, |name| headers.values(name));
+            constraints.map_or(true, |constraints| w.router.refuses_unread(policy, constraints.as_ref()))
         });
         refuses.unwrap_or(false)
     }
@@ -158,7 +124,9 @@ impl HttpContext for Stream {
         // What only the filter may say is removed, whoever wrote it.
         host::set_header(MapType::HttpRequestHeaders, names::POOL_HEADER, None);
         host::set_header(MapType::HttpRequestHeaders, names::ENDPOINT_HEADER, None);
+        self.received = end_of_stream;
         self.request_id = host::header(MapType::HttpRequestHeaders, names::REQUEST_ID_HEADER).unwrap_or_default();
+        access_log::shorten(&mut self.request_id);
         let method = host::header(MapType::HttpRequestHeaders, ":method").unwrap_or_default();
         let path = host::header(MapType::HttpRequestHeaders, ":path").unwrap_or_default();
         if local::is_fatal(&self.worker, &method, &path) {
@@ -173,11 +141,19 @@ impl HttpContext for Stream {
             Some(Call::Models) => self.models(None),
             Some(Call::Model { name }) => self.models(Some(&name)),
             Some(Call::ResponseItem { id }) => self.response_item(&id),
-            Some(Call::Generate(api)) => self.begin(api, end_of_stream),
+            Some(Call::Generate(Api::Named)) if openai::generates(&path) && self.refuses_unread() => {
+                self.other_path(&method, &path)
+            }
+            Some(Call::Generate(api)) => self.begin(api, None, end_of_stream),
+            Some(Call::Deployment { api, model, path }) => {
+                host::set_header(MapType::HttpRequestHeaders, ":path", Some(&path));
+                self.begin(api, Some(model), end_of_stream)
+            }
         }
     }
 
     fn on_http_request_body(&mut self, size: usize, end_of_stream: bool) -> Action {
+        self.received = end_of_stream;
         let reading = match &mut self.phase {
             Phase::Reading(reading) => reading,
             Phase::Probing(probing) => {
@@ -185,6 +161,7 @@ impl HttpContext for Stream {
                 return self.probe(probing, size, end_of_stream);
             }
             Phase::Feedback(_) => return self.read_feedback(size, end_of_stream),
+            Phase::Answering(_) => return self.discard(size),
             _ => return Action::Continue,
         };
         let before = host::now();
@@ -201,8 +178,13 @@ impl HttpContext for Stream {
         if !end_of_stream && (size as u64) < limit {
             return Action::Pause;
         }
+        // The last piece may bring it beyond the limit.
+        let is_whole = end_of_stream && size as u64 <= limit;
         match std::mem::replace(&mut self.phase, Phase::Passing) {
-            Phase::Reading(reading) => self.decide(*reading, end_of_stream, size),
+            Phase::Reading(reading) => {
+                let action = self.decide(*reading, is_whole, size);
+                if let Phase::Answering(_) = self.phase { self.discard(size) } else { action }
+            }
             other => {
                 self.phase = other;
                 Action::Continue
@@ -212,6 +194,10 @@ impl HttpContext for Stream {
 
     fn on_http_request_trailers(&mut self, _trailers: usize) -> Action {
         // A body that ends with trailers has no last piece of its own.
+        self.received = true;
+        if self.give_answer() {
+            return Action::Pause;
+        }
         if let Phase::Feedback(incoming) = &mut self.phase {
             let incoming = std::mem::take(incoming);
             return self.finish_feedback(&incoming);
@@ -231,6 +217,10 @@ impl HttpContext for Stream {
 
     fn on_http_response_headers(&mut self, _headers: usize, end_of_stream: bool) -> Action {
         self.settle();
+        // Envoy has lost its patience with the rest of a request that is answered anyway.
+        if self.give_answer() {
+            return Action::Pause;
+        }
         let api = match &self.phase {
             Phase::Untouched(api) => *api,
             Phase::Reading(reading) => reading.api,
@@ -244,7 +234,7 @@ impl HttpContext for Stream {
             host::set_header(MapType::HttpResponseHeaders, names::RUNG_RESPONSE_HEADER, Some(rung));
         }
         if let Phase::Serving(serving) = &mut self.phase {
-            self.worker.with(|w| serving.begin(w, &self.request_id, &details));
+            self.worker.with(|w| serving.begin(w, &details));
             if end_of_stream || words.is_some() {
                 self.end();
             }

@@ -9,7 +9,7 @@ pub const BODY_BYTES_MAX: usize = 4 << 10;
 /// A score for the answer to an earlier request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Feedback {
-    /// The `x-request-id` of that request.
+    /// The filter's own name of that request's decision; the ids that clients give say nothing.
     pub id: String,
     /// How good its answer was, 0 to 1.
     pub score: f64,
@@ -25,7 +25,7 @@ impl Feedback {
             serde_json::from_slice(body).map_err(|_| "The request body is not a JSON object.".to_owned())?;
         let id = fields.get("id").and_then(Value::as_str).filter(|id| !id.is_empty());
         let Some(id) = id else {
-            return Err("`id` must be the x-request-id of an earlier request.".to_owned());
+            return Err("`id` must be the x-routebalance-decision-id of an earlier response.".to_owned());
         };
         let score = fields.get("score").and_then(Value::as_f64).filter(|score| (0.0..=1.0).contains(score));
         let Some(score) = score else {

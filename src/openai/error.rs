@@ -6,11 +6,16 @@ use super::Api;
 
 /// The body of an error: Anthropic's shape for its own APIs, else OpenAI's with vLLM's type names.
 pub fn error_body(api: Option<Api>, status: u16, message: &str) -> String {
+    error_body_about(api, status, message, None)
+}
+
+/// The same; OpenAI's shape also names the parameter that is wrong.
+pub fn error_body_about(api: Option<Api>, status: u16, message: &str, param: Option<&str>) -> String {
     if matches!(api, Some(Api::Messages | Api::CountTokens)) {
         let error = AnthropicError { kind: anthropic_type(status), message };
         json(&AnthropicBody { kind: "error", error })
     } else {
-        json(&OpenAiBody { error: OpenAiError { message, kind: vllm_type(status), param: None, code: status } })
+        json(&OpenAiBody { error: OpenAiError { message, kind: vllm_type(status), param, code: status } })
     }
 }
 

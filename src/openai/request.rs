@@ -17,6 +17,7 @@ use reading::Reading;
 
 use super::{
     Api,
+    form::{self, Form},
     scan::{Failure, Scanner},
 };
 use crate::affinity::Prefix;
@@ -28,6 +29,10 @@ pub struct Prompt {
     /// The model that the client named; None if it named none (null and `""` name none, as in vLLM). A name of more than
     /// 256 bytes is cut and ends in `…`, so that it matches no model.
     pub model: Option<String>,
+    /// The model that the body itself names, where the path names another.
+    pub body_model: Option<String>,
+    /// Whether the body is a form, in which a name stands without quotes.
+    pub is_form: bool,
     /// Where the value of `model` stands, its quotes included; the last one counts.
     pub model_span: Option<Range<u64>>,
     /// Just after the object's `{`, where a field may be inserted.
@@ -77,6 +82,7 @@ pub struct Prompt {
 pub struct RequestScan {
     scanner: Scanner,
     reading: Reading,
+    form: Option<Form>,
 }
 
 // === impl RequestScan ===
@@ -84,17 +90,29 @@ pub struct RequestScan {
 impl RequestScan {
     /// Expects a body of this API.
     pub fn new(api: Api) -> RequestScan {
-        RequestScan { scanner: Scanner::default(), reading: Reading::new(api) }
+        RequestScan { scanner: Scanner::default(), reading: Reading::new(api), form: None }
+    }
+
+    /// Expects a body of this API in the form that its content type says.
+    pub fn of_type(api: Api, content_type: &str) -> RequestScan {
+        let boundary = form::boundary(content_type).filter(|_| api == Api::Named);
+        RequestScan { form: boundary.map(Form::new), ..RequestScan::new(api) }
     }
 
     /// Reads the next piece, wherever it is cut.
     pub fn push(&mut self, bytes: &[u8]) {
-        self.scanner.push(bytes, &mut self.reading);
+        match &mut self.form {
+            Some(form) => form.push(bytes),
+            None => self.scanner.push(bytes, &mut self.reading),
+        }
     }
 
     /// Says that the body ended, and takes the prompt out.
     pub fn finish(&mut self) -> Result<Prompt, BodyError> {
-        let RequestScan { scanner, reading } = self;
+        if self.form.is_some() {
+            return Ok(self.so_far());
+        }
+        let RequestScan { scanner, reading, .. } = self;
         match scanner.finish(reading) {
             Err(_) if scanner.is_blank() => return Err(BodyError::Empty),
             Err(Failure::Syntax { offset }) => return Err(BodyError::InvalidJson { offset }),
@@ -116,13 +134,21 @@ impl RequestScan {
         }
         let text = std::mem::take(&mut reading.prompt.text);
         let prompt = Prompt { text, ..self.so_far() };
-        if prompt.has_input { Ok(prompt) } else { Err(BodyError::MissingInput(input)) }
+        if prompt.has_input || self.reading.api.is_guessed() { Ok(prompt) } else { Err(BodyError::MissingInput(input)) }
     }
 
     /// The prompt as far as it was read: for a body that is too large to see whole.
     pub fn so_far(&self) -> Prompt {
         let reading = &self.reading;
+        let model = match &self.form {
+            Some(form) => form.model().cloned().unzip(),
+            None => (reading.prompt.model.clone(), reading.prompt.model_span.clone()),
+        };
         Prompt {
+            body_model: model.0.clone(),
+            model: model.0.filter(|name| !name.is_empty()),
+            is_form: self.form.is_some(),
+            model_span: model.1,
             max_tokens: reading.limits.max_tokens(reading.api),
             max_tokens_is_plain: reading.limits.are_plain(),
             limit_spans: reading.limits.spans(),
@@ -131,9 +157,16 @@ impl RequestScan {
             unread: reading.unread.count().clone(),
             prompts: reading.prompt.prompts.max(1),
             has_input: reading.prompt.has_input || reading.embeds_seen,
-            bytes: self.scanner.bytes(),
+            bytes: self.form.as_ref().map_or(self.scanner.bytes(), Form::bytes),
             ..reading.prompt.clone()
         }
+    }
+}
+
+impl Prompt {
+    /// The path names the model, whatever the body does.
+    pub fn deploy(&mut self, model: String) {
+        self.model = Some(model);
     }
 }
 
@@ -142,7 +175,7 @@ fn input_field(api: Api) -> &'static str {
     match api {
         Api::ChatCompletions | Api::Messages | Api::CountTokens => "messages",
         Api::Completions => "prompt",
-        Api::Responses | Api::Embeddings => "input",
+        _ => "input",
     }
 }
 

@@ -21,20 +21,20 @@ pub(super) struct Entrants {
 }
 
 impl Router {
-    /// What a request insists on by its headers, where its policy trusts them; `header` looks one up.
+    /// What a request insists on by its headers, where its policy trusts them; `values` looks one up.
     ///
     /// # Errors
     ///
-    /// 400 where a trusted header cannot be understood.
+    /// 400 where a trusted header cannot be understood, or comes twice.
     pub fn header_constraints(
         &self,
         policy: usize,
-        header: impl FnMut(&str) -> Option<String>,
+        values: impl FnMut(&str) -> Vec<String>,
     ) -> Result<Option<Constraints>, Refusal> {
         let Some(policy) = self.config.policies.get(policy).filter(|policy| policy.trust_request_headers) else {
             return Ok(None);
         };
-        headers::constraints(&policy.constraints, header)
+        headers::constraints(&policy.constraints, values)
             .map(Some)
             .map_err(|error| Refusal::new(400, "header", error.to_string()))
     }
@@ -206,7 +206,13 @@ fn missed_refusal(missed: &Missed, constraints: &Constraints) -> Refusal {
         }
         Constraint::Budget => "No model is expected to end its answer within the budget.".to_owned(),
     };
-    Refusal { status: 429, reason: missed.constraint.name(), message, retry_after: Some(missed.retry_after) }
+    Refusal {
+        status: 429,
+        reason: missed.constraint.name(),
+        message,
+        retry_after: Some(missed.retry_after),
+        param: None,
+    }
 }
 
 fn saturated_refusal(retry_after: Duration) -> Refusal {
@@ -215,6 +221,7 @@ fn saturated_refusal(retry_after: Duration) -> Refusal {
         reason: "saturated",
         message: "Every instance that may serve this request is saturated.".to_owned(),
         retry_after: Some(retry_after),
+        param: None,
     }
 }
 

@@ -6,7 +6,7 @@ use crate::fleet::{Model, ModelKind, Objective, Pool, Presence};
 use crate::health::Standing;
 use crate::latency::{self, Speed, Work};
 use crate::learning::Learned;
-use crate::openai::{Api, Prompt};
+use crate::openai::Prompt;
 use crate::predictor::Estimate;
 use crate::reckoning::LoadNow;
 use crate::score::Candidate;
@@ -139,7 +139,7 @@ impl Router {
     /// What a request, and its budget, allow its answer to be on a pool.
     pub(super) fn answer(&self, ask: &Ask<'_>, pool: &Pool, prompt_tokens: f64) -> Answer {
         let model = self.config.fleet.model_of(pool).filter(|m| m.kind == ModelKind::Generate);
-        let model = model.filter(|_| ask.api != Api::CountTokens);
+        let model = model.filter(|_| ask.api.generates());
         let answers =
             if model.is_some() { f64::from(ask.prompt.n.max(1)) * f64::from(ask.prompt.prompts.max(1)) } else { 0.0 };
         let asked = ask.prompt.max_tokens.map_or(f64::INFINITY, f64::from).max(1.0);

@@ -42,7 +42,7 @@ impl Router {
 fn kind(api: Api) -> Api {
     match api {
         Api::ChatCompletions | Api::Responses | Api::Messages | Api::CountTokens => Api::ChatCompletions,
-        Api::Completions | Api::Embeddings => api,
+        Api::Completions | Api::Embeddings | Api::Tokenize | Api::Pooling | Api::Named => api,
     }
 }
 

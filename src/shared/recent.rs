@@ -1,4 +1,4 @@
-//! Recent decisions, for feedback to find: a ring of 4,096 per worker, cut into segments by the request's id, so that a decision
+//! Recent decisions, for feedback to find: a ring of 4,096 per worker, cut into segments by the decision's id, so that a decision
 //! writes and a feedback reads 1 KB per worker.
 
 use super::{Reader, Writer, fnv1a};

@@ -3,6 +3,8 @@
 //! Envoy takes a plugin's configuration inline, so the file is rendered, never edited; a test fails when the committed one
 //! differs. Text rather than a YAML library, because people read it: each setting that matters says why.
 
+mod guards;
+
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,9 +13,6 @@ use crate::config::{Config, Discovery, EnvoySettings, FailurePolicy, RETRIES, Ro
 use crate::fleet::Pool;
 use crate::health::Suspect;
 use crate::names;
-
-/// Largest piece of a body that Envoy reads from a connection at once.
-const CONNECTION_BUFFER_BYTES: u64 = 1 << 20;
 
 /// Renders `envoy.yaml`.
 ///
@@ -24,6 +23,9 @@ pub fn render(config: &serde_json::Value) -> anyhow::Result<String> {
     let checked = Config::parse(json.as_bytes())?;
     let mut yaml = String::new();
     head(&mut yaml, &checked);
+    yaml.push_str(&guards::local_replies(&checked));
+    yaml.push_str("          http_filters:\n");
+    yaml.push_str(&guards::decompressors(&checked));
     wasm_filter(&mut yaml, &checked.envoy, &json);
     yaml.push_str(ROUTER_FILTER);
     routes(&mut yaml, &checked)?;
@@ -47,6 +49,9 @@ fn head(yaml: &mut String, config: &Config) {
     let (admin_ip, admin_port) = (envoy.admin.ip(), envoy.admin.port());
     let (ip, port) = (envoy.listen.ip(), envoy.listen.port());
     let access_log = quoted(&envoy.access_log);
+    let connection_buffer = envoy.connection_buffer_bytes;
+    let request_timeout = seconds(envoy.request_timeout);
+    let (guards, encoding) = (guards::overload_manager(config), guards::remembered_encoding());
     let decision = names::DECISION_STATE;
     // Envoy asks for it where a cluster is EDS, also from a file.
     let discovered = config.fleet.pools.iter().any(|pool| pool.discovered);
@@ -57,12 +62,14 @@ fn head(yaml: &mut String, config: &Config) {
 {node}admin:
   address:
     socket_address: {{ address: "{admin_ip}", port_value: {admin_port} }}
-static_resources:
+  ignore_global_conn_limit: true
+{guards}static_resources:
   listeners:
   - name: routebalance
     address:
       socket_address: {{ address: "{ip}", port_value: {port} }}
-    per_connection_buffer_limit_bytes: {CONNECTION_BUFFER_BYTES}
+    # The largest piece of a body that Envoy reads at once. Packed bodies are unpacked piece by piece.
+    per_connection_buffer_limit_bytes: {connection_buffer}
     filter_chains:
     - filters:
       - name: envoy.filters.network.http_connection_manager
@@ -76,6 +83,13 @@ static_resources:
           upgrade_configs:
           - upgrade_type: websocket
           request_headers_timeout: 10s
+          # A request must arrive within this time; its answer may take longer.
+          request_timeout: {request_timeout}
+          # More requests at once come on further connections.
+          http2_protocol_options:
+            max_concurrent_streams: 256
+            initial_stream_window_size: 1048576
+            initial_connection_window_size: 16777216
           # Feedback names a request by its id, so clients must learn it.
           always_set_request_id_in_response: true
           # A generation may be silent for long, but not for ever.
@@ -88,7 +102,7 @@ static_resources:
               mutations:
               - remove: {pool_header}
               - remove: {endpoint_header}
-          access_log:
+{encoding}          access_log:
           - name: envoy.access_loggers.file
             typed_config:
               "@type": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog
@@ -100,7 +114,6 @@ static_resources:
                   inline_string: '{{"time":"%START_TIME%","method":"%REQ(:METHOD)%","status":%RESPONSE_CODE%,"flags":"%RESPONSE_FLAGS%","duration_ms":%DURATION%,"attempts":%UPSTREAM_REQUEST_ATTEMPT_COUNT%,"upstream":"%UPSTREAM_HOST%"%FILTER_STATE(wasm.{decision}:PLAIN)%}}
 
                     '
-          http_filters:
 "#
     ));
 }
@@ -154,7 +167,7 @@ const ROUTER_FILTER: &str = r#"          - name: envoy.filters.http.router
 
 fn routes(yaml: &mut String, config: &Config) -> anyhow::Result<()> {
     // The filter lets a body go when it has this many bytes; Envoy's own limit must leave room for one more piece.
-    let body_limit = config.max_buffered_bytes + 2 * CONNECTION_BUFFER_BYTES;
+    let body_limit = config.max_buffered_bytes.saturating_add(config.envoy.connection_buffer_bytes.saturating_mul(2));
     write!(
         yaml,
         r#"          route_config:

@@ -234,6 +234,20 @@ fn by_itself(yaml: &str) -> String {
     format!("{before}  - name: \"pool-qwen2.5-72b\"\n{start}    lb_policy: ROUND_ROBIN\n    load_assignment:\n{end}")
 }
 
+/// Two models are recordings of a real vLLM, each at one address, with its context.
+pub(crate) static CLIENTS: Setup = Setup { name: "clients", change: clients, edit: None, ..Setup::PLAIN };
+
+fn clients(config: &mut Value) {
+    config["request"]["max_buffered_bytes"] = json!(4 << 20);
+    for pool in config["pools"].as_array_mut().expect("pools") {
+        if pool["name"] == "qwen2.5-7b" || pool["name"] == "bge-small" {
+            let instances = pool["instances"].as_array_mut().expect("instances");
+            instances.truncate(1);
+            pool["limits"]["max_model_len"] = json!(2_048);
+        }
+    }
+}
+
 /// A worker's VM may be made to trap.
 pub(crate) static VM: Setup = Setup {
     name: "drill",

@@ -50,7 +50,7 @@ impl Prompt {
     /// The patches, in the body's order, that make it name the model `served` and limit its answer to so many tokens. None
     /// where it does so already, or where no object has begun.
     pub fn patches(&self, api: Api, served: &str, max_tokens: Option<u32>) -> Vec<Patch> {
-        self.patches_from(self.model.as_deref(), api, served, max_tokens)
+        self.patches_from(self.body_model.as_deref(), api, served, max_tokens)
     }
 
     /// The same for a body that `done` has been applied to.
@@ -73,7 +73,8 @@ impl Prompt {
     fn patches_from(&self, named: Option<&str>, api: Api, served: &str, max_tokens: Option<u32>) -> Vec<Patch> {
         let mut patches = Vec::new();
         let mut fields = Vec::new();
-        let model = (named != Some(served)).then(|| serde_json::Value::from(served).to_string());
+        let written = || if self.is_form { served.to_owned() } else { serde_json::Value::from(served).to_string() };
+        let model = (named != Some(served)).then(written);
         match (model, &self.model_span) {
             (Some(with), Some(span)) => patches.push(Patch { replace: span.clone(), with }),
             (Some(with), None) => fields.push(format!("\"model\":{with}")),
@@ -100,7 +101,7 @@ impl Prompt {
 fn limit_field(api: Api) -> &'static str {
     match api {
         Api::Responses => "max_output_tokens",
-        Api::ChatCompletions | Api::Completions | Api::Messages | Api::CountTokens | Api::Embeddings => "max_tokens",
+        _ => "max_tokens",
     }
 }
 

@@ -98,6 +98,8 @@ impl Reading {
     pub(super) fn new(api: Api) -> Reading {
         let prompt = Prompt {
             model: None,
+            body_model: None,
+            is_form: false,
             model_span: None,
             insert_at: None,
             empty_object: false,
@@ -144,6 +146,7 @@ impl Reading {
         use Api::*;
         match (name, self.api) {
             ("model", _) => Key::Model,
+            (_, api) if api.is_guessed() => Key::Unread,
             ("stream", _) => Key::Stream,
             ("stream_options", _) => Key::StreamOptions,
             ("max_completion_tokens", ChatCompletions) => Key::Limit(Name::MaxCompletionTokens),

@@ -122,14 +122,14 @@ fn the_policy_and_the_request_insist() {
 
 #[test]
 fn headers_count_where_they_are_trusted() {
-    let header = |name: &str| (name == "x-routebalance-mode").then(|| "sideways".to_owned());
+    let header = |name: &str| if name == "x-routebalance-mode" { vec!["sideways".to_owned()] } else { Vec::new() };
     let trusting = router(|policy| policy["trust_request_headers"] = json!(true));
     let quality = trusting.config().policy_named("quality").unwrap();
     let refusal = trusting.header_constraints(quality, header).unwrap_err();
     assert!(refusal.status == 400 && refusal.message.contains("x-routebalance-mode"), "{refusal:?}");
     let other = trusting.config().policy_named("cost").unwrap();
     assert_eq!(trusting.header_constraints(other, header), Ok(None));
-    assert_eq!(trusting.header_constraints(quality, |_| None), Ok(Some(Constraints::default())));
+    assert_eq!(trusting.header_constraints(quality, |_| Vec::new()), Ok(Some(Constraints::default())));
     assert_eq!(trusting.header_constraints(999, header), Ok(None));
 }
 

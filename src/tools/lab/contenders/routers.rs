@@ -33,7 +33,7 @@ pub fn ours(weights: Weights) -> Policy {
         overload: Overload::default(),
         exploration: 0.0,
         batching: None,
-        other_paths: OtherPaths::Pass,
+        other_paths: Some(OtherPaths::Pass),
     }
 }
 

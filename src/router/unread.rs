@@ -1,0 +1,85 @@
+//! What becomes of requests that are not read, or not whole: no limit is lost on them.
+
+use super::{Refusal, Router};
+use crate::fleet::Constraints;
+
+/// How a body comes to the filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packed {
+    /// As it was sent, to be read.
+    Never,
+    /// Envoy has unpacked it.
+    Unpacked,
+    /// As it was sent, in an encoding that is not read here.
+    Unreadable,
+    /// Envoy has unpacked a part of several encodings, and nobody can read it any more.
+    Broken,
+}
+
+/// How a body comes whose encoding was `said` by the client (empty where that is not known) and is `left` now.
+pub fn packed(said: &str, left: &str) -> Packed {
+    let is_plain = |encoding: &str| {
+        encoding.split(',').map(str::trim).all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case("identity"))
+    };
+    match (is_plain(said), is_plain(left)) {
+        (true, true) => Packed::Never,
+        (false, true) => Packed::Unpacked,
+        (false, false) if said != left => Packed::Broken,
+        (_, false) => Packed::Unreadable,
+    }
+}
+
+impl Router {
+    /// Whether a request that is not read is refused, because limits would be lost: those of its policy, or of its own headers.
+    pub fn refuses_unread(&self, policy: usize, constraints: Option<&Constraints>) -> bool {
+        let policy = self.config.policies.get(policy);
+        policy.is_some_and(|policy| policy.refuses_unread(constraints.unwrap_or(&policy.constraints)))
+    }
+
+    /// The answer to a body that is too large to be read whole, if its beginning does not do.
+    pub fn too_large(
+        &self,
+        policy: usize,
+        constraints: Option<&Constraints>,
+        names_model: bool,
+        packed: Packed,
+    ) -> Option<Refusal> {
+        let limit = self.config.max_buffered_bytes;
+        let message = if packed == Packed::Unpacked {
+            // Envoy ends a body that unpacks to too much where it likes to.
+            format!("The request body unpacks to more than {limit} bytes.")
+        } else if self.refuses_unread(policy, constraints) {
+            format!("The request body is larger than {limit} bytes, and the policy of its route has limits.")
+        } else if names_model {
+            return None;
+        } else {
+            format!("The request body is larger than {limit} bytes, and `model` is not near its start.")
+        };
+        Some(Refusal::new(413, "too_large", message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    #[test]
+    fn encodings() {
+        for (said, left, expected) in [
+            ("", "", Packed::Never),
+            ("", "Identity", Packed::Never),
+            ("identity, IDENTITY", "identity, IDENTITY", Packed::Never),
+            ("gzip", "", Packed::Unpacked),
+            ("GZIP, identity", "identity", Packed::Unpacked),
+            ("x", "x", Packed::Unreadable),
+            // An Envoy that does not say what the client has said.
+            ("", "gzip", Packed::Unreadable),
+            ("gzip, br", "br", Packed::Broken),
+            ("gzip, gzip", "gzip", Packed::Broken),
+        ] {
+            assert_eq!(packed(said, left), expected, "{said} {left}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Real clients: the official SDKs of OpenAI and Anthropic, which must see through the gateway what they see at the instance; and
+//! pydantic, which servers read bodies with, and which must read the limits that the gateway reads. Both come from PyPI, pinned by hash.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::LazyLock;
+
+use routebalance::config::Config;
+use routebalance::fleet::{Budget, Constraints};
+use routebalance::learning::Learned;
+use routebalance::openai::{Api, RequestScan, patched};
+use routebalance::random::Random;
+use routebalance::router::{Ask, Router, Verdict};
+use routebalance::tools::instance::Fault;
+use routebalance::tools::setup::{package_root, target_dir};
+use serde_json::{Value, json};
+
+use crate::harness::{Gateway, eventually};
+
+/// The pool of the model that the SDKs ask for, and the one that embeds: each is one instance.
+const POOLS: [&str; 2] = ["qwen2.5-7b", "bge-small"];
+
+/// Bodies whose numbers are spelt in all ways.
+const SPELLINGS: usize = 100_000;
+
+/// Python with what the suites need.
+static PYTHON: LazyLock<PathBuf> = LazyLock::new(|| environment().unwrap_or_else(|problem| panic!("{problem}")));
+
+fn here() -> PathBuf {
+    package_root().join("tests/clients")
+}
+
+/// A virtual environment that holds exactly what `requirements.txt` names.
+fn environment() -> Result<PathBuf, String> {
+    let (directory, requirements) = (target_dir().join("clients"), here().join("requirements.txt"));
+    let (python, stamp) = (directory.join("venv/bin/python"), directory.join("installed"));
+    let wanted = std::fs::read_to_string(&requirements).map_err(|e| e.to_string())?;
+    if python.is_file() && std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(python);
+    }
+    eprintln!("Installing the clients of OpenAI and Anthropic from PyPI below {} ...", directory.display());
+    std::fs::create_dir_all(&directory).map_err(|e| e.to_string())?;
+    let venv = ["-m", "venv", "--clear"].map(Path::new);
+    run(Command::new("python3").args(venv).arg(directory.join("venv")))
+        .map_err(|e| format!("{e}\nThe suite of real clients needs Python 3.11 or later with venv (python3-venv)."))?;
+    let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "-r"];
+    run(Command::new(&python).args(install).arg(&requirements))
+        .map_err(|e| format!("{e}\nThe suite of real clients needs PyPI: check the network."))?;
+    std::fs::write(stamp, wanted).map_err(|e| e.to_string())?;
+    Ok(python)
+}
+
+fn run(command: &mut Command) -> Result<Output, String> {
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let output = command.env("PYTHONDONTWRITEBYTECODE", "1").output().map_err(|e| format!("{command:?}: {e}"))?;
+    if output.status.success() {
+        return Ok(output);
+    }
+    Err(format!("{command:?}: {}\n{}{}", output.status, said(&output.stdout), said(&output.stderr)))
+}
+
+async fn python(arguments: Vec<String>) -> String {
+    let run = move || run(Command::new(&*PYTHON).args(arguments).current_dir(here()));
+    let output = tokio::task::spawn_blocking(run).await.expect("it runs").unwrap_or_else(|problem| panic!("{problem}"));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// Recordings of a real vLLM at the addresses of two instances.
+struct Replay(std::process::Child);
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Replay {
+    async fn at(gateway: &Gateway) -> Replay {
+        let mut ports = Vec::new();
+        let mut served = Vec::new();
+        for pool in POOLS.map(|name| gateway.pool(name)) {
+            gateway.fault(pool.instances[0], Fault::Refuse).await;
+            ports.push(gateway.instance(pool.instances[0]).address().port().to_string());
+            served.extend(["--served".to_owned(), pool.served_model.clone()]);
+        }
+        let recordings =
+            ["plain", "tools", "pressure"].map(|name| package_root().join("tests/fixtures/vllm").join(name));
+        let child = Command::new(&*PYTHON)
+            .arg(here().join("replay.py"))
+            .arg(ports.join(","))
+            .args(recordings)
+            .args(served)
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .expect("the recordings are replayed");
+        for port in ports {
+            let listens = async || tokio::net::TcpStream::connect(format!("127.0.0.1:{port}")).await.is_ok();
+            eventually("a replay that listens", listens, |listens| *listens).await;
+        }
+        gateway.scrapes("ok", 2 * gateway.config().fleet.instances.len() as u64).await;
+        Replay(child)
+    }
+}
+
+/// Whatever the official SDKs do, they see the same through the gateway as at the instance.
+pub(crate) async fn sdks(gateway: &Gateway) {
+    let replay = Replay::at(gateway).await;
+    let [generating, embedding] = POOLS.map(|name| gateway.pool(name));
+    let direct = gateway.instance(generating.instances[0]).address();
+    let fleet = &gateway.config().fleet;
+    let name = |pool: &routebalance::fleet::Pool| fleet.model_of(pool).expect("its model").name.clone();
+    let said = python(vec![
+        "suite.py".to_owned(),
+        gateway.running().url("").trim_end_matches('/').to_owned(),
+        format!("http://{direct}"),
+        name(generating),
+        generating.served_model.clone(),
+        "--embedding".to_owned(),
+        name(embedding),
+        embedding.served_model.clone(),
+    ])
+    .await;
+    assert!(said.lines().filter(|line| line.starts_with("ok ")).count() >= 100, "{said}");
+    drop(replay);
+}
+
+/// However a client spells its limits, every server generates what the budget leaves at most.
+pub(crate) async fn spellings() {
+    let bodies = python(["spellings.py", "generate", &SPELLINGS.to_string(), "1"].map(str::to_owned).to_vec()).await;
+    let mut random = Random::new(1);
+    let router = Router::new(budgeted(), None);
+    let mut lines = String::new();
+    for body in bodies.lines() {
+        let body: Value = serde_json::from_str(body).expect("a body");
+        let (api, asked) = (body["api"].as_str().expect("an API"), body["asked"].as_str().expect("a text"));
+        let left = [1, 2, 16, 100, 5_000][random.below(5)];
+        let (status, sent) = sent(&router, api, asked, left);
+        let line = json!({"api": api, "asked": asked, "sent": sent, "left": left, "status": status});
+        writeln!(lines, "{line}").expect("memory");
+    }
+    assert!(bodies.lines().count() >= SPELLINGS);
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), lines).expect("the file is written");
+    python(vec!["spellings.py".to_owned(), "check".to_owned(), file.path().display().to_string()]).await;
+}
+
+/// The reference configuration; prompts of any length fit.
+fn budgeted() -> Config {
+    let mut json: Value = serde_json::from_str(include_str!("../../envoy/routebalance.json")).expect("a configuration");
+    json["policies"][0]["weights"] = json!({"quality": 1, "latency": 0, "cost": 0});
+    Config::parse(json.to_string().as_bytes()).expect("a configuration")
+}
+
+/// What the gateway forwards where so many tokens are left, or the status of its refusal.
+fn sent(router: &Router, api: &str, asked: &str, left: u32) -> (u16, String) {
+    let api = match api {
+        "chat" => Api::ChatCompletions,
+        "completions" => Api::Completions,
+        "responses" => Api::Responses,
+        "messages" => Api::Messages,
+        other => panic!("{other}"),
+    };
+    let mut scan = RequestScan::new(api);
+    scan.push(asked.as_bytes());
+    let Ok(prompt) = scan.finish() else { return (400, String::new()) };
+    let budget = Budget { usd: None, tokens: Some(left) };
+    let constraints = Some(Constraints { budget, ..Constraints::default() });
+    let ask = Ask { constraints, ..Ask::new(api, &prompt, 0) };
+    match router.route(&ask, None, &Learned::default()) {
+        Verdict::Refused(refusal) => (refusal.status, String::new()),
+        Verdict::Decided(decision) => {
+            let served = &router.config().fleet.pools[decision.pool].served_model;
+            let patches = prompt.patches(api, served, decision.max_tokens);
+            let sent = patched(&patches, asked.as_bytes()).expect("its own patches");
+            (0, String::from_utf8(sent).expect("text"))
+        }
+        verdict => panic!("{verdict:?}: {asked}"),
+    }
+}
