@@ -21,7 +21,10 @@ pub fn packed(said: &str, left: &str) -> Packed {
     let is_plain = |encoding: &str| {
         encoding.split(',').map(str::trim).all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case("identity"))
     };
+    let codings = said.split(',').filter(|coding| !is_plain(coding)).count();
     match (is_plain(said), is_plain(left)) {
+        // Envoy takes them off in the wrong order.
+        (false, true) if codings > 1 => Packed::Broken,
         (true, true) => Packed::Never,
         (false, true) => Packed::Unpacked,
         (false, false) if said != left => Packed::Broken,
@@ -76,6 +79,7 @@ mod tests {
             ("x", "x", Packed::Unreadable),
             // An Envoy that does not say what the client has said.
             ("", "gzip", Packed::Unreadable),
+            ("gzip, br", "", Packed::Broken),
             ("gzip, br", "br", Packed::Broken),
             ("gzip, gzip", "gzip", Packed::Broken),
         ] {

@@ -5,26 +5,22 @@ use super::quoted;
 use crate::config::{Config, Encoding};
 use crate::names;
 
-/// How often over a piece of a compressed body may unpack: never to more than the largest body, but as often as repetitive text does.
-fn inflate_ratio(config: &Config) -> u64 {
-    (config.max_buffered_bytes / config.envoy.connection_buffer_bytes.max(1)).clamp(100, 1_000)
-}
+/// To how many times its size a piece of a body may unpack: repetitive text has some hundred, the worst possible is 1,032.
+const INFLATE_RATIO: u64 = 500;
 
 /// Paths whose bodies the filter reads. Bodies of others arrive as they were sent.
 const READ_PATHS: &str = r#".*/v1/(chat/completions|completions|responses|responses/compact|messages|messages/count_tokens|embeddings)(\\?.*)?"#;
 
 /// The filters that unpack request bodies, before the one that reads them.
 pub(super) fn decompressors(config: &Config) -> String {
-    config.encodings.iter().map(|encoding| decompressor(config, *encoding)).collect()
+    config.encodings.iter().map(|encoding| decompressor(*encoding)).collect()
 }
 
-fn decompressor(config: &Config, encoding: Encoding) -> String {
+fn decompressor(encoding: Encoding) -> String {
     let (name, kind, settings) = match encoding {
-        Encoding::Gzip => (
-            "gzip",
-            "gzip.decompressor.v3.Gzip",
-            format!("\n                      max_inflate_ratio: {}", inflate_ratio(config)),
-        ),
+        Encoding::Gzip => {
+            ("gzip", "gzip.decompressor.v3.Gzip", format!("\n                      max_inflate_ratio: {INFLATE_RATIO}"))
+        }
         Encoding::Brotli => ("brotli", "brotli.decompressor.v3.Brotli", String::new()),
         Encoding::Zstd => ("zstd", "zstd.decompressor.v3.Zstd", String::new()),
     };
