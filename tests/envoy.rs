@@ -32,6 +32,8 @@ mod health;
 mod http;
 #[path = "envoy/learning.rs"]
 mod learning;
+#[path = "envoy/manners.rs"]
+mod manners;
 #[path = "envoy/own.rs"]
 mod own;
 #[path = "envoy/parity.rs"]
@@ -57,7 +59,7 @@ use routebalance::tools::instance::Fault;
 use scenarios::{APIS, NAMES, PASSED, REFUSED, Served, is_passed, is_refused, is_served};
 use setups::{
     ADMISSION, AFFINITY, BATCHING, BLIND, BYPASSED, CLIENTS, DISCOVERED, HEADERS, HEALTH, HEALTH_OF_FOUR, LEAN,
-    LEARNING, OWN, PRICES, REFERENCE, STATIC, STRANGERS, UNTOUCHED, VM,
+    LEARNING, MANNERS, OWN, PRICES, REFERENCE, STATIC, STRANGERS, UNTOUCHED, VM,
 };
 use strangers::gone::{Sent, favourite_is_gone};
 
@@ -128,6 +130,7 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "feedback is refused where it cannot count" => learning::feedback_statuses,
         "feedback counts once, whichever worker it meets" => learning::feedback_counts_once,
         "clients learn the id of a request that had none" => learning::request_ids,
+        "an id that two clients use steers nobody's feedback" => learning::reused_ids,
         "bad scores move a kind of prompt to another model" => learning::scores_move_the_choice,
         "exploration draws models as often as their propensities say" => learning::exploration,
     ));
@@ -252,6 +255,20 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
     trials.extend(scenarios!(&OWN,
         "a model that the predictor does not know is decided by its priors, and nothing has failed" => own::unpredicted,
         "an endpoint that Envoy does not honour is said" => own::unhonoured,
+    ));
+    trials.extend(scenarios!(&MANNERS,
+        "packed requests are decided" => manners::packed_bodies,
+        "a request that unpacks to too much costs no memory" => manners::bombs,
+        "a refusal reaches a client that is still sending" => manners::refused_while_sending,
+        "a body that never ends is ended" => manners::slow_bodies,
+        "a body beyond what is read passes no limit by" => manners::beyond_what_is_read,
+        "limits hold however they are spelt" => manners::spelt_limits,
+        "a trusted header that comes twice is refused" => manners::headers_twice,
+        "text counts in whatever field it stands" => manners::text_in_other_fields,
+        "a call that names a model goes to an instance of it" => manners::calls_that_name_a_model,
+        "everything below a stored response goes to its holder" => manners::below_a_response,
+        "whatever servers embed reaches one" => manners::inputs_to_embed,
+        "Envoy's own errors have the shape of the API" => manners::errors_of_envoy,
     ));
     trials.extend(scenarios!(&CLIENTS,
         "the official SDKs see what they see at the instance" => clients::sdks,

@@ -2,7 +2,7 @@
 //! that is closed before loses it.
 
 use proxy_wasm::hostcalls;
-use proxy_wasm::types::{Action, BufferType};
+use proxy_wasm::types::{Action, BufferType, MapType};
 
 use crate::filter::access_log;
 use crate::filter::host;
@@ -37,7 +37,9 @@ impl Stream {
 
     fn answer_with(&mut self, status: u16, headers: Vec<(&'static str, String)>, body: String) -> Action {
         let answer = self.own_answer(status, headers, body);
-        if self.received {
+        // What follows an upgrade has no end to wait for.
+        let upgrades = || host::header(MapType::HttpRequestHeaders, "upgrade").is_some();
+        if self.received || upgrades() {
             self.phase = Phase::Passing;
             answer.send();
         } else {
@@ -93,14 +95,12 @@ impl Stream {
 
     /// Says in the API's shape what Envoy has said in its own words.
     pub(super) fn translate(&mut self, api: Api, words: &str) -> Action {
-        use proxy_wasm::types::MapType::HttpResponseHeaders;
-
-        let status = host::header(HttpResponseHeaders, ":status").and_then(|s| s.parse().ok()).unwrap_or(503);
+        let status = host::header(MapType::HttpResponseHeaders, ":status").and_then(|s| s.parse().ok()).unwrap_or(503);
         self.worker.with(|w| w.metrics.count(&format!("routebalance.unserved.{status}")));
         let kept = [names::MODEL_RESPONSE_HEADER, names::POOL_RESPONSE_HEADER, names::RUNG_RESPONSE_HEADER];
         let mut headers: Vec<(&str, String)> = kept
             .into_iter()
-            .filter_map(|name| host::header(HttpResponseHeaders, name).map(|value| (name, value)))
+            .filter_map(|name| host::header(MapType::HttpResponseHeaders, name).map(|value| (name, value)))
             .collect();
         if status == 503 {
             headers.push((names::RETRY_AFTER_HEADER, "1".to_owned()));

@@ -78,6 +78,11 @@ fn score(id: &str, score: f64) -> Request {
     feedback(&json!({"id": id, "score": score}).to_string())
 }
 
+/// The filter's own name of a decision.
+fn decision_id(reply: &Reply) -> String {
+    reply.header("x-routebalance-decision-id").expect("feedback is taken").to_owned()
+}
+
 fn is_accepted(reply: &Reply, id: &str, model: &str, score: f64) {
     assert_eq!((reply.status, reply.header("content-type")), (200, Some("application/json")), "{reply:?}");
     let expected = json!({"object": "routebalance.feedback", "id": id, "model": model, "score": score});
@@ -121,21 +126,23 @@ pub(crate) async fn feedback_statuses(gateway: &Gateway) {
 pub(crate) async fn feedback_counts_once(gateway: &Gateway) {
     let accepted = gateway.stat("feedback.accepted").await;
     for i in 0..CONNECTIONS {
-        let id = format!("scored {i}");
-        gateway.send(&Request::chat(MODEL).header("x-request-id", &id)).await.ok();
+        let id = decision_id(&gateway.send(&Request::chat(MODEL)).await.ok());
+        assert!(i < CONNECTIONS && id.len() == 16, "{id}");
         // In pieces, or whole; each on a connection of its own, so that it may meet the other worker.
         let first = if i % 2 == 0 { score(&id, 0.5) } else { score(&id, 0.5).chunked(9) };
         is_accepted(&gateway.send(&first).await, &id, MODEL, 0.5);
         has_error_shape(&gateway.send(&score(&id, 0.5)).await, 409, Shape::OpenAi, "scored");
     }
     assert_eq!(gateway.stat("feedback.accepted").await, accepted + CONNECTIONS as u64);
-    let event = score("scored again", 0.25).header("x-request-id", "the event");
-    gateway.send(&Request::chat(MODEL).header("x-request-id", "scored again")).await.ok();
-    gateway.send(&event).await;
-    let logged = &decisions(gateway, &["the event".to_owned()]).await[0];
+    let again = gateway.send(&Request::chat(MODEL).header("x-request-id", "scored again")).await.ok();
+    let id = decision_id(&again);
+    gateway.send(&score(&id, 0.25).header("x-request-id", "the event")).await;
+    let logged = decisions(gateway, &["scored again".to_owned(), "the event".to_owned()]).await;
+    assert_eq!(logged[0]["decision_id"], id.as_str(), "the log has it, too");
+    let logged = &logged[1];
     for (field, value) in [
         ("outcome", json!("feedback")),
-        ("id", json!("scored again")),
+        ("id", json!(id)),
         ("model", json!(MODEL)),
         ("score", json!(0.25)),
         ("propensity", json!(1.0)),
@@ -149,9 +156,31 @@ pub(crate) async fn request_ids(gateway: &Gateway) {
     let reply = gateway.send(&Request::chat(MODEL)).await.ok();
     let id = reply.header("x-request-id").expect("the response names the request").to_owned();
     assert_eq!(reply.arrival().1.header("x-request-id"), Some(id.as_str()));
-    is_accepted(&gateway.send(&score(&id, 1.0)).await, &id, MODEL, 1.0);
     let own = gateway.send(&Request::chat(MODEL).header("x-request-id", "my own")).await.ok();
     assert_eq!(own.header("x-request-id"), Some("my own"));
+    let long = "x".repeat(5_000);
+    gateway.send(&Request::chat(MODEL).header("x-request-id", &long)).await.ok();
+    let cut = async || gateway.access_log().contains(&"x".repeat(256));
+    eventually("the log", cut, |written| *written).await;
+    assert!(!gateway.access_log().contains(&"x".repeat(257)), "an id is not logged at any length");
+}
+
+/// Two clients give the same id to their requests, at different models: each one's score is that of its own answer.
+pub(crate) async fn reused_ids(gateway: &Gateway) {
+    let models = [MODEL, "Qwen2.5-72B-Instruct"];
+    for turn in 0..CONNECTIONS {
+        let mut ids = Vec::new();
+        for model in models {
+            let reply = gateway.send(&Request::chat(model).header("x-request-id", "shared-1")).await.ok();
+            ids.push(decision_id(&reply));
+        }
+        // What clients choose names nothing.
+        has_error_shape(&gateway.send(&score("shared-1", 0.0)).await, 404, Shape::OpenAi, "id");
+        let order = if turn % 2 == 0 { [0, 1] } else { [1, 0] };
+        for i in order {
+            is_accepted(&gateway.send(&score(&ids[i], 0.5)).await, &ids[i], models[i], 0.5);
+        }
+    }
 }
 
 pub(crate) async fn scores_move_the_choice(gateway: &Gateway) {
@@ -160,28 +189,28 @@ pub(crate) async fn scores_move_the_choice(gateway: &Gateway) {
     let ask = async |kind: usize, id: &str| {
         let body = json!({"model": "auto", "messages": [{"role": "user", "content": kinds[kind]}], "max_tokens": 2});
         let request = Request::post("/quality/v1/chat/completions", body.to_string()).header("x-request-id", id);
-        gateway.send(&request).await.ok().header("x-routebalance-model").unwrap().to_owned()
+        let reply = gateway.send(&request).await.ok();
+        (reply.header("x-routebalance-model").unwrap().to_owned(), decision_id(&reply))
     };
-    let first = [ask(0, "choice 0").await, ask(1, "choice 1").await];
+    let first = [ask(0, "choice 0").await.0, ask(1, "choice 1").await.0];
     let before = decisions(gateway, &["choice 0".to_owned(), "choice 1".to_owned()]).await;
     assert_ne!(before[0]["prototype"], before[1]["prototype"], "the predictor tells the kinds apart");
     let mut scored = 0;
     for i in 0..120 {
-        let id = format!("bad {i}");
-        if ask(0, &id).await == first[0] {
+        let (model, id) = ask(0, &format!("bad {i}")).await;
+        if model == first[0] {
             is_accepted(&gateway.send(&score(&id, 0.0)).await, &id, &first[0], 0.0);
             scored += 1;
         }
-        let id = format!("good {i}");
-        let model = ask(1, &id).await;
+        let (model, id) = ask(1, &format!("good {i}")).await;
         is_accepted(&gateway.send(&score(&id, 1.0)).await, &id, &model, 1.0);
     }
     assert!(scored > 0, "the first choice was scored");
     // Whichever worker decides, and a tick later both know.
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     for i in 0..CONNECTIONS {
-        assert_ne!(ask(0, &format!("moved {i}")).await, first[0], "after {scored} scores of 0");
-        assert_eq!(ask(1, &format!("stayed {i}")).await, first[1], "the other kind stays");
+        assert_ne!(ask(0, &format!("moved {i}")).await.0, first[0], "after {scored} scores of 0");
+        assert_eq!(ask(1, &format!("stayed {i}")).await.0, first[1], "the other kind stays");
     }
 }
 

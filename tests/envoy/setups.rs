@@ -234,6 +234,27 @@ fn by_itself(yaml: &str) -> String {
     format!("{before}  - name: \"pool-qwen2.5-72b\"\n{start}    lb_policy: ROUND_ROBIN\n    load_assignment:\n{end}")
 }
 
+/// Limits of all kinds: the route /cost has a budget, /quality trusts headers, bodies are small, and requests must hurry.
+pub(crate) static MANNERS: Setup = Setup { name: "manners", change: manners, edit: None, ..Setup::PLAIN };
+
+/// How long a request may take to arrive.
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Largest body that is read whole, bytes.
+pub(crate) const BODY_LIMIT: usize = 1 << 20;
+
+fn manners(config: &mut Value) {
+    config["request"] = json!({"max_buffered_bytes": BODY_LIMIT});
+    config["envoy"]["request_timeout_ms"] = json!(REQUEST_TIMEOUT.as_millis() as u64);
+    for policy in config["policies"].as_array_mut().expect("policies") {
+        match policy["name"].as_str() {
+            Some("cost") => policy["budget"] = json!({"tokens": 500}),
+            Some("quality") => policy["trust_request_headers"] = json!(true),
+            _ => {}
+        }
+    }
+}
+
 /// Two models are recordings of a real vLLM, each at one address, with its context.
 pub(crate) static CLIENTS: Setup = Setup { name: "clients", change: clients, edit: None, ..Setup::PLAIN };
 
