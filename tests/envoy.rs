@@ -50,8 +50,9 @@ mod state;
 #[path = "envoy/strangers.rs"]
 mod strangers;
 
-use std::process::ExitCode;
+use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use harness::{Gateway, Setup, Stage};
 use libtest_mimic::{Arguments, Trial};
@@ -63,25 +64,58 @@ use setups::{
 };
 use strangers::gone::{Sent, favourite_is_gone};
 
+/// Says which half of the scenarios a process runs: each waits most of its time, so two halves side by side take half as long.
+const HALF_VARIABLE: &str = "ROUTEBALANCE_ENVOY_HALF";
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One gateway at a time, in the order of the list.
     arguments.test_threads = Some(1);
+    let half = std::env::var(HALF_VARIABLE).ok();
+    let is_all = arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.list;
+    let other = (half.is_none() && is_all).then(other_half);
     let stage = Stage::new();
-    let conclusion = libtest_mimic::run(&arguments, trials(&stage));
+    let trials = match (&half, &other) {
+        (None, None) => first_half(&stage).into_iter().chain(second_half(&stage)).collect(),
+        (None, Some(_)) => first_half(&stage),
+        (Some(_), _) => second_half(&stage),
+    };
+    let conclusion = libtest_mimic::run(&arguments, trials);
     stage.clear();
-    conclusion.exit_code()
+    let other_failed = other.is_some_and(|other| {
+        let output = other.join().expect("the other half ends").expect("it has said what came of it");
+        print!("{}", String::from_utf8_lossy(&output.stdout));
+        eprint!("{}", String::from_utf8_lossy(&output.stderr));
+        !output.status.success()
+    });
+    if other_failed || conclusion.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
+/// Runs the second half in a process of its own; what it says is shown at the end.
+fn other_half() -> JoinHandle<std::io::Result<Output>> {
+    let this = std::env::current_exe().expect("this program");
+    let other: Child = Command::new(this)
+        .args(std::env::args_os().skip(1))
+        .env(HALF_VARIABLE, "second")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the other half starts");
+    // Read as it comes: a pipe that is full would stop it.
+    std::thread::spawn(move || other.wait_with_output())
+}
+
+/// Scenarios on a gateway of one set-up.
+macro_rules! scenarios {
+    ($stage:expr, $setup:expr, $($name:literal => $run:expr),+ $(,)?) => {
+        [$($stage.trial($name, $setup, async |gateway: &Gateway| $run(gateway).await)),+]
+    };
+}
+
+fn first_half(stage: &Arc<Stage>) -> Vec<Trial> {
     let served = |setup: &'static Setup, rung: &'static str, row: &'static Served| {
         stage.trial(&format!("{} is served", row.0), setup, async move |gateway| is_served(gateway, row, rung).await)
     };
-    macro_rules! scenarios {
-        ($setup:expr, $($name:literal => $run:expr),+ $(,)?) => {
-            [$(stage.trial($name, $setup, async |gateway: &Gateway| $run(gateway).await)),+]
-        };
-    }
     let mut trials = Vec::new();
     trials.extend(APIS.iter().chain(NAMES).map(|row| served(&REFERENCE, "fused", row)));
     trials.extend(REFUSED.iter().map(|row| {
@@ -90,7 +124,7 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
     trials.extend(PASSED.iter().map(|row| {
         stage.trial(&format!("{} passes", row.0), &REFERENCE, async move |gateway| is_passed(gateway, row).await)
     }));
-    trials.extend(scenarios!(&REFERENCE,
+    trials.extend(scenarios!(stage, &REFERENCE,
         "clients see the list of models and each of its entries" => state::models,
         "a stream arrives token by token" => state::stream_is_not_held_back,
         "two requests on one connection are both served" => state::two_on_one_connection,
@@ -118,14 +152,14 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "the log says what a request has cost whose client left" => state::log_of_a_client_that_left,
     ));
     trials.extend(APIS.iter().take(2).map(|row| served(&LEAN, "priors", row)));
-    trials.extend(scenarios!(&LEAN,
+    trials.extend(scenarios!(stage, &LEAN,
         "two routes choose differently, found by their names alone" => state::routes_choose_differently,
         "a body beyond the limit arrives whole if it names its model first" => state::model_first_streams_on,
         "a body beyond the limit is refused if it names its model last" => state::model_last_is_too_large,
         "a question to the predictor passes through where it is not configured" => parity::nobody_is_asked,
         "an unknown model passes through" => state::unknown_model_passes,
     ));
-    trials.extend(scenarios!(&LEARNING,
+    trials.extend(scenarios!(stage, &LEARNING,
         "a model that answers longer than predicted is expected to by all workers" => learning::lengths,
         "feedback is refused where it cannot count" => learning::feedback_statuses,
         "feedback counts once, whichever worker it meets" => learning::feedback_counts_once,
@@ -134,7 +168,7 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "bad scores move a kind of prompt to another model" => learning::scores_move_the_choice,
         "exploration draws models as often as their propensities say" => learning::exploration,
     ));
-    trials.extend(scenarios!(&ADMISSION,
+    trials.extend(scenarios!(stage, &ADMISSION,
         "headers count where the policy trusts them" => admission::headers_count_where_trusted,
         "headers are ignored where it does not" => admission::headers_are_ignored_where_untrusted,
         "a header that cannot be understood is named" => admission::headers_that_are_none,
@@ -147,7 +181,7 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "what is not read passes no limits by" => admission::no_way_round,
     ));
     trials.extend(APIS.iter().take(3).map(|row| served(&BATCHING, "fused", row)));
-    trials.extend(scenarios!(&BATCHING,
+    trials.extend(scenarios!(stage, &BATCHING,
         "requests at once are batched and all are served" => batching::at_once,
         "the longest request of a batch is decided first" => batching::longest_first,
         "a lone request leaves at the cap, or at once where nobody is expected" => batching::lone,
@@ -158,10 +192,36 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "a request that its batch refuses is answered" => batching::refused,
         "a request that waits is served while its listener drains" => batching::drained,
     ));
-    trials.extend(scenarios!(&PRICES,
+    trials.extend(scenarios!(stage, &PRICES,
         "a forecast that is too low: prices rise until the SLO holds" => prices::forecast_too_low,
     ));
-    trials.extend(scenarios!(&AFFINITY,
+    trials.extend(scenarios!(stage, &MANNERS,
+        "packed requests are decided" => manners::packed_bodies,
+        "a request that unpacks to too much costs no memory" => manners::bombs,
+        "a refusal reaches a client that is still sending" => manners::refused_while_sending,
+        "a body that never ends is ended" => manners::slow_bodies,
+        "a body beyond what is read passes no limit by" => manners::beyond_what_is_read,
+        "limits hold however they are spelt" => manners::spelt_limits,
+        "a trusted header that comes twice is refused" => manners::headers_twice,
+        "text counts in whatever field it stands" => manners::text_in_other_fields,
+        "a call that names a model goes to an instance of it" => manners::calls_that_name_a_model,
+        "everything below a stored response goes to its holder" => manners::below_a_response,
+        "whatever servers embed reaches one" => manners::inputs_to_embed,
+        "Envoy's own errors have the shape of the API" => manners::errors_of_envoy,
+    ));
+    trials.extend(scenarios!(stage, &CLIENTS,
+        "the official SDKs see what they see at the instance" => clients::sdks,
+    ));
+    trials.push(stage.plain("however limits are spelt, servers read what the gateway has read", clients::spellings));
+    trials
+}
+
+fn second_half(stage: &Arc<Stage>) -> Vec<Trial> {
+    let served = |setup: &'static Setup, rung: &'static str, row: &'static Served| {
+        stage.trial(&format!("{} is served", row.0), setup, async move |gateway| is_served(gateway, row, rung).await)
+    };
+    let mut trials = Vec::new();
+    trials.extend(scenarios!(stage, &AFFINITY,
         "a long prefix goes to the instance that has it, whichever worker decides" => affinity::prefix,
         "the log says how much of a prompt was cached" => affinity::cached_tokens,
         "a system prompt that comes after the messages goes where it is kept" => affinity::system_after_messages,
@@ -173,37 +233,37 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "an adapter is asked for by its name and found where it is loaded" => affinity::adapter,
     ));
     trials.extend(APIS.iter().take(2).map(|row| served(&STATIC, "static", row)));
-    trials.extend(scenarios!(&STATIC,
+    trials.extend(scenarios!(stage, &STATIC,
         "a request to an instance that is gone is served by its neighbour" => faults::neighbour_serves,
         "a request that is reset before its answer is served by the neighbour" => faults::neighbour_serves_after_reset,
         "all instances of a model gone: 503, and the others serve" => faults::model_is_gone,
     ));
     trials.extend(APIS.iter().take(2).map(|row| served(&DISCOVERED, "fused", row)));
-    trials.extend(scenarios!(&DISCOVERED,
+    trials.extend(scenarios!(stage, &DISCOVERED,
         "a discovered pool is scaled down and up" => discovery::scaled,
         "an instance that goes ends its streams and gets no other" => discovery::goes_while_it_serves,
         "an instance that Envoy holds for ill gets no request" => discovery::unhealthy,
         "a discovered pool without instances costs others nothing" => discovery::emptied,
         "all instances come and go under load and nothing is lost" => discovery::churn,
     ));
-    trials.extend(scenarios!(&HEADERS,
+    trials.extend(scenarios!(stage, &HEADERS,
         "what a response header says of the load is known to all workers" => discovery::reported_in_headers,
         "a client that asks for the load gets it, and no other does" => discovery::headers_of_the_client,
     ));
-    trials.extend(scenarios!(&BLIND,
+    trials.extend(scenarios!(stage, &BLIND,
         "while nobody tells the hosts of a pool Envoy chooses among them" => discovery::nobody_tells,
     ));
-    trials.extend(scenarios!(&UNTOUCHED,
+    trials.extend(scenarios!(stage, &UNTOUCHED,
         "without a decision Envoy's own route serves" => state::untouched,
     ));
     trials.extend(PASSED.iter().map(|row| {
         stage.trial(&format!("{} passes", row.0), &BYPASSED, async move |gateway| is_passed(gateway, row).await)
     }));
-    trials.extend(scenarios!(&BYPASSED,
+    trials.extend(scenarios!(stage, &BYPASSED,
         "without the filter the default pool serves, and control headers choose nothing" => state::bypassed,
     ));
     for setup in [&HEALTH, &HEALTH_OF_FOUR] {
-        trials.extend(scenarios!(setup,
+        trials.extend(scenarios!(stage, setup,
             "instances are killed and restarted under load" => health::killed_and_restarted,
             "an instance that hangs costs a time-out at most" => async |g: &Gateway| health::hung(g, true).await,
             "a whole answer whose instance hangs comes from another" => async |g: &Gateway| health::hung(g, false).await,
@@ -223,7 +283,7 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         ));
         trials.push(stage.alone("Envoy is killed and started again", setup, health::envoy_is_killed));
     }
-    trials.extend(scenarios!(&STRANGERS,
+    trials.extend(scenarios!(stage, &STRANGERS,
         "a request that gets 500 everywhere is tried at two instances" =>
             async |g: &Gateway| strangers::fails_everywhere(g, 500).await,
         "a request that gets 502 everywhere is tried at two instances" =>
@@ -252,28 +312,10 @@ fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
             stage.trial(&name, &STRANGERS, async move |gateway| favourite_is_gone(gateway, sent).await)
         }),
     );
-    trials.extend(scenarios!(&OWN,
+    trials.extend(scenarios!(stage, &OWN,
         "a model that the predictor does not know is decided by its priors, and nothing has failed" => own::unpredicted,
         "an endpoint that Envoy does not honour is said" => own::unhonoured,
     ));
-    trials.extend(scenarios!(&MANNERS,
-        "packed requests are decided" => manners::packed_bodies,
-        "a request that unpacks to too much costs no memory" => manners::bombs,
-        "a refusal reaches a client that is still sending" => manners::refused_while_sending,
-        "a body that never ends is ended" => manners::slow_bodies,
-        "a body beyond what is read passes no limit by" => manners::beyond_what_is_read,
-        "limits hold however they are spelt" => manners::spelt_limits,
-        "a trusted header that comes twice is refused" => manners::headers_twice,
-        "text counts in whatever field it stands" => manners::text_in_other_fields,
-        "a call that names a model goes to an instance of it" => manners::calls_that_name_a_model,
-        "everything below a stored response goes to its holder" => manners::below_a_response,
-        "whatever servers embed reaches one" => manners::inputs_to_embed,
-        "Envoy's own errors have the shape of the API" => manners::errors_of_envoy,
-    ));
-    trials.extend(scenarios!(&CLIENTS,
-        "the official SDKs see what they see at the instance" => clients::sdks,
-    ));
-    trials.push(stage.plain("however limits are spelt, servers read what the gateway has read", clients::spellings));
     trials.push(stage.alone("a VM that traps is replaced, and leaves no load behind", &VM, health::vm_dies));
     trials.push(stage.plain(
         "a wrong configuration: Envoy does not start and names the field, and so does check",

@@ -2,6 +2,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::Config;
+use crate::openai::Api;
 use crate::openai::{Prompt, RequestScan};
 use crate::predictor::Predictor;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]

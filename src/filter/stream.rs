@@ -140,10 +140,12 @@ impl HttpContext for Stream {
             None => self.other_path(&method, &path),
             Some(Call::Models) => self.models(None),
             Some(Call::Model { name }) => self.models(Some(&name)),
-            Some(Call::ResponseItem { id }) => self.response_item(&id),
-            Some(Call::Generate(Api::Named)) if openai::generates(&path) && self.refuses_unread() => {
+            Some(Call::Generate(Api::Named) | Call::ResponseItem { .. })
+                if method == "POST" && openai::generates(&path) && self.refuses_unread() =>
+            {
                 self.other_path(&method, &path)
             }
+            Some(Call::ResponseItem { id }) => self.response_item(&id),
             Some(Call::Generate(api)) => self.begin(api, None, end_of_stream),
             Some(Call::Deployment { api, model, path }) => {
                 host::set_header(MapType::HttpRequestHeaders, ":path", Some(&path));
@@ -175,7 +177,7 @@ impl HttpContext for Stream {
         }
         reading.scan_time = reading.scan_time.saturating_add(host::now().saturating_sub(before));
         let limit = self.worker.with(|w| w.router.config().max_buffered_bytes).unwrap_or(u64::MAX);
-        if !end_of_stream && (size as u64) < limit {
+        if !end_of_stream && size as u64 <= limit {
             return Action::Pause;
         }
         // The last piece may bring it beyond the limit.

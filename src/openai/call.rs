@@ -77,8 +77,8 @@ pub fn call_of(method: &str, path: &str) -> Option<Call> {
 /// The POST of a path with a body to route, and where its own part of the path begins.
 fn generating(path: &str) -> Option<(usize, Call)> {
     let bare = without_query(path);
-    let versioned = bare.match_indices("/v1/").find_map(|(at, root)| {
-        let call = bare.get(at + root.len()..)?;
+    let versioned = bare.match_indices("/v1").find_map(|(at, root)| {
+        let call = bare.get(at + root.len()..)?.strip_prefix('/')?;
         Some((at, Call::Generate(VERSIONED.iter().find(|(name, _)| *name == call)?.1)))
     });
     versioned.or_else(|| deployment(path)).or_else(|| {
@@ -107,28 +107,33 @@ fn without_query(path: &str) -> &str {
 /// Whether a path is one of those at which common servers generate, however it is spelt: with escapes, doubled slashes, other prefixes or
 /// in other letters.
 pub fn generates(path: &str) -> bool {
-    const SEGMENTS: [&str; 17] = [
-        "completions",
-        "responses",
+    // As vLLM, SGLang, TensorRT-LLM, Triton, TGI, llama.cpp, Ollama, SageMaker and Vertex name them, and whatever is named alike.
+    const STEMS: [&str; 18] = [
+        "generat",
+        "complet",
+        "chat",
+        "respon",
         "compact",
         "messages",
-        "chat",
         "invocations",
-        "generate",
-        "generate_stream",
-        "embeddings",
+        "infer",
+        "infill",
+        "predict",
         "embed",
-        "transcriptions",
-        "translations",
+        "batch",
+        "transcri",
+        "translat",
         "speech",
-        "generations",
         "edits",
         "variations",
         "realtime",
     ];
     let path = percent_decoded(without_query(path)).to_ascii_lowercase();
-    let last = path.split('/').rfind(|segment| !segment.is_empty());
-    last.is_some_and(|last| SEGMENTS.contains(&last.trim()))
+    match path.split('/').rfind(|segment| !segment.trim().is_empty()) {
+        Some(last) => STEMS.iter().any(|stem| last.contains(stem)),
+        // TGI's own.
+        None => true,
+    }
 }
 
 /// The part of a path, with its query, that names the call: what stands before it is for routes to rewrite.
@@ -252,8 +257,13 @@ mod tests {
             ("/v1/audio/transcriptions", true),
             ("/tokenize", false),
             ("/health", false),
-            ("/", false),
-            ("", false),
+            ("/", true),
+            ("/v1/chat/completions/batch", true),
+            ("/v2/models/m/infer", true),
+            ("/v1beta/models/m:streamGenerateContent", true),
+            ("/infill", true),
+            ("/metrics", false),
+            ("/v1/load_lora_adapter", false),
             ("/v1/models?a=/completions", false),
         ];
         for (path, expected) in rows {

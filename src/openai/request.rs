@@ -155,8 +155,8 @@ impl RequestScan {
             min_tokens: reading.limits.min_tokens(),
             n: reading.limits.answers(),
             unread: reading.unread.count().clone(),
-            prompts: reading.prompt.prompts.max(1),
-            has_input: reading.prompt.has_input || reading.embeds_seen,
+            prompts: reading.prompts(),
+            has_input: reading.prompt.has_input || reading.embeds > 0,
             bytes: self.form.as_ref().map_or(self.scanner.bytes(), Form::bytes),
             ..reading.prompt.clone()
         }

@@ -77,6 +77,9 @@ fn head(yaml: &mut String, config: &Config) {
           "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
           stat_prefix: routebalance
           normalize_path: true
+          # Instances learn whose request it is from the connection, and not from what the client says alone.
+          use_remote_address: true
+          preserve_external_request_id: true
           # nginx speaks HTTP/1.0 to its upstreams unless told otherwise, and so do many health checks.
           http_protocol_options: {{ accept_http_10: true, default_host_for_http_10: "routebalance" }}
           # vLLM has WebSocket endpoints: instances answer upgrades themselves.

@@ -37,9 +37,23 @@ pub(super) struct Reading {
     pub(super) model_has_wrong_type: bool,
     pub(super) input_has_wrong_type: bool,
     input_seen: bool,
-    /// vLLM's `prompt_embeds`, which stand in for a prompt.
-    pub(super) embeds_seen: bool,
+    /// vLLM's `prompt_embeds`, each of which is a prompt.
+    pub(super) embeds: u32,
 }
+
+/// Types of parts that are no text, whatever else they hold. Not here: files and documents, which may be text.
+const MEDIA_TYPES: [&str; 10] = [
+    "image",
+    "image_url",
+    "input_image",
+    "image_embeds",
+    "image_pil",
+    "audio_url",
+    "input_audio",
+    "audio_embeds",
+    "video",
+    "video_url",
+];
 
 /// What an open container is.
 #[derive(Clone, Copy, Debug, Default)]
@@ -53,6 +67,7 @@ enum Place {
     Part,
     Prompts,
     TokenIds,
+    Embeds,
     StreamOptions,
 }
 
@@ -138,8 +153,14 @@ impl Reading {
             model_has_wrong_type: false,
             input_has_wrong_type: false,
             input_seen: false,
-            embeds_seen: false,
+            embeds: 0,
         }
+    }
+
+    /// Prompts so far, at least 1.
+    pub(super) fn prompts(&self) -> u32 {
+        let Prompt { prompts, has_input, .. } = self.prompt;
+        prompts.max(has_input.into()).saturating_add(self.embeds).max(1)
     }
 
     fn body_key(&self, name: &str) -> Key {
@@ -190,7 +211,7 @@ impl Reading {
     fn begin_value(&mut self, at: u64) {
         let of = match (self.levels.innermost(), self.key) {
             (Some(Place::Body), Key::Field(field)) => Of::Field(field),
-            (Some(Place::Body), Key::Unread) => Of::Unread,
+            (Some(Place::Body), Key::Unread | Key::System) => Of::Unread,
             (Some(Place::Message | Place::Part), Key::ToolCall) => Of::ToolCall,
             (Some(Place::Part), Key::Image | Key::Media) => Of::Media,
             (Some(Place::Message | Place::Part), Key::Payload) => return,
@@ -226,12 +247,13 @@ impl Reading {
 
     /// Whether the string that begins is read for what it says.
     fn is_read(&self) -> bool {
-        match (self.levels.innermost(), self.key) {
-            (Some(Place::Message), Key::Content | Key::Role | Key::Name) => true,
-            (Some(Place::Parts), _) => true,
-            (Some(Place::Part), Key::Text | Key::Content | Key::Name | Key::Type) => true,
-            _ => false,
-        }
+        matches!(
+            (self.levels.innermost(), self.key),
+            (Some(Place::Message), Key::Content | Key::Role | Key::Name)
+                | (Some(Place::Body), Key::System)
+                | (Some(Place::Parts), _)
+                | (Some(Place::Part), Key::Text | Key::Content | Key::Name | Key::Type)
+        )
     }
 
     fn begin_part(&mut self) -> Place {
@@ -298,8 +320,8 @@ impl Sink for Reading {
                 Place::Elsewhere
             }
             (Some(Place::Body), Key::PromptEmbeds, _) => {
-                self.embeds_seen = true;
-                Place::Elsewhere
+                self.embeds = 0;
+                Place::Embeds
             }
             (Some(Place::Body), Key::Limit(name), _) => {
                 self.limits.set_container(name);
@@ -445,7 +467,11 @@ impl Sink for Reading {
                 self.begin_text()
             }
             (Some(Place::Body), Key::PromptEmbeds) => {
-                self.embeds_seen = true;
+                self.embeds = 1;
+                Want::Nothing
+            }
+            (Some(Place::Embeds), _) => {
+                self.embeds = self.embeds.saturating_add(1);
                 Want::Nothing
             }
             (Some(Place::Body), Key::System) => {
@@ -519,7 +545,7 @@ impl Sink for Reading {
             (Some(Place::Message), Key::Role) => self.prompt.prefix.role(kept.text),
             (Some(Place::Message | Place::Part), Key::Name) => self.prompt.prefix.detail(text_hash(kept.text)),
             (Some(Place::Part), Key::Type) => {
-                self.is_media |= matches!(kept.text, "image_url" | "input_image" | "image");
+                self.is_media |= MEDIA_TYPES.contains(&kept.text);
                 if kept.text == "tool_result" {
                     self.prompt.prefix.detail(text_hash(kept.text));
                 }

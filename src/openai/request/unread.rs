@@ -4,8 +4,9 @@
 use crate::features::TextCount;
 
 /// Fields whose values no server tokenises: ids, signatures, addresses, and words that say what the others are.
-const PAYLOADS: [&str; 26] = [
+const PAYLOADS: [&str; 28] = [
     "annotations",
+    "audio_embeds",
     "cache_control",
     "call_id",
     "container_id",
@@ -16,6 +17,7 @@ const PAYLOADS: [&str; 26] = [
     "file_url",
     "format",
     "id",
+    "image_embeds",
     "image_url",
     "item_id",
     "media_type",

@@ -9,7 +9,7 @@ use crate::names;
 const INFLATE_RATIO: u64 = 500;
 
 /// Paths whose bodies the filter reads. Bodies of others arrive as they were sent.
-const READ_PATHS: &str = r#".*/v1/(chat/completions|completions|responses|responses/compact|messages|messages/count_tokens|embeddings)(\\?.*)?"#;
+const READ_PATHS: &str = r#".*/(v1/(chat/completions|completions|responses|responses/compact|messages|messages/count_tokens|embeddings)|openai/deployments/[^/]+/(chat/completions|completions|embeddings))(\\?.*)?"#;
 
 /// The filters that unpack request bodies, before the one that reads them.
 pub(super) fn decompressors(config: &Config) -> String {

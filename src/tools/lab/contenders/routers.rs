@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::{Knobs, LabInputs, OUR_DECISION};
 use crate::fleet::{
-    BatchSizing, Batching, Constraints, Mode, Objective, OtherPaths, Overload, Policy, QualityNormalisation, Weights,
+    BatchSizing, Batching, Constraints, Mode, Objective, Overload, Policy, QualityNormalisation, Weights,
 };
 use crate::plan::prices::prices as solved;
 use crate::plan::scores::Scores;
@@ -33,7 +33,7 @@ pub fn ours(weights: Weights) -> Policy {
         overload: Overload::default(),
         exploration: 0.0,
         batching: None,
-        other_paths: Some(OtherPaths::Pass),
+        other_paths: None,
     }
 }
 
