@@ -111,7 +111,12 @@ pub enum Verdict {
     /// Answer it with an error.
     Refused(Refusal),
     /// Send it to this pool and let Envoy choose the instance: none of them is known yet.
-    Pooled(usize),
+    Pooled {
+        /// Index of the pool.
+        pool: usize,
+        /// The limit of each answer's tokens that the budget demands there.
+        max_tokens: Option<u32>,
+    },
     /// Leave it to Envoy's own route, for this reason.
     Untouched(&'static str),
 }
@@ -145,8 +150,10 @@ pub struct Elsewhere {
     pub pool: usize,
     /// Index of its model.
     pub model: usize,
-    /// The limit of each answer's tokens that the budget demands there.
+    /// The limit of each answer's tokens that is written there.
     pub max_tokens: Option<u32>,
+    /// Tokens that the budget leaves there for each answer.
+    pub budget_left: Option<u32>,
     /// Quality and its standard deviation there, before what feedback has taught.
     pub unrevised_quality: (f64, f64),
 }
@@ -219,8 +226,10 @@ pub struct Decision {
     pub saturated: bool,
     /// What the request may spend.
     pub budget: Budget,
-    /// The limit of each answer's tokens that the budget demands, where the client's own is not as low.
+    /// The limit of each answer's tokens that is written where there is a budget, and not every server reads the client's own as low.
     pub max_tokens: Option<u32>,
+    /// Tokens that the budget leaves for each answer.
+    pub budget_left: Option<u32>,
     /// Whether the prompt alone uses the budget up.
     pub prompt_exhausts_budget: bool,
 }
@@ -245,6 +254,7 @@ impl Decision {
         self.pool = elsewhere.pool;
         self.model = elsewhere.model;
         self.max_tokens = elsewhere.max_tokens;
+        self.budget_left = elsewhere.budget_left;
         self.unrevised_quality = elsewhere.unrevised_quality;
         self.expectation = None;
         true
@@ -288,7 +298,8 @@ impl Decision {
 
     /// Whether the request has used its budget up with this cost, or was cut where the budget ends.
     pub fn exhausts_budget(&self, usd: f64, seen: &Observed) -> bool {
-        spending::is_exhausted(&self.budget, usd) || (self.max_tokens.is_some() && seen.ending == Some(Ending::Limit))
+        let is_limit = self.max_tokens.is_some() && self.max_tokens == self.budget_left;
+        spending::is_exhausted(&self.budget, usd) || (is_limit && seen.ending == Some(Ending::Limit))
     }
 
     /// What a whole, successful response teaches about the speed of its pool, if it has one answer to one prompt.
@@ -413,7 +424,7 @@ impl Router {
             Some((choice, candidate, *scores.get(i)?, pool_index, pool))
         });
         let Some((choice, chosen, score, pool_index, pool)) = chosen else {
-            return self.without_candidate(&models);
+            return self.without_candidate(ask, &models);
         };
         let model = pool.model;
         let (Some(estimate), Some((unlearned, predicted))) = (estimates.get(model), unlearned_all.get(model)) else {
@@ -421,7 +432,7 @@ impl Router {
         };
         let prompt_tokens = self.config.fleet.model_of(pool).map_or(prompt.text, |model| prompt.at(model));
         let answer = self.answer(ask, pool, prompt_tokens);
-        let max_tokens = admitting::cap(ask.prompt, answer.left(), prompt_tokens, pool.limits.max_model_len);
+        let max_tokens = self.cap(ask, pool, prompt);
         let budget = self.constraints(ask).budget;
         let prompt_usd = self.config.fleet.model_of(pool).map_or(0.0, |m| prompt_tokens * m.tariff.usd_per_input_token);
         let cached_tokens = ask.held.cached_tokens(chosen.instance, prompt_tokens);
@@ -467,16 +478,20 @@ impl Router {
             saturated,
             budget,
             max_tokens,
+            budget_left: answer.left(),
             prompt_exhausts_budget: spending::is_exhausted(&budget, prompt_usd),
         }))
     }
 
     /// Where nobody is known who could serve: Envoy may know hosts of a discovered pool, and the default one comes first.
-    fn without_candidate(&self, models: &[usize]) -> Verdict {
+    fn without_candidate(&self, ask: &Ask<'_>, models: &[usize]) -> Verdict {
         let pools = &self.config.fleet.pools;
         let may = |i: &usize| pools.get(*i).is_some_and(|pool| pool.discovered && models.contains(&pool.model));
         let first = std::iter::once(self.config.envoy.default_pool).chain(0..pools.len()).find(may);
-        first.map_or(Verdict::Untouched("no_candidate"), Verdict::Pooled)
+        let Some((index, pool)) = first.and_then(|index| Some((index, pools.get(index)?))) else {
+            return Verdict::Untouched("no_candidate");
+        };
+        Verdict::Pooled { pool: index, max_tokens: self.cap(ask, pool, PromptTokens::of(ask.prompt)) }
     }
 
     /// What is expected of each model's answer to a prompt, if these models may answer it.
@@ -502,8 +517,17 @@ impl Router {
             fleet.models.iter().enumerate().filter(|(_, m)| m.kind == kind).map(|(i, _)| i).collect()
         };
         let Some(name) = ask.prompt.model.as_deref().filter(|name| !self.config.names_no_model(Some(name))) else {
-            let is_named = ask.api == Api::Named;
-            return if is_named { Err(Verdict::Untouched("other_path")) } else { Ok(of_kind()) };
+            return match ask.api {
+                // A virtual name always means the same model: ids of one tokenizer are none of another's.
+                Api::Tokenize | Api::Pooling if ask.prompt.model.is_some() => {
+                    let default = fleet.pools.get(self.config.envoy.default_pool).map(|pool| pool.model);
+                    let of_kind = of_kind();
+                    let first = default.filter(|model| of_kind.contains(model)).or(of_kind.first().copied());
+                    first.map(|model| vec![model]).ok_or(Verdict::Untouched("other_path"))
+                }
+                Api::Tokenize | Api::Pooling | Api::Named => Err(Verdict::Untouched("other_path")),
+                _ => Ok(of_kind()),
+            };
         };
         let served = || fleet.pools.iter().find(|p| p.served_model == name).map(|p| p.model);
         match fleet.model_named(name).or_else(|| fleet.model_with_adapter(name)).or_else(served) {
@@ -517,7 +541,12 @@ impl Router {
                 )))
             }
             None if ask.api.is_guessed() => Err(Verdict::Untouched("other_path")),
-            None if self.config.unknown_model == UnknownModel::PassThrough => Err(Verdict::Untouched("unknown_model")),
+            // A server may know it by a name that is not configured, and no limit would be known there.
+            None if self.config.unknown_model == UnknownModel::PassThrough
+                && !self.refuses_unread(ask.policy, ask.constraints.as_ref()) =>
+            {
+                Err(Verdict::Untouched("unknown_model"))
+            }
             None => {
                 let message = format!("The model `{name}` does not exist.");
                 let refusal = Refusal::new(404, "unknown_model", message);

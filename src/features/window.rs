@@ -66,7 +66,7 @@ impl TextWindow {
         self.counts().estimated_tokens()
     }
 
-    /// Estimated tokens that a server has to read, which no text without blanks can hide.
+    /// Estimated tokens that a server has to read: also of a text without blanks.
     pub fn tokens_to_read(&self) -> u64 {
         let counts = self.counts();
         at_least_by_length(counts.estimated_tokens(), counts.chars())
@@ -105,9 +105,9 @@ impl TextCount {
     }
 }
 
-/// Characters that no tokenizer of the served models puts into one token, on average over a text. Words are estimated whatever their
-/// length, so a text without a blank has next to none.
-const CHARS_PER_TOKEN_MAX: u64 = 16;
+/// Most characters per token that are believed, on average over a text. Words are estimated whatever their length, so a text without
+/// blanks would have next to none; text of words has fewer characters per token than that.
+const CHARS_PER_TOKEN_MAX: u64 = 8;
 
 fn at_least_by_length(tokens: u64, chars: u64) -> u64 {
     tokens.max(chars / CHARS_PER_TOKEN_MAX)

@@ -102,7 +102,7 @@ impl Stream {
         }
         let packed = packed(&said, &encoding);
         match packed {
-            Packed::Unreadable if !self.refuses_unread() => return self.leave(api, "encoded_body"),
+            Packed::Unreadable if api.is_guessed() || !self.refuses_unread() => return self.leave(api, "encoded_body"),
             Packed::Unreadable | Packed::Broken => {
                 let encoding = if said.is_empty() { encoding } else { said };
                 let message = format!("A body in the encoding `{encoding}` cannot be read.");
@@ -195,8 +195,8 @@ impl Stream {
     pub(super) fn act(&mut self, pending: Pending, verdict: Verdict, timing: Timing) -> Action {
         match verdict {
             Verdict::Untouched(reason) => self.leave(pending.reading.api, reason),
-            Verdict::Pooled(pool) => {
-                self.worker.with(|w| pass_to_pool(w, pool, &pending));
+            Verdict::Pooled { pool, max_tokens } => {
+                self.worker.with(|w| pass_to_pool(w, pool, max_tokens, &pending));
                 self.leave(pending.reading.api, "no_instance")
             }
             Verdict::Refused(refusal) => self.refuse(Some(pending.reading.api), &refusal),
@@ -300,10 +300,10 @@ pub(super) fn claimed(worker: &mut Worker, pending: &Pending, mut verdict: Verdi
 }
 
 /// Makes Envoy send the request to a pool, wherever it likes to.
-fn pass_to_pool(worker: &Worker, pool: usize, pending: &Pending) {
+fn pass_to_pool(worker: &Worker, pool: usize, max_tokens: Option<u32>, pending: &Pending) {
     let Some(pool) = worker.router.config().fleet.pools.get(pool) else { return };
     let Pending { reading, prompt, buffered, .. } = pending;
-    let patches = prompt.patches(reading.api, &pool.served_model, None);
+    let patches = prompt.patches(reading.api, &pool.served_model, max_tokens);
     set_length(reading.content_length, *buffered, patch_body(&patches, *buffered));
     direct(&pool.cluster, None, prompt.stream, None);
 }

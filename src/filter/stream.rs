@@ -65,19 +65,17 @@ impl Stream {
 
     /// Lets Envoy's own route serve what is not read here, unless that would pass a policy's limits by.
     fn other_path(&mut self, method: &str, path: &str) -> Action {
-        let upgrades = || host::header(MapType::HttpRequestHeaders, "upgrade").is_some();
-        let counts = (method == "POST" && openai::generates(path)) || (method != "POST" && upgrades());
-        if counts && let Some(action) = self.refuse_unlimited() {
-            return action;
+        if self.may_generate(method, path) && self.refuses_unread() {
+            let message = "This path has no limits here, and the policy of its route demands them.";
+            return self.refuse(None, &Refusal::new(403, "other_path", message));
         }
         self.pass("other_path")
     }
 
-    /// Refuses a request that generates, and of which nothing is read that could be limited, where there are limits.
-    fn refuse_unlimited(&mut self) -> Option<Action> {
-        let message = "This path has no limits here, and the policy of its route demands them.";
-        let refuses = self.refuses_unread();
-        refuses.then(|| self.refuse(None, &Refusal::new(403, "other_path", message)))
+    /// Whether an instance may generate for a request that is not read.
+    fn may_generate(&self, method: &str, path: &str) -> bool {
+        let upgrades = || host::header(MapType::HttpRequestHeaders, "upgrade").is_some();
+        (method == "POST" && openai::generates(path)) || (method != "POST" && upgrades())
     }
 
     /// Whether limits of the request's policy, or of its own headers, would be lost on what is not read.
@@ -141,7 +139,7 @@ impl HttpContext for Stream {
             Some(Call::Models) => self.models(None),
             Some(Call::Model { name }) => self.models(Some(&name)),
             Some(Call::Generate(Api::Named) | Call::ResponseItem { .. })
-                if method == "POST" && openai::generates(&path) && self.refuses_unread() =>
+                if self.may_generate(&method, &path) && self.refuses_unread() =>
             {
                 self.other_path(&method, &path)
             }

@@ -92,11 +92,12 @@ fn generating(path: &str) -> Option<(usize, Call)> {
 }
 
 fn deployment(path: &str) -> Option<(usize, Call)> {
-    let at = path.find(DEPLOYMENTS)?;
-    let (model, rest) = path.get(at + DEPLOYMENTS.len()..)?.split_once('/')?;
-    let api = VERSIONED.iter().find(|(name, _)| *name == without_query(rest))?.1;
-    let (model, own) = (percent_decoded(model), format!("/v1/{rest}"));
-    let path = format!("{}{own}", path.get(..at)?);
+    let (bare, query) = path.split_at_checked(without_query(path).len())?;
+    let at = bare.find(DEPLOYMENTS)?;
+    let (model, call) = bare.get(at + DEPLOYMENTS.len()..)?.split_once('/')?;
+    let api = VERSIONED.iter().find(|(name, _)| *name == call)?.1;
+    let model = percent_decoded(model);
+    let path = format!("{}/v1/{call}{query}", bare.get(..at)?);
     (!model.is_empty()).then_some((at, Call::Deployment { api, model, path }))
 }
 
@@ -129,11 +130,10 @@ pub fn generates(path: &str) -> bool {
         "realtime",
     ];
     let path = percent_decoded(without_query(path)).to_ascii_lowercase();
-    match path.split('/').rfind(|segment| !segment.trim().is_empty()) {
-        Some(last) => STEMS.iter().any(|stem| last.contains(stem)),
-        // TGI's own.
-        None => true,
-    }
+    let segments: Vec<&str> = path.split('/').filter(|segment| !segment.trim().is_empty()).collect();
+    // The root is TGI's own; some servers put a word behind the call, as in `/generate/stream`.
+    let mut last = segments.iter().rev().take(2);
+    segments.is_empty() || last.any(|segment| STEMS.iter().any(|stem| segment.contains(stem)))
 }
 
 /// The part of a path, with its query, that names the call: what stands before it is for routes to rewrite.
@@ -224,6 +224,8 @@ mod tests {
             ),
             ("POST", "/openai/deployments/e/embeddings", deployment(Api::Embeddings, "e", "/v1/embeddings")),
             ("POST", "/openai/deployments//embeddings", None),
+            ("POST", "/generate?x=/openai/deployments/e/messages/count_tokens", None),
+            ("POST", "/invocations?x=/openai/deployments/e/embeddings", Some(Call::Generate(Api::Named))),
             ("POST", "/openai/deployments/e/other", None),
             ("POST", "/openai/v1/chat/completions", Some(Call::Generate(Api::ChatCompletions))),
             ("POST", "/v1/responses/a/v1/chat/completions", Some(Call::Generate(Api::ChatCompletions))),
@@ -262,6 +264,8 @@ mod tests {
             ("/v2/models/m/infer", true),
             ("/v1beta/models/m:streamGenerateContent", true),
             ("/infill", true),
+            ("/api/extra/generate/stream", true),
+            ("/chat/v1/load_lora_adapter", false),
             ("/metrics", false),
             ("/v1/load_lora_adapter", false),
             ("/v1/models?a=/completions", false),

@@ -65,7 +65,11 @@ pub struct Prompt {
     pub media_parts: u32,
     /// Strings that stand in no field for text, and that a server may put into its prompt all the same.
     pub unread: TextCount,
-    /// Tokens of prompts that are given as token ids.
+    /// Messages and items, each of which costs a few tokens whatever it says.
+    pub messages: u32,
+    /// Estimated tokens of text that a repeated field has replaced: a system prompt beside it may count all the same.
+    pub replaced_tokens: u64,
+    /// Tokens of prompts that are given as token ids or embeddings.
     pub token_ids: u64,
     /// Bytes of tool definitions and tool calls: no prompt text, but tokens all the same.
     pub tool_bytes: u64,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::candidates::PromptTokens;
 use super::{Ask, Refusal, Router};
 use crate::admission::{self, Admitted, Missed, Prospect, Saturation, headers, spending};
-use crate::fleet::{Budget, Constraint, Constraints, Mode, Policy};
+use crate::fleet::{Budget, Constraint, Constraints, Mode, Policy, Pool};
 use crate::latency::Speed;
 use crate::learning::Learned;
 use crate::openai::Prompt;
@@ -71,6 +71,18 @@ impl Router {
             Saturation::Shed(retry_after) => return Err(saturated_refusal(retry_after)),
         };
         Ok(Entrants { admitted, saturated })
+    }
+
+    /// The limit of each answer's tokens that the budget demands at a pool; see [`cap`].
+    pub(super) fn cap(&self, ask: &Ask<'_>, pool: &Pool, prompt: PromptTokens) -> Option<u32> {
+        let prompt_tokens = self.config.fleet.model_of(pool).map_or(prompt.text, |model| prompt.at(model));
+        cap(ask.prompt, self.left(ask, pool, prompt), prompt_tokens, pool.limits.max_model_len)
+    }
+
+    /// Tokens that the budget leaves for each answer at a pool.
+    pub(super) fn left(&self, ask: &Ask<'_>, pool: &Pool, prompt: PromptTokens) -> Option<u32> {
+        let prompt_tokens = self.config.fleet.model_of(pool).map_or(prompt.text, |model| prompt.at(model));
+        self.answer(ask, pool, prompt_tokens).left()
     }
 
     /// The candidates where the limits leave as many tokens as the client demands: `min_tokens` of each answer, and one of each where there
@@ -177,7 +189,7 @@ const PROMPT_MARGIN: f64 = 0.25;
 /// The limit of generated tokens that a budget writes into the body: where it is below the client's own, where the client names none,
 /// and where not every server reads the client's own alike. Servers refuse a limit beyond their context, so a limit that the client
 /// does not name leaves room for the prompt: a quarter more than estimated, or else half of what is left of the context.
-pub(super) fn cap(prompt: &Prompt, left: Option<u32>, prompt_tokens: f64, max_model_len: u32) -> Option<u32> {
+fn cap(prompt: &Prompt, left: Option<u32>, prompt_tokens: f64, max_model_len: u32) -> Option<u32> {
     let left = left?;
     let context = f64::from(max_model_len);
     let estimated = (prompt_tokens - prompt.token_ids as f64).max(0.0);

@@ -214,6 +214,9 @@ impl Answer {
     }
 }
 
+/// What chat templates put around a message, at least.
+const TOKENS_PER_MESSAGE_MIN: f64 = 4.0;
+
 /// Tokens of everything that is prefilled.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PromptTokens {
@@ -225,9 +228,11 @@ pub(super) struct PromptTokens {
 
 impl PromptTokens {
     pub(super) fn of(prompt: &Prompt) -> PromptTokens {
-        let texts = prompt.text.tokens_to_read().saturating_add(prompt.unread.estimated_tokens());
+        let texts =
+            [prompt.text.tokens_to_read(), prompt.unread.estimated_tokens(), prompt.replaced_tokens, prompt.token_ids];
+        let tokens = texts.into_iter().fold(0_u64, u64::saturating_add) as f64 + prompt.tool_bytes as f64 / 4.0;
         PromptTokens {
-            text: texts.saturating_add(prompt.token_ids) as f64 + prompt.tool_bytes as f64 / 4.0,
+            text: tokens.max(TOKENS_PER_MESSAGE_MIN * f64::from(prompt.messages)),
             media_parts: prompt.media_parts.into(),
         }
     }

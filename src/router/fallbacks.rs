@@ -1,7 +1,7 @@
 //! Where Envoy retries, and what a request must say there.
 
 use super::candidates::PromptTokens;
-use super::{Ask, Elsewhere, Router, admitting};
+use super::{Ask, Elsewhere, Router};
 use crate::fleet::Presence;
 use crate::health::Standing;
 use crate::predictor::Estimate;
@@ -79,11 +79,15 @@ impl Router {
         let fleet = &self.config.fleet;
         let pools = fallbacks.iter().filter_map(|i| fleet.pool_of(*i)).filter(|(pool, _)| *pool != chosen);
         let limits = pools.map(|(index, pool)| {
-            let prompt_tokens = fleet.model_of(pool).map_or(prompt.text, |model| prompt.at(model));
-            let left = self.answer(ask, pool, prompt_tokens).left();
-            let max_tokens = admitting::cap(ask.prompt, left, prompt_tokens, pool.limits.max_model_len);
+            let (max_tokens, budget_left) = (self.cap(ask, pool, prompt), self.left(ask, pool, prompt));
             let estimate = estimates.get(pool.model).map(|(estimate, _)| (estimate.quality, estimate.quality_sd));
-            Elsewhere { pool: index, model: pool.model, max_tokens, unrevised_quality: estimate.unwrap_or_default() }
+            Elsewhere {
+                pool: index,
+                model: pool.model,
+                max_tokens,
+                budget_left,
+                unrevised_quality: estimate.unwrap_or_default(),
+            }
         });
         limits.collect()
     }

@@ -88,6 +88,12 @@ fn the_models_that_a_request_may_use() {
         passing.route(&ask(&unknown, &passing, "cost"), Some(&idle(&passing)), &Learned::default()),
         Verdict::Untouched("unknown_model")
     );
+    // A server may know the name all the same, and would generate without the budget.
+    let budget = Budget { usd: None, tokens: Some(9) };
+    let constraints = Some(Constraints { budget, ..Constraints::default() });
+    let limited = Ask { constraints, ..ask(&unknown, &passing, "cost") };
+    let verdict = passing.route(&limited, Some(&idle(&passing)), &Learned::default());
+    assert!(matches!(&verdict, Verdict::Refused(refusal) if refusal.status == 404), "{verdict:?}");
     let embedding = prompt(Api::Embeddings, &json!({"input": "some text"}));
     let embed = Ask { api: Api::Embeddings, ..ask(&embedding, &router, "quality") };
     let decision = decided(router.route(&embed, Some(&idle(&router)), &Learned::default()));
@@ -162,7 +168,16 @@ fn hosts_of_envoys_clusters_are_followed() {
     let route = |router: &Router, prompt: &Prompt| {
         router.route(&ask(prompt, router, "quality"), Some(&idle(router)), &Learned::default())
     };
-    assert_eq!(route(&router, &model), Verdict::Pooled(3), "nobody is known yet: Envoy chooses the instance");
+    assert_eq!(
+        route(&router, &model),
+        Verdict::Pooled { pool: 3, max_tokens: None },
+        "nobody is known yet: Envoy chooses the instance"
+    );
+    let budget = Budget { usd: None, tokens: Some(9) };
+    let constraints = Some(Constraints { budget, ..Constraints::default() });
+    let limited = Ask { constraints, ..ask(&model, &router, "quality") };
+    let verdict = router.route(&limited, Some(&idle(&router)), &Learned::default());
+    assert_eq!(verdict, Verdict::Pooled { pool: 3, max_tokens: Some(9) }, "the budget holds there, too");
     assert_ne!(decided(route(&router, &chat("auto"))).pool, 3, "or another model answers");
     let mut roster = Roster::of(&router.config().fleet, Duration::ZERO);
     let first = roster.0.len();

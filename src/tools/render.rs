@@ -93,7 +93,7 @@ fn head(yaml: &mut String, config: &Config) {
             max_concurrent_streams: 256
             initial_stream_window_size: 1048576
             initial_connection_window_size: 16777216
-          # Feedback names a request by its id, so clients must learn it.
+          # The log has it, so clients must learn it.
           always_set_request_id_in_response: true
           # A generation may be silent for long, but not for ever.
           stream_idle_timeout: 600s

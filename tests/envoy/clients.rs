@@ -2,7 +2,7 @@
 //! pydantic, which servers read bodies with, and which must read the limits that the gateway reads. Both come from PyPI, pinned by hash.
 
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::LazyLock;
 
@@ -25,35 +25,59 @@ const POOLS: [&str; 2] = ["qwen2.5-7b", "bge-small"];
 const SPELLINGS: usize = 100_000;
 
 /// Python with what the suites need.
-static PYTHON: LazyLock<PathBuf> = LazyLock::new(|| environment().unwrap_or_else(|problem| panic!("{problem}")));
+static PYTHON: LazyLock<Python> = LazyLock::new(|| environment().unwrap_or_else(|problem| panic!("{problem}")));
+
+/// A Python, and where it finds packages beside its own.
+struct Python {
+    program: PathBuf,
+    packages: Option<PathBuf>,
+}
+
+impl Python {
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.env("PYTHONDONTWRITEBYTECODE", "1");
+        if let Some(packages) = &self.packages {
+            command.env("PYTHONPATH", packages);
+        }
+        command
+    }
+}
 
 fn here() -> PathBuf {
     package_root().join("tests/clients")
 }
 
-/// A virtual environment that holds exactly what `requirements.txt` names.
-fn environment() -> Result<PathBuf, String> {
+/// A virtual environment that holds exactly what `requirements.txt` names; where Python has no `venv`, a folder of packages.
+fn environment() -> Result<Python, String> {
     let (directory, requirements) = (target_dir().join("clients"), here().join("requirements.txt"));
-    let (python, stamp) = (directory.join("venv/bin/python"), directory.join("installed"));
+    let (venv, packages, stamp) = (directory.join("venv"), directory.join("packages"), directory.join("installed"));
+    let isolated = || Python { program: venv.join("bin/python"), packages: None };
+    let beside = || Python { program: "python3".into(), packages: Some(packages.clone()) };
     let wanted = std::fs::read_to_string(&requirements).map_err(|e| e.to_string())?;
-    if python.is_file() && std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
-        return Ok(python);
+    if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(if isolated().program.is_file() { isolated() } else { beside() });
     }
     eprintln!("Installing the clients of OpenAI and Anthropic from PyPI below {} ...", directory.display());
     std::fs::create_dir_all(&directory).map_err(|e| e.to_string())?;
-    let venv = ["-m", "venv", "--clear"].map(Path::new);
-    run(Command::new("python3").args(venv).arg(directory.join("venv")))
-        .map_err(|e| format!("{e}\nThe suite of real clients needs Python 3.11 or later with venv (python3-venv)."))?;
+    let has_venv = run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv)).is_ok();
+    let python = if has_venv { isolated() } else { beside() };
     let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "-r"];
-    run(Command::new(&python).args(install).arg(&requirements))
-        .map_err(|e| format!("{e}\nThe suite of real clients needs PyPI: check the network."))?;
+    let mut pip = Command::new(&python.program);
+    pip.args(install).arg(&requirements);
+    if let Some(packages) = &python.packages {
+        let _ = std::fs::remove_dir_all(&venv);
+        pip.arg("--upgrade").arg("--target").arg(packages);
+    }
+    run(&mut pip)
+        .map_err(|e| format!("{e}\nThe suite of real clients needs Python 3.11 or later with pip, and PyPI."))?;
     std::fs::write(stamp, wanted).map_err(|e| e.to_string())?;
     Ok(python)
 }
 
 fn run(command: &mut Command) -> Result<Output, String> {
     let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let output = command.env("PYTHONDONTWRITEBYTECODE", "1").output().map_err(|e| format!("{command:?}: {e}"))?;
+    let output = command.output().map_err(|e| format!("{command:?}: {e}"))?;
     if output.status.success() {
         return Ok(output);
     }
@@ -61,7 +85,7 @@ fn run(command: &mut Command) -> Result<Output, String> {
 }
 
 async fn python(arguments: Vec<String>) -> String {
-    let run = move || run(Command::new(&*PYTHON).args(arguments).current_dir(here()));
+    let run = move || run(PYTHON.command().args(arguments).current_dir(here()));
     let output = tokio::task::spawn_blocking(run).await.expect("it runs").unwrap_or_else(|problem| panic!("{problem}"));
     String::from_utf8(output.stdout).expect("text")
 }
@@ -87,12 +111,12 @@ impl Replay {
         }
         let recordings =
             ["plain", "tools", "pressure"].map(|name| package_root().join("tests/fixtures/vllm").join(name));
-        let child = Command::new(&*PYTHON)
+        let child = PYTHON
+            .command()
             .arg(here().join("replay.py"))
             .arg(ports.join(","))
             .args(recordings)
             .args(served)
-            .env("PYTHONDONTWRITEBYTECODE", "1")
             .stdout(std::process::Stdio::null())
             .spawn()
             .expect("the recordings are replayed");

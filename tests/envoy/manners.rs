@@ -308,7 +308,7 @@ pub(crate) async fn calls_that_name_a_model(gateway: &Gateway) {
         (post("/detokenize", &json!({"tokens": [1, 2], "model": MODEL})), "qwen2.5-32b", "/detokenize"),
         (post("/v1/rerank", &json!({"model": embed, "query": "a", "documents": ["b"]})), "bge-small", "/v1/rerank"),
         (post("/score", &json!({"model": embed, "text_1": "a", "text_2": "b"})), "bge-small", "/score"),
-        (post("/score", &json!({"text_1": "a", "text_2": "b"})), "bge-small", "/score"),
+        (post("/score", &json!({"model": "auto", "text_1": "a", "text_2": "b"})), "bge-small", "/score"),
         (post("/invocations", &json!({"model": MODEL, "messages": []})), "qwen2.5-32b", "/invocations"),
         (of_form("/v1/audio/transcriptions", MODEL), "qwen2.5-32b", "/v1/audio/transcriptions"),
         (

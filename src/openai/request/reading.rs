@@ -10,7 +10,7 @@ use super::Prompt;
 use super::beginning::{self, Of, Value, scalar_hash, text_hash};
 use super::lax::{Lax, Written};
 use super::limits::{Limits, Name};
-use super::unread::{Unread, is_payload};
+use super::unread::{Unread, is_payload, is_secret};
 use crate::affinity::Prefix;
 use crate::features::{TextCount, TextWindow};
 
@@ -55,6 +55,11 @@ const MEDIA_TYPES: [&str; 10] = [
     "video_url",
 ];
 
+/// Longest role, name or id that costs no more than its message does, quotes included; a longer one is as good as text.
+const WORD_BYTES_MAX: u64 = 66;
+/// About what base 64 makes of the embedding of one token: 4,096 numbers of 16 bits.
+const EMBEDDING_BYTES: u64 = 4_096 * 2 * 4 / 3;
+
 /// What an open container is.
 #[derive(Clone, Copy, Debug, Default)]
 enum Place {
@@ -87,6 +92,7 @@ enum Key {
     /// The field that holds a prompt or a batch of them: text or token ids.
     Prompts,
     PromptEmbeds,
+    TokenIds,
     /// Text beside the conversation: a system prompt or instructions.
     System,
     /// Text that a server puts around or behind the prompt.
@@ -103,8 +109,10 @@ enum Key {
     Media,
     /// What a model has thought: text, whatever it looks like.
     Thought,
-    /// What no server tokenises.
+    /// What no server tokenises: ids, and words that say what the rest is.
     Payload,
+    /// The same, of any length.
+    Secret,
 }
 
 // === impl Reading ===
@@ -130,6 +138,8 @@ impl Reading {
             prefix: Prefix::default(),
             media_parts: 0,
             unread: TextCount::default(),
+            messages: 0,
+            replaced_tokens: 0,
             token_ids: 0,
             tool_bytes: 0,
             prompts: 0,
@@ -177,6 +187,9 @@ impl Reading {
             ("n", ChatCompletions | Completions) => Key::Limit(Name::N),
             ("best_of", ChatCompletions | Completions) => Key::Limit(Name::BestOf),
             ("suffix", Completions) => Key::Unread,
+            // Servers that take a rendered prompt beside the conversation, or the conversation before it.
+            ("input_ids" | "prompt_token_ids", _) => Key::TokenIds,
+            ("prompt_token_ids_b64" | "previous_input_messages", _) => Key::Unread,
             ("previous_response_id", Responses) => Key::PreviousResponseId,
             // vLLM embeds a conversation too.
             ("messages", ChatCompletions | Messages | CountTokens | Embeddings) => Key::Messages,
@@ -194,6 +207,8 @@ impl Reading {
         self.input_has_wrong_type = has_wrong_type;
         if std::mem::replace(&mut self.input_seen, true) {
             let prompt = &mut self.prompt;
+            let replaced = prompt.text.tokens_to_read().saturating_add(prompt.token_ids);
+            prompt.replaced_tokens = prompt.replaced_tokens.saturating_add(replaced);
             prompt.text = TextWindow::default();
             prompt.prefix.clear_conversation();
             (prompt.media_parts, prompt.token_ids, prompt.prompts, prompt.has_input) = (0, 0, 0, false);
@@ -214,13 +229,15 @@ impl Reading {
             (Some(Place::Body), Key::Unread | Key::System) => Of::Unread,
             (Some(Place::Message | Place::Part), Key::ToolCall) => Of::ToolCall,
             (Some(Place::Part), Key::Image | Key::Media) => Of::Media,
-            (Some(Place::Message | Place::Part), Key::Payload) => return,
+            (Some(Place::Message | Place::Part), Key::Payload | Key::Secret) => return,
             (Some(Place::Messages | Place::Message | Place::Parts | Place::Part | Place::TokenIds), _) => Of::Unread,
             _ => return,
         };
         self.is_media |= matches!(self.key, Key::Image);
         if of.is_unread() {
-            self.unread.begin();
+            // What a template may render as it is has no payloads.
+            let is_certain = matches!((self.levels.innermost(), of), (Some(Place::Body), Of::Field(_) | Of::Unread));
+            self.unread.begin(is_certain && !self.api.is_guessed());
         }
         self.value = Some(Value::new(of, at));
     }
@@ -242,6 +259,77 @@ impl Reading {
         }
         if value.of.is_tool_data() {
             self.prompt.tool_bytes += end.saturating_sub(value.at);
+        }
+    }
+
+    /// What a list or an object is that is a field's value.
+    fn place_in_body(&mut self, container: Container, at: u64) -> Place {
+        use Container::{Array, Object};
+        match (self.key, container) {
+            (Key::Model, _) => self.model_has_wrong_type = true,
+            (Key::Messages, Array) => {
+                self.begin_input(false);
+                return Place::Messages;
+            }
+            (Key::Prompts, Array) => {
+                self.begin_input(false);
+                return Place::Prompts;
+            }
+            // SGLang and vLLM embed parts, too.
+            (Key::Prompts, Object) if self.api == Api::Embeddings => {
+                self.begin_input(false);
+                self.begin_prompt();
+                return self.begin_part();
+            }
+            (Key::Messages | Key::Prompts, Object) => self.begin_input(true),
+            (Key::PromptEmbeds, _) => {
+                self.embeds = 0;
+                return Place::Embeds;
+            }
+            (Key::TokenIds, Array) => return Place::TokenIds,
+            (Key::Limit(name), _) => self.limits.set_container(name),
+            (Key::StreamOptions, Object) => {
+                self.prompt.include_usage = false;
+                return Place::StreamOptions;
+            }
+            (Key::System, Array) => {
+                self.prompt.prefix.begin_system();
+                return Place::Parts;
+            }
+            _ => self.begin_value(at),
+        }
+        Place::Elsewhere
+    }
+
+    /// What a list or an object is that stands deeper.
+    fn place_within(&mut self, place: Place, container: Container, at: u64) -> Place {
+        use Container::{Array, Object};
+        match (place, self.key, container) {
+            (Place::Messages | Place::Parts, _, _) if self.levels.is_last() => {
+                self.begin_value(at);
+                Place::Elsewhere
+            }
+            (Place::Messages, _, Object) => {
+                self.prompt.has_input = true;
+                self.prompt.messages = self.prompt.messages.saturating_add(1);
+                self.prompt.prefix.begin_message();
+                Place::Message
+            }
+            (Place::Message | Place::Part, Key::Content, Array) => Place::Parts,
+            (Place::Parts, _, Object) => self.begin_part(),
+            (Place::Prompts, _, Object) => {
+                self.begin_prompt();
+                self.begin_part()
+            }
+            (Place::Prompts, _, Array) => {
+                self.begin_prompt();
+                Place::TokenIds
+            }
+            (Place::TokenIds, _, Array) => Place::TokenIds,
+            _ => {
+                self.begin_value(at);
+                Place::Elsewhere
+            }
         }
     }
 
@@ -280,7 +368,6 @@ impl Reading {
 
 impl Sink for Reading {
     fn open(&mut self, container: Container, at: u64) {
-        use Container::{Array, Object};
         if let Some(value) = &mut self.value {
             value.open(container);
             if value.of.is_unread() {
@@ -288,77 +375,17 @@ impl Sink for Reading {
             }
             return self.levels.push(Place::Elsewhere);
         }
-        let place = match (self.levels.innermost(), self.key, container) {
-            (None, _, Object) => {
+        let place = match self.levels.innermost() {
+            None if container == Container::Object => {
                 self.prompt.insert_at = Some(at + 1);
                 Place::Body
             }
-            (None, _, Array) => {
+            None => {
                 self.not_an_object = true;
                 Place::Elsewhere
             }
-            (Some(Place::Body), Key::Model, _) => {
-                self.model_has_wrong_type = true;
-                Place::Elsewhere
-            }
-            (Some(Place::Body), Key::Messages, Array) => {
-                self.begin_input(false);
-                Place::Messages
-            }
-            (Some(Place::Body), Key::Prompts, Array) => {
-                self.begin_input(false);
-                Place::Prompts
-            }
-            // SGLang and vLLM embed parts, too.
-            (Some(Place::Body), Key::Prompts, Object) if self.api == Api::Embeddings => {
-                self.begin_input(false);
-                self.begin_prompt();
-                self.begin_part()
-            }
-            (Some(Place::Body), Key::Messages | Key::Prompts, Object) => {
-                self.begin_input(true);
-                Place::Elsewhere
-            }
-            (Some(Place::Body), Key::PromptEmbeds, _) => {
-                self.embeds = 0;
-                Place::Embeds
-            }
-            (Some(Place::Body), Key::Limit(name), _) => {
-                self.limits.set_container(name);
-                Place::Elsewhere
-            }
-            (Some(Place::Body), Key::StreamOptions, Object) => {
-                self.prompt.include_usage = false;
-                Place::StreamOptions
-            }
-            (Some(Place::Messages | Place::Parts), _, _) if self.levels.is_last() => {
-                self.prompt.has_input = true;
-                self.begin_value(at);
-                Place::Elsewhere
-            }
-            (Some(Place::Messages), _, Object) => {
-                self.prompt.has_input = true;
-                self.prompt.prefix.begin_message();
-                Place::Message
-            }
-            (Some(Place::Body), Key::System, Array) => {
-                self.prompt.prefix.begin_system();
-                Place::Parts
-            }
-            (Some(Place::Message | Place::Part), Key::Content, Array) => Place::Parts,
-            (Some(Place::Parts), _, Object) => self.begin_part(),
-            (Some(Place::Prompts), _, Object) => {
-                self.begin_prompt();
-                self.begin_part()
-            }
-            (Some(Place::Prompts), _, Array) => {
-                self.begin_prompt();
-                Place::TokenIds
-            }
-            _ => {
-                self.begin_value(at);
-                Place::Elsewhere
-            }
+            Some(Place::Body) => self.place_in_body(container, at),
+            Some(place) => self.place_within(place, container, at),
         };
         if let Some(value) = &mut self.value {
             value.open(container);
@@ -423,6 +450,7 @@ impl Sink for Reading {
             (Some(Place::Message | Place::Part), "reasoning_content" | "reasoning" | "thinking" | "refusal") => {
                 Key::Thought
             }
+            (Some(Place::Message | Place::Part), name) if is_secret(name) => Key::Secret,
             (Some(Place::Message | Place::Part), name) if is_payload(name) => Key::Payload,
             (Some(Place::StreamOptions), "include_usage") => Key::IncludeUsage,
             _ => Key::Other,
@@ -520,9 +548,17 @@ impl Sink for Reading {
             }
             return self.end_value(span.end);
         }
-        if kept.cut {
-            // A name or a role as long as a text.
-            self.prompt.tool_bytes = self.prompt.tool_bytes.saturating_add(span.end.saturating_sub(span.start));
+        let length = span.end.saturating_sub(span.start);
+        match (self.levels.innermost(), self.key) {
+            (Some(Place::Message | Place::Part), Key::Role | Key::Name | Key::Type | Key::Payload)
+                if length > WORD_BYTES_MAX =>
+            {
+                self.prompt.tool_bytes = self.prompt.tool_bytes.saturating_add(length);
+            }
+            (Some(Place::Body), Key::PromptEmbeds) | (Some(Place::Embeds), _) => {
+                self.prompt.token_ids = self.prompt.token_ids.saturating_add(length / EMBEDDING_BYTES);
+            }
+            _ => {}
         }
         match (self.levels.innermost(), self.key) {
             (Some(Place::Body), Key::Model) => {

@@ -3,35 +3,39 @@
 
 use crate::features::TextCount;
 
-/// Fields whose values no server tokenises: ids, signatures, addresses, and words that say what the others are.
-const PAYLOADS: [&str; 28] = [
+/// Fields whose values no server tokenises: ids, addresses, and words that say what the others are.
+const PAYLOADS: [&str; 19] = [
     "annotations",
-    "audio_embeds",
-    "cache_control",
     "call_id",
     "container_id",
     "detail",
-    "encrypted_content",
-    "file_data",
     "file_id",
     "file_url",
     "format",
     "id",
-    "image_embeds",
-    "image_url",
     "item_id",
     "media_type",
     "mime_type",
     "object",
     "response_id",
-    "signature",
     "status",
-    "thought_signature",
     "tool_call_id",
     "tool_use_id",
     "type",
     "url",
     "uuid",
+];
+
+/// The same, however long.
+const SECRETS: [&str; 9] = [
+    "audio_embeds",
+    "cache_control",
+    "encrypted_content",
+    "file_data",
+    "image_embeds",
+    "image_url",
+    "signature",
+    "thought_signature",
     "video_url",
 ];
 
@@ -43,14 +47,32 @@ pub(super) fn is_payload(name: &str) -> bool {
     PAYLOADS.contains(&name)
 }
 
+/// Whether that is so whatever it holds.
+pub(super) fn is_secret(name: &str) -> bool {
+    SECRETS.contains(&name)
+}
+
 /// What is known of the string that is being read.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     bytes: u64,
-    /// How much of `data:` it begins with.
-    scheme: usize,
+    scheme: Scheme,
+    /// Whether all of it may be base 64, and which kinds of its digits were seen: each stands in a long one.
     is_base64: bool,
+    has_upper: bool,
+    has_lower: bool,
+    has_digit: bool,
     base64_bytes_min: u64,
+}
+
+/// How far a string is the beginning of a URL that holds its data: `data:`, a type without blanks, and a comma.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scheme {
+    /// So many of its first characters.
+    Begun(usize),
+    Type,
+    Whole,
+    Other,
 }
 
 /// The tokens of such strings.
@@ -66,6 +88,7 @@ pub(super) struct Unread {
     /// The depth below which nothing counts.
     payload_below: Option<u64>,
     key: Key,
+    is_certain: bool,
     /// Whether a field `type` says that the value holds text.
     is_text: bool,
 }
@@ -80,23 +103,57 @@ enum Key {
 }
 
 const SCHEME: &[u8] = b"data:";
+/// Longest type before the comma.
+const TYPE_BYTES_MAX: u64 = 128;
+
+impl Scheme {
+    fn next(self, byte: u8, at: u64) -> Scheme {
+        match self {
+            Scheme::Begun(matched) if SCHEME.get(matched) == Some(&byte) => {
+                let matched = matched.saturating_add(1);
+                if matched == SCHEME.len() { Scheme::Type } else { Scheme::Begun(matched) }
+            }
+            Scheme::Type if byte == b',' => Scheme::Whole,
+            Scheme::Type if byte > b' ' && at < TYPE_BYTES_MAX => Scheme::Type,
+            Scheme::Whole => Scheme::Whole,
+            Scheme::Begun(_) | Scheme::Type | Scheme::Other => Scheme::Other,
+        }
+    }
+}
 
 impl Shape {
-    fn push(&mut self, piece: &[u8]) {
-        for byte in piece.iter().take(SCHEME.len().saturating_sub(self.scheme)) {
-            let at = usize::try_from(self.bytes).unwrap_or(usize::MAX);
-            if at == self.scheme && SCHEME.get(self.scheme) == Some(byte) {
-                self.scheme = self.scheme.saturating_add(1);
-            }
-            self.bytes = self.bytes.saturating_add(1);
+    fn new(base64_bytes_min: u64) -> Shape {
+        Shape {
+            bytes: 0,
+            scheme: Scheme::Begun(0),
+            is_base64: true,
+            has_upper: false,
+            has_lower: false,
+            has_digit: false,
+            base64_bytes_min,
         }
-        let counted = piece.len().min(SCHEME.len());
-        self.bytes = self.bytes.saturating_add(piece.len().saturating_sub(counted) as u64);
-        self.is_base64 &= piece.iter().all(|b| b.is_ascii_alphanumeric() || b"+/=-_".contains(b));
+    }
+
+    fn push(&mut self, piece: &[u8]) {
+        for (at, byte) in piece.iter().enumerate() {
+            if !matches!(self.scheme, Scheme::Begun(_) | Scheme::Type) {
+                break;
+            }
+            self.scheme = self.scheme.next(*byte, self.bytes.saturating_add(at as u64));
+        }
+        self.bytes = self.bytes.saturating_add(piece.len() as u64);
+        if self.is_base64 {
+            self.has_upper |= piece.iter().any(u8::is_ascii_uppercase);
+            self.has_lower |= piece.iter().any(u8::is_ascii_lowercase);
+            self.has_digit |= piece.iter().any(u8::is_ascii_digit);
+            self.is_base64 = piece.iter().all(|b| b.is_ascii_alphanumeric() || b"+/=-_".contains(b));
+        }
     }
 
     fn is_payload(self) -> bool {
-        self.scheme == SCHEME.len() || (self.is_base64 && self.bytes >= self.base64_bytes_min)
+        let is_mixed = self.bytes < BASE64_BYTES_MIN || (self.has_upper && self.has_lower && self.has_digit);
+        let is_base64 = self.is_base64 && is_mixed && self.bytes >= self.base64_bytes_min;
+        self.scheme == Scheme::Whole || is_base64
     }
 }
 
@@ -106,8 +163,9 @@ impl Unread {
         &self.count
     }
 
-    /// A value begins.
-    pub(super) fn begin(&mut self) {
+    /// A value begins; `is_certain` where all of it is text, its keys too.
+    pub(super) fn begin(&mut self, is_certain: bool) {
+        self.is_certain = is_certain;
         (self.depth, self.payload_below, self.key, self.is_text) = (0, None, Key::Other, false);
     }
 
@@ -133,10 +191,15 @@ impl Unread {
     }
 
     pub(super) fn key(&mut self, name: &str) {
+        if self.is_certain {
+            self.count.push_str("\n");
+            self.count.push_str(name);
+        }
         self.key = match name {
+            _ if self.is_certain => Key::Other,
             "type" => Key::Type,
             "data" => Key::Data,
-            name if is_payload(name) => Key::Payload,
+            name if is_payload(name) || is_secret(name) => Key::Payload,
             _ => Key::Other,
         };
     }
@@ -145,9 +208,8 @@ impl Unread {
     pub(super) fn string(&mut self, is_certain: bool, is_payload: bool) {
         self.counts = !is_payload && self.payload_below.is_none() && matches!(self.key, Key::Other | Key::Data);
         self.before.clone_from(&self.count);
-        let is_certain = is_certain || self.is_text;
-        let base64_bytes_min = if self.key == Key::Data { 0 } else { BASE64_BYTES_MIN };
-        let shape = Shape { bytes: 0, scheme: 0, is_base64: true, base64_bytes_min };
+        let is_certain = is_certain || self.is_certain || self.is_text;
+        let shape = Shape::new(if self.key == Key::Data { 0 } else { BASE64_BYTES_MIN });
         self.shape = Some(shape).filter(|_| self.counts && !is_certain);
         if self.counts {
             self.count.push_str("\n");
@@ -188,6 +250,9 @@ mod tests {
             ("title", "A title of a few words", true),
             ("title", "x", true),
             ("title", "data:image/png;base64,AAAA BBBB", false),
+            ("title", "data: any, text", true),
+            ("title", long("data").as_str(), true),
+            ("title", long("word_").as_str(), true),
             ("title", "data", true),
             ("title", "database", true),
             ("title", long("Ab9+/").as_str(), false),
@@ -200,7 +265,7 @@ mod tests {
         ] {
             for at_once in [true, false] {
                 let mut unread = Unread::default();
-                unread.begin();
+                unread.begin(false);
                 unread.open();
                 unread.key(key);
                 unread.string(false, false);
@@ -213,6 +278,23 @@ mod tests {
                 unread.close();
                 assert_eq!(unread.count().estimated_tokens() > 0, counts, "{key} {text}");
             }
+        }
+    }
+
+    #[test]
+    fn where_all_is_text_so_are_keys_and_addresses() {
+        let mut unread = Unread::default();
+        unread.begin(true);
+        unread.open();
+        for key in ["url", "a long key of several words"] {
+            let before = unread.count().estimated_tokens();
+            unread.key(key);
+            assert!(unread.count().estimated_tokens() > before, "{key}");
+            let before = unread.count().estimated_tokens();
+            unread.string(false, false);
+            unread.text("data:text/plain,words of text");
+            unread.string_end();
+            assert!(unread.count().estimated_tokens() > before, "{key}");
         }
     }
 }

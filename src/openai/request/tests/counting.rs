@@ -148,7 +148,7 @@ fn unread_text() {
         (ChatCompletions, part(&format!(r#"["{text}"]"#)), 1),
         (ChatCompletions, format!(r#"{{"messages":[["{text}"],{{}}]}}"#), 1),
         (ChatCompletions, format!(r#"{{"messages":["{text}"]}}"#), 1),
-        (ChatCompletions, format!(r#"{{"messages":[{{}}],"documents":[{{"text":"{text}","id":"{text}"}}]}}"#), 1),
+        (ChatCompletions, format!(r#"{{"messages":[{{}}],"documents":[{{"text":"{text}","id":"{text}"}}]}}"#), 2),
         (ChatCompletions, format!(r#"{{"messages":[{{}}],"chat_template_kwargs":{{"note":"{text}"}}}}"#), 1),
         (ChatCompletions, format!(r#"{{"messages":[{{}}],"chat_template":"{text}"}}"#), 1),
         (Completions, format!(r#"{{"prompt":"x","suffix":"{text}"}}"#), 1),
@@ -201,8 +201,28 @@ fn unread_text() {
             assert!(seen.abs_diff(expected) <= 20 * times, "{seen} for {expected}: {}", &body[..120]);
         }
     }
-    // A role and a name are read, but not kept whole.
-    for field in ["role", "name"] {
+    // Fields that stand in for the conversation, and what a repeated one has replaced.
+    let prompt_tokens = |api, body: &str| {
+        let prompt = prompt(api, body);
+        prompt.token_ids + prompt.replaced_tokens + prompt.text.tokens_to_read() + prompt.unread.estimated_tokens()
+    };
+    for (api, body, least) in [
+        (ChatCompletions, r#"{"messages":[{}],"input_ids":[1,2,3]}"#.to_owned(), 3),
+        (Completions, r#"{"prompt":"x","prompt_token_ids":[[1],[2,3]]}"#.to_owned(), 3),
+        (ChatCompletions, format!(r#"{{"messages":[{{}}],"prompt_token_ids_b64":"{base64}"}}"#), 1_000),
+        (Responses, format!(r#"{{"input":"x","previous_input_messages":[{{"content":"{text}"}}]}}"#), tokens),
+        (Responses, format!(r#"{{"instructions":"{text}","input":null,"input":"x"}}"#), tokens),
+        (Messages, format!(r#"{{"system":"{text}","messages":[],"messages":[{{"content":"x"}}]}}"#), tokens),
+        (Completions, format!(r#"{{"prompt":"x","suffix":"data: {text}"}}"#), tokens),
+        (ChatCompletions, format!(r#"{{"messages":[{{}}],"documents":[{{"{text}":1,"url":"{text}"}}]}}"#), tokens),
+        (Completions, format!(r#"{{"prompt":"x","prompt_embeds":["{}"]}}"#, "AAAA".repeat(10_000)), 3),
+    ] {
+        let seen = prompt_tokens(api, &body);
+        assert!(seen >= least, "{seen}, and not {least}: {}", &body[..40]);
+    }
+    assert_eq!(prompt(ChatCompletions, r#"{"messages":[{},{},{}]}"#).messages, 3);
+    // A role, a name and an id are read, but not kept whole.
+    for field in ["role", "name", "tool_call_id"] {
         let body = format!(r#"{{"messages":[{{"{field}":"{text}","content":""}}]}}"#);
         assert!(prompt(ChatCompletions, &body).tool_bytes >= text.len() as u64, "{field}");
     }
