@@ -151,7 +151,8 @@ impl Shape {
     }
 
     fn is_payload(self) -> bool {
-        let is_mixed = self.bytes < BASE64_BYTES_MIN || (self.has_upper && self.has_lower && self.has_digit);
+        // What is called data may be all zeros; words of one case are no data.
+        let is_mixed = self.base64_bytes_min == 0 || (self.has_upper && self.has_lower && self.has_digit);
         let is_base64 = self.is_base64 && is_mixed && self.bytes >= self.base64_bytes_min;
         self.scheme == Scheme::Whole || is_base64
     }
@@ -259,6 +260,7 @@ mod tests {
             ("title", long("Ab9 ").as_str(), true),
             ("title", long("日本語").as_str(), true),
             ("data", "iVBORw0KGgo=", false),
+            ("data", long("AAAA").as_str(), false),
             ("data", "plain words", true),
             ("signature", "plain words", false),
             ("type", "plain words", false),
