@@ -19,6 +19,10 @@ fn prompt(api: Api, body: &str) -> Prompt {
     scan(api, [body.as_bytes()].into_iter()).unwrap_or_else(|error| panic!("{error} {body}"))
 }
 
+fn in_pieces(api: Api, body: &str, bytes: usize) -> Prompt {
+    scan(api, body.as_bytes().chunks(bytes)).unwrap_or_else(|error| panic!("{error} {body}"))
+}
+
 fn error(api: Api, body: &str) -> BodyError {
     scan(api, [body.as_bytes()].into_iter()).expect_err(body)
 }
