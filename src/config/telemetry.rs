@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{ConfigError, error};
+use crate::shared::SLOT_TTL;
 
 /// How load reports are fetched and trusted.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,7 +28,7 @@ pub struct Telemetry {
     pub orca: bool,
 }
 
-/// The lease is renewed so many times before it would run out, and others look for one that has run out as often.
+/// A VM's lease and its slot are renewed so many times before they would run out, and others look for those that have as often.
 const HEARTBEATS_PER_LEASE: u32 = 3;
 /// Shortest lease that is derived: heartbeats come with ticks, and a tick may be late.
 const LEASE_MIN: Duration = Duration::from_millis(200);
@@ -35,7 +36,7 @@ const LEASE_MIN: Duration = Duration::from_millis(200);
 impl Telemetry {
     /// Time between two heartbeats of a VM. A dead leader is replaced within a lease, a heartbeat and a tick of its last sign.
     pub fn heartbeat(&self) -> Duration {
-        self.lease / HEARTBEATS_PER_LEASE
+        self.lease.min(SLOT_TTL) / HEARTBEATS_PER_LEASE
     }
 }
 
