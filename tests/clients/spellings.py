@@ -115,6 +115,13 @@ class SglangChat(BaseModel):
         return sglang_verified(Asks(self.max_completion_tokens or self.max_tokens, self.n, self.min_tokens))
 
 
+class OlderSglangChat(SglangChat):
+    """SGLang of 2024 read `max_tokens` first."""
+
+    def asks(self):
+        return sglang_verified(Asks(self.max_tokens or self.max_completion_tokens, self.n, self.min_tokens))
+
+
 class SglangCompletions(BaseModel):
     prompt: Union[List[int], List[List[int]], str, List[str]]
     best_of: Optional[int] = None  # Read and not used.
@@ -230,6 +237,7 @@ def trtllm_verified(limit, n, best_of, minimum):
 
 SERVERS = {
     "vLLM": {"chat": VllmChat, "completions": VllmCompletions, "responses": VllmResponses, "messages": VllmMessages},
+    "older SGLang": {"chat": OlderSglangChat},
     "SGLang": {"chat": SglangChat, "completions": SglangCompletions, "responses": SglangResponses, "messages": SglangMessages},
     "TensorRT-LLM": {
         "chat": TrtllmChat,
@@ -290,8 +298,8 @@ def violations_of(line):
     """What is wrong with the line, as (server, rule, explanation), and what each server reads in both bodies."""
     api, left = line["api"], line["left"]
     bodies = {side: parsed(line[side]) for side in ("sent", "asked")}
-    asked = {server: read_by(models[api], bodies["asked"]) for server, models in SERVERS.items()}
-    sent = {server: read_by(models[api], bodies["sent"]) for server, models in SERVERS.items()}
+    asked = {server: read_by(models[api], bodies["asked"]) for server, models in SERVERS.items() if api in models}
+    sent = {server: read_by(models[api], bodies["sent"]) for server, models in SERVERS.items() if api in models}
     wrong = []
     if bodies["sent"] is None and bodies["asked"] is not None:
         wrong.append(("all", "syntax", "the body was an object and no longer is one"))
@@ -322,7 +330,7 @@ def check(path):
             forwarded += 1
             wrong, asked, sent = violations_of(line)
             accepted.update(server for server, asks in sent.items() if asks)
-            for server in SERVERS:
+            for server in asked:
                 if asked[server] and not sent[server]:
                     refused_now[server] += 1
                     if refused_now[server] <= NOTES_SHOWN:

@@ -105,9 +105,10 @@ impl Limits {
         self.fields().find_map(|field| field.tokens).or(by_default)
     }
 
-    /// Whether every server reads the limit as [`Limits::max_tokens`] does.
+    /// Whether every server reads the limit as [`Limits::max_tokens`] does: some have read the other field first.
     pub(super) fn are_plain(&self) -> bool {
-        self.fields().next().is_some() && self.fields().all(|field| field.is_plain)
+        let first = self.fields().next().map(|field| field.tokens);
+        first.is_some_and(|tokens| self.fields().all(|field| field.is_plain && field.tokens == tokens))
     }
 
     /// Where the values of the limits stand.

@@ -160,6 +160,8 @@ fn budgets() {
         (json!({"max_tokens": "5_000"}), 51, Some(51)),
         (json!({"max_completion_tokens": null, "max_tokens": 9}), 49, Some(9)),
         (json!({"max_completion_tokens": 0, "max_tokens": 5_000}), 49, Some(49)),
+        (json!({"max_completion_tokens": 5, "max_tokens": 5_000}), 49, Some(5)),
+        (json!({"max_completion_tokens": 5, "max_tokens": 5}), 49, None),
         (json!({"max_tokens": 0}), 49, Some(49)),
         (json!({"max_tokens": -5}), 49, Some(49)),
         // What must be generated fits.
