@@ -433,7 +433,7 @@ impl Router {
         };
         let prompt_tokens = self.config.fleet.model_of(pool).map_or(prompt.text, |model| prompt.at(model));
         let answer = self.answer(ask, pool, prompt_tokens);
-        let max_tokens = self.cap(ask, pool, prompt);
+        let (max_tokens, budget_left) = self.cap(ask, pool, prompt);
         let budget = self.constraints(ask).budget;
         let prompt_usd = self.config.fleet.model_of(pool).map_or(0.0, |m| prompt_tokens * m.tariff.usd_per_input_token);
         let cached_tokens = ask.held.cached_tokens(chosen.instance, prompt_tokens);
@@ -479,7 +479,7 @@ impl Router {
             saturated,
             budget,
             max_tokens,
-            budget_left: answer.left(),
+            budget_left,
             prompt_exhausts_budget: spending::is_exhausted(&budget, prompt_usd),
         }))
     }
@@ -492,7 +492,7 @@ impl Router {
         let Some((index, pool)) = first.and_then(|index| Some((index, pools.get(index)?))) else {
             return Verdict::Untouched("no_candidate");
         };
-        Verdict::Pooled { pool: index, max_tokens: self.cap(ask, pool, PromptTokens::of(ask.prompt)) }
+        Verdict::Pooled { pool: index, max_tokens: self.cap(ask, pool, PromptTokens::of(ask.prompt)).0 }
     }
 
     /// What is expected of each model's answer to a prompt, if these models may answer it.

@@ -227,9 +227,9 @@ const REQUEST_ID_BYTES_MAX: usize = 256;
 
 /// Cuts an id that is longer than the log has it.
 pub(super) fn shorten(request_id: &mut String) {
-    let cut = (0..=REQUEST_ID_BYTES_MAX).rev().find(|at| request_id.is_char_boundary(*at)).unwrap_or_default();
     if request_id.len() > REQUEST_ID_BYTES_MAX {
-        request_id.truncate(cut);
+        let cut = (0..=REQUEST_ID_BYTES_MAX).rev().find(|at| request_id.is_char_boundary(*at));
+        request_id.truncate(cut.unwrap_or_default());
     }
 }
 

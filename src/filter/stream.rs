@@ -66,10 +66,14 @@ impl Stream {
     /// Lets Envoy's own route serve what is not read here, unless that would pass a policy's limits by.
     fn other_path(&mut self, method: &str, path: &str) -> Action {
         if self.may_generate(method, path) && self.refuses_unread() {
-            let message = "This path has no limits here, and the policy of its route demands them.";
-            return self.refuse(None, &Refusal::new(403, "other_path", message));
+            return self.refuse_other_path();
         }
         self.pass("other_path")
+    }
+
+    fn refuse_other_path(&mut self) -> Action {
+        let message = "This path has no limits here, and the policy of its route demands them.";
+        self.refuse(None, &Refusal::new(403, "other_path", message))
     }
 
     /// Whether an instance may generate for a request that is not read.
@@ -81,13 +85,8 @@ impl Stream {
     /// Whether limits of the request's policy, or of its own headers, would be lost on what is not read.
     pub(super) fn refuses_unread(&self) -> bool {
         let mut headers = Headers::default();
-        let refuses = self.worker.with(|w| {
-            let policy = Stream::policy(w);
-            // Headers that cannot be understood may have meant a limit.
-            let constraints = w.router.header_constraints(policy, |name| headers.values(name));
-            constraints.map_or(true, |constraints| w.router.refuses_unread(policy, constraints.as_ref()))
-        });
-        refuses.unwrap_or(false)
+        let loses = self.worker.with(|w| w.router.loses_limits(Stream::policy(w), |name| headers.values(name)));
+        loses.unwrap_or(false)
     }
 
     /// Lets Envoy's own route serve.
@@ -141,7 +140,7 @@ impl HttpContext for Stream {
             Some(Call::Generate(Api::Named) | Call::ResponseItem { .. })
                 if self.may_generate(&method, &path) && self.refuses_unread() =>
             {
-                self.other_path(&method, &path)
+                self.refuse_other_path()
             }
             Some(Call::ResponseItem { id }) => self.response_item(&id),
             Some(Call::Generate(api)) => self.begin(api, None, end_of_stream),

@@ -73,16 +73,11 @@ impl Router {
         Ok(Entrants { admitted, saturated })
     }
 
-    /// The limit of each answer's tokens that the budget demands at a pool; see [`cap`].
-    pub(super) fn cap(&self, ask: &Ask<'_>, pool: &Pool, prompt: PromptTokens) -> Option<u32> {
+    /// The limit of each answer's tokens that is written at a pool, see [`cap`], and what the budget leaves there.
+    pub(super) fn cap(&self, ask: &Ask<'_>, pool: &Pool, prompt: PromptTokens) -> (Option<u32>, Option<u32>) {
         let prompt_tokens = self.config.fleet.model_of(pool).map_or(prompt.text, |model| prompt.at(model));
-        cap(ask.prompt, self.left(ask, pool, prompt), prompt_tokens, pool.limits.max_model_len)
-    }
-
-    /// Tokens that the budget leaves for each answer at a pool.
-    pub(super) fn left(&self, ask: &Ask<'_>, pool: &Pool, prompt: PromptTokens) -> Option<u32> {
-        let prompt_tokens = self.config.fleet.model_of(pool).map_or(prompt.text, |model| prompt.at(model));
-        self.answer(ask, pool, prompt_tokens).left()
+        let left = self.answer(ask, pool, prompt_tokens).left();
+        (cap(ask.prompt, left, prompt_tokens, pool.limits.max_model_len), left)
     }
 
     /// The candidates where the limits leave as many tokens as the client demands: `min_tokens` of each answer, and one of each where there

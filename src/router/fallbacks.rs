@@ -79,7 +79,7 @@ impl Router {
         let fleet = &self.config.fleet;
         let pools = fallbacks.iter().filter_map(|i| fleet.pool_of(*i)).filter(|(pool, _)| *pool != chosen);
         let limits = pools.map(|(index, pool)| {
-            let (max_tokens, budget_left) = (self.cap(ask, pool, prompt), self.left(ask, pool, prompt));
+            let (max_tokens, budget_left) = self.cap(ask, pool, prompt);
             let estimate = estimates.get(pool.model).map(|(estimate, _)| (estimate.quality, estimate.quality_sd));
             Elsewhere {
                 pool: index,

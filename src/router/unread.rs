@@ -39,6 +39,14 @@ impl Router {
         policy.is_some_and(|policy| policy.refuses_unread(constraints.unwrap_or(&policy.constraints)))
     }
 
+    /// The same for a request whose headers have these `values`. Those that cannot be understood may have meant a limit.
+    pub fn loses_limits(&self, policy: usize, values: impl FnMut(&str) -> Vec<String>) -> bool {
+        match self.header_constraints(policy, values) {
+            Ok(constraints) => self.refuses_unread(policy, constraints.as_ref()),
+            Err(_) => true,
+        }
+    }
+
     /// The answer to a body that is too large to be read whole, if its beginning does not do.
     pub fn too_large(
         &self,

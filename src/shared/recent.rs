@@ -41,13 +41,13 @@ pub struct Recent(Vec<u8>);
 
 /// Bytes before the first decision: version and fingerprint.
 const HEADER_BYTES: usize = 9;
-/// Bytes of a decision: the hash of the request's id (8), model, prototype, scored, and three numbers (4 each).
+/// Bytes of a decision: the hash of the decision's id (8), model, prototype, scored, and three numbers (4 each).
 const ROW_BYTES: usize = 32;
 /// Where a row says whether its answer was scored.
 const SCORED_AT: usize = 16;
 
 impl Recent {
-    /// The segment in which a request's decision is.
+    /// The segment in which a decision of this id is.
     pub fn segment(id: &str) -> usize {
         (fnv1a(id.as_bytes()) % RECENT_SEGMENTS as u64) as usize
     }
@@ -79,7 +79,7 @@ impl Recent {
         self.0 = writer.0;
     }
 
-    /// The decision on a request, the latest if several had the same id, as it was before; from now on it is scored.
+    /// The decision of this id, the latest if it was remembered again, as it was before; from now on it is scored.
     pub fn score(&mut self, id: &str) -> Option<RecentDecision> {
         let hash = fnv1a(id.as_bytes());
         let (rows, _) = self.0.get_mut(HEADER_BYTES..)?.as_chunks_mut::<ROW_BYTES>();

@@ -127,7 +127,7 @@ pub(crate) async fn feedback_counts_once(gateway: &Gateway) {
     let accepted = gateway.stat("feedback.accepted").await;
     for i in 0..CONNECTIONS {
         let id = decision_id(&gateway.send(&Request::chat(MODEL)).await.ok());
-        assert!(i < CONNECTIONS && id.len() == 16, "{id}");
+        assert_eq!(id.len(), 16, "{id}");
         // In pieces, or whole; each on a connection of its own, so that it may meet the other worker.
         let first = if i % 2 == 0 { score(&id, 0.5) } else { score(&id, 0.5).chunked(9) };
         is_accepted(&gateway.send(&first).await, &id, MODEL, 0.5);
