@@ -31,6 +31,7 @@ use crate::affinity::Affinity;
 use crate::fleet::{Fleet, ModelKind, Policy};
 use crate::latency::Basis;
 use crate::openai::Listed;
+use crate::shared::fnv1a;
 
 /// Why a configuration is refused: the field, as a path, and what is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +95,10 @@ fn check_encodings(encodings: Vec<Encoding>) -> Result<Vec<Encoding>, ConfigErro
 /// The whole configuration, checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// Tells configurations apart: two files that differ anywhere have different ones.
+    pub identity: u64,
+    /// What stands in its statistics, so that those of several configurations in one Envoy do not mix; `None` for nothing.
+    pub name: Option<String>,
     /// Names that mean "choose among all models".
     pub virtual_models: Vec<String>,
     /// What happens to an unknown model.
@@ -149,7 +154,7 @@ impl Config {
             ConfigError { field, problem: e.inner().to_string() }
         })?;
         reader.end().map_err(|e| error("(whole file)", e.to_string()))?;
-        check(raw)
+        Ok(Config { identity: fnv1a(json), ..check(raw)? })
     }
 
     /// Whether a request that names this model leaves the choice to the filter.
@@ -233,6 +238,8 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
     }
     let envoy = envoy::check(raw.envoy, &fleet)?;
     Ok(Config {
+        identity: 0,
+        name: raw.name.map(check_name).transpose()?,
         virtual_models: raw.virtual_models,
         unknown_model: raw.unknown_model,
         fleet,
@@ -271,6 +278,15 @@ fn check_names<'a>(field: &str, names: impl Iterator<Item = &'a str>) -> Result<
         }
     }
     Ok(())
+}
+
+/// A name that becomes a part of names of statistics.
+fn check_name(name: String) -> Result<String, ConfigError> {
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    if name.is_empty() || name.len() > 64 || !name.bytes().all(is_plain) {
+        return Err(error("name", format!("{name:?} must have 1 to 64 letters, digits, `-` or `_`")));
+    }
+    Ok(name)
 }
 
 fn check_text(field: &str, value: &str) -> Result<String, ConfigError> {

@@ -29,6 +29,7 @@
 //! | [`score`] | objectives and the tie-break |
 //! | [`router`] | the facade: request in, decision out; cannot fail |
 //! | [`assign`] | requests that wait for each other, and a batch of them to instances, longest first |
+//! | [`worker`] | what one VM knows and does apart from its requests: claims, counters, reports, lessons, statistics |
 //! | [`sim`] | virtual time: fleets of continuous-batching engines behind gateways, faults, outcomes; the emulated instances' engine |
 //! | [`plan`] | what to deploy on which GPUs for a known rate, how to divide requests, prices that make it so and follow live load |
 //! | `filter` | wasi only: the shell that names `proxy_wasm` |
@@ -70,6 +71,7 @@ pub mod score;
 pub mod shared;
 pub mod sim;
 pub mod telemetry;
+pub mod worker;
 
 #[cfg(target_os = "wasi")]
 mod filter;

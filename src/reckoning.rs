@@ -105,15 +105,7 @@ impl Counters {
 
     /// Adds another worker's counters; the last dispatch is the later one.
     pub fn add(&mut self, other: &Counters) {
-        for (sum, c) in self.0.iter_mut().zip(&other.0) {
-            sum.dispatched_requests = sum.dispatched_requests.saturating_add(c.dispatched_requests);
-            sum.finished_requests = sum.finished_requests.saturating_add(c.finished_requests);
-            sum.dispatched_prompt_tokens = sum.dispatched_prompt_tokens.saturating_add(c.dispatched_prompt_tokens);
-            sum.finished_prompt_tokens = sum.finished_prompt_tokens.saturating_add(c.finished_prompt_tokens);
-            sum.dispatched_output_tokens = sum.dispatched_output_tokens.saturating_add(c.dispatched_output_tokens);
-            sum.finished_output_tokens = sum.finished_output_tokens.saturating_add(c.finished_output_tokens);
-            sum.last_dispatch = sum.last_dispatch.max(c.last_dispatch);
-        }
+        self.0.iter_mut().zip(&other.0).for_each(|(sum, c)| sum.add(c));
     }
 
     /// Requests sent to the whole fleet so far.
@@ -132,6 +124,18 @@ impl Dispatch {
 }
 
 impl InstanceCounters {
+    /// Adds another worker's counters; the last dispatch is the later one.
+    #[inline]
+    pub fn add(&mut self, c: &InstanceCounters) {
+        self.dispatched_requests = self.dispatched_requests.saturating_add(c.dispatched_requests);
+        self.finished_requests = self.finished_requests.saturating_add(c.finished_requests);
+        self.dispatched_prompt_tokens = self.dispatched_prompt_tokens.saturating_add(c.dispatched_prompt_tokens);
+        self.finished_prompt_tokens = self.finished_prompt_tokens.saturating_add(c.finished_prompt_tokens);
+        self.dispatched_output_tokens = self.dispatched_output_tokens.saturating_add(c.dispatched_output_tokens);
+        self.finished_output_tokens = self.finished_output_tokens.saturating_add(c.finished_output_tokens);
+        self.last_dispatch = self.last_dispatch.max(c.last_dispatch);
+    }
+
     /// Records that so many of the predicted output tokens were streamed.
     pub fn streamed(&mut self, tokens: u64) {
         self.finished_output_tokens = self.finished_output_tokens.saturating_add(tokens);

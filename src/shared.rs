@@ -1,149 +1,56 @@
-//! Records in Envoy's shared data: versioned bytes to types and back, one writer per key.
+//! Records that workers share: a board to leave them on, versioned bytes to types and back, one writer per key.
 //!
-//! Shared data lives as long as Envoy's process, survives VMs and configurations, and cannot be deleted: keys are few and
-//! bounded. Every record starts with a version and, where it belongs to one configuration, that one's fingerprint; one that does
-//! not fit is as good as absent. Rows of an instance carry the key of its address.
+//! Envoy's shared data lives as long as its process, survives VMs and configurations, and cannot be deleted: keys are few and
+//! bounded. Every record says what it is about. What is about an instance (counters, reports, health, placements) has the key of its
+//! address in every row, and is shared by all configurations that have the instance. What was learnt has the model or the pool in every
+//! row, and stays through a reload. Everything else belongs to one configuration and starts with its identity. A record of another
+//! version, configuration or owner is as good as absent.
 
 mod affinity;
+mod board;
 mod health;
+mod index;
 mod learnt;
 mod load;
 mod prices;
 mod recent;
 mod responses;
 mod roster;
+mod shown;
 mod slots;
 
 use std::time::Duration;
 
 pub use affinity::{Journal, JournalReader, PLACEMENT_SEGMENTS};
+pub use board::{Board, Bytes, Key, Memory, Version};
 pub use health::{decode_health, encode_health};
-pub use learnt::{decode_beliefs, decode_lengths, decode_speeds, encode_beliefs, encode_lengths, encode_speeds};
+pub use index::Index;
+pub use learnt::{
+    Foreign, ForeignSpeeds, Subjects, decode_beliefs, decode_lengths, decode_speeds, encode_beliefs, encode_lengths,
+    encode_speeds,
+};
 pub use load::{
-    decode_counters, decode_glimpses, decode_period, decode_reports, encode_counters, encode_glimpses, encode_reports,
+    Sources, add_counters, decode_glimpses, decode_reports, encode_counters, encode_glimpses, encode_reports,
 };
 pub use prices::{decode_prices, encode_prices, prices_fingerprint};
 pub use recent::{RECENT_SEGMENTS, Recent, RecentDecision};
 pub use responses::{RESPONSES_KEPT, Responses};
 pub use roster::{decode_roster, encode_roster};
-pub use slots::{MAX_SLOTS, SLOT_TTL, Slots};
+pub use shown::{decode_shown, encode_shown};
+pub use slots::{MAX_PLACES, MAX_SLOTS, Place, SLOT_TTL, Slots};
 
-use crate::fleet::Fleet;
-use crate::latency::Basis;
-
-/// Key of the record that says which VM owns which slot ([`Slots`]); written by compare-and-swap.
-pub const SLOTS_KEY: &str = "routebalance.slots";
-/// Configurations whose records are kept apart while one replaces the other.
-pub const GROUPS: usize = 8;
-
-/// The group of a configuration's fingerprint. VMs of the old and the new configuration live side by side while connections
-/// drain: each group has a leader, reports and a roster of its own.
-pub fn group(fingerprint: u64) -> usize {
-    usize::try_from(fingerprint % GROUPS as u64).unwrap_or_default()
-}
-
-/// Key of the last reports ([`crate::reckoning::Reports`]); written by the group's leading VM.
-pub fn reports_key(group: usize) -> String {
-    format!("routebalance.reports.{group}")
-}
-
-/// Key of the roster ([`crate::discovery::Roster`]); written by the group's leading VM, by compare-and-swap.
-pub fn roster_key(group: usize) -> String {
-    format!("routebalance.roster.{group}")
-}
-
-/// Key of the prices that follow demand ([`crate::plan::online::LivePrices`]), by the group of their own fingerprint
-/// ([`prices_fingerprint`]); written by compare-and-swap, as a rule by the leading VM.
-pub fn prices_key(group: usize) -> String {
-    format!("routebalance.prices.{group}")
-}
-
-/// Key of the loads that one worker has seen in response headers; written by the VM that owns the slot.
-pub fn glimpses_key(slot: usize) -> String {
-    format!("routebalance.glimpses.{slot}")
-}
-
-/// Key of the instances that something speaks against ([`Records`](crate::health::Records)); written by compare-and-swap.
-pub const HEALTH_KEY: &str = "routebalance.health";
-
-/// Key of one worker's counters; written by the VM that owns the slot.
-pub fn counters_key(slot: usize) -> String {
-    format!("routebalance.worker.{slot}")
-}
-
-/// Key of the responses that one worker has seen created; written by the VM that owns the slot.
-pub fn responses_key(slot: usize) -> String {
-    format!("routebalance.responses.{slot}")
-}
-
-/// Key of one segment of what a worker has placed where; written by the VM that owns the slot.
-pub fn placements_key(slot: usize, segment: usize) -> String {
-    format!("routebalance.placements.{slot}.{segment}")
-}
-
-/// Key of what one worker has learnt of lengths; written by the VM that owns the slot.
-pub fn lengths_key(slot: usize) -> String {
-    format!("routebalance.lengths.{slot}")
-}
-
-/// Key of what one worker has learnt of speed; written by the VM that owns the slot.
-pub fn speeds_key(slot: usize) -> String {
-    format!("routebalance.speeds.{slot}")
-}
-
-/// Key of what one worker has learnt from feedback; written by the VM that owns the slot.
-pub fn beliefs_key(slot: usize) -> String {
-    format!("routebalance.beliefs.{slot}")
-}
-
-/// Key of one segment of a worker's recent decisions. The VM that owns the slot adds decisions and any VM marks one as scored:
-/// by compare-and-swap, both.
-pub fn recent_key(slot: usize, segment: usize) -> String {
-    format!("routebalance.recent.{slot}.{segment}")
-}
-
-const VERSION: u8 = 3;
+/// Version of the form of all records. It is part of every key, so that modules of two versions do not meet.
+const VERSION: u8 = 4;
 
 /// 64-bit FNV-1a (Fowler, Noll, Vo): short, stable across builds, good enough to tell names apart.
 pub fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
-/// Tells apart the instances that a record has rows of: a row whose key is not that of the fleet's instance with its index is
-/// of another one, and ignored. Two addresses of one index have the same key once in four billion cases.
+/// Tells apart the instances that records have rows of.
 pub fn address_key(address: &str) -> u32 {
     let hash = fnv1a(address.as_bytes());
     (hash ^ (hash >> 32)) as u32
-}
-
-/// Tells configurations apart: pools, their clusters, and the instances that are listed.
-pub fn fingerprint(fleet: &Fleet) -> u64 {
-    let mut text = String::new();
-    for pool in &fleet.pools {
-        text.push_str(&format!("{} {}\n", pool.cluster, pool.discovered));
-    }
-    for instance in fleet.instances.iter().filter(|i| fleet.pools.get(i.pool).is_some_and(|p| !p.discovered)) {
-        text.push_str(&format!("{} {}\n", instance.pool, instance.address));
-    }
-    fnv1a(text.as_bytes())
-}
-
-/// Tells apart what was learnt of other models, or against other estimates.
-pub fn learning_fingerprint(fleet: &Fleet, prototypes: usize) -> u64 {
-    let mut text = format!("{prototypes}\n");
-    for model in &fleet.models {
-        text.push_str(&format!("{} {} {}\n", model.name, model.quality_prior, model.output_tokens_prior));
-    }
-    fnv1a(text.as_bytes())
-}
-
-/// Tells apart what was learnt of other pools, or against other forecasts.
-pub fn speed_fingerprint(fleet: &Fleet, basis: Basis) -> u64 {
-    let mut text = format!("{basis:?}\n");
-    for pool in &fleet.pools {
-        text.push_str(&format!("{} {:?} {:?}\n", pool.name, pool.profile, pool.limits));
-    }
-    fnv1a(text.as_bytes())
 }
 
 // === bytes ===

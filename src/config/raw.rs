@@ -14,6 +14,8 @@ use crate::latency::Basis;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawConfig {
+    #[serde(default)]
+    pub(super) name: Option<String>,
     #[serde(default = "virtual_models")]
     pub(super) virtual_models: Vec<String>,
     #[serde(default)]

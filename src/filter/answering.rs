@@ -59,8 +59,8 @@ impl Stream {
         let Refusal { status, reason, message, retry_after, param } = refusal;
         access_log::publish_unrouted(&self.request_id, "refused", message);
         self.worker.with(|w| {
-            w.metrics.count(&format!("routebalance.refused.{status}"));
-            w.metrics.count(&format!("routebalance.refused_for.{reason}"));
+            w.statistics.count(&format!("refused.{status}"));
+            w.statistics.count(&format!("refused_for.{reason}"));
         });
         let seconds = retry_after.map(|after| (names::RETRY_AFTER_HEADER, after.as_secs().to_string()));
         let reason = (names::REFUSED_REASON_RESPONSE_HEADER, (*reason).to_owned());
@@ -96,7 +96,7 @@ impl Stream {
     /// Says in the API's shape what Envoy has said in its own words.
     pub(super) fn translate(&mut self, api: Api, words: &str) -> Action {
         let status = host::header(MapType::HttpResponseHeaders, ":status").and_then(|s| s.parse().ok()).unwrap_or(503);
-        self.worker.with(|w| w.metrics.count(&format!("routebalance.unserved.{status}")));
+        self.worker.with(|w| w.statistics.count(&format!("unserved.{status}")));
         let kept = [names::MODEL_RESPONSE_HEADER, names::POOL_RESPONSE_HEADER, names::RUNG_RESPONSE_HEADER];
         let mut headers: Vec<(&str, String)> = kept
             .into_iter()

@@ -5,7 +5,6 @@ use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::time::Duration;
 
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext};
@@ -14,7 +13,7 @@ use proxy_wasm::types::{Action, MapType};
 use crate::config::Config;
 use crate::filter::deciding::patch_body;
 use crate::filter::host;
-use crate::filter::worker::{Shared, Worker};
+use crate::filter::worker::{Envoy, Shared};
 use crate::health::Suspect;
 use crate::names;
 use crate::openai::{self, Api, Patch, Prompt};
@@ -87,7 +86,7 @@ impl Plan {
                 worker.reruns.moved(context, instance, now);
                 worker.carry(&dispatch, instance, now);
             }
-            (is_second && worker.is_silent(first, now), instance)
+            (is_second && worker.is_silent(&Envoy, first, now), instance)
         });
         let (is_silent, instance) = seen.unwrap_or_default();
         self.first_is_silent |= is_silent;
@@ -262,15 +261,5 @@ impl HttpContext for Attempt {
             host::set_header(MapType::HttpResponseHeaders, names::NO_RETRY_RESPONSE_HEADER, Some("true"));
         }
         Action::Continue
-    }
-}
-
-impl Worker {
-    /// Whether an instance answers nobody at the moment, as far as is known.
-    fn is_silent(&self, instance: usize, now: Duration) -> bool {
-        let config = self.router.config();
-        let Some(key) = config.fleet.instances.get(instance).map(|i| i.key) else { return false };
-        let reports = self.read_reports().map(|(reports, _)| reports).unwrap_or_default();
-        self.records().is_silent(key, reports.0.get(instance), now, &config.health)
     }
 }

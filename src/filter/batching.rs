@@ -13,7 +13,7 @@ use crate::filter::deciding::{self, Pending};
 use crate::filter::host;
 use crate::filter::root::TICK;
 use crate::filter::stream::{Phase, Stream};
-use crate::filter::worker::{Shared, Worker};
+use crate::filter::worker::{Envoy, Shared, Worker};
 use crate::router::{Outlook, Verdict};
 
 /// Time between two looks at who waits.
@@ -121,14 +121,14 @@ type Decided = (Waiting<Held>, Verdict, Timing);
 /// Decides the next batch of a policy, if one is due.
 fn decide(worker: &mut Worker, policy: usize) -> Option<Vec<Decided>> {
     let now = host::now();
-    let workers = worker.serving_workers;
+    let workers = worker.serving_workers();
     let batcher = worker.batchers.get_mut(policy)?.as_mut()?;
     if !batcher.due(now, now.saturating_add(LOOK), workers) {
         return None;
     }
     let mut batch = batcher.take(workers);
     let draw = worker.learner.draw();
-    let (loads, sequence) = worker.loads(now, draw);
+    let (loads, sequence) = worker.loads(&Envoy, now, draw);
     if let (Some(loads), Some(batcher)) = (&loads, worker.batchers.get_mut(policy)?) {
         batcher.adapt(assign::queueing_share(loads));
     }
@@ -137,13 +137,13 @@ fn decide(worker: &mut Worker, policy: usize) -> Option<Vec<Decided>> {
     let assigned = assign::assign(&worker.router, asked, loads, worker.learner.learned(), now);
     let decision = host::now().saturating_sub(now);
     let batch_size = batch.len();
-    worker.metrics.count("routebalance.batches");
-    worker.metrics.observe("routebalance.batch_size", batch_size as u64);
+    worker.statistics.count("batches");
+    worker.statistics.observe("batch_size", batch_size as u64);
     let mut batch: Vec<Option<Waiting<Held>>> = batch.into_iter().map(Some).collect();
     let in_order = assigned.into_iter().enumerate().filter_map(|(batch_position, Assigned { request, verdict })| {
         let waiting = batch.get_mut(request)?.take()?;
         let waited = now.saturating_sub(waiting.arrived);
-        worker.metrics.observe("routebalance.batch_wait_ms", u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
+        worker.statistics.observe("batch_wait_ms", u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
         let batched = Batched { batch_size, batch_position, batch_wait_ms: ms(waited.as_secs_f64()) };
         let verdict = deciding::claimed(worker, &waiting.request.pending, verdict, now);
         let scan = waiting.request.pending.reading.scan_time;

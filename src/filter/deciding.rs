@@ -15,7 +15,7 @@ use crate::filter::health::Checkup;
 use crate::filter::host;
 use crate::filter::serving::Serving;
 use crate::filter::stream::{PIECE, Phase, Stream};
-use crate::filter::worker::Worker;
+use crate::filter::worker::{Envoy, Worker};
 use crate::fleet::Constraints;
 use crate::names;
 use crate::openai::{Api, Patch, Prompt, RequestScan};
@@ -67,7 +67,7 @@ impl Pending {
     /// The question to the router. `sequence` is how many requests were sent before.
     pub(super) fn ask(&self, worker: &mut Worker, sequence: u64) -> Ask<'_> {
         let Pending { reading, prompt, .. } = self;
-        let holder = prompt.previous_response_id.as_deref().and_then(|id| worker.holder(id));
+        let holder = prompt.previous_response_id.as_deref().and_then(|id| worker.holder(&Envoy, id));
         Ask {
             api: reading.api,
             prompt,
@@ -232,21 +232,21 @@ impl Stream {
             host::set_header(MapType::HttpRequestHeaders, names::TIMEOUT_HEADER, Some(&limit.as_millis().to_string()));
         }
         let asks_load = config.telemetry.orca && ask_for_load();
-        let counter = format!("routebalance.decisions.{}.{}", pool.name, decision.rung.name());
+        let counter = format!("decisions.{}.{}", pool.name, decision.rung.name());
         timing.patch = host::now().saturating_sub(now);
         let mut entry = Entry::new(reading.api, config, reading.policy, &prompt, &decision, timing);
         let decision_id = worker.learner.decision_id().filter(|_| decision.generates());
         entry.decision_id.clone_from(&decision_id);
         entry.publish(&self.request_id);
         if let Some(id) = &decision_id {
-            worker.remember_decision(id, &decision);
+            worker.remember_decision(&mut Envoy, id, &decision);
         }
-        worker.metrics.count(&counter);
+        worker.statistics.count(&counter);
         let decision_us = u64::try_from(timing.decision.as_micros()).unwrap_or(u64::MAX);
-        worker.metrics.observe("routebalance.decision_us", decision_us);
-        worker.dispatch(&decision.dispatch(), now);
+        worker.statistics.observe("decision_us", decision_us);
+        worker.dispatch(&mut Envoy, &decision.dispatch(), now);
         if let Some(placement) = decision.placement(&reading.keys, now) {
-            worker.placements.place(placement);
+            worker.place(placement);
         }
         let is_common = worker.router.config().names_no_model(prompt.model.as_deref());
         let checkup = Checkup::new(&decision, &prompt, is_common, host::now());
@@ -281,7 +281,7 @@ fn route(worker: &mut Worker, pending: &mut Pending) -> (Verdict, Timing) {
 
 fn decide(worker: &mut Worker, pending: &Pending, now: Duration) -> Verdict {
     let load_draw = worker.learner.draw();
-    let (loads, sequence) = worker.loads(now, load_draw);
+    let (loads, sequence) = worker.loads(&Envoy, now, load_draw);
     let ask = pending.ask(worker, sequence);
     worker.router.route(&ask, loads.as_deref(), worker.learner.learned())
 }
@@ -291,7 +291,7 @@ fn decide(worker: &mut Worker, pending: &Pending, now: Duration) -> Verdict {
 pub(super) fn claimed(worker: &mut Worker, pending: &Pending, mut verdict: Verdict, now: Duration) -> Verdict {
     for _ in 0..CLAIM_ATTEMPTS {
         let Verdict::Decided(decision) = &verdict else { break };
-        if !decision.probe || worker.claim(decision.instance, now) {
+        if !decision.probe || worker.claim(&mut Envoy, decision.instance, now) {
             break;
         }
         verdict = decide(worker, pending, now);

@@ -1,4 +1,4 @@
-//! What a request shows of the instances that it meets, and the watch over those that hang.
+//! What a request shows of the instances that it meets.
 
 use std::time::Duration;
 
@@ -6,16 +6,11 @@ use proxy_wasm::types::MapType;
 
 use crate::filter::attempt::Planned;
 use crate::filter::host;
-use crate::filter::worker::{SWAP_ATTEMPTS, Worker};
-use crate::health::{self, Attempts, Event, Failure, Outcome, Records, Sight, Standing, Watch};
+use crate::filter::worker::{Envoy, Worker};
+use crate::health::{self, Attempts, Event, Failure, Outcome};
 use crate::names;
 use crate::openai::{Observed, Prompt};
-use crate::reckoning::Counters;
 use crate::router::Decision;
-use crate::shared;
-
-/// Time between two looks for instances that hang.
-const LOOK_PERIOD: Duration = Duration::from_millis(200);
 
 /// What one request shows of the instances that it meets.
 pub(super) struct Checkup {
@@ -102,7 +97,7 @@ impl Checkup {
         }
         if failed == 0 && self.instance != decision.instance {
             // Envoy holds the chosen one for dead and has not tried it, or balances by itself.
-            worker.saw(decision.instance, Event::Unjudged, self.sent, now);
+            worker.saw(&mut Envoy, decision.instance, Event::Unjudged, self.sent, now);
             worker.unhonoured();
         }
         if given_up.is_some() {
@@ -127,7 +122,7 @@ impl Checkup {
     fn judge_earlier(&mut self, worker: &mut Worker, last: Event) {
         let now = host::now();
         for instance in std::mem::take(&mut self.earlier) {
-            worker.saw(instance, self.attempts.earlier(last), self.sent, now);
+            worker.saw(&mut Envoy, instance, self.attempts.earlier(last), self.sent, now);
         }
     }
 
@@ -139,7 +134,7 @@ impl Checkup {
     /// The first piece of an answer has come.
     pub(super) fn began(&mut self, worker: &mut Worker) {
         if !self.settled && self.status < 300 && !std::mem::replace(&mut self.began, true) {
-            worker.saw(self.instance, Event::Began, self.sent, host::now());
+            worker.saw(&mut Envoy, self.instance, Event::Began, self.sent, host::now());
         }
     }
 
@@ -161,123 +156,7 @@ impl Checkup {
     fn settle(&mut self, worker: &mut Worker, event: Event) {
         if !std::mem::replace(&mut self.settled, true) {
             self.judge_earlier(worker, event);
-            worker.saw(self.instance, event, self.sent, host::now());
-        }
-    }
-}
-
-/// Endpoints that Envoy has not honoured until that is said in its log.
-const UNHONOURED_TO_LOG: u64 = 3;
-
-impl Worker {
-    /// Envoy has not sent a request to the chosen endpoint. Where it keeps doing so, its cluster balances by itself.
-    fn unhonoured(&mut self) {
-        self.metrics.count("routebalance.endpoint_unhonoured");
-        self.unhonoured = self.unhonoured.saturating_add(1);
-        if self.unhonoured == UNHONOURED_TO_LOG {
-            log::warn!(
-                "routebalance: Envoy does not send requests to the endpoints that are chosen; does every pool's cluster have the load \
-                 balancing policy `override_host` with the header `{}`?",
-                names::ENDPOINT_HEADER
-            );
-        }
-    }
-
-    fn key_of(&self, instance: usize) -> Option<u32> {
-        Some(self.router.config().fleet.instances.get(instance)?.key)
-    }
-
-    /// What speaks against instances, as all workers have seen it.
-    pub(super) fn records(&self) -> Records {
-        host::shared(shared::HEALTH_KEY).0.map(|bytes| shared::decode_health(&bytes)).unwrap_or_default()
-    }
-
-    /// Changes the records against the other workers; whether `change` has.
-    fn swap_records(&mut self, change: impl Fn(&mut Records) -> bool) -> bool {
-        for _ in 0..SWAP_ATTEMPTS {
-            let (bytes, cas) = host::shared(shared::HEALTH_KEY);
-            let mut records = bytes.map(|bytes| shared::decode_health(&bytes)).unwrap_or_default();
-            if !change(&mut records) {
-                return false;
-            }
-            if host::set_shared(shared::HEALTH_KEY, &shared::encode_health(&records), cas) {
-                return true;
-            }
-        }
-        false
-    }
-
-    /// Something was seen of an instance; all workers know it from now on.
-    pub(super) fn saw(&mut self, instance: usize, event: Event, sent: Duration, now: Duration) {
-        if let Some(failure) = event.failure() {
-            self.metrics.count(&format!("routebalance.failures.{}", failure.name()));
-        }
-        self.note(instance, event, sent, now);
-    }
-
-    fn note(&mut self, instance: usize, event: Event, sent: Duration, now: Duration) {
-        let (Some(key), settings) = (self.key_of(instance), self.router.config().health.clone()) else { return };
-        if !settings.enabled {
-            return;
-        }
-        let fleet = &self.router.config().fleet;
-        let peers: Vec<u32> = fleet
-            .pool_of(instance)
-            .map(|(_, pool)| pool.instances.iter().filter_map(|i| Some(fleet.instances.get(*i)?.key)).collect())
-            .unwrap_or_default();
-        self.swap_records(|records| records.apply(key, event, (sent, now), |other| peers.contains(&other), &settings));
-    }
-
-    /// Claims a half-open instance for a probe; false if another worker was faster.
-    pub(super) fn claim(&mut self, instance: usize, now: Duration) -> bool {
-        let (Some(key), settings) = (self.key_of(instance), self.router.config().health.clone()) else { return false };
-        self.swap_records(|records| records.claim(key, now, &settings))
-    }
-}
-
-/// The watch over instances that hang. One VM keeps it for all.
-#[derive(Default)]
-pub(super) struct Watches {
-    instances: Vec<Watch>,
-    next: Duration,
-}
-
-impl Watches {
-    /// Looks at every instance that something was sent to, and shows how many are ejected.
-    pub(super) fn look(&mut self, worker: &mut Worker, counters: &Counters, now: Duration) {
-        if now < self.next {
-            return;
-        }
-        self.next = now.saturating_add(LOOK_PERIOD);
-        let config = worker.router.config();
-        self.instances.resize(config.fleet.instances.len(), Watch::default());
-        let mut sights = Vec::new();
-        let watched = self.instances.iter_mut().zip(&counters.0).zip(&worker.reports.0).zip(&config.fleet.instances);
-        for (i, (((watch, counters), report), instance)) in watched.enumerate() {
-            let Some(pool) = config.fleet.pools.get(instance.pool) else { continue };
-            let allowed = health::quiet_allowed(pool, counters, &config.health);
-            sights.extend(watch.look(counters, report, allowed, &config.telemetry, now).map(|sight| (i, sight)));
-        }
-        for (instance, sight) in sights {
-            match sight {
-                Sight::Stalled { first: true } => worker.saw(instance, Event::Failed(Failure::Stalled), now, now),
-                Sight::Stalled { first: false } => worker.note(instance, Event::Failed(Failure::Stalled), now, now),
-                Sight::Resumed => worker.saw(instance, Event::Resumed, now, now),
-            }
-        }
-        worker.show_ejected(now);
-    }
-}
-
-impl Worker {
-    fn show_ejected(&mut self, now: Duration) {
-        let records = self.records();
-        let Worker { router, metrics, .. } = self;
-        let config = router.config();
-        for pool in &config.fleet.pools {
-            let of_pool = pool.instances.iter().filter_map(|i| config.fleet.instances.get(*i));
-            let ejected = of_pool.filter(|i| records.standing(i.key, now, &config.health) == Standing::Ejected).count();
-            metrics.set(&format!("routebalance.ejected_instances.{}", pool.name), ejected as u64);
+            worker.saw(&mut Envoy, self.instance, event, self.sent, host::now());
         }
     }
 }

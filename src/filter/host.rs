@@ -1,13 +1,34 @@
 //! Host calls that cannot trap: the SDK's trait methods unwrap what the host answers, and some of its functions panic on a
 //! status that they do not list, so every call here asks only what the host can answer in that phase.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{BufferType, MapType, MetricType};
 
-/// Time since the epoch, as the host has it.
+thread_local! {
+    /// The earliest time that can be told, which is the same for all VMs of a process. Std does not say what its clock counts from.
+    static BEGINNING: Instant = beginning(Instant::now());
+}
+
+/// The earliest time that can be told, found by halves.
+fn beginning(now: Instant) -> Instant {
+    let seconds = (0..u64::BITS).rev().map(|bit| Duration::from_secs(1 << bit));
+    let nanos = (0..30).rev().map(|bit| Duration::from_nanos(1 << bit));
+    seconds.chain(nanos).fold(now, |found, step| found.checked_sub(step).unwrap_or(found))
+}
+
+/// Seconds beyond which the clock counts from anew: std may begin at 0 or at the least whole number.
+const SECONDS: u64 = 1 << 32;
+
+/// Time of a clock that nobody sets and that all VMs of the process share.
 pub(super) fn now() -> Duration {
+    let since = BEGINNING.with(|beginning| Instant::now().saturating_duration_since(*beginning));
+    Duration::new(since.as_secs() % SECONDS, since.subsec_nanos())
+}
+
+/// Time since the epoch, as the host has it: it may be set at any time.
+pub(super) fn wall_clock() -> Duration {
     hostcalls::get_current_time().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).unwrap_or_default()
 }
 

@@ -9,14 +9,14 @@ use crate::filter::deciding::direct;
 use crate::filter::feedback;
 use crate::filter::host;
 use crate::filter::stream::{Phase, Stream};
-use crate::filter::worker::Shared;
+use crate::filter::worker::{Envoy, Shared};
 use crate::names;
 use crate::openai;
 use crate::router::Refusal;
 
 impl Stream {
     pub(super) fn models(&mut self, wanted: Option<&str>) -> Action {
-        let created = host::now().as_secs();
+        let created = host::wall_clock().as_secs();
         let body = self.worker.with(|w| {
             let models = w.router.config().models();
             match wanted {
@@ -68,7 +68,7 @@ impl Stream {
     pub(super) fn response_item(&mut self, id: &str) -> Action {
         let found = self.worker.with(|w| {
             let fleet = &w.router.config().fleet;
-            let instance = fleet.instances.get(w.holder(id)?)?;
+            let instance = fleet.instances.get(w.holder(&Envoy, id)?)?;
             Some((fleet.pools.get(instance.pool)?.cluster.clone(), instance.address.clone()))
         });
         match found.flatten() {
@@ -105,7 +105,7 @@ impl Stream {
 
     pub(super) fn refuse_feedback(&mut self, status: u16, message: &str) -> Action {
         access_log::publish_unrouted(&self.request_id, "refused", message);
-        self.worker.with(|w| w.metrics.count("routebalance.feedback.refused"));
+        self.worker.with(|w| w.statistics.count("feedback.refused"));
         self.answer(status, openai::error_body(None, status, message))
     }
 
@@ -115,7 +115,7 @@ impl Stream {
             Some(Err((status, message))) => self.refuse_feedback(status, &message),
             Some(Ok(feedback::Accepted { feedback, model, propensity })) => {
                 access_log::publish_feedback(&self.request_id, &feedback, &model, propensity);
-                self.worker.with(|w| w.metrics.count("routebalance.feedback.accepted"));
+                self.worker.with(|w| w.statistics.count("feedback.accepted"));
                 self.answer(200, feedback.accepted(&model))
             }
         }

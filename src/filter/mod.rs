@@ -3,23 +3,17 @@
 #![allow(clippy::disallowed_types, reason = "the host's random numbers come from a hasher's state")]
 
 mod access_log;
-mod affinity;
 mod answering;
 mod attempt;
 mod batching;
 mod debug;
 mod deciding;
-mod discovery;
 mod feedback;
-mod following;
 mod health;
 mod host;
-mod learner;
 mod local;
-mod prices;
 mod rerun;
 mod root;
-mod scrape;
 mod serving;
 mod stream;
 mod worker;

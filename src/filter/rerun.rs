@@ -11,12 +11,13 @@ use proxy_wasm::types::{BufferType, MapType};
 
 use crate::filter::attempt;
 use crate::filter::host;
-use crate::filter::worker::{Shared, Worker};
+use crate::filter::worker::{Envoy, Shared, Worker};
 use crate::health::{self, Event, Failure, Outcome, Records};
 use crate::names;
 use crate::openai::{self, Api, Observed};
 use crate::reckoning::{Dispatch, Reports};
 use crate::router::Decision;
+use crate::shared::Board;
 
 /// Time between two looks for requests whose instance is stuck.
 const LOOK_PERIOD: Duration = Duration::from_millis(200);
@@ -157,8 +158,8 @@ impl Worker {
             return Vec::new();
         }
         self.reruns.looked_at = now;
-        let records = self.records();
-        let reports = self.read_reports().map(|(reports, _)| reports).unwrap_or_default();
+        let records = Envoy.records().0;
+        let reports = self.known_reports(&Envoy).unwrap_or_default();
         let all_are_stuck = |whole: &Whole| whole.asked.iter().all(|asked| self.is_stuck(asked, &reports, &records));
         let stuck = self.reruns.waiting.iter().filter(|(_, whole)| all_are_stuck(whole));
         let stuck: Vec<u32> = stuck.map(|(context, _)| *context).collect();
@@ -179,7 +180,7 @@ impl Worker {
             Some(Asked { instance, at: now, call: Some(call) })
         });
         if let Some(asked) = asked {
-            self.metrics.count("routebalance.reruns");
+            self.statistics.count("reruns");
             self.carry(&whole.dispatch, asked.instance, now);
             whole.asked.push(asked);
         }
@@ -193,9 +194,9 @@ impl Worker {
     /// The load of a request goes with it.
     pub(super) fn carry(&mut self, dispatch: &Cell<Option<Dispatch>>, instance: usize, now: Duration) {
         if let Some(mut moved) = dispatch.get().filter(|dispatch| dispatch.instance != instance) {
-            self.move_to(&mut moved, instance, now);
+            self.move_to(&mut Envoy, &mut moved, instance, now);
             dispatch.set(Some(moved));
-            self.metrics.count("routebalance.moves");
+            self.statistics.count("moves");
         }
     }
 
@@ -212,7 +213,7 @@ impl Worker {
 
     /// The instance of a call has failed: another one is asked at the next look, unless Envoy's own attempt goes on.
     fn call_failed(&mut self, context: u32, asked: Asked, event: Event) {
-        self.saw(asked.instance, event, asked.at, host::now());
+        self.saw(&mut Envoy, asked.instance, event, asked.at, host::now());
         if let Some(whole) = self.reruns.waiting.get_mut(&context) {
             whole.asked.retain(|other| other.call != asked.call);
         }

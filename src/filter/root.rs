@@ -1,24 +1,23 @@
-//! The plugin: configuration, heartbeat, and what a VM does in every tick.
+//! The plugin: configuration, ticks, and the calls that a worker wants made.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
-use proxy_wasm::types::{BufferType, ContextType};
+use proxy_wasm::types::{BufferType, ContextType, MapType};
 
 use crate::config::Config;
 use crate::filter::attempt::Attempt;
 use crate::filter::batching;
-use crate::filter::discovery::Asker;
-use crate::filter::health::Watches;
 use crate::filter::host;
 use crate::filter::rerun;
-use crate::filter::scrape::Scraper;
 use crate::filter::stream::Stream;
-use crate::filter::worker::{Shared, Worker};
+use crate::filter::worker::{Envoy, Shared, Worker};
 use crate::names;
 use crate::predictor::Predictor;
 use crate::router::Router;
+use crate::worker::{Fetch, Purpose};
 
 /// Time between two ticks: how late a scrape may be sent, and how old the progress of streams may be for other workers.
 pub(super) const TICK: Duration = Duration::from_millis(50);
@@ -33,10 +32,8 @@ pub(super) struct Root {
     worker: Option<Shared>,
     /// Ticks until there is more to do than to look at batches.
     ticks_left: u32,
-    heartbeat_at: Duration,
-    watches: Watches,
-    scraper: Scraper,
-    asker: Asker,
+    /// What calls that are under way are for, by the host's token.
+    fetches: BTreeMap<u32, Purpose>,
 }
 
 impl Root {
@@ -60,39 +57,41 @@ impl Root {
         if !unknown.is_empty() {
             log::info!("routebalance: the predictor does not know {}: their priors decide", unknown.join(", "));
         }
-        let mut worker = Worker::new(router);
-        worker.follow();
+        let worker = Worker::new(router, host::now());
         let tick = if worker.batches() { batching::LOOK } else { TICK };
-        worker.heartbeat(host::now());
-        worker.follow_prices(host::now());
         self.worker = Some(Shared::new(worker));
         hostcalls::set_tick_period(tick).map_err(|status| format!("the host refuses a timer: {status:?}"))
     }
 
-    /// What the VM that leads does for all.
-    fn lead(&mut self, worker: &mut Worker, now: Duration) {
-        if !worker.leads {
-            return;
+    fn fetch(&mut self, worker: &mut Worker, fetch: &Fetch) {
+        let Fetch { cluster, path, authority, endpoint, timeout, purpose } = fetch;
+        let mut headers = vec![(":method", "GET"), (":path", path.as_str()), (":authority", authority.as_str())];
+        headers.extend(endpoint.as_deref().map(|endpoint| (names::ENDPOINT_HEADER, endpoint)));
+        match hostcalls::dispatch_http_call(cluster, headers, None, vec![], *timeout) {
+            Ok(token) => drop(self.fetches.insert(token, *purpose)),
+            Err(_) => worker.not_fetched(purpose),
         }
-        self.asker.tick(worker, now);
-        let counters = worker.all_counters();
-        self.watches.look(worker, &counters, now);
-        worker.write_gauges(&counters);
-        self.scraper.tick(worker, &counters, now);
-        worker.write_reports();
     }
 }
 
 impl Context for Root {
     fn on_http_call_response(&mut self, token: u32, headers: usize, body_size: usize, _trailers: usize) {
         let Some(shared) = self.worker.clone() else { return };
-        if rerun::answered(&shared, self.id, token, headers, body_size) {
+        let Some(purpose) = self.fetches.remove(&token) else {
+            rerun::answered(&shared, self.id, token, headers, body_size);
             return;
+        };
+        let status = if headers > 0 { host::header(MapType::HttpCallResponseHeaders, ":status") } else { None };
+        let body = host::buffer(BufferType::HttpCallResponseBody, 0, body_size);
+        let status = status.and_then(|status| status.parse().ok());
+        shared.with(|worker| worker.fetched(&mut Envoy, &purpose, status, &body, host::now()));
+    }
+
+    fn on_done(&mut self) -> bool {
+        if let Some(shared) = &self.worker {
+            shared.with(|worker| worker.leave(&mut Envoy, host::now()));
         }
-        shared.with(|worker| {
-            let _ = self.asker.answered(worker, token, headers, body_size)
-                || self.scraper.answered(worker, token, headers, body_size);
-        });
+        true
     }
 }
 
@@ -120,16 +119,8 @@ impl RootContext for Root {
         let now = host::now();
         rerun::look(&shared, self.id, now);
         shared.with(|worker| {
-            worker.follow();
-            if now >= self.heartbeat_at {
-                worker.heartbeat(now);
-                self.heartbeat_at = now.saturating_add(worker.router.config().telemetry.heartbeat());
-            }
-            worker.write_counters();
-            worker.write_glimpses(now);
-            worker.exchange_learnt();
-            worker.follow_prices(now);
-            self.lead(worker, now);
+            let fetches = worker.tick(&mut Envoy, now);
+            fetches.iter().for_each(|fetch| self.fetch(worker, fetch));
         });
     }
 

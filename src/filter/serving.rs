@@ -14,7 +14,7 @@ use crate::filter::health::Checkup;
 use crate::filter::host;
 use crate::filter::rerun::{Served, ServedBy};
 use crate::filter::stream::PIECE;
-use crate::filter::worker::Worker;
+use crate::filter::worker::{Envoy, Worker};
 use crate::health::Suspect;
 use crate::learning::speed::Timing;
 use crate::names;
@@ -103,7 +103,7 @@ impl Serving {
         }
         let load = host::header(MapType::HttpResponseHeaders, names::LOAD_RESPONSE_HEADER);
         if let (Some(load), Some(dispatch)) = (load, self.dispatch.get()) {
-            worker.glimpse(&dispatch, &telemetry::parse_orca(&load), host::now());
+            worker.glimpse(&Envoy, &dispatch, &telemetry::parse_orca(&load), host::now());
             if self.asks_load {
                 host::set_header(MapType::HttpResponseHeaders, names::LOAD_RESPONSE_HEADER, None);
             }
@@ -179,17 +179,17 @@ impl Serving {
             return;
         }
         self.moved = true;
-        worker.metrics.count("routebalance.served_by_fallback");
+        worker.statistics.count("served_by_fallback");
         let now = host::now();
         worker.carry(&self.dispatch, instance, now);
         if let Some(placement) = self.decision.placement(&self.keys, now) {
-            worker.placements.place(Placement { instance, ..placement });
+            worker.place(Placement { instance, ..placement });
         }
         let pool = worker.router.config().fleet.pool_of(instance).map(|(pool, _)| pool);
         if pool.is_some_and(|pool| self.decision.serve_at(pool)) {
-            worker.metrics.count("routebalance.served_by_other_model");
+            worker.statistics.count("served_by_other_model");
             if let Some(id) = &self.decision_id {
-                worker.remember_decision(id, &self.decision);
+                worker.remember_decision(&mut Envoy, id, &self.decision);
             }
         }
         self.entry.moved(worker.router.config(), &self.decision, address);
@@ -223,7 +223,7 @@ impl Serving {
         self.dispatch.set(Some(dispatch));
         if let (Some(id), false) = (seen.response_id.as_deref(), self.response_known) {
             self.response_known = true;
-            worker.remember_response(id, dispatch.instance);
+            worker.remember_response(&mut Envoy, id, dispatch.instance);
         }
     }
 
@@ -239,7 +239,7 @@ impl Serving {
         }
         if let (Some(usage), Some(dispatch)) = (seen.usage, self.dispatch.get()) {
             let held_tokens = usage.prompt_tokens.saturating_add(usage.completion_tokens);
-            worker.placements.answered(&self.keys, dispatch.instance, held_tokens, now);
+            worker.answered(&self.keys, dispatch.instance, held_tokens, now);
         }
         if let Some(lesson) = self.decision.lesson(seen) {
             worker.learner.learn_length(&lesson);
@@ -276,7 +276,7 @@ impl Serving {
         self.checkup.over(worker);
         worker.reruns.remove(self.planned.context());
         if let Some(dispatch) = self.dispatch.take() {
-            worker.finish(dispatch);
+            worker.finish(&mut Envoy, dispatch, host::now());
         }
     }
 }

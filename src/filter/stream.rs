@@ -93,7 +93,7 @@ impl Stream {
     pub(super) fn pass(&mut self, reason: &'static str) -> Action {
         self.phase = Phase::Passing;
         access_log::publish_unrouted(&self.request_id, "passed", reason);
-        self.worker.with(|w| w.metrics.count(&format!("routebalance.untouched.{reason}")));
+        self.worker.with(|w| w.statistics.count(&format!("untouched.{reason}")));
         Action::Continue
     }
 

@@ -64,6 +64,16 @@ impl InstanceReport {
         self.unreachable = self.unreachable.saturating_add(1);
     }
 
+    /// What two configurations that ask the same instance know together: the later report of those that say something. Nobody is there only
+    /// where all who have asked have found nobody.
+    pub fn or(&self, other: &InstanceReport) -> InstanceReport {
+        let says = |report: &InstanceReport| (report.load.running.is_some(), report.at);
+        let has_asked = |report: &InstanceReport| report.at.is_some() || report.unreachable > 0;
+        let later = if says(other) > says(self) { other } else { self };
+        let unreachable = [self, other].into_iter().filter(|report| has_asked(report)).map(|report| report.unreachable);
+        InstanceReport { unreachable: unreachable.min().unwrap_or(0), ..*later }
+    }
+
     /// Requests that it says the instance held, running and waiting; `None` if it says nothing that can be true of an instance
     /// with such a batch, at least half of which this gateway knows itself.
     #[inline]

@@ -1,7 +1,7 @@
 //! What workers have placed where: a journal per worker, cut into segments, so that what is new costs one write and one read per
 //! tick whatever is remembered, and a worker that starts can catch up.
 
-use super::{Reader, Writer};
+use super::{Index, Reader, Writer};
 use crate::affinity::Placement;
 
 /// Segments of a worker's journal; the oldest one is written over.
@@ -14,16 +14,20 @@ const SEGMENT_KEPT: usize = 32;
 struct Segment {
     /// The number of its first placement since the journal began.
     first: u64,
-    placements: Vec<Placement>,
+    /// Each with the key of its instance. One that the fleet does not have is kept for those that have it.
+    placements: Vec<(u32, Placement)>,
 }
 
+/// The index of an instance that the fleet does not have.
+const NOWHERE: usize = usize::MAX;
+
 impl Segment {
-    fn encode(&self, fingerprint: u64) -> Vec<u8> {
-        let mut writer = Writer::new(fingerprint);
+    fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::new(0);
         writer.u64(self.first);
-        for Placement { at, instance, held_tokens, placed_tokens, keys } in &self.placements {
+        for (key, Placement { at, instance: _, held_tokens, placed_tokens, keys }) in &self.placements {
             writer.time(*at);
-            writer.u32(u32::try_from(*instance).unwrap_or(u32::MAX));
+            writer.u32(*key);
             writer.u32(*held_tokens);
             writer.u32(*placed_tokens);
             writer.u32(u32::try_from(keys.len()).unwrap_or(u32::MAX));
@@ -32,14 +36,15 @@ impl Segment {
         writer.0
     }
 
-    fn decode(bytes: &[u8], fingerprint: u64) -> Option<Segment> {
-        let mut reader = Reader::open(bytes, fingerprint)?;
+    fn decode(bytes: &[u8], index: &Index) -> Option<Segment> {
+        let mut reader = Reader::open(bytes, 0)?;
         let first = reader.u64()?;
         let placements = reader.rows(|r| {
-            let (at, instance) = (r.time()?, r.u32()? as usize);
+            let (at, key) = (r.time()?, r.u32()?);
+            let instance = index.find(key, NOWHERE).unwrap_or(NOWHERE);
             let (held_tokens, placed_tokens) = (r.u32()?, r.u32()?);
             let keys = (0..r.u32()?).map(|_| r.u64()).collect::<Option<_>>()?;
-            Some(Placement { at, instance, held_tokens, placed_tokens, keys })
+            Some((key, Placement { at, instance, held_tokens, placed_tokens, keys }))
         })?;
         let is_whole = first.is_multiple_of(SEGMENT_KEPT as u64) && placements.len() <= SEGMENT_KEPT;
         is_whole.then_some(Segment { first, placements })
@@ -58,13 +63,17 @@ pub struct JournalReader {
 }
 
 impl JournalReader {
-    /// What was placed since the last call, as far as it is still there. `read` fetches a segment's bytes; `None` where there is
-    /// none, or where it is as it was.
-    pub fn news(&mut self, fingerprint: u64, mut read: impl FnMut(usize) -> Option<Vec<u8>>) -> Vec<Placement> {
+    /// What was placed since the last call on instances of the fleet, as far as it is still there. `read` fetches a segment's bytes;
+    /// `None` where there is none, or where it is as it was.
+    pub fn news(&mut self, index: &Index, read: impl FnMut(usize) -> Option<Vec<u8>>) -> Vec<Placement> {
+        here(self.all_news(index, read))
+    }
+
+    fn all_news(&mut self, index: &Index, mut read: impl FnMut(usize) -> Option<Vec<u8>>) -> Vec<(u32, Placement)> {
         let mut news = Vec::new();
         // Once around to find where the oldest is, if the writer has lapped this reader, and once to read.
         for _ in 0..=2 * PLACEMENT_SEGMENTS {
-            let segment = read(segment_of(self.next)).and_then(|bytes| Segment::decode(&bytes, fingerprint));
+            let segment = read(segment_of(self.next)).and_then(|bytes| Segment::decode(&bytes, index));
             let Some(segment) = segment else { break };
             let end = segment.first.saturating_add(segment.placements.len() as u64);
             if segment.first > self.next {
@@ -86,34 +95,39 @@ impl JournalReader {
     }
 }
 
+/// Those on instances of the fleet.
+fn here(placements: Vec<(u32, Placement)>) -> Vec<Placement> {
+    placements.into_iter().map(|(_, placement)| placement).filter(|placement| placement.instance != NOWHERE).collect()
+}
+
 /// A worker's own journal.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Journal {
     segment: Segment,
-    unwritten: Vec<Placement>,
+    unwritten: Vec<(u32, Placement)>,
 }
 
 impl Journal {
-    /// Goes on with the journal that is there, and says what is in it.
-    pub fn open(fingerprint: u64, mut read: impl FnMut(usize) -> Option<Vec<u8>>) -> (Journal, Vec<Placement>) {
+    /// Goes on with the journal that is there, and says what of the fleet is in it.
+    pub fn open(index: &Index, mut read: impl FnMut(usize) -> Option<Vec<u8>>) -> (Journal, Vec<Placement>) {
         let mut reader = JournalReader::default();
-        let placements = reader.news(fingerprint, &mut read);
+        let placements = reader.all_news(index, &mut read);
         let begun = usize::try_from(reader.next % SEGMENT_KEPT as u64).unwrap_or_default();
         let last = placements.len().saturating_sub(begun);
         let segment = Segment {
             first: reader.next.saturating_sub(begun as u64),
             placements: placements.get(last..).unwrap_or_default().to_vec(),
         };
-        (Journal { segment, unwritten: Vec::new() }, placements)
+        (Journal { segment, unwritten: Vec::new() }, here(placements))
     }
 
-    /// Notes a placement, to be written with the next call of [`Journal::write`].
-    pub fn note(&mut self, placement: Placement) {
-        self.unwritten.push(placement);
+    /// Notes a placement on the instance with this key, to be written with the next call of [`Journal::write`].
+    pub fn note(&mut self, key: u32, placement: Placement) {
+        self.unwritten.push((key, placement));
     }
 
     /// Writes what was noted. `write` stores a segment's bytes.
-    pub fn write(&mut self, fingerprint: u64, mut write: impl FnMut(usize, &[u8])) {
+    pub fn write(&mut self, mut write: impl FnMut(usize, &[u8])) {
         let mut noted = std::mem::take(&mut self.unwritten).into_iter().peekable();
         while noted.peek().is_some() {
             if self.segment.placements.len() >= SEGMENT_KEPT {
@@ -122,7 +136,7 @@ impl Journal {
             }
             let room = SEGMENT_KEPT.saturating_sub(self.segment.placements.len()).max(1);
             self.segment.placements.extend(noted.by_ref().take(room));
-            write(segment_of(self.segment.first), &self.segment.encode(fingerprint));
+            write(segment_of(self.segment.first), &self.segment.encode());
         }
     }
 }
@@ -133,10 +147,19 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::fleet::{Fleet, Instance};
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
 
-    const FINGERPRINT: u64 = 7;
+    /// A fleet of four instances.
+    fn index() -> Index {
+        let instances = (0..4).map(|i| Instance::new(format!("10.0.0.{i}:1"), 0)).collect();
+        Index::of(&Fleet { instances, ..Fleet::default() })
+    }
+
+    fn note(journal: &mut Journal, placement: Placement) {
+        journal.note(index().key(placement.instance).unwrap(), placement);
+    }
 
     fn placement(number: u64) -> Placement {
         let keys = (0..number % 5).map(|i| number * 10 + i).collect();
@@ -153,22 +176,22 @@ mod tests {
         let (mut written, mut known) = (0, 0);
         for (round, count) in [0, 1, 3, 40, 28, 1, 31, 32, 33, 1_000, 5, 2_500, 7, 1_024, 1].into_iter().enumerate() {
             for _ in 0..count {
-                journal.note(placement(written));
+                note(&mut journal, placement(written));
                 written += 1;
                 // Several ticks between two reads.
                 if written % 7 == 0 {
-                    journal.write(FINGERPRINT, |i, bytes| drop(store.insert(i, bytes.to_vec())));
+                    journal.write(|i, bytes| drop(store.insert(i, bytes.to_vec())));
                 }
             }
-            journal.write(FINGERPRINT, |i, bytes| drop(store.insert(i, bytes.to_vec())));
-            let news = reader.news(FINGERPRINT, |i| store.get(&i).cloned());
+            journal.write(|i, bytes| drop(store.insert(i, bytes.to_vec())));
+            let news = reader.news(&index(), |i| store.get(&i).cloned());
             let expected: Vec<Placement> = (written - news.len() as u64..written).map(placement).collect();
             assert_eq!(news, expected, "round {round}");
             let missed = written - known - news.len() as u64;
             assert!(missed == 0 || count >= 992, "round {round}: {missed} missed");
             assert!(missed == 0 || news.len() >= 960, "round {round}: {} left", news.len());
             known = written;
-            let (reopened, all) = Journal::open(FINGERPRINT, |i| store.get(&i).cloned());
+            let (reopened, all) = Journal::open(&index(), |i| store.get(&i).cloned());
             assert_eq!(reopened, journal, "round {round}");
             assert_eq!(all.last(), written.checked_sub(1).map(placement).as_ref());
             journal = reopened;
@@ -177,17 +200,23 @@ mod tests {
     }
 
     #[test]
-    fn broken_or_foreign_segments_are_none() {
+    fn broken_segments_are_none_and_what_is_foreign_is_kept() {
         let mut journal = Journal::default();
-        journal.note(placement(4));
+        note(&mut journal, placement(4));
         let mut bytes = Vec::new();
-        journal.write(FINGERPRINT, |_, written| bytes = written.to_vec());
+        journal.write(|_, written| bytes = written.to_vec());
         for length in 1..bytes.len() {
             let cut = bytes.get(..length).map(<[u8]>::to_vec);
-            let news = JournalReader::default().news(FINGERPRINT, |_| cut.clone());
+            let news = JournalReader::default().news(&index(), |_| cut.clone());
             assert!(news.is_empty(), "{length}");
         }
-        assert!(JournalReader::default().news(FINGERPRINT + 1, |_| Some(bytes.clone())).is_empty());
-        assert_eq!(JournalReader::default().news(FINGERPRINT, |_| Some(bytes.clone())), [placement(4)]);
+        let other =
+            Index::of(&Fleet { instances: vec![Instance::new("10.0.0.9:1".to_owned(), 0)], ..Fleet::default() });
+        assert!(JournalReader::default().news(&other, |_| Some(bytes.clone())).is_empty());
+        let (mut heir, here) = Journal::open(&other, |_| Some(bytes.clone()));
+        assert!(here.is_empty());
+        heir.note(other.key(0).unwrap(), Placement { instance: 0, ..placement(5) });
+        heir.write(|_, written| bytes = written.to_vec());
+        assert_eq!(JournalReader::default().news(&index(), |_| Some(bytes.clone())), [placement(4)]);
     }
 }

@@ -2,38 +2,59 @@
 
 use std::time::Duration;
 
-use super::{Reader, Writer};
-use crate::fleet::Fleet;
+use super::{Index, Reader, Writer};
 use crate::reckoning::{Counters, Glimpse, InstanceCounters, InstanceReport, Reports};
 use crate::telemetry::Load;
 
-/// Records with a row per instance belong to no configuration: rows that fit are used, whoever has written them.
+/// Records of workers belong to no configuration: rows that fit are used, whoever has written them.
 const ANY: u64 = 0;
 
-/// A worker's counters as bytes.
-pub fn encode_counters(counters: &Counters, fleet: &Fleet) -> Vec<u8> {
+/// A worker's counters as bytes, and whose they are.
+pub fn encode_counters(counters: &Counters, owner: u64, index: &Index) -> Vec<u8> {
     let mut writer = Writer::new(ANY);
-    for (c, instance) in counters.0.iter().zip(&fleet.instances) {
-        writer.u32(instance.key);
+    writer.u64(owner);
+    for (i, c) in counters.0.iter().enumerate() {
+        let Some(key) = index.key(i) else { break };
+        writer.u32(key);
         write_counters(&mut writer, c);
     }
     writer.0
 }
 
-/// A worker's counters from bytes, zero where the row is of another instance or there is none; `None` if the record is of another
-/// version, or broken.
-pub fn decode_counters(bytes: &[u8], fleet: &Fleet) -> Option<Counters> {
-    Some(Counters(keyed(Reader::open(bytes, ANY)?, fleet, read_counters)?))
+/// Adds a worker's counters to a sum of this fleet's, if they are this owner's; whether they are. Rows of instances that the fleet does not
+/// have are left out, as is what is broken.
+pub fn add_counters(bytes: &[u8], owner: u64, index: &Index, sum: &mut Counters) -> bool {
+    let open = || {
+        let mut reader = Reader::open(bytes, ANY)?;
+        (reader.u64()? == owner).then_some(reader)
+    };
+    let Some(reader) = open() else { return false };
+    each_row(reader, index, read_counters, |i, counters| {
+        if let Some(sum) = sum.0.get_mut(i) {
+            sum.add(&counters);
+        }
+    });
+    true
+}
+
+/// Whose reports a record has, and how often they come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// The configuration that fetches them.
+    pub identity: u64,
+    /// Time between two of one instance.
+    pub period: Duration,
 }
 
 /// The last reports as bytes, and the time between two of one instance. Of a load, what decisions read: the leader alone looks
 /// at the rest.
-pub fn encode_reports(reports: &Reports, period: Duration, fleet: &Fleet) -> Vec<u8> {
-    let mut writer = Writer::new(ANY);
-    writer.time(period);
-    for (report, instance) in reports.0.iter().zip(&fleet.instances) {
+pub fn encode_reports(reports: &Reports, sources: &Sources, index: &Index) -> Vec<u8> {
+    let mut writer = Writer::new(sources.identity);
+    writer.time(sources.period);
+    for (i, report) in reports.0.iter().enumerate() {
+        let Some(key) = index.key(i) else { break };
         let InstanceReport { at, load, own, repeats, unreachable } = report;
-        writer.u32(instance.key);
+        writer.u32(key);
         writer.time(at.unwrap_or(Duration::ZERO));
         writer.gauge(load.running);
         writer.gauge(load.waiting);
@@ -46,38 +67,39 @@ pub fn encode_reports(reports: &Reports, period: Duration, fleet: &Fleet) -> Vec
     writer.0
 }
 
-/// The period of the last reports, from the same bytes.
-pub fn decode_period(bytes: &[u8]) -> Option<Duration> {
-    Reader::open(bytes, ANY)?.time()
+/// The last reports from bytes, in a fleet's order; of an instance that has no row, none. `None` if the record is of another
+/// configuration, another version, or broken.
+pub fn decode_reports(bytes: &[u8], identity: u64, index: &Index) -> Option<(Reports, Sources)> {
+    let mut reader = Reader::open(bytes, identity)?;
+    let period = reader.time()?;
+    let mut reports = Reports(vec![InstanceReport::default(); index.len()]);
+    each_row(reader, index, read_report, |i, report| {
+        if let Some(place) = reports.0.get_mut(i) {
+            *place = report;
+        }
+    });
+    Some((reports, Sources { identity, period }))
 }
 
-/// The last reports from bytes, and their period; none where the row is of another instance or there is none. `None` if the
-/// record is of another version, or broken.
-pub fn decode_reports(bytes: &[u8], fleet: &Fleet) -> Option<(Reports, Duration)> {
-    let mut reader = Reader::open(bytes, ANY)?;
-    let period = reader.time()?;
-    let rows = keyed(reader, fleet, |r| {
-        let at = r.time()?;
-        let (running, waiting, kv_use) = (r.gauge()?, r.gauge()?, r.gauge()?);
-        let awake = r.gauge()?.map(|awake| awake != 0.0);
-        Some(InstanceReport {
-            at: (!at.is_zero()).then_some(at),
-            load: Load { running, waiting, kv_use, awake, ..Load::default() },
-            own: read_counters(r)?,
-            repeats: r.u32()?,
-            unreachable: r.u32()?,
-        })
-    })?;
-    Some((Reports(rows), period))
+fn read_report(r: &mut Reader<'_>) -> Option<InstanceReport> {
+    let at = r.time()?;
+    let (running, waiting, kv_use) = (r.gauge()?, r.gauge()?, r.gauge()?);
+    let awake = r.gauge()?.map(|awake| awake != 0.0);
+    Some(InstanceReport {
+        at: (!at.is_zero()).then_some(at),
+        load: Load { running, waiting, kv_use, awake, ..Load::default() },
+        own: read_counters(r)?,
+        repeats: r.u32()?,
+        unreachable: r.u32()?,
+    })
 }
 
 /// Glimpses, by index, as bytes.
-pub fn encode_glimpses<'a>(glimpses: impl IntoIterator<Item = (usize, &'a Glimpse)>, fleet: &Fleet) -> Vec<u8> {
+pub fn encode_glimpses<'a>(glimpses: impl IntoIterator<Item = (usize, &'a Glimpse)>, index: &Index) -> Vec<u8> {
     let mut writer = Writer::new(ANY);
     for (i, Glimpse { at, waiting, kv_use, running, own }) in glimpses {
-        let Some(instance) = fleet.instances.get(i) else { continue };
-        writer.u32(u32::try_from(i).unwrap_or(u32::MAX));
-        writer.u32(instance.key);
+        let Some(key) = index.key(i) else { continue };
+        writer.u32(key);
         writer.time(*at);
         writer.gauge(*running);
         writer.gauge(*waiting);
@@ -88,37 +110,33 @@ pub fn encode_glimpses<'a>(glimpses: impl IntoIterator<Item = (usize, &'a Glimps
 }
 
 /// Glimpses from bytes, each with the index of its instance; a broken record has none.
-pub fn decode_glimpses(bytes: &[u8], fleet: &Fleet) -> Vec<(usize, Glimpse)> {
-    let rows = Reader::open(bytes, ANY).and_then(|mut reader| {
-        reader.rows(|r| {
-            let (i, key) = (usize::try_from(r.u32()?).ok()?, r.u32()?);
-            let (at, running, waiting, kv_use) = (r.time()?, r.gauge()?, r.gauge()?, r.gauge()?);
-            let glimpse = Glimpse { at, running, waiting, kv_use, own: read_counters(r)? };
-            Some((i, key, glimpse))
-        })
-    });
-    let fits =
-        |(i, key, _): &(usize, u32, Glimpse)| fleet.instances.get(*i).is_some_and(|instance| instance.key == *key);
-    rows.unwrap_or_default().into_iter().filter(fits).map(|(i, _, glimpse)| (i, glimpse)).collect()
+pub fn decode_glimpses(bytes: &[u8], index: &Index) -> Vec<(usize, Glimpse)> {
+    let mut glimpses = Vec::new();
+    let Some(reader) = Reader::open(bytes, ANY) else { return glimpses };
+    let read = |r: &mut Reader<'_>| {
+        let (at, running, waiting, kv_use) = (r.time()?, r.gauge()?, r.gauge()?, r.gauge()?);
+        Some(Glimpse { at, running, waiting, kv_use, own: read_counters(r)? })
+    };
+    each_row(reader, index, read, |i, glimpse| glimpses.push((i, glimpse)));
+    glimpses
 }
 
-/// One value per instance of the fleet.
-fn keyed<T: Default>(
-    mut reader: Reader,
-    fleet: &Fleet,
-    mut row: impl FnMut(&mut Reader) -> Option<T>,
-) -> Option<Vec<T>> {
-    let mut values = Vec::with_capacity(fleet.instances.len());
-    for instance in &fleet.instances {
-        if reader.0.is_empty() {
-            break;
-        }
+/// Visits every row whose instance the fleet has, until one is broken.
+fn each_row<T>(
+    mut reader: Reader<'_>,
+    index: &Index,
+    row: impl Fn(&mut Reader<'_>) -> Option<T>,
+    mut visit: impl FnMut(usize, T),
+) {
+    let mut read = |number: usize| {
         let key = reader.u32()?;
-        let value = row(&mut reader)?;
-        values.push(if key == instance.key { value } else { T::default() });
+        Some((index.find(key, number), row(&mut reader)?))
+    };
+    for (at, value) in (0..).map_while(|number| read(number)) {
+        if let Some(at) = at {
+            visit(at, value);
+        }
     }
-    values.resize_with(fleet.instances.len(), T::default);
-    Some(values)
 }
 
 fn write_counters(writer: &mut Writer, counters: &InstanceCounters) {

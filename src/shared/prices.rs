@@ -4,9 +4,15 @@ use super::{Reader, Writer, fnv1a};
 use crate::fleet::{Fleet, Policy};
 use crate::plan::online::{LivePrices, Steering};
 
-/// Tells apart the prices of other models, of other plans, and of other instances: what was sent to those is not counted here.
+/// Tells apart the prices of other models, of other plans, and of other pools: what was sent to those is not counted here.
 pub fn prices_fingerprint(fleet: &Fleet, policies: &[Policy]) -> u64 {
-    let mut text = format!("{}\n", super::fingerprint(fleet));
+    let mut text = String::new();
+    for pool in &fleet.pools {
+        text.push_str(&format!("{} {}\n", pool.cluster, pool.discovered));
+    }
+    for instance in fleet.instances.iter().filter(|i| fleet.pools.get(i.pool).is_some_and(|p| !p.discovered)) {
+        text.push_str(&format!("{} {}\n", instance.pool, instance.address));
+    }
     for model in &fleet.models {
         text.push_str(&format!("{}\n", model.name));
     }

@@ -1,7 +1,7 @@
 //! Recent decisions, for feedback to find: a ring of 4,096 per worker, cut into segments by the decision's id, so that a decision
 //! writes and a feedback reads 1 KB per worker.
 
-use super::{Reader, Writer, fnv1a};
+use super::{Reader, Subjects, Writer, fnv1a};
 use crate::learning::beliefs::Lesson;
 
 /// Segments of a worker's ring.
@@ -52,11 +52,11 @@ impl Recent {
         (fnv1a(id.as_bytes()) % RECENT_SEGMENTS as u64) as usize
     }
 
-    /// The segment from bytes; a broken one, or one of other models, is empty.
-    pub fn decode(bytes: Vec<u8>, fingerprint: u64) -> Recent {
-        let rows = Reader::open(&bytes, fingerprint).map(|reader| reader.0.len());
+    /// The segment from bytes; a broken one is empty. It belongs to no configuration: rows say which model they are about.
+    pub fn decode(bytes: Vec<u8>) -> Recent {
+        let rows = Reader::open(&bytes, 0).map(|reader| reader.0.len());
         let is_whole = rows.is_some_and(|rows| rows % ROW_BYTES == 0 && rows <= SEGMENT_KEPT * ROW_BYTES);
-        Recent(if is_whole { bytes } else { Writer::new(fingerprint).0 })
+        Recent(if is_whole { bytes } else { Writer::new(0).0 })
     }
 
     /// The segment as bytes.
@@ -64,15 +64,16 @@ impl Recent {
         &self.0
     }
 
-    /// Remembers a decision; the segment's oldest one gives way.
-    pub fn insert(&mut self, id: &str, decision: &RecentDecision) {
+    /// Remembers a decision; the segment's oldest one gives way. One for a model that is none of the subjects is not remembered.
+    pub fn insert(&mut self, id: &str, decision: &RecentDecision, subjects: &Subjects) {
+        let Some(model) = subjects.short(decision.model) else { return };
         if self.0.len() >= HEADER_BYTES + SEGMENT_KEPT * ROW_BYTES {
             self.0.drain(HEADER_BYTES..HEADER_BYTES + ROW_BYTES);
         }
-        let RecentDecision { model, prototype, quality, quality_sd, propensity, scored } = *decision;
+        let RecentDecision { prototype, quality, quality_sd, propensity, scored, .. } = *decision;
         let mut writer = Writer(std::mem::take(&mut self.0));
         writer.u64(fnv1a(id.as_bytes()));
-        writer.u32(u32::try_from(model).unwrap_or(u32::MAX));
+        writer.u32(model);
         writer.u32(prototype.and_then(|p| u32::try_from(p).ok()).map_or(0, |p| p.saturating_add(1)));
         writer.u32(u32::from(scored));
         [quality, quality_sd, propensity].into_iter().for_each(|value| writer.f32(value));
@@ -80,13 +81,13 @@ impl Recent {
     }
 
     /// The decision of this id, the latest if it was remembered again, as it was before; from now on it is scored.
-    pub fn score(&mut self, id: &str) -> Option<RecentDecision> {
+    pub fn score(&mut self, id: &str, subjects: &Subjects) -> Option<RecentDecision> {
         let hash = fnv1a(id.as_bytes());
         let (rows, _) = self.0.get_mut(HEADER_BYTES..)?.as_chunks_mut::<ROW_BYTES>();
         let row = rows.iter_mut().rev().find(|row| row.starts_with(&hash.to_le_bytes()))?;
         let mut reader = Reader(row.get(8..)?);
         let decision = RecentDecision {
-            model: reader.u32()? as usize,
+            model: subjects.with_short(reader.u32()?)?,
             prototype: reader.u32()?.checked_sub(1).map(|p| p as usize),
             scored: reader.u32()? != 0,
             quality: reader.f32()?,

@@ -19,6 +19,14 @@ impl Responses {
         self.0.push((fnv1a(id.as_bytes()), instance_key));
     }
 
+    /// Goes on where the slot's last owner has stopped: what that one has seen comes before all of one's own.
+    pub fn follow(&mut self, earlier: &Responses) {
+        let own = std::mem::take(&mut self.0);
+        self.0 = earlier.0.iter().copied().chain(own).collect();
+        let excess = self.0.len().saturating_sub(RESPONSES_KEPT);
+        self.0.drain(..excess);
+    }
+
     /// The key of the instance that holds a response.
     pub fn holder(&self, id: &str) -> Option<u32> {
         let hash = fnv1a(id.as_bytes());

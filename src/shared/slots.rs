@@ -1,22 +1,23 @@
-//! Which VM is which worker.
+//! Which VM is which worker, and which configurations are there.
 
 use std::time::Duration;
 
-use super::{GROUPS, Reader, Writer};
+use super::{Reader, Writer};
 
 /// Most VMs that can own a slot: Envoy's workers, its main thread, and as many again during a reload.
 pub const MAX_SLOTS: usize = 256;
-/// A VM that has not renewed its slot for this long has died.
+/// Most configurations that can have a place at the same time.
+pub const MAX_PLACES: usize = 32;
+/// A VM that has not renewed its claims for this long has died.
 pub const SLOT_TTL: Duration = Duration::from_secs(5);
 
-/// Which VM owns which slot, and which one of its group leads: it scrapes and writes the gauges. Nothing tells a VM which worker it is, so it
-/// claims a slot and keeps it by heartbeat; an expired slot is taken over, so that keys stay bounded.
+/// Which VM owns which slot, and which configuration which place. Nothing tells a VM which worker it is, so it claims a slot and keeps it
+/// by heartbeat; what has expired is taken over, so that keys stay bounded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Slots {
-    /// Who leads each group ([`super::group`]).
-    leaders: [Claim; GROUPS],
     /// Owners by slot.
     owners: Vec<Claim>,
+    places: Vec<Place>,
 }
 
 /// Something that a VM owns until it expires.
@@ -33,27 +34,58 @@ impl Claim {
     }
 }
 
+/// A configuration that some VM has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The configuration's; 0 is none.
+    pub identity: u64,
+    /// When a VM last began with it. The newest of several configurations speaks for the instances that they share.
+    pub started: Duration,
+    until: Duration,
+    /// Who scrapes and writes the gauges for it.
+    leader: Claim,
+}
+
+impl Place {
+    /// Whether any VM has the configuration.
+    pub fn is_there(&self, now: Duration) -> bool {
+        self.identity != 0 && self.until >= now
+    }
+
+    /// Whether this configuration came after another. Of two that came at the same time, one did.
+    pub fn is_newer_than(&self, other: &Place) -> bool {
+        (self.started, self.identity) > (other.started, other.identity)
+    }
+}
+
 impl Slots {
-    /// The record as bytes. It belongs to no fleet: VMs of an old and a new configuration share it.
+    /// The record as bytes. It belongs to no configuration.
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::new(0);
-        for claim in self.leaders.iter().chain(&self.owners) {
-            writer.u64(claim.owner);
-            writer.time(claim.until);
+        writer.u32(u32::try_from(self.places.len()).unwrap_or(u32::MAX));
+        for Place { identity, started, until, leader } in &self.places {
+            writer.u64(*identity);
+            writer.time(*started);
+            writer.time(*until);
+            writer.claim(leader);
         }
+        self.owners.iter().for_each(|claim| writer.claim(claim));
         writer.0
     }
 
     /// The record from bytes; a broken one is empty.
     pub fn decode(bytes: &[u8]) -> Slots {
-        let claims = Reader::open(bytes, 0)
-            .and_then(|mut reader| reader.rows(|r| Some(Claim { owner: r.u64()?, until: r.time()? })));
-        match claims.as_deref().and_then(<[Claim]>::split_first_chunk) {
-            Some((leaders, owners)) => {
-                Slots { leaders: *leaders, owners: owners.iter().copied().take(MAX_SLOTS).collect() }
-            }
-            None => Slots::default(),
-        }
+        let read = || {
+            let mut reader = Reader::open(bytes, 0)?;
+            let places = reader.u32()?;
+            let place = |r: &mut Reader<'_>| {
+                Some(Place { identity: r.u64()?, started: r.time()?, until: r.time()?, leader: r.claim()? })
+            };
+            let places = (0..places).map(|_| place(&mut reader)).collect::<Option<Vec<Place>>>()?;
+            let owners = reader.rows(Reader::claim)?;
+            (places.len() <= MAX_PLACES && owners.len() <= MAX_SLOTS).then_some(Slots { owners, places })
+        };
+        read().unwrap_or_default()
     }
 
     /// How many slots were ever in use: their counters are the ones to read.
@@ -61,11 +93,32 @@ impl Slots {
         self.owners.len()
     }
 
+    /// Every slot that was ever in use, and who owns it; 0 is nobody.
+    pub fn owners(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
+        self.owners.iter().enumerate().map(|(slot, claim)| (slot, claim.owner))
+    }
+
+    /// The slot of a VM.
+    pub fn slot_of(&self, owner: u64) -> Option<usize> {
+        self.owners.iter().position(|claim| claim.owner == owner)
+    }
+
+    /// Claims that last longer than any were made before a clock was set back: from now on they last as long as others. Who lives renews
+    /// its own.
+    fn set_back(&mut self, now: Duration) {
+        let until = now.saturating_add(SLOT_TTL);
+        self.owners.iter_mut().for_each(|claim| claim.until = claim.until.min(until));
+        for place in &mut self.places {
+            (place.until, place.started) = (place.until.min(until), place.started.min(now));
+        }
+    }
+
     /// Renews the VM's slot, or claims one: an expired one first. `None` if all are taken.
     pub fn keep(&mut self, owner: u64, now: Duration) -> Option<usize> {
+        self.set_back(now);
         let until = now.saturating_add(SLOT_TTL);
-        let mine = self.owners.iter().position(|c| c.owner == owner);
-        let slot = match mine.or_else(|| self.owners.iter().position(|c| c.free_at(now))) {
+        let free = || self.owners.iter().position(|c| c.free_at(now));
+        let slot = match self.slot_of(owner).or_else(free) {
             Some(slot) => slot,
             None if self.owners.len() < MAX_SLOTS => {
                 self.owners.push(Claim::default());
@@ -82,20 +135,74 @@ impl Slots {
         self.owners.iter().enumerate().filter(|(_, c)| c.owner != 0 && c.free_at(now)).map(|(slot, _)| slot).collect()
     }
 
-    /// Marks an orphan as free.
+    /// Marks a slot as free.
     pub fn release(&mut self, slot: usize) {
         if let Some(claim) = self.owners.get_mut(slot) {
             claim.owner = 0;
         }
     }
 
-    /// Renews or takes the lease of a group's leader; whether the VM holds it now.
-    pub fn lead(&mut self, owner: u64, group: usize, now: Duration, lease: Duration) -> bool {
-        let Some(leader) = self.leaders.get_mut(group) else { return false };
+    /// A VM ends: its claims are free.
+    pub fn leave(&mut self, owner: u64) {
+        let leaders = self.places.iter_mut().map(|place| &mut place.leader);
+        self.owners.iter_mut().chain(leaders).filter(|c| c.owner == owner).for_each(|claim| claim.owner = 0);
+    }
+
+    /// Renews the place of a configuration with which a VM has begun at this time, or claims one. `None` if all are taken.
+    pub fn settle(&mut self, identity: u64, started: Duration, now: Duration) -> Option<usize> {
+        let until = now.saturating_add(SLOT_TTL);
+        let own = self.places.iter().position(|place| place.identity == identity && place.is_there(now));
+        let free = || self.places.iter().position(|place| !place.is_there(now));
+        let at = match own.or_else(free) {
+            Some(at) => at,
+            None if self.places.len() < MAX_PLACES => {
+                self.places.push(Place::default());
+                self.places.len() - 1
+            }
+            None => return None,
+        };
+        let place = self.places.get_mut(at)?;
+        if own.is_none() {
+            *place = Place { identity, ..Place::default() };
+        }
+        place.started = place.started.max(started.min(now));
+        place.until = place.until.max(until);
+        Some(at)
+    }
+
+    /// Places whose configuration has gone, and which that was.
+    pub fn gone(&self, now: Duration) -> Vec<(usize, u64)> {
+        let gone = self.places.iter().enumerate().filter(|(_, place)| place.identity != 0 && !place.is_there(now));
+        gone.map(|(at, place)| (at, place.identity)).collect()
+    }
+
+    /// Renews or takes the lease of a place's leader; whether the VM holds it now.
+    pub fn lead(&mut self, owner: u64, place: usize, now: Duration, lease: Duration) -> bool {
+        let Some(leader) = self.places.get_mut(place).map(|place| &mut place.leader) else { return false };
+        let until = now.saturating_add(lease);
+        leader.until = leader.until.min(until);
         if leader.owner != owner && !leader.free_at(now) {
             return false;
         }
-        *leader = Claim { owner, until: now.saturating_add(lease) };
+        *leader = Claim { owner, until };
         true
+    }
+
+    /// All places that were ever taken.
+    pub fn places(&self) -> &[Place] {
+        &self.places
+    }
+}
+
+impl Writer {
+    fn claim(&mut self, claim: &Claim) {
+        self.u64(claim.owner);
+        self.time(claim.until);
+    }
+}
+
+impl Reader<'_> {
+    fn claim(&mut self) -> Option<Claim> {
+        Some(Claim { owner: self.u64()?, until: self.time()? })
     }
 }

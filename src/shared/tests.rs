@@ -1,7 +1,7 @@
 use super::*;
 use crate::config::Config;
 use crate::discovery::{Member, Roster};
-use crate::fleet::{DemandLevel, Instance, OnlinePrices, Presence};
+use crate::fleet::{DemandLevel, Fleet, Instance, Model, OnlinePrices, Pool, Presence};
 use crate::latency::{self, Basis, Forecast, Speed, Work};
 use crate::learning::beliefs::{self, Beliefs};
 use crate::learning::lengths::{self, Lengths};
@@ -41,17 +41,29 @@ fn report(dispatched: u64) -> InstanceReport {
     InstanceReport { at: Some(SECOND), load, own: counters(dispatched), repeats: 4, unreachable: 1 }
 }
 
+fn index(addresses: &[&str]) -> Index {
+    Index::of(&fleet(addresses))
+}
+
+/// The counters of these instances that a record has for this owner.
+fn read_counters(bytes: &[u8], owner: u64, index: &Index) -> Option<Counters> {
+    let mut sum = Counters::new(index.len());
+    add_counters(bytes, owner, index, &mut sum).then_some(sum)
+}
+
 #[test]
 fn records_come_back_as_they_were() {
-    let fleet = fleet(&[A, B]);
+    let index = index(&[A, B]);
     let own = Counters(vec![InstanceCounters::default(), counters(1)]);
-    assert_eq!(decode_counters(&encode_counters(&own, &fleet), &fleet), Some(own));
+    assert_eq!(read_counters(&encode_counters(&own, 7, &index), 7, &index), Some(own));
     let reports = Reports(vec![InstanceReport::default(), report(4)]);
-    let bytes = encode_reports(&reports, SECOND, &fleet);
-    assert_eq!(decode_reports(&bytes, &fleet), Some((reports, SECOND)));
+    let sources = Sources { identity: 5, period: SECOND };
+    let bytes = encode_reports(&reports, &sources, &index);
+    assert_eq!(decode_reports(&bytes, 5, &index), Some((reports, sources)));
+    assert_eq!(decode_reports(&bytes, 6, &index), None, "another configuration");
     let glimpse = Glimpse { at: SECOND, running: None, waiting: Some(2.0), kv_use: Some(0.5), own: counters(4) };
-    let bytes = encode_glimpses([(1, &glimpse)], &fleet);
-    assert_eq!(decode_glimpses(&bytes, &fleet), [(1, glimpse)]);
+    let bytes = encode_glimpses([(1, &glimpse)], &index);
+    assert_eq!(decode_glimpses(&bytes, &index), [(1, glimpse)]);
     let member = |address: &str, presence| Member { address: address.to_owned(), pool: 3, presence, since: SECOND };
     let presences = [Presence::Present, Presence::Unhealthy, Presence::Gone];
     let roster = Roster([A, B, C].into_iter().zip(presences).map(|(a, p)| member(a, p)).collect());
@@ -62,45 +74,66 @@ fn records_come_back_as_they_were() {
     responses.insert("resp_1", 5);
     let back = Responses::decode(&responses.encode());
     assert_eq!((back.holder("resp_1"), back.holder("resp_2"), back.holder("x")), (Some(5), Some(4), None));
+    let shown = encode_shown(4, ["a", "b.c"].into_iter());
+    assert_eq!((decode_shown(&shown, 4), decode_shown(&shown, 5)), (vec!["a".to_owned(), "b.c".to_owned()], vec![]));
 }
 
 #[test]
-fn rows_of_other_instances_are_ignored_and_the_rest_is_kept() {
-    let before = fleet(&[A, B, C]);
+fn rows_are_found_by_their_instance_whatever_fleet_their_writer_has() {
+    let before = index(&[A, B, C]);
     let all = Counters(vec![counters(7), counters(8), counters(9)]);
     let reports = Reports(vec![report(7), report(8), report(9)]);
     let glimpse = Glimpse { at: SECOND, waiting: Some(2.0), ..Glimpse::default() };
-    let (none, silent) = (InstanceCounters::default(), InstanceReport::default());
-    // Who has the indices now, and whose rows are still right.
-    for (now, right) in [
-        (&[A, B, C][..], &[true, true, true][..]),
-        (&[A], &[true]),
-        (&[A, C, B], &[true, false, false]),
-        (&[B, B, C, A], &[false, true, true, false]),
+    // Who has the indices now, and whose rows they get.
+    for (now, rows) in [
+        (&[A, B, C][..], &[Some(0), Some(1), Some(2)][..]),
+        (&[A], &[Some(0)]),
+        (&[C, A], &[Some(2), Some(0)]),
+        (&["10.0.0.9:1", C, B], &[None, Some(2), Some(1)]),
         (&[], &[]),
     ] {
-        let now = fleet(now);
-        let rows = |i: usize| if right[i] { (all.0[i], reports.0[i]) } else { (none, silent) };
-        let (own, reported): (Vec<_>, Vec<_>) = (0..right.len()).map(rows).unzip();
-        assert_eq!(decode_counters(&encode_counters(&all, &before), &now), Some(Counters(own)));
-        let bytes = encode_reports(&reports, SECOND, &before);
-        assert_eq!(decode_reports(&bytes, &now), Some((Reports(reported), SECOND)));
+        let now = index(now);
+        let own: Vec<_> = rows.iter().map(|row| row.map_or(InstanceCounters::default(), |i| all.0[i])).collect();
+        assert_eq!(read_counters(&encode_counters(&all, 1, &before), 1, &now), Some(Counters(own.clone())));
+        let mut memory = Memory::default();
+        assert!(memory.write_counters(3, 1, &all, &before));
+        let mut sum = Counters::new(now.len());
+        assert!(memory.add_counters(3, 1, &now, &mut sum) && !memory.add_counters(2, 1, &now, &mut sum));
+        assert_eq!(sum, Counters(own), "both boards say the same");
+        let reported: Vec<_> = rows.iter().map(|row| row.map_or(InstanceReport::default(), |i| reports.0[i])).collect();
+        let sources = Sources { identity: 5, period: SECOND };
+        let bytes = encode_reports(&reports, &sources, &before);
+        assert_eq!(decode_reports(&bytes, 5, &now), Some((Reports(reported.clone()), sources.clone())));
+        assert!(memory.write_reports(0, &reports, &sources, &before));
+        assert_eq!(memory.reports(0, 5, &now), Some((Reports(reported), sources)), "both boards say the same");
         let seen = decode_glimpses(&encode_glimpses((0..3).map(|i| (i, &glimpse)), &before), &now);
-        let expected: Vec<usize> = (0..right.len()).filter(|i| right[*i]).collect();
-        assert_eq!(seen.into_iter().map(|(i, _)| i).collect::<Vec<_>>(), expected);
+        let mut found: Vec<usize> = seen.into_iter().map(|(i, _)| i).collect();
+        found.sort_unstable();
+        assert_eq!(found, (0..rows.len()).filter(|i| rows[*i].is_some()).collect::<Vec<_>>());
     }
 }
 
 #[test]
-fn broken_records_and_those_of_another_version_are_absent() {
+fn an_address_that_has_moved_to_another_pool_means_the_instance_that_is_there() {
+    let mut moved = fleet(&[A, B, A]);
+    moved.instances[0].presence = Presence::Gone;
+    let index = Index::of(&moved);
+    assert_eq!(index.find(moved.instances[0].key, 9), Some(2));
+    assert_eq!(index.find(moved.instances[0].key, 0), Some(0), "a writer with the same fleet means what it says");
+}
+
+#[test]
+fn broken_records_and_those_of_another_version_or_owner_are_absent() {
     let fleet = fleet(&[A, B]);
-    let bytes = encode_counters(&Counters(vec![counters(1), counters(1)]), &fleet);
+    let index = Index::of(&fleet);
+    let bytes = encode_counters(&Counters(vec![counters(1), counters(1)]), 7, &index);
     let mut other_version = bytes.clone();
     other_version[0] ^= 1;
-    assert_eq!(decode_counters(&other_version, &fleet), None, "another version");
-    assert_eq!(decode_counters(&[], &fleet), None, "empty");
+    assert_eq!(read_counters(&other_version, 7, &index), None, "another version");
+    assert_eq!(read_counters(&bytes, 8, &index), None, "another owner");
+    assert_eq!(read_counters(&[], 7, &index), None, "empty");
     for cut in 1..bytes.len() {
-        let decoded = decode_counters(&bytes[..cut], &fleet);
+        let decoded = read_counters(&bytes[..cut], 7, &index);
         assert!(decoded.is_none_or(|c| c.0.len() == 2 && c.0[1] == InstanceCounters::default()), "cut at {cut}");
     }
     let roster = Roster::of(&fleet, SECOND);
@@ -113,24 +146,7 @@ fn broken_records_and_those_of_another_version_are_absent() {
     assert_eq!(decode_roster(&encode_roster(&many, 9), 9), None, "longer than any");
     assert_eq!(Slots::decode(b"garbage"), Slots::default());
     assert_eq!(Responses::decode(b"garbage"), Responses::default());
-    assert!(decode_glimpses(b"garbage", &fleet).is_empty());
-}
-
-#[test]
-fn configurations_are_told_apart_by_pools_and_listed_instances() {
-    let config = |json: &serde_json::Value| crate::config::Config::parse(json.to_string().as_bytes()).unwrap().fleet;
-    let mut json: serde_json::Value = serde_json::from_str(include_str!("../../envoy/routebalance.json")).unwrap();
-    let mut listed = config(&json);
-    let reference = fingerprint(&listed);
-    json["pools"][1]["instances"] = "discover".into();
-    let mut discovered = config(&json);
-    assert_ne!(fingerprint(&discovered), reference);
-    let before = fingerprint(&discovered);
-    discovered.instances.push(Instance::new("10.0.0.1:8000".to_owned(), 1));
-    assert_eq!(fingerprint(&discovered), before, "hosts come and go");
-    listed.instances[3].address = "10.0.0.1:8000".to_owned();
-    assert_ne!(fingerprint(&listed), reference);
-    assert!(group(before) < GROUPS && group(u64::MAX) < GROUPS);
+    assert!(decode_glimpses(b"garbage", &index).is_empty());
 }
 
 #[test]
@@ -144,7 +160,9 @@ fn every_vm_gets_a_slot_of_its_own_and_a_dead_ones_is_taken_over() {
     assert_eq!(slots.orphans(at(8)), [1]);
     assert_eq!(slots.keep(13, at(8)), Some(1), "the dead one's slot");
     assert_eq!(slots.keep(12, at(8)), Some(2), "it was only slow: a new slot");
-    assert_eq!(slots.in_use(), 3);
+    assert_eq!(slots.owners().collect::<Vec<_>>(), [(0, 11), (1, 13), (2, 12)]);
+    slots.leave(13);
+    assert_eq!(slots.keep(14, at(8)), Some(1), "one that has left frees its slot at once");
     let mut full = Slots::default();
     for owner in 1..=MAX_SLOTS as u64 {
         assert!(full.keep(owner, at(1)).is_some());
@@ -153,17 +171,38 @@ fn every_vm_gets_a_slot_of_its_own_and_a_dead_ones_is_taken_over() {
 }
 
 #[test]
-fn one_vm_of_a_group_leads_and_another_takes_over_when_it_falls_silent() {
+fn every_configuration_has_a_place_as_long_as_a_vm_has_it() {
+    let at = |s: u32| SECOND * s;
     let mut slots = Slots::default();
-    assert!(slots.lead(11, 0, SECOND, SECOND));
-    assert!(!slots.lead(12, 0, SECOND, SECOND));
-    assert!(slots.lead(12, 1, SECOND, SECOND), "another configuration has its own leader");
-    assert!(slots.lead(11, 0, 2 * SECOND, SECOND), "renewed");
-    assert!(!slots.lead(12, 0, 3 * SECOND, SECOND));
+    assert_eq!(slots.settle(70, at(1), at(1)), Some(0));
+    assert_eq!(slots.settle(71, at(2), at(2)), Some(1));
+    assert_eq!(slots.settle(70, at(1), at(3)), Some(0));
+    assert!(slots.places()[1].is_newer_than(&slots.places()[0]));
+    assert_eq!(slots.settle(70, at(4), at(4)), Some(0), "rolled back to");
+    assert!(slots.places()[0].is_newer_than(&slots.places()[1]));
     assert_eq!(Slots::decode(&slots.encode()), slots);
-    assert!(slots.lead(12, 0, 4 * SECOND, SECOND), "silent for longer than the lease");
-    assert!(!slots.lead(11, 0, 4 * SECOND, SECOND));
-    assert!(!slots.lead(11, GROUPS, SECOND, SECOND), "no such group");
+    assert_eq!((slots.gone(at(7)), slots.gone(at(8))), (vec![], vec![(1, 71)]));
+    assert_eq!(slots.settle(72, at(8), at(8)), Some(1), "the place of one that has gone");
+    for identity in 100..100 + MAX_PLACES as u64 - 2 {
+        assert!(slots.settle(identity, at(8), at(8)).is_some());
+    }
+    assert_eq!(slots.settle(9_999, at(8), at(8)), None);
+    assert_eq!(slots.settle(9_999, at(10), at(10)), Some(0), "70 was last seen at 4 s");
+}
+
+#[test]
+fn one_vm_of_a_configuration_leads_and_another_takes_over_when_it_falls_silent() {
+    let mut slots = Slots::default();
+    let (one, other) = (slots.settle(70, SECOND, SECOND).unwrap(), slots.settle(71, SECOND, SECOND).unwrap());
+    assert!(slots.lead(11, one, SECOND, SECOND));
+    assert!(!slots.lead(12, one, SECOND, SECOND));
+    assert!(slots.lead(12, other, SECOND, SECOND), "another configuration has its own leader");
+    assert!(slots.lead(11, one, 2 * SECOND, SECOND), "renewed");
+    assert!(!slots.lead(12, one, 3 * SECOND, SECOND));
+    assert_eq!(Slots::decode(&slots.encode()), slots);
+    assert!(slots.lead(12, one, 4 * SECOND, SECOND), "silent for longer than the lease");
+    assert!(!slots.lead(11, one, 4 * SECOND, SECOND));
+    assert!(!slots.lead(11, MAX_PLACES, SECOND, SECOND), "no such place");
 }
 
 /// With the lease that is derived from the period, whenever the leader dies and however late the others' ticks are.
@@ -177,6 +216,7 @@ fn a_dead_leader_is_replaced_within_two_periods() {
         for phase in 0..50 {
             let mut slots = Slots::default();
             let died_at = SECOND;
+            slots.settle(70, died_at, died_at);
             assert!(slots.lead(11, 0, died_at, telemetry.lease));
             // The successor's ticks are out of phase with the leader's, and each heartbeat waits for one.
             let (mut now, mut heartbeat_at) = (died_at + Duration::from_millis(phase), died_at);
@@ -219,15 +259,25 @@ fn beliefs() -> Beliefs {
     beliefs
 }
 
+/// Models m0 to m4, and pools p0 and p1.
+fn taught() -> Fleet {
+    let reference = Config::parse(include_bytes!("../../envoy/routebalance.json")).unwrap().fleet;
+    let model = |i: usize| Model { name: format!("m{i}"), ..reference.models[0].clone() };
+    let pool = |i: usize| Pool { name: format!("p{i}"), ..reference.pools[0].clone() };
+    Fleet { models: (0..5).map(model).collect(), pools: (0..2).map(pool).collect(), ..Fleet::default() }
+}
+
 #[test]
 fn what_was_learnt_comes_back_and_teaches_the_same() {
+    let (subjects, about_quality) = (Subjects::lengths(&taught(), 9), Subjects::beliefs(&taught(), 9));
     let mut heir = Lengths::default();
-    heir.adopt(decode_lengths(&encode_lengths(&lengths(), 9), 9));
+    heir.adopt(decode_lengths(&encode_lengths(&lengths(), &Foreign::new(), &subjects), &subjects).0);
     for (a, b) in heir.factors(5).into_iter().zip(lengths().factors(5)) {
         assert!((a - b).abs() < 1e-6, "{a} {b}");
     }
     let mut heir = Beliefs::default();
-    heir.adopt(decode_beliefs(&encode_beliefs(&beliefs(), 9), 9));
+    let bytes = encode_beliefs(&beliefs(), &Foreign::new(), &about_quality);
+    heir.adopt(decode_beliefs(&bytes, &about_quality).0);
     for (model, prototype) in [(0, None), (0, Some(0)), (4, Some(255)), (4, Some(3)), (1, None)] {
         let of = |beliefs: &Beliefs| beliefs.offsets().revised(model, prototype, 0.5, 0.1);
         let (a, b) = (of(&heir), of(&beliefs()));
@@ -235,21 +285,61 @@ fn what_was_learnt_comes_back_and_teaches_the_same() {
     }
 }
 
+/// A fleet with models and pools before, behind and instead of those that lessons are about.
+fn changed() -> Fleet {
+    let mut fleet = taught();
+    fleet.models.swap_remove(0);
+    fleet.models[1].name = "new".to_owned();
+    fleet.pools.reverse();
+    fleet
+}
+
+#[test]
+fn what_was_learnt_of_a_model_or_a_pool_stays_with_it_through_a_change_of_the_fleet() {
+    let (before, after) = (Subjects::lengths(&taught(), 9), Subjects::lengths(&changed(), 9));
+    let bytes = encode_lengths(&lengths(), &Foreign::new(), &before);
+    let (own, foreign) = decode_lengths(&bytes, &after);
+    // m3 is there still, at its old index; m0 has gone.
+    assert_eq!((own.keys().copied().collect::<Vec<_>>(), foreign.len()), (vec![3], 1));
+    let mut heir = Lengths::default();
+    heir.adopt(own);
+    heir.learn(&lengths::Lesson { model: 0, residual: 0.1, censored: false });
+    let (back, foreign) = decode_lengths(&encode_lengths(&heir, &foreign, &after), &before);
+    let (was, _) = decode_lengths(&bytes, &before);
+    assert_eq!((back.get(&0), back.get(&3)), (was.get(&0), was.get(&3)), "rolled back, nothing is lost");
+    assert!(back.contains_key(&4) && foreign.is_empty(), "m4 stood at index 0: {back:?}");
+
+    let (before, after) = (Subjects::beliefs(&taught(), 9), Subjects::beliefs(&changed(), 9));
+    let (own, foreign) = decode_beliefs(&encode_beliefs(&beliefs(), &Foreign::new(), &before), &after);
+    assert_eq!((own.into_keys().collect::<Vec<_>>(), foreign.len()), (vec![256], 2), "m4 is model 0, prototype 255");
+
+    let (before, after) = (Subjects::speeds(&taught(), Basis::Both), Subjects::speeds(&changed(), Basis::Both));
+    let (own, foreign) = decode_speeds(&encode_speeds(&speeds(), &ForeignSpeeds::default(), &before), &after);
+    assert_eq!(foreign, ForeignSpeeds::default());
+    assert_eq!(
+        (own.factors.into_keys().collect::<Vec<_>>(), own.traffic.into_keys().collect::<Vec<_>>()),
+        (vec![0, 1], vec![0])
+    );
+}
+
 #[test]
 fn what_others_learnt_of_other_models_or_wrongly_is_absent() {
-    let good = encode_lengths(&lengths(), 9);
-    assert!(decode_lengths(&good, 8).is_empty() && decode_lengths(&[], 9).is_empty());
+    let none = Foreign::new;
+    let (subjects, about_quality) = (Subjects::lengths(&taught(), 9), Subjects::beliefs(&taught(), 9));
+    let good = encode_lengths(&lengths(), &none(), &subjects);
+    let other_predictor = Subjects::lengths(&taught(), 8);
+    assert!(decode_lengths(&good, &other_predictor).0.is_empty() && decode_lengths(&[], &subjects).0.is_empty());
     for cut in 0..good.len() {
-        assert!(decode_lengths(&good[..cut], 9).len() < 2, "cut at {cut}");
+        assert!(decode_lengths(&good[..cut], &subjects).0.len() < 2, "cut at {cut}");
     }
-    let beliefs = encode_beliefs(&beliefs(), 9);
-    assert!(decode_beliefs(&beliefs, 8).is_empty());
+    let beliefs = encode_beliefs(&beliefs(), &Foreign::new(), &about_quality);
+    assert!(decode_beliefs(&beliefs, &Subjects::beliefs(&taught(), 8)).0.is_empty());
     // Whatever byte is broken, what is read stays possible: the factors and offsets are bounded.
     for (at, value) in (0..good.len()).flat_map(|at| [0x00, 0x7f, 0x80, 0xff].map(|value| (at, value))) {
         let mut broken = good.clone();
         broken[at] = value;
         let mut reader = Lengths::default();
-        reader.read(&[decode_lengths(&broken, 9)]);
+        reader.read(&[decode_lengths(&broken, &subjects).0]);
         let factor = reader.factor(0);
         assert!((1.0 / lengths::FACTOR_MAX..=lengths::FACTOR_MAX).contains(&factor), "{at} {value}: {factor}");
     }
@@ -257,10 +347,23 @@ fn what_others_learnt_of_other_models_or_wrongly_is_absent() {
         let mut broken = beliefs.clone();
         broken[at] = 0x7f;
         let mut reader = Beliefs::default();
-        reader.read(&[decode_beliefs(&broken, 9)]);
+        reader.read(&[decode_beliefs(&broken, &about_quality).0]);
         let (quality, sd) = reader.offsets().revised(4, Some(255), 0.5, 0.1);
         assert!((0.0..=1.0).contains(&quality) && (0.0..=0.1).contains(&sd), "{at}: {quality} {sd}");
     }
+}
+
+#[test]
+fn a_record_keeps_so_many_foreign_rows_and_no_more() {
+    let mut lengths = Lengths::default();
+    let models = |n: usize| Fleet {
+        models: (0..n).map(|i| Model { name: format!("x{i}"), ..taught().models[0].clone() }).collect(),
+        ..Fleet::default()
+    };
+    (0..1_000).for_each(|model| lengths.learn(&lengths::Lesson { model, residual: 0.1, censored: false }));
+    let bytes = encode_lengths(&lengths, &Foreign::new(), &Subjects::lengths(&models(1_000), 9));
+    let (own, foreign) = decode_lengths(&bytes, &Subjects::lengths(&models(3), 9));
+    assert_eq!((own.len(), foreign.len()), (3, 256));
 }
 
 fn speeds() -> Speeds {
@@ -280,10 +383,11 @@ fn speeds() -> Speeds {
 
 #[test]
 fn what_was_learnt_of_speed_comes_back_as_it_was() {
-    let bytes = encode_speeds(&speeds(), 9);
-    assert!(bytes.len() <= 9 + 16 + 380, "{} bytes", bytes.len());
+    let subjects = Subjects::speeds(&taught(), Basis::Both);
+    let bytes = encode_speeds(&speeds(), &ForeignSpeeds::default(), &subjects);
+    assert!(bytes.len() <= 9 + 16 + 440, "{} bytes", bytes.len());
     let mut heir = Speeds::default();
-    heir.adopt(decode_speeds(&bytes, 9));
+    heir.adopt(decode_speeds(&bytes, &subjects).0);
     for basis in [Basis::Prior, Basis::Learned, Basis::Both] {
         let (back, was) = (heir.speed(1, basis), speeds().speed(1, basis));
         assert!((back.ttft_factor / was.ttft_factor - 1.0).abs() < 1e-6 && back.ttft_factor >= 1.0, "{basis:?}");
@@ -293,16 +397,18 @@ fn what_was_learnt_of_speed_comes_back_as_it_was() {
         let p = |speed: &Speed| speed.probability_ttft_within(0.2, 0.25);
         assert!((p(&back) - p(&was)).abs() < 1e-6, "{basis:?}");
     }
-    assert_eq!(decode_speeds(&bytes, 8), SpeedTallies::default(), "other pools");
+    let others = Subjects::speeds(&taught(), Basis::Prior);
+    assert_eq!(decode_speeds(&bytes, &others).0, SpeedTallies::default(), "other forecasts");
     for cut in 0..bytes.len() {
-        assert_eq!(decode_speeds(&bytes[..cut], 9), SpeedTallies::default(), "cut at {cut}");
+        assert_eq!(decode_speeds(&bytes[..cut], &subjects).0, SpeedTallies::default(), "cut at {cut}");
     }
 }
 
 /// Whatever bytes another worker leaves, forecasts stay numbers.
 #[test]
 fn broken_records_of_speed_break_no_forecast() {
-    let good = encode_speeds(&speeds(), 9);
+    let subjects = Subjects::speeds(&taught(), Basis::Both);
+    let good = encode_speeds(&speeds(), &ForeignSpeeds::default(), &subjects);
     let fleet = Config::parse(include_bytes!("../../envoy/routebalance.json")).unwrap().fleet;
     let pool = &fleet.pools[1];
     let work = Work { prompt_tokens: 200.0, cached_tokens: 0.0, output_tokens: 100.0 };
@@ -311,7 +417,7 @@ fn broken_records_of_speed_break_no_forecast() {
         let mut broken = good.clone();
         broken[at] = value;
         let mut reader = Speeds::default();
-        reader.read(vec![decode_speeds(&broken, 9)]);
+        reader.read(vec![decode_speeds(&broken, &subjects).0]);
         for basis in [Basis::Learned, Basis::Both] {
             let speed = reader.speed(1, basis);
             let forecast = latency::forecast(&pool.profile, &pool.limits, &load, &work, &speed);
@@ -331,30 +437,34 @@ fn recent_decisions_are_found_scored_and_in_the_end_forgotten() {
         propensity: 1.0,
         scored: false,
     };
-    let mut recent = Recent::decode(Vec::new(), 9);
-    recent.insert("a", &decision(1));
-    recent.insert("b", &decision(2));
-    recent.insert("b", &decision(3));
-    let mut back = Recent::decode(recent.bytes().to_vec(), 9);
+    let subjects = Subjects::beliefs(&taught(), 9);
+    let mut recent = Recent::decode(Vec::new());
+    recent.insert("a", &decision(1), &subjects);
+    recent.insert("b", &decision(2), &subjects);
+    recent.insert("b", &decision(3), &subjects);
+    let mut back = Recent::decode(recent.bytes().to_vec());
     assert_eq!(back, recent);
-    assert_eq!(back.score("a"), Some(decision(1)));
-    assert_eq!(back.score("b"), Some(decision(3)), "the latest");
-    let mut again = Recent::decode(back.bytes().to_vec(), 9);
-    assert_eq!(again.score("b"), Some(RecentDecision { scored: true, ..decision(3) }));
-    assert_eq!(again.score("c"), None);
+    assert_eq!(back.score("a", &subjects), Some(decision(1)));
+    assert_eq!(back.score("b", &subjects), Some(decision(3)), "the latest");
+    let mut again = Recent::decode(back.bytes().to_vec());
+    assert_eq!(again.score("b", &subjects), Some(RecentDecision { scored: true, ..decision(3) }));
+    assert_eq!(again.score("c", &subjects), None);
     let whole = recent.bytes();
     for bytes in [&whole[..20], &whole[..whole.len() - 1], b"garbage", &[&whole[..9], &[0; 33 * 32][..]].concat()] {
-        assert_eq!(Recent::decode(bytes.to_vec(), 9), Recent::decode(Vec::new(), 9), "{bytes:?}");
+        assert_eq!(Recent::decode(bytes.to_vec()), Recent::decode(Vec::new()), "{bytes:?}");
     }
-    assert_eq!(Recent::decode(whole.to_vec(), 8), Recent::decode(Vec::new(), 8), "other models");
+    let later = Subjects::beliefs(&changed(), 9);
+    let models = |id| Recent::decode(whole.to_vec()).score(id, &later).map(|decision| decision.model);
+    assert_eq!((models("a"), models("b")), (None, Some(3)), "m1 has gone, m3 is where it was");
     let mut broken = whole.to_vec();
     broken[9 + 20..9 + 24].copy_from_slice(&f32::NAN.to_le_bytes());
-    assert_eq!(Recent::decode(broken, 9).score("a"), None, "no number");
+    assert_eq!(Recent::decode(broken).score("a", &subjects), None, "no number");
     // Of 4,096 decisions spread by their ids, most are still there, and all of the last 2,000.
-    let mut ring = vec![Recent::decode(Vec::new(), 9); RECENT_SEGMENTS];
+    let mut ring = vec![Recent::decode(Vec::new()); RECENT_SEGMENTS];
     let id = |i: usize| format!("8f14e45f-{i:08x}-4c3b");
-    (0..10_000).for_each(|i| ring[Recent::segment(&id(i))].insert(&id(i), &decision(1)));
-    let kept: Vec<usize> = (0..10_000).filter(|i| ring[Recent::segment(&id(*i))].score(&id(*i)).is_some()).collect();
+    (0..10_000).for_each(|i| ring[Recent::segment(&id(i))].insert(&id(i), &decision(1), &subjects));
+    let kept: Vec<usize> =
+        (0..10_000).filter(|i| ring[Recent::segment(&id(*i))].score(&id(*i), &subjects).is_some()).collect();
     assert!(kept.len() == 4_096 && (8_000..10_000).all(|i| kept.contains(&i)), "{} kept", kept.len());
     assert!(ring.iter().all(|segment| segment.bytes().len() <= 1_100));
 }

@@ -54,8 +54,8 @@ pub struct Rounds {
 impl Rounds {
     /// The instances whose turn has come since the last call, at most `room` of them.
     pub fn turns(&mut self, now: Duration, period: Duration, instances: usize, room: usize) -> Vec<usize> {
-        // Whoever begins, or has paused, begins a round.
-        let since = self.looked_at.map_or(Duration::ZERO, |at| now.saturating_sub(at)).min(period);
+        // Whoever begins, or has paused, asks all: what is known is as old as nobody has asked.
+        let since = self.looked_at.map_or(period, |at| now.saturating_sub(at)).min(period);
         self.looked_at = Some(now);
         let rounds = since.as_secs_f64() / period.as_secs_f64().max(1e-3);
         // Turns missed while there was no room are not made up for beyond one round.

@@ -1,0 +1,255 @@
+//! The board: where workers leave records for each other.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::{
+    Index, Slots, Sources, VERSION, add_counters, decode_health, decode_reports, encode_counters, encode_health,
+    encode_reports,
+};
+use crate::health::Records;
+use crate::reckoning::{Counters, Reports};
+
+/// What a record is about; the version of its form is part of its key, so that modules of two versions never meet.
+///
+/// A *slot* belongs to one VM, a *place* to one configuration: [`Slots`] says to which, and what is written there says so, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    /// Which VM owns which slot, and which configuration which place ([`Slots`]); written by compare-and-swap.
+    Slots,
+    /// The instances that something speaks against ([`Records`]); written by compare-and-swap.
+    Health,
+    /// The last reports that a configuration's leader has fetched; written by it.
+    Reports(usize),
+    /// The roster of a configuration ([`crate::discovery::Roster`]); written by its leader, by compare-and-swap.
+    Roster(usize),
+    /// What statistics a configuration shows; written by its leader.
+    Shown(usize),
+    /// Prices that follow demand, of a configuration; written by its leader, by compare-and-swap.
+    Prices(usize),
+    /// A worker's counters; written by the slot's owner, and by whoever finds it dead.
+    Counters(usize),
+    /// The loads that a worker has seen in response headers; written by the slot's owner.
+    Glimpses(usize),
+    /// The responses that a worker has seen created; written by the slot's owner.
+    Responses(usize),
+    /// One segment of what a worker has placed where; written by the slot's owner.
+    Placements(usize, usize),
+    /// What a worker has learnt of lengths; written by the slot's owner.
+    Lengths(usize),
+    /// What a worker has learnt of speed; written by the slot's owner.
+    Speeds(usize),
+    /// What a worker has learnt from feedback; written by the slot's owner.
+    Beliefs(usize),
+    /// One segment of a worker's recent decisions. The slot's owner adds decisions and any VM marks one as scored: by
+    /// compare-and-swap, both.
+    Recent(usize, usize),
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "routebalance.{VERSION}.")?;
+        match self {
+            Key::Slots => f.write_str("slots"),
+            Key::Health => f.write_str("health"),
+            Key::Reports(place) => write!(f, "reports.{place}"),
+            Key::Roster(place) => write!(f, "roster.{place}"),
+            Key::Shown(place) => write!(f, "shown.{place}"),
+            Key::Prices(place) => write!(f, "prices.{place}"),
+            Key::Counters(slot) => write!(f, "counters.{slot}"),
+            Key::Glimpses(slot) => write!(f, "glimpses.{slot}"),
+            Key::Responses(slot) => write!(f, "responses.{slot}"),
+            Key::Placements(slot, segment) => write!(f, "placements.{slot}.{segment}"),
+            Key::Lengths(slot) => write!(f, "lengths.{slot}"),
+            Key::Speeds(slot) => write!(f, "speeds.{slot}"),
+            Key::Beliefs(slot) => write!(f, "beliefs.{slot}"),
+            Key::Recent(slot, segment) => write!(f, "recent.{slot}.{segment}"),
+        }
+    }
+}
+
+/// The version of a record: it changes with every write.
+pub type Version = u32;
+
+/// Where workers leave records for each other: Envoy's shared data, or memory.
+///
+/// Records that every decision reads have methods of their own, so that a board need not keep them as bytes.
+pub trait Board {
+    /// A record's bytes and version; `None` where there is none.
+    fn read(&self, key: Key) -> (Option<Vec<u8>>, Option<Version>);
+
+    /// Writes a record. With a version, only if that is still the record's; whether it was written.
+    fn write(&mut self, key: Key, bytes: &[u8], version: Option<Version>) -> bool;
+
+    /// Who is there.
+    fn slots(&self) -> (Slots, Option<Version>) {
+        let (bytes, version) = self.read(Key::Slots);
+        (bytes.map(|bytes| Slots::decode(&bytes)).unwrap_or_default(), version)
+    }
+
+    /// Writes who is there, if nobody else has since.
+    fn write_slots(&mut self, slots: &Slots, version: Option<Version>) -> bool {
+        self.write(Key::Slots, &slots.encode(), version)
+    }
+
+    /// Adds a worker's counters to a sum, if they are this owner's; whether there were any.
+    fn add_counters(&self, slot: usize, owner: u64, index: &Index, sum: &mut Counters) -> bool {
+        self.read(Key::Counters(slot)).0.is_some_and(|bytes| add_counters(&bytes, owner, index, sum))
+    }
+
+    /// Writes a worker's counters as this owner's.
+    fn write_counters(&mut self, slot: usize, owner: u64, counters: &Counters, index: &Index) -> bool {
+        self.write(Key::Counters(slot), &encode_counters(counters, owner, index), None)
+    }
+
+    /// The reports of a place; `None` where they are not this configuration's.
+    fn reports(&self, place: usize, identity: u64, index: &Index) -> Option<(Reports, Sources)> {
+        decode_reports(&self.read(Key::Reports(place)).0?, identity, index)
+    }
+
+    /// Writes the reports of a place.
+    fn write_reports(&mut self, place: usize, reports: &Reports, sources: &Sources, index: &Index) -> bool {
+        self.write(Key::Reports(place), &encode_reports(reports, sources, index), None)
+    }
+
+    /// What speaks against instances, and the version of that.
+    fn records(&self) -> (Records, Option<Version>) {
+        let (bytes, version) = self.read(Key::Health);
+        (bytes.map(|bytes| decode_health(&bytes)).unwrap_or_default(), version)
+    }
+
+    /// Writes what speaks against instances, if nobody else has since.
+    fn write_records(&mut self, records: &Records, version: Option<Version>) -> bool {
+        self.write(Key::Health, &encode_health(records), version)
+    }
+}
+
+/// A board in memory that keeps every record as bytes, as Envoy does.
+#[derive(Clone, Debug, Default)]
+pub struct Bytes(BTreeMap<Key, (Vec<u8>, Version)>);
+
+impl Board for Bytes {
+    fn read(&self, key: Key) -> (Option<Vec<u8>>, Option<Version>) {
+        self.0.get(&key).map(|(bytes, version)| (bytes.clone(), *version)).unzip()
+    }
+
+    fn write(&mut self, key: Key, bytes: &[u8], version: Option<Version>) -> bool {
+        let (old, at) = self.0.entry(key).or_default();
+        if version.is_some_and(|version| version != *at) {
+            return false;
+        }
+        (*old, *at) = (bytes.to_vec(), at.wrapping_add(1));
+        true
+    }
+}
+
+/// The records that every decision reads, as they are, and all others as bytes: what a simulation needs.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    bytes: Bytes,
+    slots: (Slots, Version),
+    records: (Records, Version),
+    counters: Vec<Option<Counted>>,
+    reports: Vec<Option<(Reports, Sources, Index)>>,
+}
+
+#[derive(Clone, Debug)]
+struct Counted {
+    owner: u64,
+    counters: Counters,
+    index: Index,
+}
+
+/// A version that exists: a record that was never written has none.
+fn existing(version: Version) -> Option<Version> {
+    (version > 0).then_some(version)
+}
+
+/// A place of a list that grows as far as it is used.
+fn place_in<T>(list: &mut Vec<Option<T>>, place: usize) -> Option<&mut Option<T>> {
+    if list.len() <= place {
+        list.resize_with(place.saturating_add(1), || None);
+    }
+    list.get_mut(place)
+}
+
+impl Board for Memory {
+    fn read(&self, key: Key) -> (Option<Vec<u8>>, Option<Version>) {
+        self.bytes.read(key)
+    }
+
+    fn write(&mut self, key: Key, bytes: &[u8], version: Option<Version>) -> bool {
+        self.bytes.write(key, bytes, version)
+    }
+
+    fn slots(&self) -> (Slots, Option<Version>) {
+        (self.slots.0.clone(), existing(self.slots.1))
+    }
+
+    fn write_slots(&mut self, slots: &Slots, version: Option<Version>) -> bool {
+        let is_last = version.is_none_or(|version| version == self.slots.1);
+        if is_last {
+            self.slots = (slots.clone(), self.slots.1.wrapping_add(1));
+        }
+        is_last
+    }
+
+    fn add_counters(&self, slot: usize, owner: u64, index: &Index, sum: &mut Counters) -> bool {
+        let Some(Some(counted)) = self.counters.get(slot).filter(|c| c.as_ref().is_some_and(|c| c.owner == owner))
+        else {
+            return false;
+        };
+        if counted.index == *index {
+            sum.add(&counted.counters);
+            return true;
+        }
+        for (row, counters) in counted.counters.0.iter().enumerate() {
+            let at = counted.index.key(row).and_then(|key| index.find(key, row));
+            if let Some(sum) = at.and_then(|at| sum.0.get_mut(at)) {
+                sum.add(counters);
+            }
+        }
+        true
+    }
+
+    fn write_counters(&mut self, slot: usize, owner: u64, counters: &Counters, index: &Index) -> bool {
+        match place_in(&mut self.counters, slot) {
+            Some(Some(counted)) if counted.index == *index => {
+                counted.owner = owner;
+                counted.counters.0.clone_from(&counters.0);
+            }
+            Some(place) => *place = Some(Counted { owner, counters: counters.clone(), index: index.clone() }),
+            None => return false,
+        }
+        true
+    }
+
+    fn reports(&self, place: usize, identity: u64, index: &Index) -> Option<(Reports, Sources)> {
+        let (reports, sources, of) = self.reports.get(place)?.as_ref()?;
+        if sources.identity != identity {
+            return None;
+        }
+        if of == index {
+            return Some((reports.clone(), sources.clone()));
+        }
+        decode_reports(&encode_reports(reports, sources, of), identity, index)
+    }
+
+    fn write_reports(&mut self, place: usize, reports: &Reports, sources: &Sources, index: &Index) -> bool {
+        let Some(place) = place_in(&mut self.reports, place) else { return false };
+        *place = Some((reports.clone(), sources.clone(), index.clone()));
+        true
+    }
+
+    fn records(&self) -> (Records, Option<Version>) {
+        (self.records.0.clone(), existing(self.records.1))
+    }
+
+    fn write_records(&mut self, records: &Records, version: Option<Version>) -> bool {
+        let is_last = version.is_none_or(|version| version == self.records.1);
+        if is_last {
+            self.records = (records.clone(), self.records.1.wrapping_add(1));
+        }
+        is_last
+    }
+}

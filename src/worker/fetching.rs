@@ -1,0 +1,240 @@
+//! What the VM that leads asks for: load reports of instances, and the hosts of Envoy's clusters.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::{Worker, is_due};
+use crate::discovery::{self, ANSWER_BYTES_MAX};
+use crate::fleet::Presence;
+use crate::reckoning::{Counters, InstanceCounters};
+use crate::shared::Board;
+use crate::telemetry::{self, Adapters, IN_FLIGHT_MAX, Page, Rounds, Schedule};
+
+/// A GET that is to be sent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fetch {
+    /// Envoy's cluster.
+    pub cluster: String,
+    /// The path.
+    pub path: String,
+    /// The host that is asked for.
+    pub authority: String,
+    /// The endpoint, where the cluster has several.
+    pub endpoint: Option<String>,
+    /// Time after which there is no answer.
+    pub timeout: Duration,
+    /// What it is for: to be given back with the answer.
+    pub purpose: Purpose,
+}
+
+/// What an answer is for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Purpose {
+    /// A load report.
+    Scrape(Scrape),
+    /// The hosts of Envoy's clusters.
+    Hosts,
+}
+
+/// A question to an instance.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scrape {
+    /// Index of the instance.
+    pub instance: usize,
+    /// Tells whether the index still means the same instance when the answer comes.
+    key: u32,
+    asked_at: Duration,
+    /// The counters of all workers for the instance when it was asked.
+    own: InstanceCounters,
+}
+
+/// Scrapes of one VM.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Scraper {
+    rounds: Rounds,
+    schedule: Schedule,
+    /// The instances that are being asked.
+    asked: BTreeSet<usize>,
+    /// The instances whose last scrape had no answer, and when that was asked for.
+    silent: BTreeMap<usize, Duration>,
+}
+
+/// Scrapes of silent instances under way at once: each takes a whole time-out, and the others must not wait for that.
+const SILENT_IN_FLIGHT_MAX: usize = IN_FLIGHT_MAX / 4;
+
+/// Questions to Envoy's admin listener, one at a time.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Asker {
+    is_asking: bool,
+    /// When the next one is due, and how long that was from the last one.
+    next_at: Duration,
+    pause: Duration,
+}
+
+impl Worker {
+    /// The scrapes that are due, of instances that no newer configuration covers.
+    pub(super) fn scrape(&mut self, counters: &Counters, covered: &[bool], now: Duration) -> Vec<Fetch> {
+        let config = self.router.config();
+        if !config.telemetry.enabled {
+            return Vec::new();
+        }
+        let Scraper { rounds, schedule, asked, silent } = &mut self.scraper;
+        let fleet = &config.fleet;
+        let is_there = |i: usize| fleet.instances.get(i).is_some_and(|i| i.presence != Presence::Gone);
+        silent.retain(|i, _| is_there(*i));
+        let there = (0..fleet.instances.len()).filter(|i| is_there(*i) && !silent.contains_key(i)).count();
+        let period = schedule.period(&config.telemetry, there);
+        let room = IN_FLIGHT_MAX.saturating_sub(asked.len());
+        let mut fetches = Vec::new();
+        for turn in rounds.turns(now, period, fleet.instances.len(), room) {
+            let Some(i) = next_of(turn, asked, silent) else { continue };
+            let (Some((_, pool)), Some(instance)) = (fleet.pool_of(i), fleet.instances.get(i)) else { continue };
+            let is_covered = covered.get(i).copied().unwrap_or(false);
+            if !is_there(i) || is_covered || asked.contains(&i) {
+                continue;
+            }
+            let own = counters.0.get(i).copied().unwrap_or_default();
+            asked.insert(i);
+            fetches.push(Fetch {
+                cluster: pool.cluster.clone(),
+                path: config.telemetry.metrics_path.clone(),
+                authority: instance.address.clone(),
+                endpoint: Some(instance.address.clone()),
+                timeout: config.telemetry.scrape_timeout,
+                purpose: Purpose::Scrape(Scrape { instance: i, key: instance.key, asked_at: now, own }),
+            });
+        }
+        self.set_period(period);
+        fetches
+    }
+
+    /// Which instances a newer configuration has fresh reports of: nobody else asks them.
+    pub(super) fn covered(&self, board: &impl Board, now: Duration) -> Vec<bool> {
+        let mut covered = vec![false; self.index.len()];
+        for newer in self.neighbours.iter().filter(|neighbour| neighbour.is_newer) {
+            let Some((reports, sources)) = board.reports(newer.place, newer.identity, &self.index) else { continue };
+            let fresh = sources.period.saturating_mul(FRESH_PERIODS);
+            for (covered, report) in covered.iter_mut().zip(&reports.0) {
+                let is_fresh = report.at.is_some_and(|at| now.saturating_sub(at) <= fresh);
+                *covered |= is_fresh && report.load.running.is_some();
+            }
+        }
+        covered
+    }
+
+    /// The question for Envoy's hosts, if it is due.
+    pub(super) fn ask_for_hosts(&mut self, now: Duration) -> Option<Fetch> {
+        let discovery = self.router.config().discovery.as_ref()?;
+        if self.asker.is_asking || !is_due(self.asker.next_at, self.asker.pause, now) {
+            return None;
+        }
+        self.asker = Asker { is_asking: true, next_at: now.saturating_add(discovery.period), pause: discovery.period };
+        Some(Fetch {
+            cluster: discovery.cluster.clone(),
+            path: discovery.path.clone(),
+            authority: discovery.cluster.clone(),
+            endpoint: None,
+            timeout: discovery.timeout,
+            purpose: Purpose::Hosts,
+        })
+    }
+
+    /// A call could not be sent.
+    pub fn not_fetched(&mut self, purpose: &Purpose) {
+        match purpose {
+            Purpose::Scrape(scrape) => drop(self.scraper.asked.remove(&scrape.instance)),
+            Purpose::Hosts => self.asker.is_asking = false,
+        }
+    }
+
+    /// A call was answered with this status and body; without a status, it was not.
+    pub fn fetched(
+        &mut self,
+        board: &mut impl Board,
+        purpose: &Purpose,
+        status: Option<u16>,
+        body: &[u8],
+        now: Duration,
+    ) {
+        match purpose {
+            Purpose::Scrape(scrape) => self.scraped(scrape, status, body, now),
+            Purpose::Hosts => self.told_hosts(board, status, body, now),
+        }
+    }
+
+    fn scraped(&mut self, scrape: &Scrape, status: Option<u16>, page: &[u8], now: Duration) {
+        self.scraper.asked.remove(&scrape.instance);
+        let instance = self.router.config().fleet.instances.get(scrape.instance);
+        if !self.leads || instance.is_none_or(|instance| instance.key != scrape.key) {
+            return;
+        }
+        let Some(report) = self.reports.0.get_mut(scrape.instance) else { return };
+        self.unwritten_reports = true;
+        // Envoy answers for an instance that it cannot reach: with nothing at all after a time-out, else with a 503 of its own.
+        let outcome = match status {
+            None => "scrapes.failed",
+            Some(502..=504) => {
+                report.nobody_there();
+                "scrapes.failed"
+            }
+            Some(_) => {
+                let Page { load, adapters } = telemetry::parse_metrics(page);
+                report.answered(scrape.asked_at, load, scrape.own);
+                self.scraper.schedule.parsed(page.len());
+                if let Some(adapters) = adapters {
+                    self.loaded(scrape.instance, &adapters, now);
+                }
+                if load.running.is_some() { "scrapes.ok" } else { "scrapes.unusable" }
+            }
+        };
+        if outcome == "scrapes.failed" {
+            self.scraper.silent.insert(scrape.instance, scrape.asked_at);
+        } else {
+            self.scraper.silent.remove(&scrape.instance);
+        }
+        self.statistics.count(outcome);
+    }
+
+    /// Of the adapters that an instance reports, running or about to, remembers those that clients may ask for.
+    fn loaded(&mut self, instance: usize, adapters: &Adapters, now: Duration) {
+        let Worker { router, placements, index, .. } = self;
+        let fleet = &router.config().fleet;
+        let Some(model) = fleet.pool_of(instance).and_then(|(_, pool)| fleet.model_of(pool)) else { return };
+        let known = |adapter: &&String| model.adapters.contains(adapter);
+        for adapter in adapters.running.iter().chain(&adapters.waiting).filter(known) {
+            placements.loaded(adapter, index, instance, now);
+        }
+    }
+
+    fn told_hosts(&mut self, board: &mut impl Board, status: Option<u16>, answer: &[u8], now: Duration) {
+        self.asker.is_asking = false;
+        let is_readable = status == Some(200) && answer.len() <= ANSWER_BYTES_MAX;
+        match discovery::parse(if is_readable { answer } else { &[] }) {
+            Some(clusters) => {
+                self.statistics.count("discoveries.ok");
+                if self.leads {
+                    self.discovered(board, &clusters, now);
+                }
+            }
+            None => self.statistics.count("discoveries.failed"),
+        }
+        if let Some(discovery) = self.router.config().discovery.as_ref() {
+            let bytes = if is_readable { answer.len() } else { 0 };
+            self.asker.pause = discovery::period(discovery.period, bytes);
+            self.asker.next_at = now.saturating_add(self.asker.pause);
+        }
+    }
+}
+
+/// Who is asked in an instance's turn: itself, or, if it is silent, whichever silent one was asked longest ago, while there is room.
+fn next_of(turn: usize, asked: &BTreeSet<usize>, silent: &BTreeMap<usize, Duration>) -> Option<usize> {
+    if !silent.contains_key(&turn) {
+        return Some(turn);
+    }
+    let under_way = silent.keys().filter(|i| asked.contains(i)).count();
+    let waiting = silent.iter().filter(|(i, _)| under_way < SILENT_IN_FLIGHT_MAX && !asked.contains(i));
+    waiting.min_by_key(|(_, asked_at)| **asked_at).map(|(i, _)| *i)
+}
+
+/// A report is fresh for so many periods: nobody is blind for longer if whoever fetches them ceases to.
+const FRESH_PERIODS: u32 = 2;
