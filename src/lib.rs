@@ -13,6 +13,7 @@
 //! | [`fleet`] | vocabulary: models, pools, instances, tariffs, weights; no behaviour |
 //! | [`config`] | `routebalance.json` as written, checked into a fleet and policies, or one sentence that names the field |
 //! | [`names`] | header and key names that the filter and Envoy's configuration share |
+//! | [`hash`] | hashes of names and addresses, the same in every build |
 //! | [`openai`] | the request fields that matter, usage of a response, error bodies; one linear scan |
 //! | [`learning`] | what responses and feedback teach: corrections of lengths, beliefs about quality, exploration |
 //! | [`features`] | prompt text to hashed slots and surface features; bounded work |
@@ -56,6 +57,7 @@ pub mod config;
 pub mod discovery;
 pub mod features;
 pub mod fleet;
+pub mod hash;
 pub mod health;
 pub mod latency;
 pub mod learning;

@@ -29,6 +29,7 @@ pub use roster::{decode_roster, encode_roster};
 pub use slots::{MAX_SLOTS, SLOT_TTL, Slots};
 
 use crate::fleet::Fleet;
+use crate::hash::fnv1a;
 use crate::latency::Basis;
 
 /// Key of the record that says which VM owns which slot ([`Slots`]); written by compare-and-swap.
@@ -103,18 +104,6 @@ pub fn recent_key(slot: usize, segment: usize) -> String {
 }
 
 const VERSION: u8 = 3;
-
-/// 64-bit FNV-1a (Fowler, Noll, Vo): short, stable across builds, good enough to tell names apart.
-pub fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
-}
-
-/// Tells apart the instances that a record has rows of: a row whose key is not that of the fleet's instance with its index is
-/// of another one, and ignored. Two addresses of one index have the same key once in four billion cases.
-pub fn address_key(address: &str) -> u32 {
-    let hash = fnv1a(address.as_bytes());
-    (hash ^ (hash >> 32)) as u32
-}
 
 /// Tells configurations apart: pools, their clusters, and the instances that are listed.
 pub fn fingerprint(fleet: &Fleet) -> u64 {

@@ -1,7 +1,8 @@
 //! Prices that follow demand.
 
-use super::{Reader, Writer, fnv1a};
+use super::{Reader, Writer};
 use crate::fleet::{Fleet, Policy};
+use crate::hash::fnv1a;
 use crate::plan::online::{LivePrices, Steering};
 
 /// Tells apart the prices of other models, of other plans, and of other instances: what was sent to those is not counted here.
