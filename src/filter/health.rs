@@ -7,10 +7,10 @@ use proxy_wasm::types::MapType;
 use crate::filter::attempt::Planned;
 use crate::filter::host;
 use crate::filter::worker::{SWAP_ATTEMPTS, Worker};
-use crate::health::{self, Attempts, Event, Failure, Outcome, Records, Sight, Standing, Watch};
+use crate::health::{self, Attempts, Event, Failure, Outcome, Records, Sight, Watch};
 use crate::names;
 use crate::openai::{Observed, Prompt};
-use crate::reckoning::Counters;
+use crate::reckoning::{Counters, Standing};
 use crate::router::Decision;
 use crate::shared;
 

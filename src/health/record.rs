@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Case, Failure, Standing};
+use super::{Case, Failure};
 use crate::config::Health;
+use crate::reckoning::Standing;
 
 /// What is remembered of an instance that something spoke against.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

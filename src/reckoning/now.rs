@@ -12,8 +12,7 @@ use std::time::Duration;
 
 use crate::config::Telemetry;
 use crate::fleet::{Fleet, Pool, Presence};
-use crate::health::Standing;
-use crate::reckoning::{Counters, Dispatch, InstanceCounters, InstanceReport, Reports};
+use crate::reckoning::{Counters, Dispatch, InstanceCounters, InstanceReport, Reports, Standing};
 
 mod unseen;
 
