@@ -23,6 +23,7 @@
 mod case;
 mod judge;
 mod record;
+mod settings;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -31,9 +32,9 @@ use std::time::Duration;
 pub use case::Case;
 pub use judge::{Attempts, Outcome, Suspect, of_answer, of_interruption, of_silence, retry_after};
 pub use record::Record;
+pub use settings::Settings;
 pub use watch::{Sight, Watch, quiet_allowed};
 
-use crate::config::Health;
 use crate::fleet::Fleet;
 use crate::reckoning::{InstanceReport, LoadNow, Standing};
 
@@ -138,7 +139,7 @@ impl Records {
         event: Event,
         (sent, now): (Duration, Duration),
         is_peer: impl Fn(u32) -> bool,
-        settings: &Health,
+        settings: &Settings,
     ) -> bool {
         let speaks_against = match event {
             Event::Failed(_) | Event::Suspected(_) | Event::Refused { .. } | Event::Busy(_) => true,
@@ -184,7 +185,7 @@ impl Records {
     }
 
     /// Whether something may be remembered of an instance; what is over makes room.
-    fn has_room(&mut self, instance: u32, now: Duration, settings: &Health) -> bool {
+    fn has_room(&mut self, instance: u32, now: Duration, settings: &Settings) -> bool {
         if !self.0.contains_key(&instance) && self.0.len() >= RECORDS_MAX {
             self.0.retain(|_, record| !record.is_over(now, settings));
         }
@@ -206,7 +207,7 @@ impl Records {
     }
 
     /// Claims a half-open instance for a probe; false if it is not half-open, or another worker was faster.
-    pub fn claim(&mut self, instance: u32, now: Duration, settings: &Health) -> bool {
+    pub fn claim(&mut self, instance: u32, now: Duration, settings: &Settings) -> bool {
         let Some(record) = self.0.get_mut(&instance) else { return false };
         if record.standing(now, settings) != Standing::HalfOpen {
             return false;
@@ -217,12 +218,18 @@ impl Records {
     }
 
     /// How an instance stands.
-    pub fn standing(&self, instance: u32, now: Duration, settings: &Health) -> Standing {
+    pub fn standing(&self, instance: u32, now: Duration, settings: &Settings) -> Standing {
         self.0.get(&instance).map_or(Standing::Healthy, |record| record.standing(now, settings))
     }
 
     /// Whether an instance answers nobody at the moment: it has failed by its own fault and not served since, or a scrape was lost.
-    pub fn is_silent(&self, instance: u32, report: Option<&InstanceReport>, now: Duration, settings: &Health) -> bool {
+    pub fn is_silent(
+        &self,
+        instance: u32,
+        report: Option<&InstanceReport>,
+        now: Duration,
+        settings: &Settings,
+    ) -> bool {
         self.0.get(&instance).is_some_and(|record| record.is_silent(now, settings))
             || report.is_some_and(|report| report.unreachable > 0)
     }
@@ -236,7 +243,7 @@ impl Records {
     }
 
     /// Tells the loads how their instances stand.
-    pub fn stand(&self, loads: &mut [LoadNow], fleet: &Fleet, now: Duration, settings: &Health) {
+    pub fn stand(&self, loads: &mut [LoadNow], fleet: &Fleet, now: Duration, settings: &Settings) {
         if self.0.is_empty() || !settings.enabled {
             return;
         }

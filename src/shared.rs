@@ -26,7 +26,7 @@ pub use prices::{decode_prices, encode_prices, prices_fingerprint};
 pub use recent::{RECENT_SEGMENTS, Recent, RecentDecision};
 pub use responses::{RESPONSES_KEPT, Responses};
 pub use roster::{decode_roster, encode_roster};
-pub use slots::{MAX_SLOTS, SLOT_TTL, Slots};
+pub use slots::{MAX_SLOTS, SLOT_TTL, Slots, heartbeat};
 
 use crate::fleet::Fleet;
 use crate::hash::fnv1a;

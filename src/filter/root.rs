@@ -19,6 +19,7 @@ use crate::filter::worker::{Shared, Worker};
 use crate::names;
 use crate::predictor::Predictor;
 use crate::router::Router;
+use crate::shared;
 
 /// Time between two ticks: how late a scrape may be sent, and how old the progress of streams may be for other workers.
 pub(super) const TICK: Duration = Duration::from_millis(50);
@@ -123,7 +124,7 @@ impl RootContext for Root {
             worker.follow();
             if now >= self.heartbeat_at {
                 worker.heartbeat(now);
-                self.heartbeat_at = now.saturating_add(worker.router.config().telemetry.heartbeat());
+                self.heartbeat_at = now.saturating_add(shared::heartbeat(worker.router.config().telemetry.lease));
             }
             worker.write_counters();
             worker.write_glimpses(now);

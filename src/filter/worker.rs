@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::assign::Batcher;
-use crate::config::{Drill, Telemetry};
+use crate::config::Drill;
 use crate::discovery::Roster;
 use crate::filter::affinity::Placements;
 use crate::filter::batching::Held;
@@ -20,6 +20,7 @@ use crate::learning::feedback::Feedback;
 use crate::reckoning::{self, Counters, Dispatch, Glimpse, InstanceCounters, LoadNow, Reports};
 use crate::router::{Decision, Router};
 use crate::shared::{self, Responses, Slots};
+use crate::telemetry;
 
 /// State of one VM.
 pub(super) struct Worker {
@@ -46,7 +47,7 @@ pub(super) struct Worker {
     /// Whether the reports have changed since they were written.
     pub(super) unwritten_reports: bool,
     /// How reports are trusted, at the period in which they come.
-    pub(super) telemetry: Telemetry,
+    pub(super) telemetry: telemetry::Settings,
     /// Time between two reports of an instance.
     pub(super) period: Duration,
     /// What response headers have shown this VM, the latest of each instance, until the leader must have read it.

@@ -8,6 +8,14 @@ use super::{GROUPS, Reader, Writer};
 pub const MAX_SLOTS: usize = 256;
 /// A VM that has not renewed its slot for this long has died.
 pub const SLOT_TTL: Duration = Duration::from_secs(5);
+/// A VM's lease and its slot are renewed so many times before they would run out, and others look for those that have as often.
+const HEARTBEATS_PER_LEASE: u32 = 3;
+
+/// Time between two heartbeats of a VM with such a lease. A dead leader is replaced within a lease, a heartbeat and a tick of its
+/// last sign.
+pub fn heartbeat(lease: Duration) -> Duration {
+    lease.min(SLOT_TTL) / HEARTBEATS_PER_LEASE
+}
 
 /// Which VM owns which slot, and which one of its group leads: it scrapes and writes the gauges. Nothing tells a VM which worker it is, so it
 /// claims a slot and keeps it by heartbeat; an expired slot is taken over, so that keys stay bounded.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::{Config, Telemetry};
+use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::latency::Speed;
 use crate::learning::Learned;
@@ -14,6 +14,7 @@ use crate::reckoning::{self, Counters, Dispatch, InstanceCounters, LoadNow, Repo
 use crate::router::Decision;
 use crate::sim::contender::Turns;
 use crate::sim::simulation::Desk;
+use crate::telemetry;
 
 /// What one VM has counted, and what it sees.
 #[derive(Clone, Debug)]
@@ -147,7 +148,7 @@ impl Gateway {
         &self,
         slot: usize,
         fleet: &Fleet,
-        telemetry: &Telemetry,
+        telemetry: &telemetry::Settings,
         now: Duration,
         draw: f64,
     ) -> (Vec<LoadNow>, u64) {
