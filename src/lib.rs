@@ -27,11 +27,12 @@
 //! | [`affinity`] | which instance has kept a prompt's prefix, a session or an adapter |
 //! | [`admission`] | candidates that keep what a request insists on, and what is given up or refused when none does |
 //! | [`health`] | what responses show of an instance: less weight, ejection, probes |
+//! | [`prices`] | a plan's prices of models, as they follow live load |
 //! | [`score`] | objectives and the tie-break |
 //! | [`router`] | the facade: request in, decision out; cannot fail |
 //! | [`assign`] | requests that wait for each other, and a batch of them to instances, longest first |
 //! | [`sim`] | virtual time: fleets of continuous-batching engines behind gateways, faults, outcomes; the emulated instances' engine |
-//! | [`plan`] | what to deploy on which GPUs for a known rate, how to divide requests, prices that make it so and follow live load |
+//! | [`plan`] | what to deploy on which GPUs for a known rate, how to divide requests, prices that make it so |
 //! | `filter` | wasi only: the shell that names `proxy_wasm` |
 //! | `tools` | native only: demo, bench, emulated instances, planner, render, check, set-up |
 //!
@@ -65,6 +66,7 @@ pub mod names;
 pub mod openai;
 pub mod plan;
 pub mod predictor;
+pub mod prices;
 pub mod random;
 pub mod reckoning;
 pub mod router;

@@ -53,7 +53,7 @@ pub fn roster_key(group: usize) -> String {
     format!("routebalance.roster.{group}")
 }
 
-/// Key of the prices that follow demand ([`crate::plan::online::LivePrices`]), by the group of their own fingerprint
+/// Key of the prices that follow demand ([`crate::prices::LivePrices`]), by the group of their own fingerprint
 /// ([`prices_fingerprint`]); written by compare-and-swap, as a rule by the leading VM.
 pub fn prices_key(group: usize) -> String {
     format!("routebalance.prices.{group}")

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::config::{Config, Drill};
 use crate::filter::host;
 use crate::filter::worker::Worker;
-use crate::plan::online::{LivePrices, Observation, PERIOD};
+use crate::prices::{LivePrices, Observation, PERIOD};
 use crate::shared;
 
 /// The VM that leads may run an older configuration, whose prices are others: after so many periods without news, whoever sees it

@@ -3,7 +3,7 @@
 use super::{Reader, Writer};
 use crate::fleet::{Fleet, Policy};
 use crate::hash::fnv1a;
-use crate::plan::online::{LivePrices, Steering};
+use crate::prices::{LivePrices, Steering};
 
 /// Tells apart the prices of other models, of other plans, and of other instances: what was sent to those is not counted here.
 pub fn prices_fingerprint(fleet: &Fleet, policies: &[Policy]) -> u64 {

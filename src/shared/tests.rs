@@ -6,7 +6,7 @@ use crate::latency::{self, Basis, Forecast, Speed, Work};
 use crate::learning::beliefs::{self, Beliefs};
 use crate::learning::lengths::{self, Lengths};
 use crate::learning::speed::{self, SpeedTallies, Speeds};
-use crate::plan::online::{LivePrices, Observation, Steering};
+use crate::prices::{LivePrices, Observation, Steering};
 use crate::reckoning::{Counters, Glimpse, InstanceCounters, InstanceReport, LoadNow, Reports};
 use crate::telemetry::Load;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]

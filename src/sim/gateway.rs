@@ -8,7 +8,7 @@ use crate::latency::Speed;
 use crate::learning::Learned;
 use crate::learning::lengths::Lengths;
 use crate::learning::speed::{Speeds, Timing};
-use crate::plan::online::{self, LivePrices, Observation};
+use crate::prices::{self, LivePrices, Observation};
 use crate::random::Random;
 use crate::reckoning::{self, Counters, Dispatch, InstanceCounters, LoadNow, Reports};
 use crate::router::Decision;
@@ -218,7 +218,7 @@ impl Gateway {
     /// Every worker writes what it has counted, and one moves the prices that follow demand.
     pub(super) fn tick(&mut self, config: &Config, now: Duration) {
         (0..self.slots.len()).for_each(|slot| self.write(slot));
-        let due = now.saturating_sub(self.prices.at) >= online::PERIOD;
+        let due = now.saturating_sub(self.prices.at) >= prices::PERIOD;
         if due && LivePrices::are_wanted(&config.policies) {
             let leader = self.slot_of(0);
             let (loads, _) = self.loads(leader, &config.fleet, &config.telemetry, now, 0.5);

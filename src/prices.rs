@@ -402,5 +402,5 @@ impl LivePrices {
 mod tests;
 
 #[cfg(test)]
-#[path = "online/against_engine/tests.rs"]
+#[path = "prices/against_engine/tests.rs"]
 mod against_engine;
