@@ -1,5 +1,6 @@
 //! One gateway as the filter runs it: workers that count what they send, and one scraper for all of them.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::config::Config;
@@ -13,7 +14,6 @@ use crate::random::Random;
 use crate::reckoning::{self, Counters, Dispatch, InstanceCounters, LoadNow, Reports};
 use crate::router::Decision;
 use crate::sim::contender::Turns;
-use crate::sim::simulation::Desk;
 use crate::telemetry;
 
 /// What one VM has counted, and what it sees.
@@ -68,6 +68,27 @@ impl Slot {
         let (written, own) = (self.written.0.get_mut(instance)?, self.own.0.get(instance)?);
         Some((std::mem::replace(written, *own), *own))
     }
+}
+
+/// Requests of a gateway that wait for their decisions, one batch after the other.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Desk {
+    pub(super) waiting: VecDeque<usize>,
+    /// Size and window of the batch that is being formed.
+    pub(super) batch: Option<(usize, Duration)>,
+    pub(super) stage: Stage,
+    /// Tells the closing time of this batch from those of earlier ones.
+    pub(super) batches: u64,
+}
+
+/// What a desk does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Stage {
+    #[default]
+    Idle,
+    Collecting,
+    /// Deciding so many requests.
+    Busy(usize),
 }
 
 /// One gateway.
