@@ -47,6 +47,9 @@
 //! **Nothing panics in the module.** A panic is a wasm trap and takes down every stream of that worker; the lints below deny the
 //! usual ways to write one.
 //!
+//! **Modules form no circle.** They stand in layers (`LAYERS` in `tests/tidy.rs`), and each names those above its own only: a type
+//! that two modules need lives with the one that is further in.
+//!
 //! **The shells hold no policy.** If a shell needs an `if` about policy, `Decision` lacks a case. The shells never name each other.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::unreachable)]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
