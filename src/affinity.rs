@@ -106,6 +106,7 @@ const SESSIONS: u64 = 0x7365_7373_696f_6e73;
 const ADAPTERS: u64 = 0x6164_6170_7465_7273;
 
 #[cfg(test)]
+#[path = "affinity/spiral/tests.rs"]
 mod spiral;
 #[cfg(test)]
 mod tests;

@@ -19,19 +19,16 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-pub use discovery::Discovery;
 pub use envoy::{EnvoySettings, FailurePolicy};
-pub use health::Health;
 pub use raw::{Drill, Encoding, UnknownModel};
 use raw::{RawConfig, RawLearning, RawRoute};
 pub use secret::Secret;
-pub use telemetry::Telemetry;
 
 use crate::affinity::Affinity;
 use crate::fleet::{Fleet, ModelKind, Policy};
+use crate::hash::fnv1a;
 use crate::latency::Basis;
 use crate::openai::Listed;
-use crate::shared::fnv1a;
 
 /// Why a configuration is refused: the field, as a path, and what is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,11 +117,11 @@ pub struct Config {
     /// What instances have kept of earlier requests.
     pub affinity: Affinity,
     /// Load reports.
-    pub telemetry: Telemetry,
+    pub telemetry: crate::telemetry::Settings,
     /// How Envoy is asked for the hosts of its clusters; `None` if it is not.
-    pub discovery: Option<Discovery>,
+    pub discovery: Option<crate::discovery::Settings>,
     /// Passive health.
-    pub health: Health,
+    pub health: crate::health::Settings,
     /// Largest request body that is held back until it is whole.
     pub max_buffered_bytes: u64,
     /// How a request's body may be packed.

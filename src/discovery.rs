@@ -5,11 +5,13 @@
 //! stored responses go on meaning the same instance.
 
 mod clusters;
+mod settings;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 pub use clusters::{ClusterHosts, Host, parse};
+pub use settings::Settings;
 
 use crate::fleet::{Fleet, Instance, Pool, Presence};
 

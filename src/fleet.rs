@@ -8,6 +8,8 @@ pub use batching::{BatchSizing, Batching};
 pub use constraints::{Budget, Constraint, Constraints, Mode, Order, Overload, OverloadAction, Slo};
 pub use demand::{DemandLevel, OnlinePrices};
 
+use crate::hash::address_key;
+
 /// What a model is for; a request's API decides which kind may answer it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModelKind {
@@ -109,7 +111,7 @@ pub enum Presence {
 pub struct Instance {
     /// `ip:port`, as Envoy writes it.
     pub address: String,
-    /// Tells addresses apart in shared records: [`crate::shared::address_key`].
+    /// Tells addresses apart in shared records: [`address_key`].
     pub key: u32,
     /// Index into [`Fleet::pools`].
     pub pool: usize,
@@ -120,7 +122,7 @@ pub struct Instance {
 impl Instance {
     /// An instance that is present.
     pub fn new(address: String, pool: usize) -> Instance {
-        Instance { key: crate::shared::address_key(&address), address, pool, presence: Presence::Present }
+        Instance { key: address_key(&address), address, pool, presence: Presence::Present }
     }
 }
 

@@ -23,6 +23,7 @@
 mod case;
 mod judge;
 mod record;
+mod settings;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -31,11 +32,11 @@ use std::time::Duration;
 pub use case::Case;
 pub use judge::{Attempts, Outcome, Suspect, of_answer, of_interruption, of_silence, retry_after};
 pub use record::Record;
+pub use settings::Settings;
 pub use watch::{Sight, Watch, quiet_allowed};
 
-use crate::config::Health;
 use crate::fleet::Fleet;
-use crate::reckoning::{InstanceReport, LoadNow};
+use crate::reckoning::{InstanceReport, LoadNow, Standing};
 
 /// What went wrong with a request, or with all that an instance holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -118,44 +119,6 @@ impl Event {
     }
 }
 
-/// How an instance stands at a time.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub enum Standing {
-    /// Nothing speaks against it.
-    #[default]
-    Healthy,
-    /// Failures have cost it weight, in (0, 1): expected times count divided by it.
-    Degraded(f64),
-    /// What it was sent last went wrong, time and again, and nothing has gone well since: a candidate only where its model has no other.
-    /// That holds for a moment, so whoever is to blame harms nobody for longer.
-    Doubted,
-    /// It says that it has no room: a candidate only where no other model's instance has some.
-    Busy,
-    /// It is to be probed: the next request may be sent to it once it is claimed ([`Records::claim`]).
-    HalfOpen,
-    /// Only where there is no other. A half-open instance whose probe is under way stands here, too.
-    Ejected,
-}
-
-impl Standing {
-    /// The weight, from 1 (healthy) to 0 (ejected).
-    pub fn weight(self) -> f64 {
-        match self {
-            Standing::Healthy | Standing::Doubted | Standing::HalfOpen => 1.0,
-            Standing::Degraded(weight) => weight,
-            Standing::Busy | Standing::Ejected => 0.0,
-        }
-    }
-
-    /// The factor on expected times: one over the weight. Among ejected ones, time decides as ever.
-    pub fn slowdown(self) -> f64 {
-        match self {
-            Standing::Degraded(weight) if weight > 0.0 => 1.0 / weight,
-            _ => 1.0,
-        }
-    }
-}
-
 /// Lost scrapes in a row after which an instance is dead: fewer may be a server that is too busy to answer them.
 const LOST_SCRAPES_OF_THE_DEAD: u32 = 8;
 
@@ -176,7 +139,7 @@ impl Records {
         event: Event,
         (sent, now): (Duration, Duration),
         is_peer: impl Fn(u32) -> bool,
-        settings: &Health,
+        settings: &Settings,
     ) -> bool {
         let speaks_against = match event {
             Event::Failed(_) | Event::Suspected(_) | Event::Refused { .. } | Event::Busy(_) => true,
@@ -222,7 +185,7 @@ impl Records {
     }
 
     /// Whether something may be remembered of an instance; what is over makes room.
-    fn has_room(&mut self, instance: u32, now: Duration, settings: &Health) -> bool {
+    fn has_room(&mut self, instance: u32, now: Duration, settings: &Settings) -> bool {
         if !self.0.contains_key(&instance) && self.0.len() >= RECORDS_MAX {
             self.0.retain(|_, record| !record.is_over(now, settings));
         }
@@ -244,7 +207,7 @@ impl Records {
     }
 
     /// Claims a half-open instance for a probe; false if it is not half-open, or another worker was faster.
-    pub fn claim(&mut self, instance: u32, now: Duration, settings: &Health) -> bool {
+    pub fn claim(&mut self, instance: u32, now: Duration, settings: &Settings) -> bool {
         let Some(record) = self.0.get_mut(&instance) else { return false };
         if record.standing(now, settings) != Standing::HalfOpen {
             return false;
@@ -255,12 +218,18 @@ impl Records {
     }
 
     /// How an instance stands.
-    pub fn standing(&self, instance: u32, now: Duration, settings: &Health) -> Standing {
+    pub fn standing(&self, instance: u32, now: Duration, settings: &Settings) -> Standing {
         self.0.get(&instance).map_or(Standing::Healthy, |record| record.standing(now, settings))
     }
 
     /// Whether an instance answers nobody at the moment: it has failed by its own fault and not served since, or a scrape was lost.
-    pub fn is_silent(&self, instance: u32, report: Option<&InstanceReport>, now: Duration, settings: &Health) -> bool {
+    pub fn is_silent(
+        &self,
+        instance: u32,
+        report: Option<&InstanceReport>,
+        now: Duration,
+        settings: &Settings,
+    ) -> bool {
         self.0.get(&instance).is_some_and(|record| record.is_silent(now, settings))
             || report.is_some_and(|report| report.unreachable > 0)
     }
@@ -274,7 +243,7 @@ impl Records {
     }
 
     /// Tells the loads how their instances stand.
-    pub fn stand(&self, loads: &mut [LoadNow], fleet: &Fleet, now: Duration, settings: &Health) {
+    pub fn stand(&self, loads: &mut [LoadNow], fleet: &Fleet, now: Duration, settings: &Settings) {
         if self.0.is_empty() || !settings.enabled {
             return;
         }

@@ -13,6 +13,7 @@
 //! | [`fleet`] | vocabulary: models, pools, instances, tariffs, weights; no behaviour |
 //! | [`config`] | `routebalance.json` as written, checked into a fleet and policies, or one sentence that names the field |
 //! | [`names`] | header and key names that the filter and Envoy's configuration share |
+//! | [`hash`] | hashes of names and addresses, the same in every build |
 //! | [`openai`] | the request fields that matter, usage of a response, error bodies; one linear scan |
 //! | [`learning`] | what responses and feedback teach: corrections of lengths, beliefs about quality, exploration |
 //! | [`features`] | prompt text to hashed slots and surface features; bounded work |
@@ -26,12 +27,13 @@
 //! | [`affinity`] | which instance has kept a prompt's prefix, a session or an adapter |
 //! | [`admission`] | candidates that keep what a request insists on, and what is given up or refused when none does |
 //! | [`health`] | what responses show of an instance: less weight, ejection, probes |
+//! | [`prices`] | a plan's prices of models, as they follow live load |
 //! | [`score`] | objectives and the tie-break |
 //! | [`router`] | the facade: request in, decision out; cannot fail |
 //! | [`assign`] | requests that wait for each other, and a batch of them to instances, longest first |
 //! | [`worker`] | what one VM knows and does apart from its requests: claims, counters, reports, lessons, statistics |
 //! | [`sim`] | virtual time: fleets of continuous-batching engines behind gateways, faults, outcomes; the emulated instances' engine |
-//! | [`plan`] | what to deploy on which GPUs for a known rate, how to divide requests, prices that make it so and follow live load |
+//! | [`plan`] | what to deploy on which GPUs for a known rate, how to divide requests, prices that make it so |
 //! | `filter` | wasi only: the shell that names `proxy_wasm` |
 //! | `tools` | native only: demo, bench, emulated instances, planner, render, check, set-up |
 //!
@@ -46,6 +48,9 @@
 //! **Nothing panics in the module.** A panic is a wasm trap and takes down every stream of that worker; the lints below deny the
 //! usual ways to write one.
 //!
+//! **Modules form no circle.** They stand in layers (`LAYERS` in `tests/tidy.rs`), and each names those above its own only: a type
+//! that two modules need lives with the one that is further in.
+//!
 //! **The shells hold no policy.** If a shell needs an `if` about policy, `Decision` lacks a case. The shells never name each other.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::unreachable)]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
@@ -57,6 +62,7 @@ pub mod config;
 pub mod discovery;
 pub mod features;
 pub mod fleet;
+pub mod hash;
 pub mod health;
 pub mod latency;
 pub mod learning;
@@ -64,6 +70,7 @@ pub mod names;
 pub mod openai;
 pub mod plan;
 pub mod predictor;
+pub mod prices;
 pub mod random;
 pub mod reckoning;
 pub mod router;

@@ -7,12 +7,14 @@
 mod glimpse;
 mod now;
 mod report;
+mod standing;
 
 use std::time::Duration;
 
 pub use glimpse::Glimpse;
 pub use now::{LoadNow, load_now};
 pub use report::{InstanceReport, Reports, trust};
+pub use standing::Standing;
 
 /// What one worker has sent to one instance and seen finished. Every field but the last only grows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

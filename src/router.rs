@@ -24,12 +24,11 @@ use crate::config::{Config, Drill};
 use crate::discovery::{self, Roster};
 use crate::features;
 use crate::fleet::{Budget, Constraint, Constraints, Model, ModelKind, Objective};
-use crate::health::Standing;
 use crate::latency::Forecast;
 use crate::learning::{Learned, exploration, lengths, speed};
 use crate::openai::{Api, Ending, Observed, Prompt};
 use crate::predictor::{Estimate, Prediction, Predictor};
-use crate::reckoning::{Dispatch, LoadNow};
+use crate::reckoning::{Dispatch, LoadNow, Standing};
 use crate::score::{self, References};
 
 /// The step of the ladder on which a decision was made. A lower step is a worse decision, never an error.

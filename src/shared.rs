@@ -37,21 +37,10 @@ pub use recent::{RECENT_SEGMENTS, Recent, RecentDecision};
 pub use responses::{RESPONSES_KEPT, Responses};
 pub use roster::{decode_roster, encode_roster};
 pub use shown::{decode_shown, encode_shown};
-pub use slots::{MAX_PLACES, MAX_SLOTS, Place, SLOT_TTL, Slots};
+pub use slots::{MAX_PLACES, MAX_SLOTS, Place, SLOT_TTL, Slots, heartbeat};
 
 /// Version of the form of all records. It is part of every key, so that modules of two versions do not meet.
 const VERSION: u8 = 4;
-
-/// 64-bit FNV-1a (Fowler, Noll, Vo): short, stable across builds, good enough to tell names apart.
-pub fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
-}
-
-/// Tells apart the instances that records have rows of.
-pub fn address_key(address: &str) -> u32 {
-    let hash = fnv1a(address.as_bytes());
-    (hash ^ (hash >> 32)) as u32
-}
 
 // === bytes ===
 

@@ -7,10 +7,12 @@
 mod metrics;
 mod orca;
 mod schedule;
+mod settings;
 
 pub use metrics::parse_metrics;
 pub use orca::parse_orca;
 pub use schedule::{IN_FLIGHT_MAX, Rounds, Schedule, stretched};
+pub use settings::Settings;
 
 /// A load as an instance reported it: unknown is None, zero is a measurement.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

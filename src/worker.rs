@@ -21,11 +21,11 @@ pub use placements::Placements;
 pub use prices::Prices;
 pub use statistics::{Statistic, Statistics};
 
-use crate::config::Telemetry;
 use crate::discovery::Roster;
 use crate::reckoning::{Counters, Glimpse, Reports};
 use crate::router::Router;
-use crate::shared::{Board, Index, Responses, SLOT_TTL, Slots, Version};
+use crate::shared::{self, Board, Index, Key, Responses, SLOT_TTL, Slots, Version};
+use crate::telemetry;
 
 /// Attempts to win a compare-and-swap against the other workers.
 const SWAP_ATTEMPTS: usize = 8;
@@ -76,7 +76,7 @@ pub struct Worker {
     reports: Reports,
     unwritten_reports: bool,
     /// How reports are trusted, at the period in which they come.
-    telemetry: Telemetry,
+    telemetry: telemetry::Settings,
     /// Time between two reports of an instance.
     period: Duration,
     /// What response headers have shown this VM, the latest of each instance, until the leader must have read it.
@@ -195,7 +195,7 @@ impl Worker {
     /// Time between two heartbeats: shorter than every expiry. A dead leader is replaced within a lease, a heartbeat and a tick of its
     /// last sign.
     fn heartbeat_period(&self) -> Duration {
-        self.router.config().telemetry.heartbeat()
+        shared::heartbeat(self.router.config().telemetry.lease)
     }
 
     /// Keeps this VM's claims alive, and cleans up after VMs that have died.
@@ -285,7 +285,7 @@ impl Worker {
         self.learner.settle(board, slot);
         self.placements.settle(board, &self.index, slot);
         let Some(slot) = slot else { return };
-        let (bytes, _) = board.read(crate::shared::Key::Responses(slot));
+        let (bytes, _) = board.read(Key::Responses(slot));
         self.responses.follow(&bytes.map(|bytes| Responses::decode(&bytes)).unwrap_or_default());
     }
 

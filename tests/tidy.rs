@@ -47,15 +47,27 @@ fn module_of(file: &str) -> Option<&str> {
     below.split('/').next()?.split('.').next()
 }
 
-/// Line numbers and lines that are neither comments nor tests; unit tests stand at the end of a file or in `tests.rs`.
+/// Line numbers and lines that are neither comments nor tests. Tests are what stands behind `#[cfg(test)]`, up to the end of that item,
+/// and what is in `tests.rs` or in a folder `tests`.
 fn code(file: &str) -> Vec<(usize, String)> {
-    if file.ends_with("/tests.rs") {
+    if file.ends_with("/tests.rs") || file.contains("/tests/") {
         return Vec::new();
     }
     let text = read(file);
-    let lines = text.lines().take_while(|line| *line != "#[cfg(test)]").enumerate();
-    let code = lines.filter(|(_, line)| !line.trim_start().starts_with("//"));
-    code.map(|(index, line)| (index + 1, line.to_owned())).collect()
+    let mut code = Vec::new();
+    let mut lines = text.lines().enumerate();
+    while let Some((index, line)) = lines.next() {
+        match line.strip_suffix("#[cfg(test)]") {
+            Some(indent) => {
+                // As rustfmt writes it, the item's last line stands as far left as its first, and no line between them ends so.
+                let mut item = lines.by_ref().filter_map(|(_, line)| line.strip_prefix(indent));
+                item.find(|rest| !rest.starts_with(' ') && rest.ends_with([';', '}', ',']));
+            }
+            None if line.trim_start().starts_with("//") => {}
+            None => code.push((index + 1, line.to_owned())),
+        }
+    }
+    code
 }
 
 fn check(findings: &[String], what: &str) {
@@ -197,25 +209,126 @@ fn nothing_in_the_module_can_panic_by_a_word() {
 }
 
 #[test]
-fn dependencies_point_one_way() {
+fn a_dependency_belongs_to_one_module() {
     let mut findings = Vec::new();
     for file in rust_files() {
         let Some(module) = module_of(&file) else { continue };
-        let rows: [(&str, &[&str]); 4] = [
-            ("crate::tools", &["tools"]),
-            ("crate::filter", &["filter"]),
-            ("proxy_wasm", &["filter"]),
-            ("tract_", &["predictor"]),
-        ];
+        let rows = [("proxy_wasm", "filter"), ("tract_", "predictor")];
         for (number, line) in code(&file) {
             for (name, may) in rows {
-                if line.contains(name) && !may.contains(&module) {
+                if line.contains(name) && may != module {
                     findings.push(format!("{file}:{number}: {name}"));
                 }
             }
         }
     }
     check(&findings, "src/lib.rs says who may name whom");
+}
+
+/// The modules from the inside out. A module may name those of the rows above its own and no others, so there is no circle, and
+/// whoever changes one of them knows whom that can concern: the rows below.
+const LAYERS: [&[&str]; 10] = [
+    &["features", "hash", "names", "random", "telemetry"],
+    &["fleet"],
+    &["affinity", "discovery", "plan", "predictor", "reckoning"],
+    &["latency", "openai"],
+    &["health", "learning", "prices", "score"],
+    &["admission", "config", "shared"],
+    &["router"],
+    &["assign", "worker"],
+    &["sim"],
+    &["filter", "tools"],
+];
+
+/// Line numbers and names of what code takes from the root of the crate: by `crate::a`, wherever it stands, by
+/// `use crate::{a, b::{c}}`, on one line or on several, and by as many `super::` as lead there.
+fn named_from_the_root(file: &str, code: &[(usize, String)]) -> Vec<(usize, String)> {
+    let depth = file.trim_end_matches(".rs").trim_end_matches("/mod").matches('/').count();
+    let text: String = code.iter().map(|(_, line)| format!("{line}\n")).collect();
+    let text = text.replace(&"super::".repeat(depth), "crate::");
+    let mut named = Vec::new();
+    for (at, word) in text.match_indices("crate") {
+        if text[..at].ends_with(is_of_a_word) {
+            continue;
+        }
+        let rest = &text[at + word.len()..];
+        let names = match rest.strip_prefix("::") {
+            Some(group) if group.starts_with('{') => first_names(group),
+            Some(path) => vec![path],
+            // Under another name of the crate, nobody would see what is taken from it.
+            None if rest.starts_with(" as ") || rest.starts_with(" self ") => vec![&text[at..]],
+            None => continue,
+        };
+        for path in names {
+            // Each is the end of the text from there on.
+            let line = code[text[..text.len() - path.len()].matches('\n').count()].0;
+            let name: String = path.chars().take_while(|c| is_of_a_word(*c)).collect();
+            named.push((line, if name.is_empty() { "everything".to_owned() } else { name }));
+        }
+    }
+    named
+}
+
+fn is_of_a_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+/// The text from `a` on and the text from `b` on, of one that begins with the group `{a, b::{c}}`.
+fn first_names(text: &str) -> Vec<&str> {
+    let (mut paths, mut depth, mut is_next) = (Vec::new(), 0, false);
+    for (at, c) in text.char_indices() {
+        if is_next && !c.is_whitespace() && c != '}' {
+            paths.push(&text[at..]);
+            is_next = false;
+        }
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        is_next |= depth == 1 && matches!(c, '{' | ',');
+        if depth == 0 {
+            break;
+        }
+    }
+    paths
+}
+
+#[test]
+fn modules_form_no_circle() {
+    let layer_of = |module: &str| LAYERS.iter().position(|row| row.contains(&module));
+    let lib = read("src/lib.rs");
+    let modules =
+        lib.lines().filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'));
+    let mut modules: Vec<&str> = modules.collect();
+    modules.sort_unstable();
+    let mut rows = LAYERS.concat();
+    rows.sort_unstable();
+    assert_eq!(rows, modules, "LAYERS and the modules of src/lib.rs differ");
+    let mut findings = Vec::new();
+    let mut seen = BTreeSet::new();
+    for file in rust_files().filter(|file| file != "src/lib.rs") {
+        let Some(module) = module_of(&file).filter(|module| *module != "main") else { continue };
+        for (line, name) in named_from_the_root(&file, &code(&file)) {
+            let is_above = layer_of(&name).is_some_and(|layer| Some(layer) < layer_of(module));
+            if name != module && !is_above {
+                findings.push(format!("{file}:{line}: {module} may not name {name}"));
+            }
+            seen.insert((module.to_owned(), name));
+        }
+    }
+    assert!(seen.len() > 80, "modules name each other in another way: {seen:?}");
+    check(&findings, "LAYERS says who may name whom");
+}
+
+#[test]
+fn names_from_the_root_are_seen_however_they_are_written() {
+    let code = "use crate::{\n    alpha::{one, two},\n    beta as other,\n};\nfn f() {\n    g(crate::gamma::three, super::super::delta);\n}\n\
+                use crate::*;\nuse crate as root;\npub(crate) use subcrate::x;\nuse super::near;\n";
+    let lines: Vec<_> = code.lines().enumerate().map(|(index, line)| (index + 1, line.to_owned())).collect();
+    let named = named_from_the_root("src/alpha/one.rs", &lines);
+    let named: Vec<(usize, &str)> = named.iter().map(|(line, name)| (*line, name.as_str())).collect();
+    assert_eq!(named, [(2, "alpha"), (3, "beta"), (6, "gamma"), (6, "delta"), (8, "everything"), (9, "crate")]);
 }
 
 #[test]

@@ -5,19 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{ConfigError, check_names, error};
-
-/// How Envoy is asked for the hosts of its clusters.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Discovery {
-    /// The cluster of Envoy's own admin listener.
-    pub cluster: String,
-    /// Path of the question.
-    pub path: String,
-    /// Time between two questions.
-    pub period: Duration,
-    /// Time to wait for an answer.
-    pub timeout: Duration,
-}
+use crate::discovery::Settings;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -39,7 +27,7 @@ impl Default for RawDiscovery {
     }
 }
 
-pub(super) fn check(raw: &RawDiscovery) -> Result<Discovery, ConfigError> {
+pub(super) fn check(raw: &RawDiscovery) -> Result<Settings, ConfigError> {
     let ms = |field: &str, value: u64, low: u64, high: u64| {
         if (low..=high).contains(&value) {
             Ok(Duration::from_millis(value))
@@ -51,7 +39,7 @@ pub(super) fn check(raw: &RawDiscovery) -> Result<Discovery, ConfigError> {
     if !raw.path.starts_with('/') || raw.path.chars().any(|c| c.is_control() || c == ' ') {
         return Err(error("discovery.path", "must be a path that starts with /"));
     }
-    Ok(Discovery {
+    Ok(Settings {
         cluster: raw.cluster.clone(),
         path: raw.path.clone(),
         period: ms("period_ms", raw.period_ms, 50, 600_000)?,

@@ -5,23 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{ConfigError, error};
-
-/// When failures make an instance no candidate, and for how long.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Health {
-    /// Whether failures have consequences at all.
-    pub enabled: bool,
-    /// Failures in a row that eject an instance.
-    pub failures_to_eject: u32,
-    /// How long the first ejection lasts; each further one in a row lasts twice as long as the one before.
-    pub base_ejection: Duration,
-    /// How long an ejection lasts at most, and how long weight takes to come back.
-    pub max_ejection: Duration,
-    /// How long an instance may show no progress at all while it has work.
-    pub stall: Duration,
-    /// How long an answer that is not streamed may take at least, where no report says whether its instance works.
-    pub answer_limit: Duration,
-}
+use crate::health::Settings;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -47,7 +31,7 @@ impl Default for RawHealth {
     }
 }
 
-pub(super) fn check(raw: &RawHealth) -> Result<Health, ConfigError> {
+pub(super) fn check(raw: &RawHealth) -> Result<Settings, ConfigError> {
     let ms = |field: &str, value: u64, low: u64| {
         if (low..=3_600_000).contains(&value) {
             Ok(Duration::from_millis(value))
@@ -58,7 +42,7 @@ pub(super) fn check(raw: &RawHealth) -> Result<Health, ConfigError> {
     if !(1..=1_000).contains(&raw.failures_to_eject) {
         return Err(error("health.failures_to_eject", format!("{} is not between 1 and 1000", raw.failures_to_eject)));
     }
-    let health = Health {
+    let health = Settings {
         enabled: raw.enabled,
         failures_to_eject: raw.failures_to_eject,
         base_ejection: ms("base_ejection_ms", raw.base_ejection_ms, 10)?,

@@ -5,40 +5,10 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{ConfigError, error};
-use crate::shared::SLOT_TTL;
+use crate::telemetry::Settings;
 
-/// How load reports are fetched and trusted.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Telemetry {
-    /// Whether instances are scraped at all.
-    pub enabled: bool,
-    /// Path of the metrics page.
-    pub metrics_path: String,
-    /// Time between two scrapes of one instance.
-    pub scrape_period: Duration,
-    /// Time after which a scrape counts as failed.
-    pub scrape_timeout: Duration,
-    /// Up to this age a report is fully trusted.
-    pub fresh: Duration,
-    /// From this age on a report is not trusted at all; in between, trust falls linearly.
-    pub max_age: Duration,
-    /// Time after which another worker takes over the scraping of a silent one.
-    pub lease: Duration,
-    /// Whether instances are asked for load metrics in response headers.
-    pub orca: bool,
-}
-
-/// A VM's lease and its slot are renewed so many times before they would run out, and others look for those that have as often.
-const HEARTBEATS_PER_LEASE: u32 = 3;
 /// Shortest lease that is derived: heartbeats come with ticks, and a tick may be late.
 const LEASE_MIN: Duration = Duration::from_millis(200);
-
-impl Telemetry {
-    /// Time between two heartbeats of a VM. A dead leader is replaced within a lease, a heartbeat and a tick of its last sign.
-    pub fn heartbeat(&self) -> Duration {
-        self.lease.min(SLOT_TTL) / HEARTBEATS_PER_LEASE
-    }
-}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -68,7 +38,7 @@ impl Default for RawTelemetry {
     }
 }
 
-pub(super) fn check(raw: &RawTelemetry) -> Result<Telemetry, ConfigError> {
+pub(super) fn check(raw: &RawTelemetry) -> Result<Settings, ConfigError> {
     let ms = |field: &str, value: u64, low: u64, high: u64| {
         if (low..=high).contains(&value) {
             Ok(Duration::from_millis(value))
@@ -85,7 +55,7 @@ pub(super) fn check(raw: &RawTelemetry) -> Result<Telemetry, ConfigError> {
         // A dead leader is replaced within two periods: a lease and a third, and a tick of 50 ms.
         None => (scrape_period * 5 / 4).clamp(LEASE_MIN, Duration::from_secs(60)),
     };
-    let telemetry = Telemetry {
+    let telemetry = Settings {
         enabled: raw.enabled,
         metrics_path: raw.metrics_path.clone(),
         scrape_period,

@@ -4,14 +4,13 @@
 //! [`problem`] says what is wanted, [`profile`] what is known of latency, [`scores`] of quality. [`setup`] enumerates ways to deploy
 //! the models, [`placement`] puts shards on GPUs, [`interference`] says how they slow each other down, [`baselines`] and [`published`]
 //! are what it is compared with, `solve` finds the best routing of one setup and [`search`] the best setup. [`device`] guesses what
-//! nobody has measured. [`prices`] are what makes a router follow a plan, and [`online`] what makes them follow live load. Pure: the
-//! tools read files, draw pages and run plans in the simulator.
+//! nobody has measured. [`prices`] are what makes a router follow a plan; [`crate::prices`] makes them follow live load. Pure: the tools
+//! read files, draw pages and run plans in the simulator.
 
 pub mod baselines;
 mod curve;
 pub mod device;
 pub mod interference;
-pub mod online;
 pub mod placement;
 pub mod prices;
 pub mod problem;

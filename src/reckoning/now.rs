@@ -10,10 +10,9 @@
 
 use std::time::Duration;
 
-use crate::config::Telemetry;
 use crate::fleet::{Fleet, Pool, Presence};
-use crate::health::Standing;
-use crate::reckoning::{Counters, Dispatch, InstanceCounters, InstanceReport, Reports};
+use crate::reckoning::{Counters, Dispatch, InstanceCounters, InstanceReport, Reports, Standing};
+use crate::telemetry;
 
 mod unseen;
 
@@ -127,7 +126,7 @@ pub fn load_now(
     counters: &Counters,
     reports: Option<&Reports>,
     now: Duration,
-    telemetry: &Telemetry,
+    telemetry: &telemetry::Settings,
     draw: f64,
 ) -> Vec<LoadNow> {
     let none = InstanceReport::default();
@@ -193,7 +192,7 @@ fn see(
     report: &InstanceReport,
     max_running: f64,
     now: Duration,
-    telemetry: &Telemetry,
+    telemetry: &telemetry::Settings,
 ) -> Seen {
     let unreachable = report.is_unreachable() || report.load.awake == Some(false);
     let alone = Seen { own: own.outstanding_requests() as f64, unreachable, ..Seen::default() };

@@ -1,8 +1,8 @@
 use serde_json::json;
 
 use super::*;
-use crate::config::{Config, Telemetry};
-use crate::telemetry::Load;
+use crate::config::Config;
+use crate::telemetry::{Load, Settings};
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -21,7 +21,7 @@ fn config(instances: usize) -> Config {
     Config::parse(json.to_string().as_bytes()).unwrap()
 }
 
-fn telemetry() -> Telemetry {
+fn telemetry() -> Settings {
     config(1).telemetry
 }
 

@@ -3,12 +3,11 @@
 use super::{Ask, Outlook, Router};
 use crate::admission::spending;
 use crate::fleet::{Model, ModelKind, Objective, Pool, Presence};
-use crate::health::Standing;
 use crate::latency::{self, Speed, Work};
 use crate::learning::Learned;
 use crate::openai::Prompt;
 use crate::predictor::Estimate;
-use crate::reckoning::LoadNow;
+use crate::reckoning::{LoadNow, Standing};
 use crate::score::Candidate;
 
 impl Router {

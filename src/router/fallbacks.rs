@@ -3,9 +3,8 @@
 use super::candidates::PromptTokens;
 use super::{Ask, Elsewhere, Router};
 use crate::fleet::Presence;
-use crate::health::Standing;
 use crate::predictor::Estimate;
-use crate::reckoning::LoadNow;
+use crate::reckoning::{LoadNow, Standing};
 use crate::score::{Candidate, Ranking};
 
 /// Where Envoy may retry, most: it tries less often than that.

@@ -1,7 +1,8 @@
 //! What workers have learnt.
 
-use super::{Reader, Writer, fnv1a};
+use super::{Reader, Writer};
 use crate::fleet::{Fleet, Model, Pool};
+use crate::hash::fnv1a;
 use crate::latency::{BINS, Basis};
 use crate::learning::beliefs::Beliefs;
 use crate::learning::ledger::{Tallies, Tally};

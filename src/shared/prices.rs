@@ -1,8 +1,9 @@
 //! Prices that follow demand.
 
-use super::{Reader, Writer, fnv1a};
+use super::{Reader, Writer};
 use crate::fleet::{Fleet, Policy};
-use crate::plan::online::{LivePrices, Steering};
+use crate::hash::fnv1a;
+use crate::prices::{LivePrices, Steering};
 
 /// Tells apart the prices of other models, of other plans, and of other pools: what was sent to those is not counted here.
 pub fn prices_fingerprint(fleet: &Fleet, policies: &[Policy]) -> u64 {

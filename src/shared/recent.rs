@@ -1,7 +1,8 @@
 //! Recent decisions, for feedback to find: a ring of 4,096 per worker, cut into segments by the decision's id, so that a decision
 //! writes and a feedback reads 1 KB per worker.
 
-use super::{Reader, Subjects, Writer, fnv1a};
+use super::{Reader, Subjects, Writer};
+use crate::hash::fnv1a;
 use crate::learning::beliefs::Lesson;
 
 /// Segments of a worker's ring.

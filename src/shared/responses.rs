@@ -1,6 +1,7 @@
 //! Where stored responses are.
 
-use super::{Reader, Writer, fnv1a};
+use super::{Reader, Writer};
+use crate::hash::fnv1a;
 
 /// Which instance holds which stored response: a bounded ring, newest last. Instances are named by the keys of their addresses,
 /// which outlive their indices.

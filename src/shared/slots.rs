@@ -10,6 +10,14 @@ pub const MAX_SLOTS: usize = 256;
 pub const MAX_PLACES: usize = 32;
 /// A VM that has not renewed its claims for this long has died.
 pub const SLOT_TTL: Duration = Duration::from_secs(5);
+/// A VM's lease and its slot are renewed so many times before they would run out, and others look for those that have as often.
+const HEARTBEATS_PER_LEASE: u32 = 3;
+
+/// Time between two heartbeats of a VM with such a lease. A dead leader is replaced within a lease, a heartbeat and a tick of its
+/// last sign.
+pub fn heartbeat(lease: Duration) -> Duration {
+    lease.min(SLOT_TTL) / HEARTBEATS_PER_LEASE
+}
 
 /// Which VM owns which slot, and which configuration which place. Nothing tells a VM which worker it is, so it claims a slot and keeps it
 /// by heartbeat; what has expired is taken over, so that keys stay bounded.

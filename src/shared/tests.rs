@@ -6,7 +6,7 @@ use crate::latency::{self, Basis, Forecast, Speed, Work};
 use crate::learning::beliefs::{self, Beliefs};
 use crate::learning::lengths::{self, Lengths};
 use crate::learning::speed::{self, SpeedTallies, Speeds};
-use crate::plan::online::{LivePrices, Observation, Steering};
+use crate::prices::{LivePrices, Observation, Steering};
 use crate::reckoning::{Counters, Glimpse, InstanceCounters, InstanceReport, LoadNow, Reports};
 use crate::telemetry::Load;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
@@ -222,12 +222,30 @@ fn a_dead_leader_is_replaced_within_two_periods() {
             let (mut now, mut heartbeat_at) = (died_at + Duration::from_millis(phase), died_at);
             while !(now >= heartbeat_at && slots.lead(12, 0, now, telemetry.lease)) {
                 if now >= heartbeat_at {
-                    heartbeat_at = now + telemetry.heartbeat();
+                    heartbeat_at = now + heartbeat(telemetry.lease);
                 }
                 now += tick;
             }
             let after = now - died_at;
             assert!(after <= 2 * telemetry.scrape_period, "{period_ms} ms: taken over after {after:?}");
+        }
+    }
+}
+
+/// Whatever the settings, a VM renews what it holds before anybody may take it for dead, also if a heartbeat comes late.
+#[test]
+fn heartbeats_are_shorter_than_every_expiry() {
+    for period in [20, 250, 1_000, 4_000, 12_000, 15_000, 60_000, 600_000] {
+        for lease in [None, Some(100), Some(5_000), Some(15_000), Some(60_000)] {
+            let mut json: serde_json::Value =
+                serde_json::from_str(include_str!("../../envoy/routebalance.json")).unwrap();
+            json["telemetry"] = serde_json::json!({"scrape_period_ms": period});
+            if let Some(lease) = lease {
+                json["telemetry"]["lease_ms"] = lease.into();
+            }
+            let telemetry = Config::parse(json.to_string().as_bytes()).unwrap().telemetry;
+            let late = heartbeat(telemetry.lease) * 2;
+            assert!(late < telemetry.lease && late < SLOT_TTL, "{period} {lease:?}: {late:?}");
         }
     }
 }

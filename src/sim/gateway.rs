@@ -1,19 +1,20 @@
 //! One gateway as the filter runs it: workers that count what they send, and one scraper for all of them.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::config::{Config, Telemetry};
+use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::latency::Speed;
 use crate::learning::Learned;
 use crate::learning::lengths::Lengths;
 use crate::learning::speed::{Speeds, Timing};
-use crate::plan::online::{self, LivePrices, Observation};
+use crate::prices::{self, LivePrices, Observation};
 use crate::random::Random;
 use crate::reckoning::{self, Counters, Dispatch, InstanceCounters, LoadNow, Reports};
 use crate::router::Decision;
 use crate::sim::contender::Turns;
-use crate::sim::simulation::Desk;
+use crate::telemetry;
 
 /// What one VM has counted, and what it sees.
 #[derive(Clone, Debug)]
@@ -67,6 +68,27 @@ impl Slot {
         let (written, own) = (self.written.0.get_mut(instance)?, self.own.0.get(instance)?);
         Some((std::mem::replace(written, *own), *own))
     }
+}
+
+/// Requests of a gateway that wait for their decisions, one batch after the other.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Desk {
+    pub(super) waiting: VecDeque<usize>,
+    /// Size and window of the batch that is being formed.
+    pub(super) batch: Option<(usize, Duration)>,
+    pub(super) stage: Stage,
+    /// Tells the closing time of this batch from those of earlier ones.
+    pub(super) batches: u64,
+}
+
+/// What a desk does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Stage {
+    #[default]
+    Idle,
+    Collecting,
+    /// Deciding so many requests.
+    Busy(usize),
 }
 
 /// One gateway.
@@ -147,7 +169,7 @@ impl Gateway {
         &self,
         slot: usize,
         fleet: &Fleet,
-        telemetry: &Telemetry,
+        telemetry: &telemetry::Settings,
         now: Duration,
         draw: f64,
     ) -> (Vec<LoadNow>, u64) {
@@ -217,7 +239,7 @@ impl Gateway {
     /// Every worker writes what it has counted, and one moves the prices that follow demand.
     pub(super) fn tick(&mut self, config: &Config, now: Duration) {
         (0..self.slots.len()).for_each(|slot| self.write(slot));
-        let due = now.saturating_sub(self.prices.at) >= online::PERIOD;
+        let due = now.saturating_sub(self.prices.at) >= prices::PERIOD;
         if due && LivePrices::are_wanted(&config.policies) {
             let leader = self.slot_of(0);
             let (loads, _) = self.loads(leader, &config.fleet, &config.telemetry, now, 0.5);

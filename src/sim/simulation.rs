@@ -28,8 +28,6 @@ mod cascading;
 mod deciding;
 mod upkeep;
 
-pub use deciding::Desk;
-
 /// What a simulation has besides the router's configuration and the workload.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {

@@ -9,7 +9,8 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::config::{Config, Discovery, EnvoySettings, FailurePolicy, RETRIES, Route};
+use crate::config::{Config, EnvoySettings, FailurePolicy, RETRIES, Route};
+use crate::discovery;
 use crate::fleet::Pool;
 use crate::health::Suspect;
 use crate::names;
@@ -480,7 +481,7 @@ pub fn endpoints(cluster: &str, hosts: &[(SocketAddr, &str)]) -> String {
 }
 
 /// Envoy's own admin listener, where the filter reads which hosts the clusters have.
-fn admin_cluster(yaml: &mut String, config: &Config, discovery: &Discovery) -> anyhow::Result<()> {
+fn admin_cluster(yaml: &mut String, config: &Config, discovery: &discovery::Settings) -> anyhow::Result<()> {
     let name = quoted(&discovery.cluster);
     let (ip, port) = (config.envoy.admin.ip(), config.envoy.admin.port());
     write!(

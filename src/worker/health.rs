@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::{SWAP_ATTEMPTS, Worker, is_due};
-use crate::health::{self, Event, Failure, Records, Sight, Standing, Watch};
+use crate::health::{self, Event, Failure, Records, Sight, Watch};
 use crate::names;
-use crate::reckoning::Counters;
+use crate::reckoning::{Counters, Standing};
 use crate::shared::Board;
 
 /// Time between two looks for instances that hang.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Worker;
 use crate::config::{Config, Drill};
-use crate::plan::online::{LivePrices, Observation, PERIOD};
+use crate::prices::{LivePrices, Observation, PERIOD};
 use crate::shared::{self, Board, Key, Version};
 
 /// What one VM knows of the prices that follow demand.

@@ -66,7 +66,7 @@ const IDLE: LoadNow = LoadNow {
     trust: 1.0,
     unreachable: false,
     last_dispatch: Duration::ZERO,
-    standing: crate::health::Standing::Healthy,
+    standing: crate::reckoning::Standing::Healthy,
 };
 
 /// Per candidate the share of times that keep the limit decides, so a limit just above the prediction is not enough.

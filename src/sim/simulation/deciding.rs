@@ -1,6 +1,5 @@
 //! Requests at the gateway: from their arrival to their dispatch.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::{Flight, Happening, Simulation};
@@ -11,28 +10,9 @@ use crate::reckoning::LoadNow;
 use crate::router::{Ask, Verdict};
 use crate::sim::contender::{Cascade, Choice, Contender, Deciding};
 use crate::sim::engine::Job;
+use crate::sim::gateway::Stage;
 use crate::sim::outcome::{End, Outcome};
 use crate::sim::workload::Template;
-
-/// Requests of a gateway that wait for their decisions, one batch after the other.
-#[derive(Clone, Debug, Default)]
-pub struct Desk {
-    waiting: VecDeque<usize>,
-    /// Size and window of the batch that is being formed.
-    batch: Option<(usize, Duration)>,
-    stage: Stage,
-    /// Tells the closing time of this batch from those of earlier ones.
-    batches: u64,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Stage {
-    #[default]
-    Idle,
-    Collecting,
-    /// Deciding so many requests.
-    Busy(usize),
-}
 
 impl Simulation<'_> {
     /// The load of every instance now, as a gateway's first worker sees it.

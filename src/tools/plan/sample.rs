@@ -9,12 +9,12 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
+use crate::hash::fnv1a;
 #[cfg(test)]
 use crate::plan::scores::Scores;
 use crate::predictor::Estimate;
 use crate::random::Random;
 use crate::router::Outlook;
-use crate::shared::fnv1a;
 use crate::sim::workload::Template;
 use crate::tools::lab::lines;
 

@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::panels::{Reading, Solved};
 use crate::plan::device::ModelSize;
-use crate::plan::online::AIM;
 use crate::plan::search::Planner;
+use crate::prices::AIM;
 use crate::tools::plan::check::{Checked, Checking, DEMANDS, check_deployed, deploy, follow_load, refined_problem};
 use crate::tools::plan::measure::Measuring;
 use crate::tools::plan::planned;

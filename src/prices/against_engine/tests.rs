@@ -24,8 +24,7 @@ const SLO: Duration = Duration::from_millis(500);
 
 /// Models of 3B, 7B and 32B parameters on 1, 2 and 2 instances that hold 16 sequences each.
 fn config() -> Config {
-    let mut json: serde_json::Value =
-        serde_json::from_str(include_str!("../../../../envoy/routebalance.json")).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(include_str!("../../../envoy/routebalance.json")).unwrap();
     json["models"].as_array_mut().unwrap().truncate(MODELS);
     json["pools"].as_array_mut().unwrap().truncate(MODELS);
     for (pool, instances) in [1, 2, 2].into_iter().enumerate() {

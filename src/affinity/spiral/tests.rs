@@ -62,7 +62,7 @@ struct Flight {
 }
 
 fn run(case: Case, seed: u64) -> Result<Outcome, String> {
-    let mut config = Config::parse(include_bytes!("../../envoy/routebalance.json")).map_err(|e| e.to_string())?;
+    let mut config = Config::parse(include_bytes!("../../../envoy/routebalance.json")).map_err(|e| e.to_string())?;
     config.affinity.prefix = case.affinity;
     config.policies.iter_mut().for_each(|p| p.objective = crate::fleet::Objective::Absolute);
     let router = Router::new(config, None);

@@ -184,7 +184,7 @@ fn prices_follow_the_rate_alone_without_settings_of_their_own() {
 
 #[test]
 fn a_fleet_is_seen_model_by_model() {
-    let mut config = Config::parse(include_bytes!("../../../envoy/routebalance.json")).unwrap();
+    let mut config = Config::parse(include_bytes!("../../envoy/routebalance.json")).unwrap();
     let instances = config.fleet.instances.len();
     let mut counters = Counters::new(instances);
     // 3 instances of the first model, 5 of the second.
@@ -211,7 +211,7 @@ fn a_fleet_is_seen_model_by_model() {
 
 #[test]
 fn only_policies_with_levels_have_live_prices() {
-    let mut policies = Config::parse(include_bytes!("../../../envoy/routebalance.json")).unwrap().policies;
+    let mut policies = Config::parse(include_bytes!("../../envoy/routebalance.json")).unwrap().policies;
     assert!(!LivePrices::are_wanted(&policies));
     policies[1].demand_levels = levels();
     assert!(LivePrices::are_wanted(&policies));

@@ -18,9 +18,8 @@
 use std::time::Duration;
 
 use crate::fleet::{DemandLevel, Fleet, Model, ModelKind, OnlinePrices, Policy, Presence};
-use crate::health::Standing;
 use crate::latency::{self, Speed, Work};
-use crate::reckoning::{Counters, LoadNow};
+use crate::reckoning::{Counters, LoadNow, Standing};
 
 /// Time between two steps.
 pub const PERIOD: Duration = Duration::from_millis(250);
@@ -403,5 +402,5 @@ impl LivePrices {
 mod tests;
 
 #[cfg(test)]
-#[path = "online/against_engine/tests.rs"]
+#[path = "prices/against_engine/tests.rs"]
 mod against_engine;
