@@ -32,6 +32,7 @@
 //! | [`router`] | the facade: request in, decision out; cannot fail |
 //! | [`assign`] | requests that wait for each other, and a batch of them to instances, longest first |
 //! | [`worker`] | what one VM knows and does apart from its requests: claims, counters, reports, lessons, statistics |
+//! | [`gateway`] | the gateway of one VM as a value: the worker, and the phases of its requests, on whatever host |
 //! | [`sim`] | virtual time: fleets of continuous-batching engines behind gateways, faults, outcomes; the emulated instances' engine |
 //! | [`plan`] | what to deploy on which GPUs for a known rate, how to divide requests, prices that make it so |
 //! | `filter` | wasi only: the shell that names `proxy_wasm` |
@@ -62,6 +63,7 @@ pub mod config;
 pub mod discovery;
 pub mod features;
 pub mod fleet;
+pub mod gateway;
 pub mod hash;
 pub mod health;
 pub mod latency;

@@ -1,22 +1,13 @@
-//! The shell inside Envoy: wasi only, and the only place that names `proxy_wasm`. It reads, calls the router, and does what the
-//! decision says; it holds no policy.
+//! The shell inside Envoy: wasi only, and the only place that names `proxy_wasm`. It translates Envoy's callbacks for the gateway and does
+//! what that says; it holds no policy.
 #![allow(clippy::disallowed_types, reason = "the host's random numbers come from a hasher's state")]
 
-mod access_log;
-mod answering;
 mod attempt;
-mod batching;
-mod debug;
-mod deciding;
-mod feedback;
-mod health;
+mod envoy;
 mod host;
-mod local;
-mod rerun;
 mod root;
-mod serving;
+mod shared;
 mod stream;
-mod worker;
 
 use proxy_wasm::types::LogLevel;
 

@@ -307,7 +307,7 @@ mod tests {
     /// The filter, which cannot be compiled here, writes what is read.
     #[test]
     fn the_filter_writes_these_fields() {
-        let filter = include_str!("../../filter/access_log.rs");
+        let filter = include_str!("../../gateway/access_log.rs");
         let reader = include_str!("access_log.rs");
         let fields = |from: &str, to: &str| {
             let part = reader.split_once(from).unwrap().1.split_once(to).unwrap().0;

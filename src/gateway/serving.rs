@@ -1,49 +1,52 @@
 //! A request on its way: what its response shows, and the release of what it holds.
 
-use std::cell::Cell;
-use std::rc::Rc;
 use std::time::Duration;
 
-use proxy_wasm::types::{BufferType, MapType};
-
+use super::access_log::Entry;
+use super::attempt::Plan;
+use super::checkup::Checkup;
+use super::deciding::Reading;
+use super::rerun::{Served, Whole};
+use super::{Body, Host, Map, PIECE};
 use crate::affinity::{Keys, Placement};
-use crate::filter::access_log::Entry;
-use crate::filter::attempt::Planned;
-use crate::filter::deciding::Reading;
-use crate::filter::health::Checkup;
-use crate::filter::host;
-use crate::filter::rerun::{Served, ServedBy};
-use crate::filter::stream::PIECE;
-use crate::filter::worker::{Envoy, Worker};
 use crate::health::Suspect;
 use crate::learning::speed::Timing;
 use crate::names;
 use crate::openai::{Api, Observed, ResponseScan};
 use crate::reckoning::Dispatch;
 use crate::router::Decision;
+use crate::shared::Board;
 use crate::telemetry;
+use crate::worker::Worker;
+
+/// What was made of a request when it was sent.
+pub(super) struct Sent {
+    pub(super) checkup: Checkup,
+    /// What further attempts need to know.
+    pub(super) plan: Plan,
+    /// What another instance needs to be asked for the answer.
+    pub(super) whole: Option<Whole>,
+    pub(super) entry: Entry,
+    /// The name by which a client may score the answer.
+    pub(super) decision_id: Option<String>,
+    pub(super) decision_us: u64,
+    /// Whether the instance's load was asked for here, and not by the client.
+    pub(super) asks_load: bool,
+}
 
 /// A request that was sent to an instance.
 pub(super) struct Serving {
     api: Api,
-    /// Whether the instance's load was asked for here, and not by the client.
-    asks_load: bool,
     started: Duration,
-    sent: Duration,
-    decision: Decision,
+    sent_at: Duration,
+    pub(super) decision: Decision,
     /// Taken when the request ends, so that its counters are released exactly once.
-    dispatch: Rc<Cell<Option<Dispatch>>>,
+    dispatch: Option<Dispatch>,
     /// Under which names what it leaves behind is remembered.
     keys: Keys,
-    checkup: Checkup,
-    /// What further attempts need to know.
-    planned: Planned,
+    pub(super) sent: Sent,
     /// Whose answer it is, where Envoy has not brought it.
-    served_by: ServedBy,
-    entry: Entry,
-    /// The name by which a client may score the answer.
-    decision_id: Option<String>,
-    decision_us: u64,
+    pub(super) served: Option<Served>,
     response: Option<ResponseScan>,
     content_events: u64,
     response_known: bool,
@@ -58,32 +61,18 @@ pub(super) struct Serving {
 }
 
 impl Serving {
-    /// A request that was sent just now. `asks_load` says whether the instance's load was asked for here, and not by the client.
-    pub(super) fn new(
-        reading: Reading,
-        decision: Decision,
-        (entry, decision_id): (Entry, Option<String>),
-        decision_us: u64,
-        asks_load: bool,
-        checkup: Checkup,
-        (planned, served_by, dispatch): (Planned, ServedBy, Rc<Cell<Option<Dispatch>>>),
-    ) -> Serving {
+    /// A request that was sent just now.
+    pub(super) fn new(reading: Reading, decision: Decision, sent: Sent, now: Duration) -> Serving {
         let Reading { api, started, keys, .. } = reading;
-        let sent = host::now();
         Serving {
             api,
-            asks_load,
             started,
-            sent,
-            checkup,
-            planned,
-            served_by,
-            dispatch,
+            sent_at: now,
+            dispatch: Some(decision.dispatch()),
             decision,
             keys,
-            entry,
-            decision_id,
-            decision_us,
+            sent,
+            served: None,
             response: None,
             content_events: 0,
             response_known: false,
@@ -96,41 +85,41 @@ impl Serving {
     }
 
     /// The response's headers are here; `details` are Envoy's words on where they come from.
-    pub(super) fn begin(&mut self, worker: &mut Worker, details: &str) {
-        self.identify(worker, details);
+    pub(super) fn begin(&mut self, host: &mut impl Host, worker: &mut Worker, details: &str) {
+        self.identify(host, worker, details);
         if !worker.router.config().telemetry.orca {
             return;
         }
-        let load = host::header(MapType::HttpResponseHeaders, names::LOAD_RESPONSE_HEADER);
-        if let (Some(load), Some(dispatch)) = (load, self.dispatch.get()) {
-            worker.glimpse(&Envoy, &dispatch, &telemetry::parse_orca(&load), host::now());
-            if self.asks_load {
-                host::set_header(MapType::HttpResponseHeaders, names::LOAD_RESPONSE_HEADER, None);
+        let load = host.header(Map::Response, names::LOAD_RESPONSE_HEADER);
+        if let (Some(load), Some(dispatch)) = (load, self.dispatch) {
+            let now = host.now();
+            worker.glimpse(host, &dispatch, &telemetry::parse_orca(&load), now);
+            if self.sent.asks_load {
+                host.set_header(Map::Response, names::LOAD_RESPONSE_HEADER, None);
             }
         }
     }
 
     /// Finds out who really answers, and tells the client.
-    fn identify(&mut self, worker: &mut Worker, details: &str) {
-        let content_type = host::header(MapType::HttpResponseHeaders, "content-type").unwrap_or_default();
+    fn identify(&mut self, host: &mut impl Host, worker: &mut Worker, details: &str) {
+        let content_type = host.header(Map::Response, "content-type").unwrap_or_default();
         self.is_sse = content_type.starts_with("text/event-stream");
         self.response = Some(ResponseScan::new(self.api, self.is_sse));
-        let status =
-            host::header(MapType::HttpResponseHeaders, ":status").and_then(|s| s.parse().ok()).unwrap_or_default();
+        let status = host.header(Map::Response, ":status").and_then(|s| s.parse().ok()).unwrap_or_default();
         self.succeeded = status == 200;
-        worker.reruns.remove(self.planned.context());
-        let (upstream, instance) = self.upstream(worker);
-        self.checkup.head(worker, &self.decision, instance, (status, &content_type, details), &self.planned);
-        let is_unhonoured = self.checkup.is_unhonoured(&self.decision);
+        let (upstream, instance) = self.upstream(host, worker);
+        let Sent { checkup, plan, .. } = &mut self.sent;
+        checkup.head(host, worker, &self.decision, instance, (status, &content_type, details), plan);
+        let is_unhonoured = checkup.is_unhonoured(&self.decision);
+        let given_up = plan.given_up_after();
         if is_unhonoured {
-            self.entry.unhonoured();
+            self.sent.entry.unhonoured();
         }
-        let given_up = self.planned.given_up_after();
         if let (Some(upstream), Some(instance), None) = (upstream.as_deref(), instance, given_up) {
-            self.follow(worker, instance, upstream);
+            self.follow(host, worker, instance, upstream);
         }
         let config = worker.router.config();
-        let set = |name, value: &str| host::set_header(MapType::HttpResponseHeaders, name, Some(value));
+        let mut set = |name, value: &str| host.set_header(Map::Response, name, Some(value));
         if let Some(model) = config.fleet.models.get(self.decision.model) {
             set(names::MODEL_RESPONSE_HEADER, &model.name);
         }
@@ -139,8 +128,8 @@ impl Serving {
         }
         let rung = if is_unhonoured { names::RUNG_UNHONOURED } else { self.decision.rung.name() };
         set(names::RUNG_RESPONSE_HEADER, rung);
-        set(names::DECISION_US_RESPONSE_HEADER, &self.decision_us.to_string());
-        if let Some(id) = &self.decision_id {
+        set(names::DECISION_US_RESPONSE_HEADER, &self.sent.decision_us.to_string());
+        if let Some(id) = &self.sent.decision_id {
             set(names::DECISION_ID_RESPONSE_HEADER, id);
         }
         if self.decision.prompt_exhausts_budget {
@@ -150,94 +139,101 @@ impl Serving {
             set(names::ENDPOINT_RESPONSE_HEADER, &upstream);
         }
         if Suspect::STATUSES.contains(&status) {
-            host::set_header(MapType::HttpResponseHeaders, names::NO_RETRY_RESPONSE_HEADER, None);
+            host.set_header(Map::Response, names::NO_RETRY_RESPONSE_HEADER, None);
         }
     }
 
     /// The address and the index of the instance that answers, if one does.
-    fn upstream(&mut self, worker: &Worker) -> (Option<String>, Option<usize>) {
+    fn upstream(&mut self, host: &impl Host, worker: &Worker) -> (Option<String>, Option<usize>) {
         let fleet = &worker.router.config().fleet;
-        match self.served_by.take() {
+        match self.served.take() {
             Some(Served::By(instance, sent)) => {
-                self.checkup.rerun(instance, sent);
+                self.sent.checkup.rerun(instance, sent);
                 return (fleet.instances.get(instance).map(|instance| instance.address.clone()), Some(instance));
             }
             Some(Served::ByNobody) => {
-                self.checkup.ended_here();
+                self.sent.checkup.ended_here();
                 return (None, None);
             }
             None => {}
         }
-        let upstream = host::property(&["upstream", "address"]);
+        let upstream = host.property(&["upstream", "address"]);
         let instance = upstream.as_deref().and_then(|address| fleet.instance_at(address));
         (upstream, instance)
     }
 
     /// An instance serves: where it is not the chosen one, everything that was said of that one is now said of it.
-    fn follow(&mut self, worker: &mut Worker, instance: usize, address: &str) {
+    fn follow(&mut self, host: &mut impl Host, worker: &mut Worker, instance: usize, address: &str) {
         if instance == self.decision.instance {
             return;
         }
         self.moved = true;
         worker.statistics.count("served_by_fallback");
-        let now = host::now();
-        worker.carry(&self.dispatch, instance, now);
+        let now = host.now();
+        self.carry(host, worker, instance, now);
         if let Some(placement) = self.decision.placement(&self.keys, now) {
             worker.place(Placement { instance, ..placement });
         }
         let pool = worker.router.config().fleet.pool_of(instance).map(|(pool, _)| pool);
         if pool.is_some_and(|pool| self.decision.serve_at(pool)) {
             worker.statistics.count("served_by_other_model");
-            if let Some(id) = &self.decision_id {
-                worker.remember_decision(&mut Envoy, id, &self.decision);
+            if let Some(id) = &self.sent.decision_id {
+                worker.remember_decision(host, id, &self.decision);
             }
         }
-        self.entry.moved(worker.router.config(), &self.decision, address);
+        self.sent.entry.moved(worker.router.config(), &self.decision, address);
+    }
+
+    /// The load of the request goes with it to another instance.
+    pub(super) fn carry(&mut self, board: &mut impl Board, worker: &mut Worker, instance: usize, now: Duration) {
+        if let Some(dispatch) = self.dispatch.as_mut().filter(|dispatch| dispatch.instance != instance) {
+            worker.move_to(board, dispatch, instance, now);
+            worker.statistics.count("moves");
+        }
     }
 
     /// `size` more bytes of the response are in the buffer.
-    pub(super) fn read(&mut self, worker: &mut Worker, size: usize) {
+    pub(super) fn read(&mut self, host: &mut impl Host, worker: &mut Worker, size: usize) {
         let Some(scan) = self.response.as_mut() else { return };
         let mut read = 0;
         while read < size {
-            let piece = host::buffer(BufferType::HttpResponseBody, read, PIECE.min(size - read));
+            let piece = host.body(Body::Response, read, PIECE.min(size - read));
             if piece.is_empty() {
                 break;
             }
             read = read.saturating_add(piece.len());
             scan.push(&piece);
         }
-        self.checkup.read(read);
+        self.sent.checkup.read(read);
         let seen = scan.observed();
         let new_events = seen.content_events.saturating_sub(self.content_events);
         self.content_events = seen.content_events;
-        let Some(mut dispatch) = self.dispatch.get() else { return };
+        let Some(dispatch) = self.dispatch.as_mut() else { return };
         if (new_events > 0 || seen.ended) && self.first_byte.is_none() {
-            self.first_byte = Some(host::now());
-            worker.prefilled(&mut dispatch);
-            self.checkup.began(worker);
+            self.first_byte = Some(host.now());
+            worker.prefilled(dispatch);
+            self.sent.checkup.began(host, worker);
         }
         if new_events > 0 {
-            worker.streamed(&mut dispatch, new_events);
+            worker.streamed(dispatch, new_events);
         }
-        self.dispatch.set(Some(dispatch));
         if let (Some(id), false) = (seen.response_id.as_deref(), self.response_known) {
             self.response_known = true;
-            worker.remember_response(&mut Envoy, id, dispatch.instance);
+            worker.remember_response(host, id, dispatch.instance);
         }
     }
 
     /// The response has ended by itself.
-    pub(super) fn end(&mut self, worker: &mut Worker, request_id: &str) {
-        self.log(worker, request_id);
+    pub(super) fn end(&mut self, host: &mut impl Host, worker: &mut Worker, request_id: &str) {
+        self.log(host, worker, request_id);
         let Some(scan) = self.response.as_ref() else { return };
         let seen = scan.observed();
-        let now = host::now();
-        self.checkup.ended(worker, seen);
+        let now = host.now();
+        self.sent.checkup.ended(host, worker, seen);
         if !self.succeeded || !self.decision.is_lesson(seen) {
             return;
         }
-        if let (Some(usage), Some(dispatch)) = (seen.usage, self.dispatch.get()) {
+        if let (Some(usage), Some(dispatch)) = (seen.usage, self.dispatch) {
             let held_tokens = usage.prompt_tokens.saturating_add(usage.completion_tokens);
             worker.answered(&self.keys, dispatch.instance, held_tokens, now);
         }
@@ -245,24 +241,24 @@ impl Serving {
             worker.learner.learn_length(&lesson);
         }
         // A request that was tried twice took the time of both.
-        let first_token = self.first_byte.map(|at| at.saturating_sub(self.sent));
-        let timing = Timing::of(seen, self.is_sse, first_token, now.saturating_sub(self.sent));
+        let first_token = self.first_byte.map(|at| at.saturating_sub(self.sent_at));
+        let timing = Timing::of(seen, self.is_sse, first_token, now.saturating_sub(self.sent_at));
         if let Some(lesson) = timing.filter(|_| !self.moved).and_then(|timing| self.decision.speed_lesson(&timing)) {
             worker.learner.learn_speed(&lesson);
         }
     }
 
     /// Tells the log what has come of the answer, whole or not.
-    fn log(&mut self, worker: &mut Worker, request_id: &str) {
+    fn log(&mut self, host: &mut impl Host, worker: &Worker, request_id: &str) {
         if std::mem::replace(&mut self.logged, true) {
             return;
         }
         let nothing = Observed::default();
         let seen = self.response.as_ref().map_or(&nothing, ResponseScan::observed);
         let ttft = self.first_byte.map(|at| at.saturating_sub(self.started));
-        let e2e = host::now().saturating_sub(self.started);
-        self.entry.answered(worker.router.config(), &self.decision, seen, ttft, e2e);
-        self.entry.publish(request_id);
+        let e2e = host.now().saturating_sub(self.started);
+        self.sent.entry.answered(worker.router.config(), &self.decision, seen, ttft, e2e);
+        self.sent.entry.publish(host, request_id);
     }
 
     /// The API that was called.
@@ -271,12 +267,12 @@ impl Serving {
     }
 
     /// Releases what the request still holds, once.
-    pub(super) fn release(&mut self, worker: &mut Worker, request_id: &str) {
-        self.log(worker, request_id);
-        self.checkup.over(worker);
-        worker.reruns.remove(self.planned.context());
+    pub(super) fn release(&mut self, host: &mut impl Host, worker: &mut Worker, request_id: &str) {
+        self.log(host, worker, request_id);
+        self.sent.checkup.over(host, worker);
         if let Some(dispatch) = self.dispatch.take() {
-            worker.finish(&mut Envoy, dispatch, host::now());
+            let now = host.now();
+            worker.finish(host, dispatch, now);
         }
     }
 }

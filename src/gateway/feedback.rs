@@ -1,8 +1,8 @@
 //! A feedback on its way in: who may send it, its body as it comes, and what it is answered with.
 
-use crate::filter::worker::{Envoy, Worker};
 use crate::learning::feedback::{self, Feedback};
-use crate::worker::Scored;
+use crate::shared::Board;
+use crate::worker::{Scored, Worker};
 
 /// A feedback that is refused: status and one sentence.
 pub(super) type Refusal = (u16, &'static str);
@@ -50,9 +50,9 @@ impl Incoming {
     }
 
     /// The body is whole: counts the score, and says what to answer and to log.
-    pub(super) fn finish(&self, worker: &mut Worker) -> Result<Accepted, (u16, String)> {
+    pub(super) fn finish(&self, board: &mut impl Board, worker: &mut Worker) -> Result<Accepted, (u16, String)> {
         let feedback = Feedback::parse(&self.0).map_err(|sentence| (400, sentence))?;
-        match worker.score(&mut Envoy, &feedback) {
+        match worker.score(board, &feedback) {
             Scored::Unknown => Err((404, "No recent decision has this id: it is unknown, or too long ago. The header x-routebalance-decision-id of a response has it.".to_owned())),
             Scored::Already => Err((409, "The request with this id was scored already.".to_owned())),
             Scored::Accepted(decision) => {

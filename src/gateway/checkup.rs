@@ -2,15 +2,13 @@
 
 use std::time::Duration;
 
-use proxy_wasm::types::MapType;
-
-use crate::filter::attempt::Planned;
-use crate::filter::host;
-use crate::filter::worker::{Envoy, Worker};
+use super::attempt::Plan;
+use super::{Host, Map};
 use crate::health::{self, Attempts, Event, Failure, Outcome};
 use crate::names;
 use crate::openai::{Observed, Prompt};
 use crate::router::Decision;
+use crate::worker::Worker;
 
 /// What one request shows of the instances that it meets.
 pub(super) struct Checkup {
@@ -66,27 +64,28 @@ impl Checkup {
     }
 
     /// The response's headers are here; `served_by` is the instance that Envoy names, `details` are its words on where they come from.
-    /// `planned` knows the further attempts, and whether the request was ended before it reached that one.
+    /// `plan` knows the further attempts, and whether the request was ended before it reached that one.
     pub(super) fn head(
         &mut self,
+        host: &mut impl Host,
         worker: &mut Worker,
         decision: &Decision,
         served_by: Option<usize>,
         (status, content_type, details): (u16, &str, &str),
-        planned: &Planned,
+        plan: &Plan,
     ) {
         self.status = status;
-        self.readable = host::header(MapType::HttpResponseHeaders, "content-encoding").is_none_or(|e| e == "identity")
+        self.readable = host.header(Map::Response, "content-encoding").is_none_or(|e| e == "identity")
             && (content_type.starts_with("text/event-stream") || content_type.starts_with("application/json"));
-        let seconds = host::header(MapType::HttpResponseHeaders, names::RETRY_AFTER_HEADER);
+        let seconds = host.header(Map::Response, names::RETRY_AFTER_HEADER);
         self.retry_after = seconds.as_deref().and_then(health::retry_after);
         if self.is_rerun {
             return;
         }
-        let now = host::now();
-        self.attempts.count = host::number(&["upstream", "request_attempt_count"]).unwrap_or(1);
+        let now = host.now();
+        self.attempts.count = host.number(&["upstream", "request_attempt_count"]).unwrap_or(1);
         // Envoy skips endpoints of the list that its cluster does not have: what has passed is known better.
-        let (passed, given_up) = (planned.passed(), planned.given_up_after());
+        let (passed, given_up) = (plan.passed(), plan.given_up_after());
         let further = if passed.is_empty() { decision.fallbacks.clone() } else { passed };
         let order: Vec<usize> = std::iter::once(decision.instance).chain(further).collect();
         let failed = given_up.unwrap_or_else(|| self.attempts.failed(order.len()));
@@ -97,16 +96,16 @@ impl Checkup {
         }
         if failed == 0 && self.instance != decision.instance {
             // Envoy holds the chosen one for dead and has not tried it, or balances by itself.
-            worker.saw(&mut Envoy, decision.instance, Event::Unjudged, self.sent, now);
+            worker.saw(host, decision.instance, Event::Unjudged, self.sent, now);
             worker.unhonoured();
         }
         if given_up.is_some() {
-            self.judge_earlier(worker, Event::Suspected(Failure::Unanswered));
-            self.settle(worker, Event::Unjudged);
+            self.judge_earlier(host, worker, Event::Suspected(Failure::Unanswered));
+            self.settle(host, worker, Event::Unjudged);
         } else if !details.is_empty() && !details.starts_with("via_upstream") {
-            self.settle(worker, health::of_silence(details));
+            self.settle(host, worker, health::of_silence(details));
         } else if (200..300).contains(&status) {
-            self.judge_earlier(worker, Event::Began);
+            self.judge_earlier(host, worker, Event::Began);
         }
         if failed > 0 {
             self.sent = now;
@@ -119,10 +118,10 @@ impl Checkup {
     }
 
     /// What the attempts before the last one show, now that it is known what that one does.
-    fn judge_earlier(&mut self, worker: &mut Worker, last: Event) {
-        let now = host::now();
+    fn judge_earlier(&mut self, host: &mut impl Host, worker: &mut Worker, last: Event) {
+        let now = host.now();
         for instance in std::mem::take(&mut self.earlier) {
-            worker.saw(&mut Envoy, instance, self.attempts.earlier(last), self.sent, now);
+            worker.saw(host, instance, self.attempts.earlier(last), self.sent, now);
         }
     }
 
@@ -132,31 +131,33 @@ impl Checkup {
     }
 
     /// The first piece of an answer has come.
-    pub(super) fn began(&mut self, worker: &mut Worker) {
+    pub(super) fn began(&mut self, host: &mut impl Host, worker: &mut Worker) {
         if !self.settled && self.status < 300 && !std::mem::replace(&mut self.began, true) {
-            worker.saw(&mut Envoy, self.instance, Event::Began, self.sent, host::now());
+            let now = host.now();
+            worker.saw(host, self.instance, Event::Began, self.sent, now);
         }
     }
 
     /// The response has ended by itself.
-    pub(super) fn ended(&mut self, worker: &mut Worker, seen: &Observed) {
+    pub(super) fn ended(&mut self, host: &mut impl Host, worker: &mut Worker, seen: &Observed) {
         let Checkup { status, retry_after, bytes, readable, common, names_ours, .. } = *self;
         let event = health::of_answer(&Outcome { status, retry_after, seen, bytes, readable, common, names_ours });
-        self.settle(worker, event);
+        self.settle(host, worker, event);
     }
 
     /// The request is over, however.
-    pub(super) fn over(&mut self, worker: &mut Worker) {
+    pub(super) fn over(&mut self, host: &mut impl Host, worker: &mut Worker) {
         if !self.settled {
-            let details = host::property(&["response", "code_details"]).unwrap_or_default();
-            self.settle(worker, health::of_interruption(&details));
+            let details = host.property(&["response", "code_details"]).unwrap_or_default();
+            self.settle(host, worker, health::of_interruption(&details));
         }
     }
 
-    fn settle(&mut self, worker: &mut Worker, event: Event) {
+    fn settle(&mut self, host: &mut impl Host, worker: &mut Worker, event: Event) {
         if !std::mem::replace(&mut self.settled, true) {
-            self.judge_earlier(worker, event);
-            worker.saw(&mut Envoy, self.instance, event, self.sent, host::now());
+            self.judge_earlier(host, worker, event);
+            let now = host.now();
+            worker.saw(host, self.instance, event, self.sent, now);
         }
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::Host;
 use crate::config::Config;
-use crate::filter::host;
 use crate::learning::feedback::Feedback;
 use crate::names::{self, DECISION_STATE};
 use crate::openai::{Api, Observed, Prompt};
@@ -198,8 +198,8 @@ impl Entry {
     }
 
     /// Hands the entry to Envoy.
-    pub(super) fn publish(&self, request_id: &str) {
-        publish(request_id, self);
+    pub(super) fn publish(&self, host: &mut impl Host, request_id: &str) {
+        publish(host, request_id, self);
     }
 }
 
@@ -209,17 +209,23 @@ pub(super) fn ms(seconds: f64) -> f64 {
 }
 
 /// Hands Envoy the reason why a request was not routed.
-pub(super) fn publish_unrouted(request_id: &str, outcome: &str, reason: &str) {
-    publish(request_id, &serde_json::json!({ "rung": "untouched", "outcome": outcome, "reason": reason }));
+pub(super) fn publish_unrouted(host: &mut impl Host, request_id: &str, outcome: &str, reason: &str) {
+    publish(host, request_id, &serde_json::json!({ "rung": "untouched", "outcome": outcome, "reason": reason }));
 }
 
 /// Hands Envoy an accepted feedback: which model's answer to which request was scored, how, and how probable that model was.
-pub(super) fn publish_feedback(request_id: &str, feedback: &Feedback, model: &str, propensity: f64) {
+pub(super) fn publish_feedback(
+    host: &mut impl Host,
+    request_id: &str,
+    feedback: &Feedback,
+    model: &str,
+    propensity: f64,
+) {
     let Feedback { id, score } = feedback;
     let event = serde_json::json!({
         "rung": "untouched", "outcome": "feedback", "id": id, "model": model, "score": score, "propensity": propensity
     });
-    publish(request_id, &event);
+    publish(host, request_id, &event);
 }
 
 /// Longest id of a request in the log, bytes: clients choose it.
@@ -235,7 +241,7 @@ pub(super) fn shorten(request_id: &mut String) {
 
 /// The end of a JSON object rather than a whole one: where nothing was published, the log's line is valid without it. The id is in
 /// it because the client may have chosen it, and Envoy's text format escapes nothing.
-fn publish(request_id: &str, decision: &impl Serialize) {
+fn publish(host: &mut impl Host, request_id: &str, decision: &impl Serialize) {
     #[derive(Serialize)]
     struct Fields<'a, T> {
         request_id: &'a str,
@@ -243,7 +249,7 @@ fn publish(request_id: &str, decision: &impl Serialize) {
     }
     let json = serde_json::to_string(&Fields { request_id, decision });
     if let Some(fields) = json.ok().as_deref().and_then(|j| j.strip_prefix('{')?.strip_suffix('}')) {
-        host::set_filter_state(DECISION_STATE, &format!(",{fields}"));
+        host.set_state(DECISION_STATE, &format!(",{fields}"));
     }
 }
 

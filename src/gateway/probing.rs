@@ -3,17 +3,13 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use proxy_wasm::types::BufferType;
 use serde::Serialize;
 
+use super::{Body, Host, PIECE};
 use crate::features::extract;
-use crate::filter::host;
 use crate::openai::{Probe, ProbeScan};
 use crate::predictor::Estimate;
 use crate::router::Router;
-
-/// Bytes of a body that are read at once.
-const PIECE: usize = 64 << 10;
 
 /// A question that is being read.
 #[derive(Default)]
@@ -56,9 +52,9 @@ struct Quantiles {
 
 impl Probing {
     /// Reads what has come of the body.
-    pub(super) fn read(&mut self, size: usize) {
+    pub(super) fn read(&mut self, host: &impl Host, size: usize) {
         while self.scanned < size {
-            let piece = host::buffer(BufferType::HttpRequestBody, self.scanned, PIECE.min(size - self.scanned));
+            let piece = host.body(Body::Request, self.scanned, PIECE.min(size - self.scanned));
             if piece.is_empty() {
                 break;
             }
@@ -68,22 +64,22 @@ impl Probing {
     }
 
     /// The answer to the whole body, or a status and a sentence.
-    pub(super) fn answer(self, router: &Router) -> Result<String, (u16, String)> {
+    pub(super) fn answer(self, host: &impl Host, router: &Router) -> Result<String, (u16, String)> {
         let probe = self.scan.finish().map_err(|problem| (400, problem))?;
-        answer(router, &probe).ok_or((503, "The predictor is off or gives no estimate.".to_owned()))
+        answer(host, router, &probe).ok_or((503, "The predictor is off or gives no estimate.".to_owned()))
     }
 }
 
-fn answer(router: &Router, probe: &Probe) -> Option<String> {
+fn answer(host: &impl Host, router: &Router, probe: &Probe) -> Option<String> {
     let predictor = router.predictor()?;
     let (mut features_ns, mut predict_ns, mut total_ns) = (Vec::new(), Vec::new(), Vec::new());
     let mut last = None;
     for _ in 0..probe.repeat {
-        let began = host::now();
+        let began = host.now();
         let features = extract(black_box(&probe.text));
-        let extracted = host::now();
+        let extracted = host.now();
         let prediction = predictor.predict(&features)?;
-        let ended = host::now();
+        let ended = host.now();
         features_ns.push(extracted.saturating_sub(began));
         predict_ns.push(ended.saturating_sub(extracted));
         total_ns.push(ended.saturating_sub(began));

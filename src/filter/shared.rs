@@ -1,0 +1,74 @@
+//! The gateways of one VM, one per configuration, as its contexts share them.
+
+use std::cell::RefCell;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::rc::{Rc, Weak};
+
+use crate::config::Drill;
+use crate::filter::envoy::Envoy;
+use crate::filter::host;
+use crate::gateway::Gateway;
+use crate::names;
+use crate::router::Router;
+use crate::worker::Statistic;
+
+/// A gateway and its statistics. One thread, and no host call calls back, so it is never borrowed twice.
+#[derive(Clone)]
+pub(super) struct Shared(Rc<RefCell<(Gateway, host::Metrics)>>);
+
+thread_local! {
+    /// The gateways of this VM. Filters of clusters have root contexts of their own and share the VM.
+    static GATEWAYS: RefCell<Vec<Weak<RefCell<(Gateway, host::Metrics)>>>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Shared {
+    /// A gateway that begins now.
+    pub(super) fn new(router: Router) -> Shared {
+        let owner = RandomState::new().build_hasher().finish();
+        let gateway = Gateway::new(router, owner, &mut Envoy);
+        let shared = Rc::new(RefCell::new((gateway, host::Metrics::default())));
+        let _ = GATEWAYS.try_with(|gateways| {
+            if let Ok(mut gateways) = gateways.try_borrow_mut() {
+                gateways.retain(|other| other.strong_count() > 0);
+                gateways.push(Rc::downgrade(&shared));
+            }
+        });
+        Shared(shared)
+    }
+
+    /// The gateway that has the request of this context.
+    pub(super) fn of(context: u32) -> Option<Shared> {
+        let has = |shared: &Shared| shared.0.try_borrow().is_ok_and(|inner| inner.0.has(context));
+        let find = |gateways: &RefCell<Vec<Weak<_>>>| {
+            gateways.try_borrow().ok()?.iter().filter_map(Weak::upgrade).map(Shared).find(has)
+        };
+        GATEWAYS.try_with(find).ok().flatten()
+    }
+
+    /// Runs `f` on the gateway, and shows what has happened; `None` if it is in use, which would be a defect but must not trap.
+    pub(super) fn with<R>(&self, f: impl FnOnce(&mut Gateway) -> R) -> Option<R> {
+        let mut inner = self.0.try_borrow_mut().ok()?;
+        let (gateway, metrics) = &mut *inner;
+        let result = f(gateway);
+        for statistic in gateway.worker.statistics.take() {
+            match statistic {
+                Statistic::Count(name) => metrics.count(&name),
+                Statistic::Gauge(name, value) => metrics.set(&name, value),
+                Statistic::Observe(name, value) => metrics.observe(&name, value),
+                Statistic::Warn(sentence) => log::warn!("{sentence}"),
+            }
+        }
+        Some(result)
+    }
+
+    /// Whether a request asks for the end of this VM, and may.
+    pub(super) fn is_fatal(
+        &self,
+        method: impl FnOnce() -> Option<String>,
+        path: impl FnOnce() -> Option<String>,
+    ) -> bool {
+        self.with(|gateway| gateway.worker.router.config().drills(Drill::Vm)) == Some(true)
+            && method().as_deref() == Some("POST")
+            && path().as_deref() == Some(names::DRILL_VM_PATH)
+    }
+}

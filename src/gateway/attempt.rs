@@ -1,0 +1,196 @@
+//! The attempts of a request after its first one, as an upstream filter of the pools' clusters sees them: each asks for the model of the
+//! instance that it goes to, and where two instances have failed alike, no third one is asked.
+
+use std::borrow::Cow;
+
+use super::deciding::patch_body;
+use super::{Flow, Gateway, Host, Map};
+use crate::config::Config;
+use crate::health::Suspect;
+use crate::names;
+use crate::openai::{self, Api, Patch, Prompt};
+use crate::router::Decision;
+
+/// What attempts after the first need to know of a request.
+pub(super) struct Plan {
+    /// For the address of every instance of another model among the fall-backs, what makes the body ask for that model.
+    elsewhere: Vec<(String, Vec<Patch>)>,
+    api: Api,
+    /// The instance of the first attempt, which nobody sees here, and whether it answered nobody when the second one was made.
+    first: usize,
+    first_is_silent: bool,
+    suspect: Suspect,
+    /// The instances of the attempts after the first one; `None` for one that the gateway does not know.
+    passed: Vec<Option<usize>>,
+    /// Whether the request was ended because it is the suspect: the last attempt's instance has not had it.
+    given_up: bool,
+}
+
+impl Plan {
+    /// `done` has been applied to the body.
+    pub(super) fn new(config: &Config, api: Api, prompt: &Prompt, decision: &Decision, done: &[Patch]) -> Plan {
+        let fleet = &config.fleet;
+        let target = |i: &usize| {
+            let (index, pool) = fleet.pool_of(*i)?;
+            let elsewhere = decision.elsewhere.iter().find(|elsewhere| elsewhere.pool == index)?;
+            let address = fleet.instances.get(*i)?.address.clone();
+            Some((address, prompt.patches_after(done, api, &pool.served_model, elsewhere.max_tokens)))
+        };
+        let elsewhere = decision.fallbacks.iter().filter_map(target).collect();
+        Plan {
+            elsewhere,
+            api,
+            first: decision.instance,
+            first_is_silent: false,
+            suspect: Suspect::default(),
+            passed: Vec::new(),
+            given_up: false,
+        }
+    }
+
+    /// Whether the request is the reason of its failures, and no other instance is to be asked.
+    fn is_suspect(&self) -> bool {
+        self.suspect.is_certain(self.first_is_silent)
+    }
+
+    /// How many instances have failed at the request, if it was ended because they have: the next one has not had it.
+    pub(super) fn given_up_after(&self) -> Option<usize> {
+        self.given_up.then_some(self.passed.len())
+    }
+
+    /// The instances of the attempts after the first one.
+    pub(super) fn passed(&self) -> Vec<usize> {
+        self.passed.iter().copied().collect::<Option<Vec<usize>>>().unwrap_or_default()
+    }
+
+    /// What makes the body ask for the model of the instance at an address.
+    fn patches(&self, address: &str) -> Option<&[Patch]> {
+        self.elsewhere.iter().find(|(other, _)| other == address).map(|(_, patches)| patches.as_slice())
+    }
+
+    /// The body of the request as an instance needs it.
+    pub(super) fn body_at<'a>(&self, address: &str, body: &'a [u8]) -> Cow<'a, [u8]> {
+        let patched = self.patches(address).and_then(|patches| openai::patched(patches, body));
+        patched.map_or(Cow::Borrowed(body), Cow::Owned)
+    }
+}
+
+impl Gateway {
+    /// Another attempt of a request begins, at this address: its API, whether it is to be given up, and what is to be changed.
+    fn begin_attempt(&mut self, host: &mut impl Host, id: u32, address: &str) -> Option<(Api, bool, Vec<Patch>)> {
+        let now = host.now();
+        let instance = self.worker.router.config().fleet.instance_at(address);
+        let plan = &mut self.serving(id)?.sent.plan;
+        plan.given_up = plan.is_suspect();
+        let (first, is_second, given_up) = (plan.first, plan.passed.is_empty(), plan.given_up);
+        if let Some(instance) = instance.filter(|_| !given_up) {
+            self.moved(host, id, instance, now);
+        }
+        let is_silent = is_second && self.worker.is_silent(host, first, now);
+        let plan = &mut self.serving(id)?.sent.plan;
+        plan.first_is_silent |= is_silent;
+        plan.passed.push(instance);
+        Some((plan.api, given_up, plan.patches(address).unwrap_or_default().to_vec()))
+    }
+
+    /// An instance has failed at a request; whether the request is the reason.
+    fn attempt_failed(&mut self, id: u32) -> bool {
+        let Some(serving) = self.serving(id) else { return false };
+        serving.sent.plan.suspect.failed();
+        serving.sent.plan.is_suspect()
+    }
+}
+
+/// One attempt.
+#[derive(Default)]
+pub struct Attempt {
+    /// What makes the body ask for the model of this attempt's instance; `None` once it does.
+    patches: Option<Vec<Patch>>,
+    /// Bytes of the body that are in the host's buffer.
+    size: usize,
+    /// Whether the instance has answered.
+    answered: bool,
+}
+
+/// Whose attempt this is: the routed state ends with the number of the request's context. `None` for one that nobody has decided.
+pub fn context_of(host: &impl Host) -> Option<u32> {
+    host.property(&[names::ROUTED_STATE])?.rsplit(' ').next()?.parse().ok()
+}
+
+impl Attempt {
+    /// Ends the request: no instance gets it any more.
+    fn give_up(host: &mut impl Host, api: Option<Api>, status: u16, reason: &str, message: &str) -> Flow {
+        let body = openai::error_body(api, status, message);
+        let headers = [("content-type", "application/json"), (names::REFUSED_REASON_RESPONSE_HEADER, reason)];
+        host.respond(status, &headers, body.as_bytes());
+        Flow::Pause
+    }
+
+    fn write_body(&mut self, host: &mut impl Host, size: usize) {
+        let Some(patches) = self.patches.take() else { return };
+        let length = patch_body(host, &patches, size).unwrap_or(size);
+        // What an attempt writes into the headers is still there at the next one; what it does to the body is not.
+        if host.header(Map::Request, "content-length").is_some() {
+            host.set_header(Map::Request, "content-length", Some(&length.to_string()));
+        }
+    }
+
+    /// The attempt begins. `gateway` has the request; `None` if its VM has been replaced since, and nobody knows what to ask for.
+    pub fn on_request_headers(
+        &mut self,
+        host: &mut impl Host,
+        gateway: Option<&mut Gateway>,
+        id: u32,
+        end_of_stream: bool,
+    ) -> Flow {
+        let address = host.property(&["upstream", "address"]).unwrap_or_default();
+        let Some((api, is_suspect, patches)) = gateway.and_then(|gateway| gateway.begin_attempt(host, id, &address))
+        else {
+            let message = "The gateway was restarted while it looked for an instance.";
+            return Attempt::give_up(host, None, 503, "restarted", message);
+        };
+        if is_suspect {
+            let message = "Two instances have broken this request off.";
+            return Attempt::give_up(host, Some(api), 502, names::SUSPECT_REASON, message);
+        }
+        self.patches = Some(patches);
+        // Also where nothing is changed: an attempt before this one may have written another length.
+        if end_of_stream { Flow::Continue } else { Flow::Pause }
+    }
+
+    /// More of the body is here.
+    pub fn on_request_body(&mut self, host: &mut impl Host, size: usize, end_of_stream: bool) -> Flow {
+        if self.patches.is_some() && !end_of_stream {
+            self.size = size;
+            return Flow::Pause;
+        }
+        self.write_body(host, size);
+        Flow::Continue
+    }
+
+    /// A body that ends with trailers has no last piece of its own.
+    pub fn on_request_trailers(&mut self, host: &mut impl Host) -> Flow {
+        self.write_body(host, self.size);
+        Flow::Continue
+    }
+
+    /// The instance answers.
+    pub fn on_response_headers(&mut self, host: &mut impl Host, gateway: Option<&mut Gateway>, id: u32) {
+        self.answered = true;
+        let status = host.header(Map::Response, ":status").and_then(|status| status.parse().ok());
+        let failed = status.is_some_and(|status| Suspect::STATUSES.contains(&status));
+        if failed && gateway.is_some_and(|gateway| gateway.attempt_failed(id)) {
+            host.set_header(Map::Response, names::NO_RETRY_RESPONSE_HEADER, Some("true"));
+        }
+    }
+
+    /// The attempt is over. With a connection, it had the request.
+    pub fn on_done(&mut self, host: &impl Host, gateway: Option<&mut Gateway>, id: u32) {
+        if !self.answered
+            && host.property(&["upstream", "local_address"]).is_some()
+            && let Some(gateway) = gateway
+        {
+            gateway.attempt_failed(id);
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! Whole answers whose instance is found dead or stalled: Envoy sees nothing of that, since they are silent until their end, so the gateway
+//! asks the next instance itself and gives the client the answer that comes first.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use super::{Body, Gateway, Host, Map, Phase};
+use crate::health::{self, Event, Failure, Outcome, Records};
+use crate::names;
+use crate::openai::{self, Api, Observed};
+use crate::reckoning::Reports;
+use crate::router::Decision;
+
+/// Time between two looks for requests whose instance is stuck.
+const LOOK_PERIOD: Duration = Duration::from_millis(200);
+/// The largest body that is kept for another instance: this and the next bound the VM's memory.
+const BODY_BYTES_MAX: usize = 256 << 10;
+/// Bytes of all bodies that are kept.
+const BODIES_BYTES_MAX: usize = 32 << 20;
+/// How long an instance may take that was asked here. Where it stalls as well, its reports say so before.
+const CALL_TIMEOUT: Duration = Duration::from_secs(3_600);
+/// Headers that belong to a connection, or that Envoy writes itself.
+const NOT_COPIED: [&str; 6] = ["connection", "transfer-encoding", "content-length", "te", "upgrade", "expect"];
+
+/// Whose answer a stream gets that Envoy has not brought.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Served {
+    /// This instance's, which was asked at this time.
+    By(usize, Duration),
+    /// Nobody's: the gateway has ended the request.
+    ByNobody,
+}
+
+/// An instance that has the request.
+#[derive(Clone, Copy)]
+struct Asked {
+    instance: usize,
+    at: Duration,
+    /// The call by which the gateway asks it; `None` for Envoy's own attempt.
+    call: Option<u32>,
+}
+
+/// A request for a whole answer, as another instance may be asked for it.
+pub(super) struct Whole {
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+    /// Envoy's own attempt, then the instances that the gateway has asked.
+    asked: Vec<Asked>,
+    /// The instances that may still be asked, best first.
+    next: VecDeque<usize>,
+}
+
+/// Requests for whole answers that have none yet.
+#[derive(Default)]
+pub(super) struct Reruns {
+    /// How many there are, and the bytes of their bodies.
+    waiting: usize,
+    bytes: usize,
+    looked_at: Duration,
+    /// Calls under way, with the request of each.
+    calls: BTreeMap<u32, u32>,
+}
+
+#[cfg(test)]
+impl Reruns {
+    /// Whether nobody waits.
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting == 0 && self.bytes == 0
+    }
+}
+
+impl Gateway {
+    /// The answer has begun, or nobody waits for it.
+    pub(super) fn forget_rerun(&mut self, id: u32) {
+        if let Some(whole) = self.serving(id).and_then(|serving| serving.sent.whole.take()) {
+            self.reruns.bytes = self.reruns.bytes.saturating_sub(whole.body.len());
+            self.reruns.waiting = self.reruns.waiting.saturating_sub(1);
+        }
+    }
+
+    /// Envoy has sent a request to another instance.
+    pub(super) fn moved(&mut self, host: &mut impl Host, id: u32, instance: usize, now: Duration) {
+        if let Some(whole) = self.serving(id).and_then(|serving| serving.sent.whole.as_mut()) {
+            if let Some(own) = whole.asked.first_mut() {
+                (own.instance, own.at) = (instance, now);
+            }
+            whole.next.retain(|other| *other != instance);
+        }
+        self.carry(host, id, instance, now);
+    }
+
+    /// The load of a request goes with it.
+    fn carry(&mut self, host: &mut impl Host, id: u32, instance: usize, now: Duration) {
+        if let Some(Phase::Serving(serving)) = self.streams.get_mut(&id).map(|stream| &mut stream.phase) {
+            serving.carry(host, &mut self.worker, instance, now);
+        }
+    }
+
+    /// Keeps what another instance needs to be asked for a whole answer. `size` bytes of the body, which is complete, are in the host's
+    /// buffer, as they go out. A response that an instance stores is not made twice.
+    pub(super) fn keep_for_rerun(
+        &mut self,
+        host: &impl Host,
+        api: Api,
+        decision: &Decision,
+        size: usize,
+    ) -> Option<Whole> {
+        let is_small = size <= BODY_BYTES_MAX && self.reruns.bytes.saturating_add(size) <= BODIES_BYTES_MAX;
+        let may = is_small && api != Api::Responses && self.worker.router.config().health.enabled;
+        if decision.fallbacks.is_empty() || !may {
+            return None;
+        }
+        let headers = self.headers_as_sent(host)?;
+        let body = host.body(Body::Request, 0, size);
+        self.reruns.bytes = self.reruns.bytes.saturating_add(body.len());
+        self.reruns.waiting = self.reruns.waiting.saturating_add(1);
+        Some(Whole {
+            headers,
+            body,
+            asked: vec![Asked { instance: decision.instance, at: host.now(), call: None }],
+            next: decision.fallbacks.iter().copied().collect(),
+        })
+    }
+
+    /// The request's headers as another instance may get them: none of a connection's, none of Envoy's own, and the path as the route
+    /// rewrites it; `None` where nobody here knows how it does.
+    fn headers_as_sent(&self, host: &impl Host) -> Option<Vec<(String, String)>> {
+        let is_copied = |name: &str| {
+            !NOT_COPIED.contains(&name)
+                && !name.starts_with("x-envoy-")
+                && ![names::POOL_HEADER, names::ENDPOINT_HEADER].contains(&name)
+        };
+        let kept = host.text_headers(Map::Request).into_iter().filter(|(name, _)| is_copied(name));
+        kept.map(|(name, value)| {
+            Some(if name == ":path" { (name, self.path_as_sent(host, value)?) } else { (name, value) })
+        })
+        .collect()
+    }
+
+    fn path_as_sent(&self, host: &impl Host, path: String) -> Option<String> {
+        if openai::path_of_call(&path) == path {
+            return Some(path);
+        }
+        let name = host.property(&["xds", "route_name"])?;
+        let route = self.worker.router.config().routes.iter().find(|route| route.name == name)?;
+        let rest = path.strip_prefix(&route.prefix)?;
+        Some(route.prefix_rewrite.as_ref().map_or(path.clone(), |rewrite| format!("{rewrite}{rest}")))
+    }
+
+    /// Whether nothing is to be expected of what an instance was asked at this time, by what its reports show since.
+    fn is_stuck(&self, instance: usize, at: Duration, reports: &Reports, records: &Records) -> bool {
+        let key = self.worker.router.config().fleet.instances.get(instance).map(|instance| instance.key);
+        key.is_some_and(|key| records.is_stuck(key, reports.0.get(instance), at))
+    }
+
+    /// Looks for requests whose instance is stuck: the next one is asked for their answers, and those for which nobody is left and whose
+    /// time is over are ended. `root` is the context to which the host returns.
+    pub(super) fn look_for_stuck(&mut self, host: &mut impl Host, root: u32, now: Duration) {
+        if self.reruns.waiting == 0 || now < self.reruns.looked_at.saturating_add(LOOK_PERIOD) {
+            return;
+        }
+        self.reruns.looked_at = now;
+        let records = host.records().0;
+        let reports = self.worker.known_reports(host).unwrap_or_default();
+        let are_stuck = |stream: &super::Stream| match &stream.phase {
+            Phase::Serving(serving) => serving.sent.whole.as_ref().is_some_and(|whole| {
+                whole.asked.iter().all(|asked| self.is_stuck(asked.instance, asked.at, &reports, &records))
+            }),
+            _ => false,
+        };
+        let stuck: Vec<u32> = self.streams.iter().filter(|(_, s)| are_stuck(s)).map(|(id, _)| *id).collect();
+        let mut has_ended = false;
+        for id in stuck {
+            if self.ask_next(host, id, now, &reports, &records) {
+                has_ended = true;
+                self.end_stuck(host, id);
+            }
+        }
+        if has_ended {
+            host.enter(root);
+        }
+    }
+
+    /// Asks the next instance that is not stuck itself. Where there is none, the one that has the request may still go on: whether the
+    /// request's time is over.
+    fn ask_next(&mut self, host: &mut impl Host, id: u32, now: Duration, reports: &Reports, records: &Records) -> bool {
+        let Some(mut whole) = self.serving(id).and_then(|serving| serving.sent.whole.take()) else { return false };
+        let at = whole.next.iter().position(|i| !self.is_stuck(*i, Duration::ZERO, reports, records));
+        let asked = at.and_then(|at| whole.next.remove(at)).and_then(|instance| {
+            let call = self.call(host, id, &whole, instance)?;
+            Some(Asked { instance, at: now, call: Some(call) })
+        });
+        if let Some(asked) = asked {
+            self.worker.statistics.count("reruns");
+            self.carry(host, id, asked.instance, now);
+            whole.asked.push(asked);
+        }
+        let first_at = whole.asked.first().map_or(now, |asked| asked.at);
+        let limit = self.worker.router.config().health.answer_limit;
+        if let Some(serving) = self.serving(id) {
+            serving.sent.whole = Some(whole);
+        }
+        asked.is_none() && now.saturating_sub(first_at) > limit
+    }
+
+    fn call(&mut self, host: &mut impl Host, id: u32, whole: &Whole, instance: usize) -> Option<u32> {
+        let fleet = &self.worker.router.config().fleet;
+        let address = fleet.instances.get(instance)?.address.clone();
+        let cluster = fleet.pool_of(instance)?.1.cluster.clone();
+        let copied = whole.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let mut headers: Vec<(&str, &str)> = copied.collect();
+        headers.push((names::ENDPOINT_HEADER, &address));
+        let body = self.serving(id)?.sent.plan.body_at(&address, &whole.body);
+        let call = host.call(&cluster, &headers, &body, CALL_TIMEOUT)?;
+        self.reruns.calls.insert(call, id);
+        Some(call)
+    }
+
+    /// No instance is left: the client hears of it.
+    fn end_stuck(&mut self, host: &mut impl Host, id: u32) {
+        self.forget_rerun(id);
+        let Some(serving) = self.serving(id) else { return };
+        serving.served = Some(Served::ByNobody);
+        let api = serving.api();
+        if !host.enter(id) {
+            return;
+        }
+        let sentence = "The instance has not answered, and no other one could be asked.";
+        let body = openai::error_body(Some(api), 504, sentence);
+        host.respond(504, &[("content-type", "application/json")], body.as_bytes());
+    }
+
+    /// A call for a whole answer was answered, or not. `root` is the context to which the host returns.
+    pub(super) fn call_answered(&mut self, host: &mut impl Host, root: u32, call: u32, has_headers: bool, size: usize) {
+        let Some(id) = self.reruns.calls.remove(&call) else { return };
+        let whole = self.serving(id).and_then(|serving| serving.sent.whole.as_mut());
+        let found = whole.and_then(|whole| {
+            let asked = *whole.asked.iter().find(|asked| asked.call == Some(call))?;
+            whole.asked.retain(|other| other.call != Some(call));
+            Some(asked)
+        });
+        // Envoy's own attempt may have brought the answer meanwhile.
+        let Some(asked) = found else { return };
+        let all = if has_headers { host.text_headers(Map::CallResponse) } else { Vec::new() };
+        let status = all.iter().find(|(name, _)| name == ":status").and_then(|(_, value)| value.parse().ok());
+        let status = status.unwrap_or(0);
+        let now = host.now();
+        if let Some(event) = failure(status, &all) {
+            // Another one is asked at the next look, unless Envoy's own attempt goes on.
+            return self.worker.saw(host, asked.instance, event, asked.at, now);
+        }
+        let body = host.body(Body::CallResponse, 0, size);
+        self.carry(host, id, asked.instance, now);
+        self.forget_rerun(id);
+        if let Some(serving) = self.serving(id) {
+            serving.served = Some(Served::By(asked.instance, asked.at));
+        }
+        if host.enter(id) {
+            let is_sent =
+                |name: &str| !name.starts_with(':') && !NOT_COPIED.contains(&name) && !name.starts_with("x-envoy-");
+            let sent = all.iter().filter(|(name, _)| is_sent(name));
+            let headers: Vec<(&str, &str)> = sent.map(|(name, value)| (name.as_str(), value.as_str())).collect();
+            host.respond(status, &headers, &body);
+        }
+        host.enter(root);
+    }
+}
+
+/// What the status of an answer says against its instance, if another one is to be asked. 0 means that there was no answer.
+fn failure(status: u16, headers: &[(String, String)]) -> Option<Event> {
+    if status == 0 {
+        return Some(Event::Suspected(Failure::Unanswered));
+    }
+    let retry_after = headers.iter().find(|(name, _)| name == names::RETRY_AFTER_HEADER);
+    let retry_after = retry_after.and_then(|(_, seconds)| health::retry_after(seconds));
+    let seen = Observed::default();
+    let outcome =
+        Outcome { status, retry_after, seen: &seen, bytes: 1, readable: false, common: false, names_ours: false };
+    Some(health::of_answer(&outcome)).filter(|event| matches!(event, Event::Busy(_) | Event::Suspected(_)))
+}
