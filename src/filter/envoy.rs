@@ -13,10 +13,12 @@ use crate::shared::{Board, Key, Version};
 pub(super) struct Envoy;
 
 impl Board for Envoy {
+    #[inline(never)]
     fn read(&self, key: Key) -> (Option<Vec<u8>>, Option<Version>) {
         host::shared(&key.to_string())
     }
 
+    #[inline(never)]
     fn write(&mut self, key: Key, bytes: &[u8], version: Option<Version>) -> bool {
         host::set_shared(&key.to_string(), bytes, version)
     }
@@ -64,6 +66,7 @@ impl Host for Envoy {
         host::buffer(kind, start, size)
     }
 
+    #[inline(never)]
     fn replace_body(&mut self, size: usize, with: &[u8]) -> bool {
         hostcalls::set_buffer(BufferType::HttpRequestBody, 0, size, with).is_ok()
     }
@@ -84,10 +87,12 @@ impl Host for Envoy {
         host::clear_route_cache();
     }
 
+    #[inline(never)]
     fn respond(&mut self, status: u16, headers: &[(&str, &str)], body: &[u8]) {
         let _ = hostcalls::send_http_response(u32::from(status), headers.to_vec(), Some(body));
     }
 
+    #[inline(never)]
     fn call(&mut self, cluster: &str, headers: &[(&str, &str)], body: &[u8], timeout: Duration) -> Option<u32> {
         let body = Some(body).filter(|body| !body.is_empty());
         hostcalls::dispatch_http_call(cluster, headers.to_vec(), body, vec![], timeout).ok()

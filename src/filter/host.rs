@@ -1,5 +1,6 @@
 //! Host calls that cannot trap: the SDK's trait methods unwrap what the host answers, and some of its functions panic on a
-//! status that they do not list, so every call here asks only what the host can answer in that phase.
+//! status that they do not list, so every call here asks only what the host can answer in that phase. They are not inlined: the module's
+//! size is Envoy's start-up time, and a call into the host costs far more than one to here.
 
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -22,6 +23,7 @@ fn beginning(now: Instant) -> Instant {
 const SECONDS: u64 = 1 << 32;
 
 /// Time of a clock that nobody sets and that all VMs of the process share.
+#[inline(never)]
 pub(super) fn now() -> Duration {
     let since = BEGINNING.with(|beginning| Instant::now().saturating_duration_since(*beginning));
     Duration::new(since.as_secs() % SECONDS, since.subsec_nanos())
@@ -33,29 +35,34 @@ pub(super) fn wall_clock() -> Duration {
 }
 
 /// A header's value; bytes that are not UTF-8 are replaced.
+#[inline(never)]
 pub(super) fn header(map: MapType, name: &str) -> Option<String> {
     let bytes = hostcalls::get_map_value_bytes(map, name).ok()??;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Sets or removes a header.
+#[inline(never)]
 pub(super) fn set_header(map: MapType, name: &str, value: Option<&str>) {
     let _ = hostcalls::set_map_value(map, name, value);
 }
 
 /// All headers whose values are text.
+#[inline(never)]
 pub(super) fn headers(map: MapType) -> Vec<(String, String)> {
     let all = hostcalls::get_map_bytes(map).unwrap_or_default();
     all.into_iter().filter_map(|(name, value)| Some((name, String::from_utf8(value).ok()?))).collect()
 }
 
 /// All headers; bytes that are not UTF-8 are replaced.
+#[inline(never)]
 pub(super) fn headers_lossy(map: MapType) -> Vec<(String, String)> {
     let all = hostcalls::get_map_bytes(map).unwrap_or_default();
     all.into_iter().map(|(name, value)| (name, String::from_utf8_lossy(&value).into_owned())).collect()
 }
 
 /// Part of a buffer; empty if there is none.
+#[inline(never)]
 pub(super) fn buffer(kind: BufferType, start: usize, size: usize) -> Vec<u8> {
     if size == 0 {
         return Vec::new();
@@ -64,18 +71,21 @@ pub(super) fn buffer(kind: BufferType, start: usize, size: usize) -> Vec<u8> {
 }
 
 /// A property as text.
+#[inline(never)]
 pub(super) fn property(path: &[&str]) -> Option<String> {
     let bytes = hostcalls::get_property(path.to_vec()).ok()??;
     String::from_utf8(bytes).ok()
 }
 
 /// A property as a whole number.
+#[inline(never)]
 pub(super) fn number(path: &[&str]) -> Option<u64> {
     let bytes = hostcalls::get_property(path.to_vec()).ok()??;
     Some(u64::from_le_bytes(bytes.try_into().ok()?))
 }
 
 /// Sets filter state `wasm.<key>` of the current stream.
+#[inline(never)]
 pub(super) fn set_filter_state(key: &str, value: &str) {
     let _ = hostcalls::set_property(vec![key], Some(value.as_bytes()));
 }
@@ -86,11 +96,13 @@ pub(super) fn clear_route_cache() {
 }
 
 /// Shared data: the record and its compare-and-swap token.
+#[inline(never)]
 pub(super) fn shared(key: &str) -> (Option<Vec<u8>>, Option<u32>) {
     hostcalls::get_shared_data(key).unwrap_or((None, None))
 }
 
 /// Writes shared data; false if somebody else has written since the token was read.
+#[inline(never)]
 pub(super) fn set_shared(key: &str, value: &[u8], cas: Option<u32>) -> bool {
     hostcalls::set_shared_data(key, Some(value), cas).is_ok()
 }

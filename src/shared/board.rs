@@ -82,43 +82,51 @@ pub trait Board {
     fn write(&mut self, key: Key, bytes: &[u8], version: Option<Version>) -> bool;
 
     /// Who is there.
+    #[inline(never)]
     fn slots(&self) -> (Slots, Option<Version>) {
         let (bytes, version) = self.read(Key::Slots);
         (bytes.map(|bytes| Slots::decode(&bytes)).unwrap_or_default(), version)
     }
 
     /// Writes who is there, if nobody else has since.
+    #[inline(never)]
     fn write_slots(&mut self, slots: &Slots, version: Option<Version>) -> bool {
         self.write(Key::Slots, &slots.encode(), version)
     }
 
     /// Adds a worker's counters to a sum, if they are this owner's; whether there were any.
+    #[inline(never)]
     fn add_counters(&self, slot: usize, owner: u64, index: &Index, sum: &mut Counters) -> bool {
         self.read(Key::Counters(slot)).0.is_some_and(|bytes| add_counters(&bytes, owner, index, sum))
     }
 
     /// Writes a worker's counters as this owner's.
+    #[inline(never)]
     fn write_counters(&mut self, slot: usize, owner: u64, counters: &Counters, index: &Index) -> bool {
         self.write(Key::Counters(slot), &encode_counters(counters, owner, index), None)
     }
 
     /// The reports of a place; `None` where they are not this configuration's.
+    #[inline(never)]
     fn reports(&self, place: usize, identity: u64, index: &Index) -> Option<(Reports, Sources)> {
         decode_reports(&self.read(Key::Reports(place)).0?, identity, index)
     }
 
     /// Writes the reports of a place.
+    #[inline(never)]
     fn write_reports(&mut self, place: usize, reports: &Reports, sources: &Sources, index: &Index) -> bool {
         self.write(Key::Reports(place), &encode_reports(reports, sources, index), None)
     }
 
     /// What speaks against instances, and the version of that.
+    #[inline(never)]
     fn records(&self) -> (Records, Option<Version>) {
         let (bytes, version) = self.read(Key::Health);
         (bytes.map(|bytes| decode_health(&bytes)).unwrap_or_default(), version)
     }
 
     /// Writes what speaks against instances, if nobody else has since.
+    #[inline(never)]
     fn write_records(&mut self, records: &Records, version: Option<Version>) -> bool {
         self.write(Key::Health, &encode_health(records), version)
     }

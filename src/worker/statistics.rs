@@ -46,16 +46,19 @@ impl Statistics {
     }
 
     /// Adds 1 to a counter.
+    #[inline(never)]
     pub fn count(&mut self, name: &str) {
         self.new.push(Statistic::Count(format!("{}{name}", self.prefix)));
     }
 
     /// Records a value in a histogram.
+    #[inline(never)]
     pub fn observe(&mut self, name: &str, value: u64) {
         self.new.push(Statistic::Observe(format!("{}{name}", self.prefix), value));
     }
 
     /// Sets a gauge. What is shown already is not shown again.
+    #[inline(never)]
     pub fn set(&mut self, name: &str, value: u64) {
         let name = format!("{}{name}", self.prefix);
         if self.gauges.get(&name) != Some(&value) && !self.hidden.contains(&name) {
