@@ -35,7 +35,7 @@ pub use load::{
 pub use prices::{decode_prices, encode_prices, prices_fingerprint};
 pub use recent::{RECENT_SEGMENTS, Recent, RecentDecision};
 pub use responses::{RESPONSES_KEPT, Responses};
-pub use roster::{decode_roster, encode_roster};
+pub use roster::{decode_hosts, decode_roster, encode_roster};
 pub use shown::{decode_shown, encode_shown};
 pub use slots::{MAX_PLACES, MAX_SLOTS, Place, SLOT_TTL, Slots, heartbeat};
 

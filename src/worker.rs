@@ -37,7 +37,10 @@ const IDLE_AFTER: Duration = Duration::from_secs(10);
 struct Neighbour {
     place: usize,
     identity: u64,
+    /// Whether it came later.
     is_newer: bool,
+    /// Whether it speaks for the instances that both have.
+    speaks: bool,
 }
 
 /// State of one VM.
@@ -56,6 +59,9 @@ pub struct Worker {
     owner: u64,
     identity: u64,
     started: Duration,
+    /// The latest connection that it has served, and when that was seen first.
+    last_connection: u64,
+    served: Duration,
     slot: Option<usize>,
     place: Option<usize>,
     /// Until when the slot is surely this worker's.
@@ -108,6 +114,8 @@ impl Worker {
             owner,
             identity: config.identity.max(1),
             started: now,
+            last_connection: 0,
+            served: Duration::ZERO,
             slot: None,
             place: None,
             owns_until: Duration::ZERO,
@@ -153,12 +161,24 @@ impl Worker {
         self.serving_workers
     }
 
-    /// Begins: claims a slot and a place, and takes over what is known.
+    /// Begins: takes over what is known. Envoy tries a configuration on a VM that it then drops without a word, so claims wait for the
+    /// first tick.
     pub fn begin(&mut self, board: &mut impl Board, now: Duration) {
-        self.heartbeat(board, now);
         self.follow(board, now);
+        self.inherit(board, now);
         self.exchange(board);
-        self.follow_prices(board, now);
+    }
+
+    /// Whether several configurations are there. Then it matters who gets new connections.
+    pub fn has_neighbours(&self) -> bool {
+        !self.neighbours.is_empty()
+    }
+
+    /// A request has come on this connection. Envoy numbers them as they are opened.
+    pub fn served_connection(&mut self, connection: u64, now: Duration) {
+        if connection > self.last_connection {
+            (self.last_connection, self.served) = (connection, now);
+        }
     }
 
     /// What is to be done in every tick; the calls that are due.
@@ -212,9 +232,9 @@ impl Worker {
                 .into_iter()
                 .filter_map(|slot| slots.owners().find(|(other, _)| *other == slot))
                 .collect();
-            let slot = slots.keep(self.owner, now);
+            let slot = slots.keep(self.owner, self.identity, now);
             let gone: Vec<(usize, u64)> = slots.gone(now);
-            let place = slots.settle(self.identity, self.started, now);
+            let place = slots.settle(self.identity, (self.started, self.served), now);
             let leads = place.is_some_and(|place| slots.lead(self.owner, place, now, lease));
             orphans.iter().filter(|(orphan, _)| Some(*orphan) != slot).for_each(|(orphan, _)| slots.release(*orphan));
             if !board.write_slots(&slots, version) {
@@ -225,10 +245,10 @@ impl Worker {
                 self.statistics.count("without_slot");
                 self.statistics.warn("all slots are taken: this worker's load is not shared with the others");
             }
-            self.owns_until = now.saturating_add(SLOT_TTL);
             self.slots_version = None;
             let is_first = self.place.is_none();
             self.take_place(board, place, leads);
+            self.owns_until = now.saturating_add(SLOT_TTL);
             self.know(board, slots, now);
             self.take_slot(board, slot);
             if is_first && leads {
@@ -250,7 +270,12 @@ impl Worker {
         let others = slots.places().iter().enumerate().filter(|(_, place)| place.is_there(now));
         let others = others.filter(|(_, place)| place.identity != self.identity);
         let neighbours: Vec<Neighbour> = others
-            .map(|(at, place)| Neighbour { place: at, identity: place.identity, is_newer: place.is_newer_than(&own) })
+            .map(|(at, place)| Neighbour {
+                place: at,
+                identity: place.identity,
+                is_newer: place.is_newer_than(&own),
+                speaks: place.speaks_before(&own),
+            })
             .collect();
         self.slots = slots;
         let before = std::mem::replace(&mut self.neighbours, neighbours);
@@ -263,8 +288,9 @@ impl Worker {
     }
 
     fn take_place(&mut self, board: &mut impl Board, place: Option<usize>, leads: bool) {
-        if place.is_none() && self.place.is_some() {
-            self.statistics.warn("all places are taken: this configuration fetches no reports of its own");
+        if place.is_none() && (self.place.is_some() || self.owns_until.is_zero()) {
+            self.statistics
+                .warn("too many configurations are there: this one, the oldest, fetches no reports of its own");
         }
         self.place = place;
         if leads
@@ -319,7 +345,7 @@ impl Worker {
         self.has_left = true;
         for _ in 0..SWAP_ATTEMPTS {
             let (mut slots, version) = board.slots();
-            slots.leave(self.owner);
+            slots.leave(self.owner, self.identity);
             if board.write_slots(&slots, version) {
                 break;
             }

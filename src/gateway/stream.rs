@@ -15,6 +15,12 @@ impl Gateway {
         let mut request_id = host.header(Map::Request, names::REQUEST_ID_HEADER).unwrap_or_default();
         access_log::shorten(&mut request_id);
         self.streams.insert(id, Stream { request_id, received: end_of_stream, phase: Phase::Passing });
+        if self.worker.has_neighbours()
+            && let Some(connection) = host.number(&["connection", "id"])
+        {
+            let now = host.now();
+            self.worker.served_connection(connection, now);
+        }
         let method = host.header(Map::Request, ":method").unwrap_or_default();
         let path = host.header(Map::Request, ":path").unwrap_or_default();
         if self.is_probe(&method, &path) {

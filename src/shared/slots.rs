@@ -6,8 +6,8 @@ use super::{Reader, Writer};
 
 /// Most VMs that can own a slot: Envoy's workers, its main thread, and as many again during a reload.
 pub const MAX_SLOTS: usize = 256;
-/// Most configurations that can have a place at the same time.
-pub const MAX_PLACES: usize = 32;
+/// Most configurations that can have a place at the same time; of more, the oldest have none.
+pub const MAX_PLACES: usize = 64;
 /// A VM that has not renewed its claims for this long has died.
 pub const SLOT_TTL: Duration = Duration::from_secs(5);
 /// A VM's lease and its slot are renewed so many times before they would run out, and others look for those that have as often.
@@ -33,6 +33,8 @@ pub struct Slots {
 struct Claim {
     /// A random number per VM; 0 is nobody.
     owner: u64,
+    /// The configuration that the VM has.
+    identity: u64,
     until: Duration,
 }
 
@@ -47,8 +49,10 @@ impl Claim {
 pub struct Place {
     /// The configuration's; 0 is none.
     pub identity: u64,
-    /// When a VM last began with it. The newest of several configurations speaks for the instances that they share.
+    /// When a VM last began with it.
     pub started: Duration,
+    /// When a client last opened a connection that it serves, as far as it was looked at.
+    pub served: Duration,
     until: Duration,
     /// Who scrapes and writes the gauges for it.
     leader: Claim,
@@ -64,6 +68,13 @@ impl Place {
     pub fn is_newer_than(&self, other: &Place) -> bool {
         (self.started, self.identity) > (other.started, other.identity)
     }
+
+    /// Whether this configuration and not the other one speaks for the instances that they share: the one that came later. Envoy tells
+    /// nobody that it has gone back to a configuration whose VMs are still there. Then only that one gets new connections.
+    pub fn speaks_before(&self, other: &Place) -> bool {
+        let (own, others) = (self.started.max(self.served), other.started.max(other.served));
+        if own.abs_diff(others) > SLOT_TTL { own > others } else { self.is_newer_than(other) }
+    }
 }
 
 impl Slots {
@@ -72,10 +83,9 @@ impl Slots {
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::new(0);
         writer.u32(u32::try_from(self.places.len()).unwrap_or(u32::MAX));
-        for Place { identity, started, until, leader } in &self.places {
+        for Place { identity, started, served, until, leader } in &self.places {
             writer.u64(*identity);
-            writer.time(*started);
-            writer.time(*until);
+            [started, served, until].into_iter().for_each(|time| writer.time(*time));
             writer.claim(leader);
         }
         self.owners.iter().for_each(|claim| writer.claim(claim));
@@ -89,7 +99,8 @@ impl Slots {
             let mut reader = Reader::open(bytes, 0)?;
             let places = reader.u32()?;
             let place = |r: &mut Reader<'_>| {
-                Some(Place { identity: r.u64()?, started: r.time()?, until: r.time()?, leader: r.claim()? })
+                let (identity, started, served) = (r.u64()?, r.time()?, r.time()?);
+                Some(Place { identity, started, served, until: r.time()?, leader: r.claim()? })
             };
             let places = (0..places).map(|_| place(&mut reader)).collect::<Option<Vec<Place>>>()?;
             let owners = reader.rows(Reader::claim)?;
@@ -119,12 +130,13 @@ impl Slots {
         let until = now.saturating_add(SLOT_TTL);
         self.owners.iter_mut().for_each(|claim| claim.until = claim.until.min(until));
         for place in &mut self.places {
-            (place.until, place.started) = (place.until.min(until), place.started.min(now));
+            place.until = place.until.min(until);
+            (place.started, place.served) = (place.started.min(now), place.served.min(now));
         }
     }
 
     /// Renews the VM's slot, or claims one: an expired one first. `None` if all are taken.
-    pub fn keep(&mut self, owner: u64, now: Duration) -> Option<usize> {
+    pub fn keep(&mut self, owner: u64, identity: u64, now: Duration) -> Option<usize> {
         self.set_back(now);
         let until = now.saturating_add(SLOT_TTL);
         let free = || self.owners.iter().position(|c| c.free_at(now));
@@ -136,7 +148,7 @@ impl Slots {
             }
             None => return None,
         };
-        *self.owners.get_mut(slot)? = Claim { owner, until };
+        *self.owners.get_mut(slot)? = Claim { owner, identity, until };
         Some(slot)
     }
 
@@ -152,14 +164,18 @@ impl Slots {
         }
     }
 
-    /// A VM ends: its claims are free.
-    pub fn leave(&mut self, owner: u64) {
+    /// A VM ends: its claims are free. With the last VM of a configuration, its place is.
+    pub fn leave(&mut self, owner: u64, identity: u64) {
         let leaders = self.places.iter_mut().map(|place| &mut place.leader);
         self.owners.iter_mut().chain(leaders).filter(|c| c.owner == owner).for_each(|claim| claim.owner = 0);
+        if !self.owners.iter().any(|claim| claim.owner != 0 && claim.identity == identity) {
+            self.places.iter_mut().filter(|p| p.identity == identity).for_each(|place| place.until = Duration::ZERO);
+        }
     }
 
-    /// Renews the place of a configuration with which a VM has begun at this time, or claims one. `None` if all are taken.
-    pub fn settle(&mut self, identity: u64, started: Duration, now: Duration) -> Option<usize> {
+    /// Renews the place of a configuration with which a VM has begun at this time, and which has last got a new connection then, or claims
+    /// one: where all are taken, the oldest configuration's. `None` if that is this one.
+    pub fn settle(&mut self, identity: u64, (started, served): (Duration, Duration), now: Duration) -> Option<usize> {
         let until = now.saturating_add(SLOT_TTL);
         let own = self.places.iter().position(|place| place.identity == identity && place.is_there(now));
         let free = || self.places.iter().position(|place| !place.is_there(now));
@@ -169,13 +185,18 @@ impl Slots {
                 self.places.push(Place::default());
                 self.places.len() - 1
             }
-            None => return None,
+            None => {
+                let places = self.places.iter().enumerate();
+                let (at, oldest) = places.min_by_key(|(_, place)| (place.started, place.identity))?;
+                (oldest.started < started).then_some(at)?
+            }
         };
         let place = self.places.get_mut(at)?;
         if own.is_none() {
             *place = Place { identity, ..Place::default() };
         }
         place.started = place.started.max(started.min(now));
+        place.served = place.served.max(served.min(now));
         place.until = place.until.max(until);
         Some(at)
     }
@@ -188,13 +209,13 @@ impl Slots {
 
     /// Renews or takes the lease of a place's leader; whether the VM holds it now.
     pub fn lead(&mut self, owner: u64, place: usize, now: Duration, lease: Duration) -> bool {
-        let Some(leader) = self.places.get_mut(place).map(|place| &mut place.leader) else { return false };
+        let Some(Place { identity, leader, .. }) = self.places.get_mut(place) else { return false };
         let until = now.saturating_add(lease);
         leader.until = leader.until.min(until);
         if leader.owner != owner && !leader.free_at(now) {
             return false;
         }
-        *leader = Claim { owner, until };
+        *leader = Claim { owner, identity: *identity, until };
         true
     }
 
@@ -207,12 +228,13 @@ impl Slots {
 impl Writer {
     fn claim(&mut self, claim: &Claim) {
         self.u64(claim.owner);
+        self.u64(claim.identity);
         self.time(claim.until);
     }
 }
 
 impl Reader<'_> {
     fn claim(&mut self) -> Option<Claim> {
-        Some(Claim { owner: self.u64()?, until: self.time()? })
+        Some(Claim { owner: self.u64()?, identity: self.u64()?, until: self.time()? })
     }
 }

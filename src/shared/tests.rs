@@ -67,7 +67,7 @@ fn records_come_back_as_they_were() {
     let member = |address: &str, presence| Member { address: address.to_owned(), pool: 3, presence, since: SECOND };
     let presences = [Presence::Present, Presence::Unhealthy, Presence::Gone];
     let roster = Roster([A, B, C].into_iter().zip(presences).map(|(a, p)| member(a, p)).collect());
-    assert_eq!(decode_roster(&encode_roster(&roster, 9), 9), Some(roster));
+    assert_eq!(decode_roster(&encode_roster(&roster, &[], 9), 9), Some(roster));
     let mut responses = Responses::default();
     responses.insert("resp_1", 3);
     responses.insert("resp_2", 4);
@@ -137,13 +137,13 @@ fn broken_records_and_those_of_another_version_or_owner_are_absent() {
         assert!(decoded.is_none_or(|c| c.0.len() == 2 && c.0[1] == InstanceCounters::default()), "cut at {cut}");
     }
     let roster = Roster::of(&fleet, SECOND);
-    let bytes = encode_roster(&roster, 9);
+    let bytes = encode_roster(&roster, &[], 9);
     assert_eq!(decode_roster(&bytes, 8), None, "another configuration");
     for cut in 1..bytes.len() {
         assert!(decode_roster(&bytes[..cut], 9).is_none_or(|r| r.0.len() < 2), "cut at {cut}");
     }
     let many = Roster(vec![roster.0[0].clone(); crate::discovery::INSTANCES_MAX + 1]);
-    assert_eq!(decode_roster(&encode_roster(&many, 9), 9), None, "longer than any");
+    assert_eq!(decode_roster(&encode_roster(&many, &[], 9), 9), None, "longer than any");
     assert_eq!(Slots::decode(b"garbage"), Slots::default());
     assert_eq!(Responses::decode(b"garbage"), Responses::default());
     assert!(decode_glimpses(b"garbage", &index).is_empty());
@@ -153,47 +153,68 @@ fn broken_records_and_those_of_another_version_or_owner_are_absent() {
 fn every_vm_gets_a_slot_of_its_own_and_a_dead_ones_is_taken_over() {
     let mut slots = Slots::default();
     let at = |s: u32| SECOND * s;
-    assert_eq!(slots.keep(11, at(1)), Some(0));
-    assert_eq!(slots.keep(12, at(1)), Some(1));
-    assert_eq!(slots.keep(11, at(4)), Some(0), "a heartbeat keeps the slot");
+    assert_eq!(slots.keep(11, 70, at(1)), Some(0));
+    assert_eq!(slots.keep(12, 70, at(1)), Some(1));
+    assert_eq!(slots.keep(11, 70, at(4)), Some(0), "a heartbeat keeps the slot");
     assert_eq!(Slots::decode(&slots.encode()), slots);
     assert_eq!(slots.orphans(at(8)), [1]);
-    assert_eq!(slots.keep(13, at(8)), Some(1), "the dead one's slot");
-    assert_eq!(slots.keep(12, at(8)), Some(2), "it was only slow: a new slot");
+    assert_eq!(slots.keep(13, 70, at(8)), Some(1), "the dead one's slot");
+    assert_eq!(slots.keep(12, 70, at(8)), Some(2), "it was only slow: a new slot");
     assert_eq!(slots.owners().collect::<Vec<_>>(), [(0, 11), (1, 13), (2, 12)]);
-    slots.leave(13);
-    assert_eq!(slots.keep(14, at(8)), Some(1), "one that has left frees its slot at once");
+    slots.leave(13, 70);
+    assert_eq!(slots.keep(14, 70, at(8)), Some(1), "one that has left frees its slot at once");
     let mut full = Slots::default();
     for owner in 1..=MAX_SLOTS as u64 {
-        assert!(full.keep(owner, at(1)).is_some());
+        assert!(full.keep(owner, 70, at(1)).is_some());
     }
-    assert_eq!(full.keep(9_999, at(1)), None);
+    assert_eq!(full.keep(9_999, 70, at(1)), None);
 }
 
 #[test]
 fn every_configuration_has_a_place_as_long_as_a_vm_has_it() {
     let at = |s: u32| SECOND * s;
     let mut slots = Slots::default();
-    assert_eq!(slots.settle(70, at(1), at(1)), Some(0));
-    assert_eq!(slots.settle(71, at(2), at(2)), Some(1));
-    assert_eq!(slots.settle(70, at(1), at(3)), Some(0));
+    assert_eq!(slots.settle(70, (at(1), Duration::ZERO), at(1)), Some(0));
+    assert_eq!(slots.settle(71, (at(2), Duration::ZERO), at(2)), Some(1));
+    assert_eq!(slots.settle(70, (at(1), Duration::ZERO), at(3)), Some(0));
     assert!(slots.places()[1].is_newer_than(&slots.places()[0]));
-    assert_eq!(slots.settle(70, at(4), at(4)), Some(0), "rolled back to");
+    assert_eq!(slots.settle(70, (at(4), Duration::ZERO), at(4)), Some(0), "rolled back to");
     assert!(slots.places()[0].is_newer_than(&slots.places()[1]));
+    // When each began, when it last got a new connection, and which of the two speaks.
+    for (one, other, speaks) in [
+        ((9, 0), (8, 0), true),
+        ((1, 7), (2, 0), false),
+        ((1, 8), (2, 0), true),
+        ((1, 8), (2, 3), false),
+        ((1, 20), (2, 14), true),
+        ((1, 20), (2, 19), false),
+    ] {
+        let place = |(started, served): (u32, u32), identity| {
+            let mut slots = Slots::default();
+            slots.settle(identity, (at(started), at(served)), at(30));
+            slots.places()[0]
+        };
+        let (one, other) = (place(one, 70), place(other, 71));
+        assert_eq!((one.speaks_before(&other), other.speaks_before(&one)), (speaks, !speaks), "{one:?} {other:?}");
+    }
     assert_eq!(Slots::decode(&slots.encode()), slots);
     assert_eq!((slots.gone(at(7)), slots.gone(at(8))), (vec![], vec![(1, 71)]));
-    assert_eq!(slots.settle(72, at(8), at(8)), Some(1), "the place of one that has gone");
+    assert_eq!(slots.settle(72, (at(8), Duration::ZERO), at(8)), Some(1), "the place of one that has gone");
     for identity in 100..100 + MAX_PLACES as u64 - 2 {
-        assert!(slots.settle(identity, at(8), at(8)).is_some());
+        assert!(slots.settle(identity, (at(8), Duration::ZERO), at(8)).is_some());
     }
-    assert_eq!(slots.settle(9_999, at(8), at(8)), None);
-    assert_eq!(slots.settle(9_999, at(10), at(10)), Some(0), "70 was last seen at 4 s");
+    assert_eq!(slots.settle(9_999, (at(3), Duration::ZERO), at(8)), None, "older than all that are there");
+    assert_eq!(slots.settle(9_998, (at(8), Duration::ZERO), at(8)), Some(0), "70 is the oldest");
+    assert_eq!(slots.settle(70, (at(4), Duration::ZERO), at(8)), None);
 }
 
 #[test]
 fn one_vm_of_a_configuration_leads_and_another_takes_over_when_it_falls_silent() {
     let mut slots = Slots::default();
-    let (one, other) = (slots.settle(70, SECOND, SECOND).unwrap(), slots.settle(71, SECOND, SECOND).unwrap());
+    let (one, other) = (
+        slots.settle(70, (SECOND, Duration::ZERO), SECOND).unwrap(),
+        slots.settle(71, (SECOND, Duration::ZERO), SECOND).unwrap(),
+    );
     assert!(slots.lead(11, one, SECOND, SECOND));
     assert!(!slots.lead(12, one, SECOND, SECOND));
     assert!(slots.lead(12, other, SECOND, SECOND), "another configuration has its own leader");
@@ -216,7 +237,7 @@ fn a_dead_leader_is_replaced_within_two_periods() {
         for phase in 0..50 {
             let mut slots = Slots::default();
             let died_at = SECOND;
-            slots.settle(70, died_at, died_at);
+            slots.settle(70, (died_at, Duration::ZERO), died_at);
             assert!(slots.lead(11, 0, died_at, telemetry.lease));
             // The successor's ticks are out of phase with the leader's, and each heartbeat waits for one.
             let (mut now, mut heartbeat_at) = (died_at + Duration::from_millis(phase), died_at);

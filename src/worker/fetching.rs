@@ -82,7 +82,9 @@ impl Worker {
         let fleet = &config.fleet;
         let is_there = |i: usize| fleet.instances.get(i).is_some_and(|i| i.presence != Presence::Gone);
         silent.retain(|i, _| is_there(*i));
-        let there = (0..fleet.instances.len()).filter(|i| is_there(*i) && !silent.contains_key(i)).count();
+        // Where nobody is, no page is parsed. One that is late counts: to ask more often would make it later.
+        let answers = |i: usize| is_there(i) && self.reports.0.get(i).is_none_or(|report| !report.is_unreachable());
+        let there = (0..fleet.instances.len()).filter(|i| answers(*i)).count();
         let period = schedule.period(&config.telemetry, there);
         let room = IN_FLIGHT_MAX.saturating_sub(asked.len());
         let mut fetches = Vec::new();
@@ -108,12 +110,14 @@ impl Worker {
         fetches
     }
 
-    /// Which instances a newer configuration has fresh reports of: nobody else asks them.
+    /// Which instances another configuration asks that speaks for them, and has reports of that are fresh also by these settings: they are not
+    /// asked twice.
     pub(super) fn covered(&self, board: &impl Board, now: Duration) -> Vec<bool> {
         let mut covered = vec![false; self.index.len()];
-        for newer in self.neighbours.iter().filter(|neighbour| neighbour.is_newer) {
-            let Some((reports, sources)) = board.reports(newer.place, newer.identity, &self.index) else { continue };
-            let fresh = sources.period.saturating_mul(FRESH_PERIODS);
+        let telemetry = &self.router.config().telemetry;
+        let fresh = telemetry.scrape_period.saturating_mul(FRESH_PERIODS).max(telemetry.fresh);
+        for other in self.neighbours.iter().filter(|neighbour| neighbour.speaks) {
+            let Some((reports, _)) = board.reports(other.place, other.identity, &self.index) else { continue };
             for (covered, report) in covered.iter_mut().zip(&reports.0) {
                 let is_fresh = report.at.is_some_and(|at| now.saturating_sub(at) <= fresh);
                 *covered |= is_fresh && report.load.running.is_some();
@@ -236,5 +240,5 @@ fn next_of(turn: usize, asked: &BTreeSet<usize>, silent: &BTreeMap<usize, Durati
     waiting.min_by_key(|(_, asked_at)| **asked_at).map(|(i, _)| *i)
 }
 
-/// A report is fresh for so many periods: nobody is blind for longer if whoever fetches them ceases to.
+/// A report is fresh for so many periods at least: nobody is blind for longer if whoever fetches them ceases to.
 const FRESH_PERIODS: u32 = 2;

@@ -36,6 +36,20 @@ impl Worker {
         }
     }
 
+    /// Takes over the hosts that other configurations know of the same clusters: who comes with a reload need not wait for an answer.
+    pub(super) fn inherit(&mut self, board: &impl Board, now: Duration) {
+        let mut roster = self.roster.clone();
+        for neighbour in &self.neighbours {
+            let bytes = board.read(Key::Roster(neighbour.place)).0;
+            let Some(clusters) = bytes.and_then(|bytes| shared::decode_hosts(&bytes, neighbour.identity)) else {
+                continue;
+            };
+            if roster.update(&self.router.config().fleet.pools, &clusters, |_| 0, now) {
+                return self.adopt(roster);
+            }
+        }
+    }
+
     /// Has the instances of a roster from now on.
     fn adopt(&mut self, roster: Roster) {
         let replaced = self.router.follow(&roster);
@@ -64,7 +78,7 @@ impl Worker {
         let mut roster = self.roster.clone();
         if roster.update(&self.router.config().fleet.pools, clusters, outstanding, now) {
             // Another VM may have taken the lead meanwhile: then its roster counts, and the next answer is soon here.
-            let bytes = shared::encode_roster(&roster, self.identity);
+            let bytes = shared::encode_roster(&roster, &self.router.config().fleet.pools, self.identity);
             if board.write(Key::Roster(place), &bytes, self.roster_version) {
                 self.roster_version = board.read(Key::Roster(place)).1;
                 self.adopt(roster);

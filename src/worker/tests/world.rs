@@ -51,6 +51,7 @@ pub(super) struct World<B> {
     pub(super) counts: BTreeMap<String, u64>,
     pub(super) warnings: Vec<String>,
     owners: u64,
+    connections: u64,
     pub(super) random: Random,
 }
 
@@ -90,6 +91,7 @@ impl<B: Board + Default> World<B> {
             counts: BTreeMap::new(),
             warnings: Vec::new(),
             owners: 0,
+            connections: 0,
             random: Random::for_use(seed, 7),
         }
     }
@@ -136,6 +138,13 @@ impl<B: Board + Default> World<B> {
         vm.open.push(dispatch);
     }
 
+    /// A client opens a connection that this VM serves.
+    pub(super) fn connect(&mut self, vm: usize) {
+        self.connections += 1;
+        let (now, connection) = (self.now(), self.connections);
+        self.vm(vm).worker.served_connection(connection, now);
+    }
+
     pub(super) fn finish(&mut self, vm: usize) {
         let now = self.now();
         let World { vms, board, random, .. } = self;
@@ -179,12 +188,12 @@ impl<B: Board + Default> World<B> {
     fn answer(&mut self, fetch: &Fetch) -> (Option<u16>, String) {
         let Some(address) = fetch.endpoint.clone() else { return (Some(404), String::new()) };
         let sent = self.sent(&address);
-        let server = self.servers.get_mut(&address).unwrap();
+        let Some(server) = self.servers.get_mut(&address) else { return (Some(503), String::new()) };
         *server.asked.entry(fetch.path.clone()).or_default() += 1;
         if server.is_dead {
             return (Some(503), String::new());
         }
-        if fetch.path != "/metrics" {
+        if !fetch.path.starts_with("/metrics") {
             return (Some(404), "not found".to_owned());
         }
         let running = sent + server.foreign;
