@@ -49,6 +49,8 @@ mod setups;
 mod state;
 #[path = "envoy/strangers.rs"]
 mod strangers;
+#[path = "envoy/tenants.rs"]
+mod tenants;
 
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::sync::Arc;
@@ -60,7 +62,7 @@ use routebalance::tools::instance::Fault;
 use scenarios::{APIS, NAMES, PASSED, REFUSED, Served, is_passed, is_refused, is_served};
 use setups::{
     ADMISSION, AFFINITY, BATCHING, BLIND, BYPASSED, CLIENTS, DISCOVERED, HEADERS, HEALTH, HEALTH_OF_FOUR, LEAN,
-    LEARNING, MANNERS, OWN, PRICES, REFERENCE, STATIC, STRANGERS, UNTOUCHED, VM,
+    LEARNING, MANNERS, OWN, PRICES, REFERENCE, STATIC, STRANGERS, TENANTS, UNTOUCHED, VM,
 };
 use strangers::gone::{Sent, favourite_is_gone};
 
@@ -191,6 +193,11 @@ fn first_half(stage: &Arc<Stage>) -> Vec<Trial> {
         "a client may leave while its request waits" => batching::client_leaves,
         "a request that its batch refuses is answered" => batching::refused,
         "a request that waits is served while its listener drains" => batching::drained,
+    ));
+    trials.push(stage.alone(
+        "two configurations see each other's load and ask each instance once",
+        &TENANTS,
+        async |gateway| tenants::see_each_other(&gateway).await,
     ));
     trials.extend(scenarios!(stage, &PRICES,
         "a forecast that is too low: prices rise until the SLO holds" => prices::forecast_too_low,

@@ -1,5 +1,7 @@
 //! Where a fleet has the instances that rows of records are about.
 
+use std::collections::BTreeMap;
+
 use crate::fleet::{Fleet, Presence};
 
 /// The instances of a fleet by the keys of their addresses. Rows of records are found by them, whatever fleet their writer has.
@@ -7,21 +9,23 @@ use crate::fleet::{Fleet, Presence};
 pub struct Index {
     /// In the fleet's order.
     keys: Vec<u32>,
-    /// Keys, each once, with the index of its instance: of two with one address, the one that is there.
-    sorted: Vec<(u32, usize)>,
+    /// The index of each key's instance: of two with one address, the one that is there.
+    by_key: BTreeMap<u32, u32>,
 }
 
 impl Index {
     /// The index of a fleet.
     pub fn of(fleet: &Fleet) -> Index {
         let keys = fleet.instances.iter().map(|instance| instance.key).collect();
-        let rows = fleet.instances.iter().enumerate();
-        let mut rows: Vec<_> =
-            rows.map(|(i, instance)| (instance.key, instance.presence == Presence::Gone, i)).collect();
-        rows.sort_unstable();
-        let mut sorted: Vec<(u32, usize)> = rows.into_iter().map(|(key, _, i)| (key, i)).collect();
-        sorted.dedup_by_key(|(key, _)| *key);
-        Index { keys, sorted }
+        let mut by_key = BTreeMap::new();
+        // The first of those that are there has the last word.
+        for gone in [true, false] {
+            let rows = fleet.instances.iter().enumerate().rev();
+            for (i, instance) in rows.filter(|(_, instance)| (instance.presence == Presence::Gone) == gone) {
+                by_key.insert(instance.key, u32::try_from(i).unwrap_or(u32::MAX));
+            }
+        }
+        Index { keys, by_key }
     }
 
     /// Instances of the fleet, those that are gone included.
@@ -45,7 +49,6 @@ impl Index {
         if self.keys.get(row) == Some(&key) {
             return Some(row);
         }
-        let at = self.sorted.binary_search_by_key(&key, |(key, _)| *key).ok()?;
-        self.sorted.get(at).map(|(_, instance)| *instance)
+        self.by_key.get(&key).and_then(|instance| usize::try_from(*instance).ok())
     }
 }

@@ -3,7 +3,7 @@
 use super::{Reader, Writer};
 use crate::fleet::{Fleet, Model, Pool};
 use crate::hash::fnv1a;
-use crate::latency::{BINS, Basis};
+use crate::latency::Basis;
 use crate::learning::beliefs::Beliefs;
 use crate::learning::ledger::{Tallies, Tally};
 use crate::learning::lengths::Lengths;
@@ -68,38 +68,46 @@ impl Subjects {
     }
 }
 
+/// A tally as it is written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    about: (u64, u32),
+    /// [`Tally::seen`], `as_of`, `weight` and the sums.
+    values: Vec<f64>,
+}
+
 /// Rows about models or pools that this configuration does not have: a worker's record keeps them for those that have.
-pub type Foreign<const N: usize> = Vec<((u64, u32), Tally<N>)>;
+pub type Foreign = Vec<Row>;
 
 /// Foreign rows of all that is learnt of speed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ForeignSpeeds {
-    factors: Foreign<1>,
-    lines: Foreign<5>,
-    residuals: Foreign<BINS>,
-    traffic: Foreign<2>,
+    factors: Foreign,
+    lines: Foreign,
+    residuals: Foreign,
+    traffic: Foreign,
 }
 
 /// Foreign rows that a section keeps; the rest is forgotten.
 const FOREIGN_MAX: usize = 256;
 
 /// What one worker has learnt of lengths, as bytes: 24 per model.
-pub fn encode_lengths(lengths: &Lengths, foreign: &Foreign<1>, subjects: &Subjects) -> Vec<u8> {
+pub fn encode_lengths(lengths: &Lengths, foreign: &Foreign, subjects: &Subjects) -> Vec<u8> {
     encode(lengths.own(), foreign, subjects)
 }
 
 /// What a worker has learnt of lengths from bytes; empty if they are of another version, or broken.
-pub fn decode_lengths(bytes: &[u8], subjects: &Subjects) -> (Tallies<1>, Foreign<1>) {
+pub fn decode_lengths(bytes: &[u8], subjects: &Subjects) -> (Tallies<1>, Foreign) {
     decode(bytes, subjects, Lengths::sound)
 }
 
 /// What one worker has learnt from feedback, as bytes: 32 per model and kind of prompt that was scored.
-pub fn encode_beliefs(beliefs: &Beliefs, foreign: &Foreign<2>, subjects: &Subjects) -> Vec<u8> {
+pub fn encode_beliefs(beliefs: &Beliefs, foreign: &Foreign, subjects: &Subjects) -> Vec<u8> {
     encode(beliefs.own(), foreign, subjects)
 }
 
 /// What a worker has learnt from feedback from bytes; empty if they are of another version, or broken.
-pub fn decode_beliefs(bytes: &[u8], subjects: &Subjects) -> (Tallies<2>, Foreign<2>) {
+pub fn decode_beliefs(bytes: &[u8], subjects: &Subjects) -> (Tallies<2>, Foreign) {
     decode(bytes, subjects, Beliefs::sound)
 }
 
@@ -137,7 +145,7 @@ pub fn decode_speeds(bytes: &[u8], subjects: &Subjects) -> (SpeedTallies, Foreig
 /// What is learnt belongs to models and pools, and to no configuration.
 const ANY: u64 = 0;
 
-fn encode<const N: usize>(tallies: &Tallies<N>, foreign: &Foreign<N>, subjects: &Subjects) -> Vec<u8> {
+fn encode<const N: usize>(tallies: &Tallies<N>, foreign: &Foreign, subjects: &Subjects) -> Vec<u8> {
     let mut writer = Writer::new(ANY);
     section(&mut writer, tallies, foreign, subjects);
     writer.0
@@ -147,40 +155,61 @@ fn decode<const N: usize>(
     bytes: &[u8],
     subjects: &Subjects,
     sound: fn(Tally<N>) -> Option<Tally<N>>,
-) -> (Tallies<N>, Foreign<N>) {
+) -> (Tallies<N>, Foreign) {
     let section = Reader::open(bytes, ANY).and_then(|mut reader| read_section(&mut reader, subjects, sound));
     section.unwrap_or_default()
 }
 
 /// Tallies: their number first.
-fn section<const N: usize>(writer: &mut Writer, tallies: &Tallies<N>, foreign: &Foreign<N>, subjects: &Subjects) {
-    let own = tallies.iter().filter_map(|(key, tally)| Some((subjects.subject(*key)?, *tally)));
-    let rows: Foreign<N> = own.chain(foreign.iter().copied()).collect();
+fn section<const N: usize>(writer: &mut Writer, tallies: &Tallies<N>, foreign: &Foreign, subjects: &Subjects) {
+    let row = |(key, tally): (&u32, &Tally<N>)| {
+        let Tally { seen, as_of, weight, sums } = tally;
+        let values = [seen, as_of, weight].into_iter().chain(sums).copied().collect();
+        Some(Row { about: subjects.subject(*key)?, values })
+    };
+    let mut rows: Vec<Row> = tallies.iter().filter_map(row).collect();
+    rows.extend_from_slice(foreign);
+    write_rows(writer, &rows);
+}
+
+#[inline(never)]
+fn write_rows(writer: &mut Writer, rows: &[Row]) {
     writer.u32(u32::try_from(rows.len()).unwrap_or(u32::MAX));
-    for ((subject, rest), Tally { seen, as_of, weight, sums }) in &rows {
+    for Row { about: (subject, rest), values } in rows {
         writer.u64(*subject);
         writer.u32(*rest);
-        [seen, as_of, weight].into_iter().chain(sums).for_each(|value| writer.f32(*value));
+        values.iter().for_each(|value| writer.f32(*value));
     }
+}
+
+/// Rows of so many values.
+#[inline(never)]
+fn read_rows(reader: &mut Reader<'_>, values: usize) -> Option<Vec<Row>> {
+    let mut rows = Vec::new();
+    for _ in 0..reader.u32()? {
+        let mut row = Row { about: (reader.u64()?, reader.u32()?), values: Vec::with_capacity(values) };
+        for _ in 0..values {
+            row.values.push(reader.f32()?);
+        }
+        rows.push(row);
+    }
+    Some(rows)
 }
 
 fn read_section<const N: usize>(
     reader: &mut Reader<'_>,
     subjects: &Subjects,
     sound: fn(Tally<N>) -> Option<Tally<N>>,
-) -> Option<(Tallies<N>, Foreign<N>)> {
+) -> Option<(Tallies<N>, Foreign)> {
     let (mut own, mut foreign) = (Tallies::new(), Foreign::new());
-    for _ in 0..reader.u32()? {
-        let about = (reader.u64()?, reader.u32()?);
-        let mut tally = Tally { seen: reader.f32()?, as_of: reader.f32()?, weight: reader.f32()?, sums: [0.0; N] };
-        for sum in &mut tally.sums {
-            *sum = reader.f32()?;
-        }
-        let tally = sound(tally)?;
-        match subjects.key(about) {
-            Some(key) => drop(own.insert(key, tally)),
-            None if foreign.len() < FOREIGN_MAX => foreign.push((about, tally)),
-            None => {}
+    for row in read_rows(reader, N.saturating_add(3))? {
+        match (subjects.key(row.about), row.values.as_slice()) {
+            (Some(key), [seen, as_of, weight, sums @ ..]) => {
+                let (seen, as_of, weight) = (*seen, *as_of, *weight);
+                own.insert(key, sound(Tally { seen, as_of, weight, sums: sums.try_into().ok()? })?);
+            }
+            _ if foreign.len() < FOREIGN_MAX => foreign.push(row),
+            _ => {}
         }
     }
     Some((own, foreign))

@@ -51,6 +51,7 @@ impl Worker {
     }
 
     /// Has the instances of a roster from now on.
+    #[inline(never)]
     fn adopt(&mut self, roster: Roster) {
         let replaced = self.router.follow(&roster);
         let fleet = &self.router.config().fleet;

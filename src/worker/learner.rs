@@ -26,9 +26,9 @@ pub struct Learner {
     speeds: Speeds,
     /// All of it, as decisions read it.
     learned: Learned,
-    shared_lengths: Exchange<Foreign<1>>,
+    shared_lengths: Exchange<Foreign>,
     shared_speeds: Exchange<ForeignSpeeds>,
-    shared_beliefs: Exchange<Foreign<2>>,
+    shared_beliefs: Exchange<Foreign>,
     random: Random,
 }
 
@@ -174,6 +174,7 @@ impl Learner {
         self.write(board);
     }
 
+    #[inline(never)]
     fn write(&mut self, board: &mut impl Board) {
         let Some(slot) = self.slot else { return };
         let Learner { lengths, beliefs, speeds, .. } = self;

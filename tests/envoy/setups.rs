@@ -293,6 +293,30 @@ fn without_metadata(yaml: &str) -> String {
     lines.join("\n") + "\n"
 }
 
+/// Two listeners with two configurations of the same fleet: the second has a name and another default policy. It is the newer one, and so
+/// asks the instances.
+pub(crate) static TENANTS: Setup =
+    Setup { name: "tenants", change: |_| {}, edit: Some(second_listener), reports: false, ..Setup::PLAIN };
+
+/// The name of the second configuration, and of its listener.
+pub(crate) const SECOND: &str = "second";
+
+fn second_listener(yaml: &str) -> String {
+    let (head, rest) = yaml.split_once("  listeners:\n").expect("listeners");
+    let (listener, clusters) = rest.split_once("  clusters:\n").expect("clusters");
+    let port = listener.split_once("port_value: ").and_then(|(_, rest)| rest.split_once(' ')).expect("a port").0;
+    let second = listener
+        .replacen("- name: routebalance\n", &format!("- name: {SECOND}\n"), 1)
+        .replacen(&format!("port_value: {port}"), "port_value: 0", 1)
+        .replacen(
+            "\"default_policy\": \"balanced\"",
+            &format!("\"name\": \"{SECOND}\", \"default_policy\": \"cost\""),
+            1,
+        );
+    assert!(second.contains("\"cost\", ") || second.contains("\"default_policy\": \"cost\""), "{second}");
+    format!("{head}  listeners:\n{listener}{second}  clusters:\n{clusters}")
+}
+
 fn without_filter(yaml: &str) -> String {
     let (start, end) = (
         "          - name: routebalance\n            typed_config:\n",
