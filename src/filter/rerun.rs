@@ -158,7 +158,7 @@ impl Worker {
             return Vec::new();
         }
         self.reruns.looked_at = now;
-        let records = Envoy.records().0;
+        let records = Envoy.records().0.into_owned();
         let reports = self.known_reports(&Envoy).unwrap_or_default();
         let all_are_stuck = |whole: &Whole| whole.asked.iter().all(|asked| self.is_stuck(asked, &reports, &records));
         let stuck = self.reruns.waiting.iter().filter(|(_, whole)| all_are_stuck(whole));
