@@ -139,6 +139,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// How often Envoy tries again: as [`RETRIES`] has it for the fleet.
+    pub fn retries(&self) -> usize {
+        self.fleet.instances.len().saturating_sub(1).clamp(*RETRIES.start(), *RETRIES.end())
+    }
+
     /// Parses and checks a whole file.
     ///
     /// # Errors

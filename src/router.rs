@@ -11,6 +11,7 @@ mod naming;
 mod unread;
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use unread::{Packed, packed};
@@ -311,10 +312,11 @@ impl Decision {
     }
 }
 
-/// The router of one configuration.
+/// The router of one configuration. Copies share its predictor, which is most of it.
+#[derive(Clone)]
 pub struct Router {
     config: Config,
-    predictor: Option<Predictor>,
+    predictor: Option<Arc<Predictor>>,
     /// For every model of the fleet, its position in the predictor's output.
     predicted: Vec<Option<usize>>,
     /// For every model of the fleet, what is expected of its answer to any prompt.
@@ -325,6 +327,15 @@ pub struct Router {
 impl Router {
     /// A router; without a predictor, priors decide.
     pub fn new(config: Config, predictor: Option<Predictor>) -> Router {
+        Router::sharing(config, predictor.map(Arc::new))
+    }
+
+    /// A router for another configuration with the same predictor.
+    pub fn with_config(&self, config: Config) -> Router {
+        Router::sharing(config, self.predictor.clone())
+    }
+
+    fn sharing(config: Config, predictor: Option<Arc<Predictor>>) -> Router {
         let predictor = predictor.filter(|_| config.predictor_enabled);
         let position =
             |model: &Model| predictor.as_ref().and_then(|p| p.models().iter().position(|name| *name == model.name));
@@ -350,7 +361,7 @@ impl Router {
 
     /// The predictor, if it runs.
     pub fn predictor(&self) -> Option<&Predictor> {
-        self.predictor.as_ref()
+        self.predictor.as_deref()
     }
 
     /// Names of the models that a predictor is there for and does not know: what is expected of them is their priors.
@@ -362,7 +373,7 @@ impl Router {
 
     /// Clusters of training prompts that a decision may name.
     pub fn prototypes(&self) -> usize {
-        self.predictor.as_ref().map_or(0, Predictor::prototypes)
+        self.predictor().map_or(0, Predictor::prototypes)
     }
 
     /// Decides. `loads` is in the order of the fleet's instances; `None` if there is none to read.

@@ -10,12 +10,13 @@ mod learner;
 mod load;
 mod placements;
 mod prices;
+mod speeds;
 mod statistics;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-pub use fetching::{Fetch, Purpose, Scrape};
+pub use fetching::{Answer, Fetch, Purpose, Scrape};
 pub use learner::{Learner, Scored};
 pub use placements::Placements;
 pub use prices::Prices;
@@ -298,7 +299,7 @@ impl Worker {
             && !self.leads
             && let Some((reports, _)) = place.and_then(|place| board.reports(place, self.identity, &self.index))
         {
-            self.reports = reports;
+            self.reports = reports.into_owned();
         }
         self.unwritten_reports |= leads && !self.leads;
         self.leads = leads;

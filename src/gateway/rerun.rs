@@ -161,8 +161,8 @@ impl Gateway {
             return;
         }
         self.reruns.looked_at = now;
-        let records = host.records().0;
-        let reports = self.worker.known_reports(host).unwrap_or_default();
+        let records = host.records().0.into_owned();
+        let reports = self.worker.known_reports(host).unwrap_or_default().into_owned();
         let are_stuck = |stream: &super::Stream| match &stream.phase {
             Phase::Serving(serving) => serving.sent.whole.as_ref().is_some_and(|whole| {
                 whole.asked.iter().all(|asked| self.is_stuck(asked.instance, asked.at, &reports, &records))

@@ -85,15 +85,28 @@ impl<const N: usize> Ledger<N> {
 
     /// Takes what the other workers have written, one item per worker.
     pub fn read(&mut self, others: &[Tallies<N>]) {
-        let mut clocks: BTreeMap<u32, f64> = self.own.iter().map(|(key, tally)| (*key, tally.seen)).collect();
-        for (key, tally) in others.iter().flatten() {
-            *clocks.entry(*key).or_default() += tally.seen;
+        self.read_some(others.iter(), |_| true);
+    }
+
+    /// Takes what the other workers have written of some keys; of the rest it is as it was.
+    pub fn read_some<'a>(
+        &mut self,
+        others: impl Iterator<Item = &'a Tallies<N>> + Clone,
+        is_new: impl Fn(u32) -> bool,
+    ) {
+        let own = &self.own;
+        let none = |key: &u32| Tally { as_of: own.get(key).map_or(0.0, |own| own.seen), ..Tally::default() };
+        self.others.retain(|key, _| !is_new(*key) || others.clone().any(|other| other.contains_key(key)));
+        self.others.iter_mut().filter(|(key, _)| is_new(**key)).for_each(|(key, sum)| *sum = none(key));
+        let rows = others.flatten().filter(|(key, _)| is_new(**key));
+        // The sum's clock first: all that anybody has seen.
+        for (key, tally) in rows.clone() {
+            self.others.entry(*key).or_insert_with(|| none(key)).as_of += tally.seen;
         }
-        self.others.clear();
-        for (key, tally) in others.iter().flatten() {
-            let clock = clocks.get(key).copied().unwrap_or_default();
-            let sum = self.others.entry(*key).or_insert(Tally { as_of: clock, ..Tally::default() });
-            *sum = sum.plus(&tally.aged(clock, self.memory));
+        for (key, tally) in rows {
+            if let Some(sum) = self.others.get_mut(key) {
+                *sum = sum.plus(&tally.aged(sum.as_of, self.memory));
+            }
         }
     }
 

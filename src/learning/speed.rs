@@ -113,6 +113,10 @@ enum Time {
 }
 
 impl Time {
+    fn pool(key: u32) -> usize {
+        (key / 2) as usize
+    }
+
     fn key(self, pool: usize) -> Option<u32> {
         u32::try_from(pool).ok()?.checked_mul(2)?.checked_add(match self {
             Time::Ttft => 0,
@@ -265,12 +269,17 @@ impl Speeds {
 
     /// What this worker writes for the others.
     pub fn own(&self) -> SpeedTallies {
-        SpeedTallies {
-            factors: self.factors.own().clone(),
-            lines: self.lines.own().clone(),
-            residuals: self.residuals.own().clone(),
-            traffic: self.traffic.own().clone(),
-        }
+        let mut own = SpeedTallies::default();
+        self.write(&mut own);
+        own
+    }
+
+    /// The same into what was written before.
+    pub fn write(&self, written: &mut SpeedTallies) {
+        follow(&mut written.factors, self.factors.own(), |_| {});
+        follow(&mut written.lines, self.lines.own(), |_| {});
+        follow(&mut written.residuals, self.residuals.own(), |_| {});
+        follow(&mut written.traffic, self.traffic.own(), |_| {});
     }
 
     /// Goes on where another worker has stopped.
@@ -281,23 +290,46 @@ impl Speeds {
         self.traffic.adopt(own.traffic);
     }
 
-    /// Takes what the other workers have written.
-    pub fn read(&mut self, others: Vec<SpeedTallies>) {
-        let (mut factors, mut lines, mut residuals, mut traffic) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for other in others {
-            factors.push(other.factors);
-            lines.push(other.lines);
-            residuals.push(other.residuals);
-            traffic.push(other.traffic);
+    /// Takes what the other workers have written of these pools; of the rest it is as it was.
+    pub fn read<'a>(&mut self, others: impl Iterator<Item = &'a SpeedTallies> + Clone, pools: &[usize]) {
+        let of_time = |key: u32| pools.contains(&Time::pool(key));
+        self.factors.read_some(others.clone().map(|other| &other.factors), of_time);
+        self.lines.read_some(others.clone().map(|other| &other.lines), of_time);
+        self.residuals.read_some(others.clone().map(|other| &other.residuals), of_time);
+        self.traffic.read_some(others.map(|other| &other.traffic), |key| pools.contains(&(key as usize)));
+    }
+}
+
+/// Makes tallies say what others do; visits the keys of which they did not.
+fn follow<const N: usize>(tallies: &mut Tallies<N>, others: &Tallies<N>, mut changed: impl FnMut(u32)) {
+    if !tallies.keys().eq(others.keys()) {
+        tallies.keys().filter(|key| !others.contains_key(key)).for_each(|key| changed(*key));
+        others.iter().filter(|(key, tally)| tallies.get(key) != Some(tally)).for_each(|(key, _)| changed(*key));
+        tallies.clone_from(others);
+        return;
+    }
+    for ((key, tally), other) in tallies.iter_mut().zip(others.values()) {
+        if tally != other {
+            *tally = *other;
+            changed(*key);
         }
-        self.factors.read(&factors);
-        self.lines.read(&lines);
-        self.residuals.read(&residuals);
-        self.traffic.read(&traffic);
     }
 }
 
 impl SpeedTallies {
+    /// Says the same as others from now on; the pools of which it did not. Where little changes, little is done.
+    pub fn follow(&mut self, others: &SpeedTallies) -> Vec<usize> {
+        let SpeedTallies { factors, lines, residuals, traffic } = self;
+        let mut pools = Vec::new();
+        follow(factors, &others.factors, |key| pools.push(Time::pool(key)));
+        follow(lines, &others.lines, |key| pools.push(Time::pool(key)));
+        follow(residuals, &others.residuals, |key| pools.push(Time::pool(key)));
+        follow(traffic, &others.traffic, |key| pools.push(key as usize));
+        pools.sort_unstable();
+        pools.dedup();
+        pools
+    }
+
     /// A factor's tally of another worker, if its numbers are possible.
     pub fn sound_factor(tally: Tally<1>) -> Option<Tally<1>> {
         tally.sound(LN_FACTOR_MAX + STEP)

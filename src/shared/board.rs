@@ -1,13 +1,15 @@
 //! The board: where workers leave records for each other.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
 use super::{
-    Index, Slots, Sources, VERSION, add_counters, decode_health, decode_reports, encode_counters, encode_health,
-    encode_reports,
+    ForeignSpeeds, Index, Slots, Sources, Subjects, VERSION, add_counters, decode_health, decode_reports,
+    decode_speeds, encode_counters, encode_health, encode_reports, encode_speeds,
 };
 use crate::health::Records;
+use crate::learning::speed::{SpeedTallies, Speeds};
 use crate::reckoning::{Counters, Reports};
 
 /// What a record is about; the version of its form is part of its key, so that modules of two versions never meet.
@@ -71,6 +73,9 @@ impl fmt::Display for Key {
 /// The version of a record: it changes with every write.
 pub type Version = u32;
 
+/// What was learnt of speed: of pools that a configuration has, and of others.
+pub type Learnt<'a> = (Cow<'a, SpeedTallies>, Cow<'a, ForeignSpeeds>);
+
 /// Where workers leave records for each other: Envoy's shared data, or memory.
 ///
 /// Records that every decision reads have methods of their own, so that a board need not keep them as bytes.
@@ -81,11 +86,22 @@ pub trait Board {
     /// Writes a record. With a version, only if that is still the record's; whether it was written.
     fn write(&mut self, key: Key, bytes: &[u8], version: Option<Version>) -> bool;
 
+    /// A record's bytes and version, unless that is the version which was seen last; a board that can tell without copying does.
+    fn news(&self, key: Key, seen: Option<Version>) -> Option<(Option<Vec<u8>>, Option<Version>)> {
+        Some(self.read(key)).filter(|(_, version)| *version != seen)
+    }
+
     /// Who is there.
     #[inline(never)]
     fn slots(&self) -> (Slots, Option<Version>) {
         let (bytes, version) = self.read(Key::Slots);
         (bytes.map(|bytes| Slots::decode(&bytes)).unwrap_or_default(), version)
+    }
+
+    /// Who is there, unless that is the version which was seen last.
+    fn slots_news(&self, seen: Option<Version>) -> Option<(Slots, Option<Version>)> {
+        let (bytes, version) = self.news(Key::Slots, seen)?;
+        Some((bytes.map(|bytes| Slots::decode(&bytes)).unwrap_or_default(), version))
     }
 
     /// Writes who is there, if nobody else has since.
@@ -108,8 +124,9 @@ pub trait Board {
 
     /// The reports of a place; `None` where they are not this configuration's.
     #[inline(never)]
-    fn reports(&self, place: usize, identity: u64, index: &Index) -> Option<(Reports, Sources)> {
-        decode_reports(&self.read(Key::Reports(place)).0?, identity, index)
+    fn reports(&self, place: usize, identity: u64, index: &Index) -> Option<(Cow<'_, Reports>, Sources)> {
+        let (reports, sources) = decode_reports(&self.read(Key::Reports(place)).0?, identity, index)?;
+        Some((Cow::Owned(reports), sources))
     }
 
     /// Writes the reports of a place.
@@ -118,11 +135,28 @@ pub trait Board {
         self.write(Key::Reports(place), &encode_reports(reports, sources, index), None)
     }
 
+    /// What a worker has learnt of the speed of these subjects, and what it keeps of others; unless that is the version which was seen
+    /// last.
+    fn speeds_news(
+        &self,
+        slot: usize,
+        subjects: &Subjects,
+        seen: Option<Version>,
+    ) -> Option<(Learnt<'_>, Option<Version>)> {
+        let (bytes, version) = self.news(Key::Speeds(slot), seen)?;
+        Some((decoded(bytes, subjects), version))
+    }
+
+    /// Writes what a worker has learnt of speed.
+    fn write_speeds(&mut self, slot: usize, speeds: &Speeds, foreign: &ForeignSpeeds, subjects: &Subjects) -> bool {
+        self.write(Key::Speeds(slot), &encode_speeds(&speeds.own(), foreign, subjects), None)
+    }
+
     /// What speaks against instances, and the version of that.
     #[inline(never)]
-    fn records(&self) -> (Records, Option<Version>) {
+    fn records(&self) -> (Cow<'_, Records>, Option<Version>) {
         let (bytes, version) = self.read(Key::Health);
-        (bytes.map(|bytes| decode_health(&bytes)).unwrap_or_default(), version)
+        (Cow::Owned(bytes.map(|bytes| decode_health(&bytes)).unwrap_or_default()), version)
     }
 
     /// Writes what speaks against instances, if nobody else has since.
@@ -139,6 +173,12 @@ pub struct Bytes(BTreeMap<Key, (Vec<u8>, Version)>);
 impl Board for Bytes {
     fn read(&self, key: Key) -> (Option<Vec<u8>>, Option<Version>) {
         self.0.get(&key).map(|(bytes, version)| (bytes.clone(), *version)).unzip()
+    }
+
+    fn news(&self, key: Key, seen: Option<Version>) -> Option<(Option<Vec<u8>>, Option<Version>)> {
+        let record = self.0.get(&key);
+        let version = record.map(|(_, version)| *version);
+        (version != seen).then(|| (record.map(|(bytes, _)| bytes.clone()), version))
     }
 
     fn write(&mut self, key: Key, bytes: &[u8], version: Option<Version>) -> bool {
@@ -159,6 +199,7 @@ pub struct Memory {
     records: (Records, Version),
     counters: Vec<Option<Counted>>,
     reports: Vec<Option<(Reports, Sources, Index)>>,
+    speeds: Vec<Option<Taught>>,
 }
 
 #[derive(Clone, Debug)]
@@ -166,6 +207,20 @@ struct Counted {
     owner: u64,
     counters: Counters,
     index: Index,
+}
+
+#[derive(Clone, Debug)]
+struct Taught {
+    tallies: SpeedTallies,
+    foreign: ForeignSpeeds,
+    version: Version,
+    subjects: Subjects,
+}
+
+/// What was learnt of speed, from bytes.
+fn decoded<'a>(bytes: Option<Vec<u8>>, subjects: &Subjects) -> Learnt<'a> {
+    let (tallies, foreign) = decode_speeds(&bytes.unwrap_or_default(), subjects);
+    (Cow::Owned(tallies), Cow::Owned(foreign))
 }
 
 /// A version that exists: a record that was never written has none.
@@ -186,12 +241,20 @@ impl Board for Memory {
         self.bytes.read(key)
     }
 
+    fn news(&self, key: Key, seen: Option<Version>) -> Option<(Option<Vec<u8>>, Option<Version>)> {
+        self.bytes.news(key, seen)
+    }
+
     fn write(&mut self, key: Key, bytes: &[u8], version: Option<Version>) -> bool {
         self.bytes.write(key, bytes, version)
     }
 
     fn slots(&self) -> (Slots, Option<Version>) {
         (self.slots.0.clone(), existing(self.slots.1))
+    }
+
+    fn slots_news(&self, seen: Option<Version>) -> Option<(Slots, Option<Version>)> {
+        (existing(self.slots.1) != seen).then(|| self.slots())
     }
 
     fn write_slots(&mut self, slots: &Slots, version: Option<Version>) -> bool {
@@ -232,25 +295,67 @@ impl Board for Memory {
         true
     }
 
-    fn reports(&self, place: usize, identity: u64, index: &Index) -> Option<(Reports, Sources)> {
+    fn reports(&self, place: usize, identity: u64, index: &Index) -> Option<(Cow<'_, Reports>, Sources)> {
         let (reports, sources, of) = self.reports.get(place)?.as_ref()?;
         if sources.identity != identity {
             return None;
         }
         if of == index {
-            return Some((reports.clone(), sources.clone()));
+            return Some((Cow::Borrowed(reports), sources.clone()));
         }
-        decode_reports(&encode_reports(reports, sources, of), identity, index)
+        let (reports, sources) = decode_reports(&encode_reports(reports, sources, of), identity, index)?;
+        Some((Cow::Owned(reports), sources))
     }
 
     fn write_reports(&mut self, place: usize, reports: &Reports, sources: &Sources, index: &Index) -> bool {
-        let Some(place) = place_in(&mut self.reports, place) else { return false };
-        *place = Some((reports.clone(), sources.clone(), index.clone()));
+        match place_in(&mut self.reports, place) {
+            Some(Some((old, of, at))) if at == index => {
+                old.0.clone_from(&reports.0);
+                of.clone_from(sources);
+            }
+            Some(place) => *place = Some((reports.clone(), sources.clone(), index.clone())),
+            None => return false,
+        }
         true
     }
 
-    fn records(&self) -> (Records, Option<Version>) {
-        (self.records.0.clone(), existing(self.records.1))
+    fn speeds_news(
+        &self,
+        slot: usize,
+        subjects: &Subjects,
+        seen: Option<Version>,
+    ) -> Option<(Learnt<'_>, Option<Version>)> {
+        let record = self.speeds.get(slot).and_then(Option::as_ref);
+        let version = record.map(|record| record.version);
+        (version != seen).then(|| {
+            let learnt = match record {
+                Some(Taught { tallies, foreign, subjects: of, .. }) if of == subjects => {
+                    (Cow::Borrowed(tallies), Cow::Borrowed(foreign))
+                }
+                record => decoded(record.map(|r| encode_speeds(&r.tallies, &r.foreign, &r.subjects)), subjects),
+            };
+            (learnt, version)
+        })
+    }
+
+    fn write_speeds(&mut self, slot: usize, speeds: &Speeds, foreign: &ForeignSpeeds, subjects: &Subjects) -> bool {
+        let Some(place) = place_in(&mut self.speeds, slot) else { return false };
+        match place {
+            Some(taught) if taught.subjects == *subjects && taught.foreign == *foreign => {
+                speeds.write(&mut taught.tallies);
+                taught.version = taught.version.wrapping_add(1);
+            }
+            _ => {
+                let version = place.as_ref().map_or(0, |taught| taught.version).wrapping_add(1);
+                let (tallies, foreign) = (speeds.own(), foreign.clone());
+                *place = Some(Taught { tallies, foreign, version, subjects: subjects.clone() });
+            }
+        }
+        true
+    }
+
+    fn records(&self) -> (Cow<'_, Records>, Option<Version>) {
+        (Cow::Borrowed(&self.records.0), existing(self.records.1))
     }
 
     fn write_records(&mut self, records: &Records, version: Option<Version>) -> bool {

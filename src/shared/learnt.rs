@@ -7,7 +7,7 @@ use crate::latency::Basis;
 use crate::learning::beliefs::Beliefs;
 use crate::learning::ledger::{Tallies, Tally};
 use crate::learning::lengths::Lengths;
-use crate::learning::speed::{SpeedTallies, Speeds};
+use crate::learning::speed::SpeedTallies;
 
 /// What the keys of tallies are about: models or pools, by what makes what is learnt of them comparable. A row of one that this
 /// configuration does not have is foreign to it, and kept for those that have it.
@@ -112,8 +112,7 @@ pub fn decode_beliefs(bytes: &[u8], subjects: &Subjects) -> (Tallies<2>, Foreign
 }
 
 /// What one worker has learnt of speed, as bytes: at most 440 per pool.
-pub fn encode_speeds(speeds: &Speeds, foreign: &ForeignSpeeds, subjects: &Subjects) -> Vec<u8> {
-    let own = speeds.own();
+pub fn encode_speeds(own: &SpeedTallies, foreign: &ForeignSpeeds, subjects: &Subjects) -> Vec<u8> {
     let mut writer = Writer::new(ANY);
     section(&mut writer, &own.factors, &foreign.factors, subjects);
     section(&mut writer, &own.lines, &foreign.lines, subjects);

@@ -128,11 +128,11 @@ fn each_row<T>(
     row: impl Fn(&mut Reader<'_>) -> Option<T>,
     mut visit: impl FnMut(usize, T),
 ) {
-    let mut read = |number: usize| {
+    let read = |number: usize| {
         let key = reader.u32()?;
         Some((index.find(key, number), row(&mut reader)?))
     };
-    for (at, value) in (0..).map_while(|number| read(number)) {
+    for (at, value) in (0..).map_while(read) {
         if let Some(at) = at {
             visit(at, value);
         }

@@ -9,6 +9,7 @@ use crate::learning::speed::{self, SpeedTallies, Speeds};
 use crate::prices::{LivePrices, Observation, Steering};
 use crate::reckoning::{Counters, Glimpse, InstanceCounters, InstanceReport, LoadNow, Reports};
 use crate::telemetry::Load;
+use std::borrow::Cow;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -105,7 +106,11 @@ fn rows_are_found_by_their_instance_whatever_fleet_their_writer_has() {
         let bytes = encode_reports(&reports, &sources, &before);
         assert_eq!(decode_reports(&bytes, 5, &now), Some((Reports(reported.clone()), sources.clone())));
         assert!(memory.write_reports(0, &reports, &sources, &before));
-        assert_eq!(memory.reports(0, 5, &now), Some((Reports(reported), sources)), "both boards say the same");
+        assert_eq!(
+            memory.reports(0, 5, &now),
+            Some((Cow::Owned(Reports(reported)), sources)),
+            "both boards say the same"
+        );
         let seen = decode_glimpses(&encode_glimpses((0..3).map(|i| (i, &glimpse)), &before), &now);
         let mut found: Vec<usize> = seen.into_iter().map(|(i, _)| i).collect();
         found.sort_unstable();
@@ -353,7 +358,7 @@ fn what_was_learnt_of_a_model_or_a_pool_stays_with_it_through_a_change_of_the_fl
     assert_eq!((own.into_keys().collect::<Vec<_>>(), foreign.len()), (vec![256], 2), "m4 is model 0, prototype 255");
 
     let (before, after) = (Subjects::speeds(&taught(), Basis::Both), Subjects::speeds(&changed(), Basis::Both));
-    let (own, foreign) = decode_speeds(&encode_speeds(&speeds(), &ForeignSpeeds::default(), &before), &after);
+    let (own, foreign) = decode_speeds(&encode_speeds(&speeds().own(), &ForeignSpeeds::default(), &before), &after);
     assert_eq!(foreign, ForeignSpeeds::default());
     assert_eq!(
         (own.factors.into_keys().collect::<Vec<_>>(), own.traffic.into_keys().collect::<Vec<_>>()),
@@ -423,7 +428,7 @@ fn speeds() -> Speeds {
 #[test]
 fn what_was_learnt_of_speed_comes_back_as_it_was() {
     let subjects = Subjects::speeds(&taught(), Basis::Both);
-    let bytes = encode_speeds(&speeds(), &ForeignSpeeds::default(), &subjects);
+    let bytes = encode_speeds(&speeds().own(), &ForeignSpeeds::default(), &subjects);
     assert!(bytes.len() <= 9 + 16 + 440, "{} bytes", bytes.len());
     let mut heir = Speeds::default();
     heir.adopt(decode_speeds(&bytes, &subjects).0);
@@ -447,7 +452,7 @@ fn what_was_learnt_of_speed_comes_back_as_it_was() {
 #[test]
 fn broken_records_of_speed_break_no_forecast() {
     let subjects = Subjects::speeds(&taught(), Basis::Both);
-    let good = encode_speeds(&speeds(), &ForeignSpeeds::default(), &subjects);
+    let good = encode_speeds(&speeds().own(), &ForeignSpeeds::default(), &subjects);
     let fleet = Config::parse(include_bytes!("../../envoy/routebalance.json")).unwrap().fleet;
     let pool = &fleet.pools[1];
     let work = Work { prompt_tokens: 200.0, cached_tokens: 0.0, output_tokens: 100.0 };
@@ -456,7 +461,7 @@ fn broken_records_of_speed_break_no_forecast() {
         let mut broken = good.clone();
         broken[at] = value;
         let mut reader = Speeds::default();
-        reader.read(vec![decode_speeds(&broken, &subjects).0]);
+        reader.read([decode_speeds(&broken, &subjects).0].iter(), &[1]);
         for basis in [Basis::Learned, Basis::Both] {
             let speed = reader.speed(1, basis);
             let forecast = latency::forecast(&pool.profile, &pool.limits, &load, &work, &speed);

@@ -1,74 +1,20 @@
-//! One gateway as the filter runs it: workers that count what they send, and one scraper for all of them.
+//! One gateway: the workers that Envoy runs ([`crate::worker`]) on a board in memory, and what belongs to the simulation alone.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::config::Config;
-use crate::fleet::Fleet;
-use crate::latency::Speed;
-use crate::learning::Learned;
-use crate::learning::lengths::Lengths;
-use crate::learning::speed::{Speeds, Timing};
-use crate::prices::{self, LivePrices, Observation};
+use crate::affinity::Recall;
+use crate::health::Event;
+use crate::learning::speed::Timing;
+use crate::openai::Api;
 use crate::random::Random;
-use crate::reckoning::{self, Counters, Dispatch, InstanceCounters, LoadNow, Reports};
-use crate::router::Decision;
-use crate::sim::contender::Turns;
-use crate::telemetry;
-
-/// What one VM has counted, and what it sees.
-#[derive(Clone, Debug)]
-struct Slot {
-    own: Counters,
-    /// What of its own the other VMs of its gateway see.
-    written: Counters,
-    /// The counters of all VMs together, as this one sees them: kept up to date, since every decision reads all of them.
-    all: Counters,
-    /// Requests in `all`.
-    sent: u64,
-    /// Predicted output tokens streamed by the instance whose streams are being counted.
-    streamed: u64,
-    /// The instances whose counters have changed since they were written: of a large fleet a few.
-    changed: Vec<usize>,
-}
-
-impl Slot {
-    /// A slot that has counted nothing, where all others have written so much.
-    fn new(all: Counters) -> Slot {
-        let none = Counters::new(all.0.len());
-        let sent = all.dispatched_requests();
-        Slot { own: none.clone(), written: none, all, sent, streamed: 0, changed: Vec::new() }
-    }
-
-    /// Changes counters of an instance or two.
-    fn change(&mut self, instances: [usize; 2], change: impl FnOnce(&mut Counters)) {
-        let before = instances.map(|instance| self.own.0.get(instance).copied().unwrap_or_default());
-        change(&mut self.own);
-        let [one, other] = instances;
-        for (instance, before) in instances.into_iter().zip(before).take(if one == other { 1 } else { 2 }) {
-            if let Some(after) = self.own.0.get(instance).copied() {
-                self.see(instance, &before, &after);
-            }
-            if self.changed.last() != Some(&instance) {
-                self.changed.push(instance);
-            }
-        }
-    }
-
-    /// A worker's counters of an instance change.
-    fn see(&mut self, instance: usize, before: &InstanceCounters, after: &InstanceCounters) {
-        if let Some(all) = self.all.0.get_mut(instance) {
-            all.change(before, after);
-            self.sent = self.sent.saturating_add(after.dispatched_requests.saturating_sub(before.dispatched_requests));
-        }
-    }
-
-    /// Writes the counters of an instance: what they were for others, and what they are.
-    fn write(&mut self, instance: usize) -> Option<(InstanceCounters, InstanceCounters)> {
-        let (written, own) = (self.written.0.get_mut(instance)?, self.own.0.get(instance)?);
-        Some((std::mem::replace(written, *own), *own))
-    }
-}
+use crate::reckoning::{Counters, Dispatch, LoadNow, Reports};
+use crate::router::{Ask, Decision, Router, Verdict};
+use crate::shared::Memory;
+use crate::sim::contender::{Choice, Turns};
+use crate::sim::workload::{Arrival, Template};
+use crate::telemetry::Load;
+use crate::worker::{Answer, Fetch, Scrape, Worker};
 
 /// Requests of a gateway that wait for their decisions, one batch after the other.
 #[derive(Clone, Debug, Default)]
@@ -91,25 +37,27 @@ pub(super) enum Stage {
     Busy(usize),
 }
 
+/// A VM of a gateway, for as long as it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Vm {
+    /// Which of the gateway's workers it is.
+    pub(super) worker: usize,
+    /// Tells it from all other VMs of the gateway: what was meant for a dead one does not reach its heir.
+    owner: u64,
+}
+
+/// How often a request is decided anew because another worker probes the instance that was chosen.
+const CLAIM_ATTEMPTS: usize = 4;
+
 /// One gateway.
-#[derive(Clone, Debug)]
 pub struct Gateway {
-    instances: usize,
-    slots: Vec<Slot>,
-    /// The slot of each worker.
-    workers: Vec<usize>,
-    /// What its scraper has heard.
-    pub reports: Reports,
-    /// What it has learnt, as decisions read it.
-    pub learned: Learned,
-    lengths: Lengths,
-    speeds: Speeds,
-    /// Prices of policies that follow demand, as decisions read them.
-    pub prices: LivePrices,
-    /// Whether a scrape of an instance is under way.
-    pub(super) asking: Vec<bool>,
-    /// How often it was restarted: what was meant for an earlier process does not reach this one.
-    pub(super) epoch: u32,
+    /// What a worker begins with.
+    router: Router,
+    board: Memory,
+    /// The workers, each with the number that tells its VM from all others.
+    workers: Vec<(u64, Worker)>,
+    /// When its timers begin: those of several gateways do not go off together.
+    ticks_from: Duration,
     pub(super) random: Random,
     /// Whose turn it is, of dispatchers that take turns.
     pub(super) turns: Turns,
@@ -118,166 +66,209 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// A gateway that has sent nothing and knows nothing.
-    pub fn new(instances: usize, workers: usize, random: Random) -> Gateway {
-        Gateway {
-            instances,
-            slots: vec![Slot::new(Counters::new(instances)); workers],
-            workers: (0..workers).collect(),
-            reports: Reports(vec![Default::default(); instances]),
-            learned: Learned::default(),
-            lengths: Lengths::default(),
-            speeds: Speeds::default(),
-            prices: LivePrices::default(),
-            asking: vec![false; instances],
-            epoch: 0,
+    /// A gateway that begins at time zero.
+    pub fn new(router: Router, workers: usize, ticks_from: Duration, random: Random) -> Gateway {
+        let mut gateway = Gateway {
+            router,
+            board: Memory::default(),
+            workers: Vec::new(),
+            ticks_from,
             random,
             turns: Turns::default(),
             desk: Desk::default(),
-        }
+        };
+        (0..workers).for_each(|number| {
+            let worker = gateway.begun(number as u64, Duration::ZERO);
+            gateway.workers.push(worker);
+        });
+        gateway
+    }
+
+    /// A VM that begins now. `before` is the number of VMs that have.
+    fn begun(&mut self, before: u64, now: Duration) -> (u64, Worker) {
+        let owner = before.saturating_add(1);
+        let mut worker = Worker::new(self.router.clone(), owner, now);
+        worker.statistics.mute();
+        worker.begin(&mut self.board, now);
+        (owner, worker)
     }
 
     /// The process dies and starts again.
-    pub(super) fn restart(&mut self) {
-        let epoch = self.epoch.saturating_add(1);
-        *self = Gateway { epoch, ..Gateway::new(self.instances, self.workers.len(), self.random.clone()) };
+    pub(super) fn restart(&mut self, now: Duration) {
+        (self.board, self.turns, self.desk) = (Memory::default(), Turns::default(), Desk::default());
+        (0..self.workers.len()).for_each(|worker| self.replace_worker(worker, now));
     }
 
-    /// A worker's VM dies and another one claims a new slot; the old slot is returned.
-    pub(super) fn replace_worker(&mut self, worker: usize) -> Option<usize> {
-        let old = *self.workers.get(worker)?;
-        let new = self.slots.len();
-        let mut all = Counters::new(self.instances);
-        self.slots.iter().for_each(|slot| all.add(&slot.written));
-        self.slots.push(Slot::new(all));
-        *self.workers.get_mut(worker)? = new;
-        Some(old)
+    /// A worker's VM dies without a word, and another one begins.
+    pub(super) fn replace_worker(&mut self, worker: usize, now: Duration) {
+        let last = self.workers.iter().map(|(owner, _)| *owner).max().unwrap_or_default();
+        let heir = self.begun(last, now);
+        if let Some(place) = self.workers.get_mut(worker) {
+            *place = heir;
+        }
     }
 
-    /// The slot of a worker.
-    pub(super) fn slot_of(&self, worker: usize) -> usize {
-        self.workers.get(worker).copied().unwrap_or_default()
+    /// A worker.
+    pub(super) fn worker(&self, worker: usize) -> Option<&Worker> {
+        self.workers.get(worker).map(|(_, worker)| worker)
     }
 
-    /// The counters of all workers together, as the owner of a slot sees them.
-    pub fn counters(&self, slot: usize) -> Option<&Counters> {
-        self.slots.get(slot).map(|slot| &slot.all)
+    /// A worker at its board.
+    fn at_board(&mut self, worker: usize) -> Option<(&mut Worker, &mut Memory)> {
+        let (_, worker) = self.workers.get_mut(worker)?;
+        Some((worker, &mut self.board))
     }
 
-    /// The load of every instance, as the owner of a slot sees it, and how many requests were sent before.
-    pub fn loads(
-        &self,
-        slot: usize,
-        fleet: &Fleet,
-        telemetry: &telemetry::Settings,
+    /// The counters of all workers together, as the first one sees them.
+    pub fn counters(&self) -> Counters {
+        self.worker(0).map(|worker| worker.all_counters(&self.board)).unwrap_or_default()
+    }
+
+    /// What instances have reported, as the first worker knows it.
+    pub fn reports(&self) -> Reports {
+        let known = self.worker(0).and_then(|worker| worker.known_reports(&self.board));
+        known.map(|reports| reports.into_owned()).unwrap_or_default()
+    }
+
+    /// The load of every instance, as a worker sees it, and how many requests were sent before.
+    pub fn loads(&self, worker: usize, now: Duration, draw: f64) -> (Vec<LoadNow>, u64) {
+        let seen = self.worker(worker).map(|worker| worker.loads(&self.board, now, draw));
+        seen.map(|(loads, sent)| (loads.unwrap_or_default(), sent)).unwrap_or_default()
+    }
+
+    /// A worker decides a request, as the filter does; `None` if it is not to be sent.
+    pub(super) fn decide(
+        &mut self,
+        worker: usize,
+        (template, arrival): (&Template, &Arrival),
+        affinity: bool,
         now: Duration,
-        draw: f64,
-    ) -> (Vec<LoadNow>, u64) {
-        let Some(slot) = self.slots.get(slot) else { return (Vec::new(), 0) };
-        let reports = telemetry.enabled.then_some(&self.reports);
-        (reckoning::load_now(fleet, &slot.all, reports, now, telemetry, draw), slot.sent)
-    }
-
-    pub(super) fn dispatch(&mut self, slot: usize, dispatch: &Dispatch, now: Duration) {
-        self.write_change(slot, [dispatch.instance; 2], |own| own.dispatch(dispatch, now));
-    }
-
-    pub(super) fn move_to(&mut self, slot: usize, dispatch: &mut Dispatch, instance: usize, now: Duration) {
-        self.write_change(slot, [dispatch.instance, instance], |own| own.move_to(dispatch, instance, now));
-    }
-
-    pub(super) fn finish(&mut self, slot: usize, dispatch: Dispatch) {
-        self.write_change(slot, [dispatch.instance; 2], |own| own.finish(dispatch));
-    }
-
-    /// The first token of a stream: the other workers see it after the next tick.
-    pub(super) fn begin(&mut self, slot: usize, dispatch: &mut Dispatch) {
-        if let Some(slot) = self.slots.get_mut(slot) {
-            slot.change([dispatch.instance; 2], |own| {
-                own.prefilled(dispatch);
-                own.streamed(dispatch, 1);
+    ) -> Option<Choice> {
+        let mut verdict = None;
+        for _ in 0..=CLAIM_ATTEMPTS {
+            let (load_draw, draw) = (self.random.uniform(), self.random.uniform());
+            let (_, worker) = self.workers.get_mut(worker)?;
+            let keys = affinity.then(|| worker.router.keys(Api::ChatCompletions, &template.prompt, None));
+            let recall = keys.as_ref().map_or_else(Recall::default, |keys| {
+                worker.router.recall(&worker.placements.memory, keys, &template.prompt, now)
             });
-        }
-    }
-
-    /// Progress of a stream, as [`Gateway::count_streams`] will find it.
-    pub(super) fn progress(&mut self, slot: usize, dispatch: &mut Dispatch, tokens: u64) {
-        if let Some(slot) = self.slots.get_mut(slot) {
-            slot.streamed = slot.streamed.saturating_add(dispatch.stream(tokens));
-        }
-    }
-
-    /// Counts the progress of the streams of an instance, which is all that there was since the last time.
-    pub(super) fn count_streams(&mut self, instance: usize) {
-        for slot in &mut self.slots {
-            let streamed = std::mem::take(&mut slot.streamed);
-            if streamed > 0 {
-                slot.change([instance; 2], |own| {
-                    own.0.get_mut(instance).into_iter().for_each(|c| c.streamed(streamed));
-                });
+            let (loads, sequence) = worker.loads(&self.board, now, load_draw);
+            let ask = Ask {
+                held: recall.held(),
+                sequence,
+                draw,
+                constraints: arrival.constraints,
+                prices: worker.prices.of(arrival.policy),
+                ..Ask::new(Api::ChatCompletions, &template.prompt, arrival.policy)
+            };
+            let (loads, learned) = (loads.as_deref(), worker.learner.learned());
+            let decided = match &template.outlook {
+                Some(outlook) => worker.router.decide(&ask, outlook, loads, learned),
+                None => worker.router.route(&ask, loads, learned),
+            };
+            let Verdict::Decided(decision) = decided else { return None };
+            let is_ours = !decision.probe || worker.claim(&mut self.board, decision.instance, now);
+            verdict = Some((decision, keys));
+            if is_ours {
+                break;
             }
         }
+        let (decision, keys) = verdict?;
+        let placement = keys.and_then(|keys| decision.placement(&keys, now));
+        if let Some((placement, (worker, _))) = placement.zip(self.at_board(worker)) {
+            worker.place(placement);
+        }
+        Some(Choice {
+            instance: decision.instance,
+            fallbacks: decision.fallbacks.clone(),
+            dispatch: decision.dispatch(),
+            max_tokens: decision.max_tokens,
+            decision: Some(decision),
+        })
     }
 
-    /// Learns from a whole answer, as the filter does; all workers know at once.
-    pub(super) fn learn(&mut self, config: &Config, decision: &Decision, timing: &Timing) {
-        if let Some(expectation) = decision.expectation.filter(|_| config.learning.output_tokens)
-            && let Some(lesson) = expectation.lesson(timing.output_tokens, false)
-        {
-            self.lengths.learn(&lesson);
-            self.learned.corrections = self.lengths.factors(config.fleet.models.len());
+    /// A worker sees something of an instance, to which a request was sent at a time.
+    pub(super) fn saw(&mut self, worker: usize, instance: usize, event: Event, sent: Duration, now: Duration) {
+        if let Some((worker, board)) = self.at_board(worker) {
+            worker.saw(board, instance, event, sent, now);
+        }
+    }
+
+    /// A worker reads an instance's load in the header of an answer.
+    pub(super) fn glimpse(&mut self, worker: usize, answered: &Dispatch, load: &Load, now: Duration) {
+        if let Some((worker, board)) = self.at_board(worker) {
+            worker.glimpse(board, answered, load, now);
+        }
+    }
+
+    pub(super) fn dispatch(&mut self, worker: usize, dispatch: &Dispatch, now: Duration) {
+        if let Some((worker, board)) = self.at_board(worker) {
+            worker.dispatch(board, dispatch, now);
+        }
+    }
+
+    pub(super) fn move_to(&mut self, worker: usize, dispatch: &mut Dispatch, instance: usize, now: Duration) {
+        if let Some((worker, board)) = self.at_board(worker) {
+            worker.move_to(board, dispatch, instance, now);
+        }
+    }
+
+    pub(super) fn finish(&mut self, worker: usize, dispatch: Dispatch, now: Duration) {
+        if let Some((worker, board)) = self.at_board(worker) {
+            worker.finish(board, dispatch, now);
+        }
+    }
+
+    /// The first token of a stream.
+    pub(super) fn begin(&mut self, worker: usize, dispatch: &mut Dispatch) {
+        if let Some((worker, _)) = self.at_board(worker) {
+            worker.prefilled(dispatch);
+            worker.streamed(dispatch, 1);
+        }
+    }
+
+    /// More tokens of a stream.
+    pub(super) fn progress(&mut self, worker: usize, dispatch: &mut Dispatch, tokens: u64) {
+        if let Some((worker, _)) = self.at_board(worker) {
+            worker.streamed(dispatch, tokens);
+        }
+    }
+
+    /// A worker learns from a whole answer, as the filter does.
+    pub(super) fn learn(&mut self, worker: usize, decision: &Decision, timing: &Timing) {
+        let Some((worker, _)) = self.at_board(worker) else { return };
+        let expectation = decision.expectation;
+        if let Some(lesson) = expectation.and_then(|expectation| expectation.lesson(timing.output_tokens, false)) {
+            worker.learner.learn_length(&lesson);
         }
         if let Some(lesson) = decision.speed_lesson(timing) {
-            self.speeds.learn(&lesson);
-            self.learned.speeds.resize_with(config.fleet.pools.len(), Speed::default);
-            if let Some(speed) = self.learned.speeds.get_mut(lesson.pool()) {
-                *speed = self.speeds.speed(lesson.pool(), config.latency_estimate);
-            }
+            worker.learner.learn_speed(&lesson);
         }
     }
 
-    /// Every worker writes what it has counted, and one moves the prices that follow demand.
-    pub(super) fn tick(&mut self, config: &Config, now: Duration) {
-        (0..self.slots.len()).for_each(|slot| self.write(slot));
-        let due = now.saturating_sub(self.prices.at) >= prices::PERIOD;
-        if due && LivePrices::are_wanted(&config.policies) {
-            let leader = self.slot_of(0);
-            let (loads, _) = self.loads(leader, &config.fleet, &config.telemetry, now, 0.5);
-            let Some(counters) = self.counters(leader) else { return };
-            let seen = Observation::of(&config.fleet, counters, &loads, &self.learned.speeds);
-            self.prices.step(&config.policies, &seen, now);
+    /// Every worker's tick; what they ask for.
+    pub(super) fn tick(&mut self, now: Duration) -> Vec<(Vm, Fetch)> {
+        let mut fetches = Vec::new();
+        if now < self.ticks_from {
+            return fetches;
         }
+        for (number, (owner, worker)) in self.workers.iter_mut().enumerate() {
+            let vm = Vm { worker: number, owner: *owner };
+            fetches.extend(worker.tick(&mut self.board, now).into_iter().map(|fetch| (vm, fetch)));
+        }
+        fetches
     }
 
-    /// A dead worker's slot is found out.
-    pub(super) fn retire(&mut self, slot: usize) {
-        for instance in 0..self.instances {
-            self.write_change(slot, [instance; 2], |own| {
-                own.0.get_mut(instance).into_iter().for_each(InstanceCounters::retire);
-            });
-        }
+    /// The worker of a VM, if that lives.
+    pub(super) fn vm(&mut self, vm: Vm) -> Option<&mut Worker> {
+        let (_, worker) = self.workers.get_mut(vm.worker).filter(|(owner, _)| *owner == vm.owner)?;
+        Some(worker)
     }
 
-    /// Changes the counters of one or two instances, and writes them.
-    fn write_change(&mut self, slot: usize, instances: [usize; 2], change: impl FnOnce(&mut Counters)) {
-        if let Some(slot) = self.slots.get_mut(slot) {
-            slot.change(instances, change);
-        }
-        self.write(slot);
-    }
-
-    /// A worker writes what it has counted.
-    fn write(&mut self, slot: usize) {
-        let Some(writer) = self.slots.get_mut(slot) else { return };
-        let mut changed = std::mem::take(&mut writer.changed);
-        for instance in changed.drain(..) {
-            let Some((before, after)) = self.slots.get_mut(slot).and_then(|s| s.write(instance)) else { continue };
-            for (_, other) in self.slots.iter_mut().enumerate().filter(|(i, _)| *i != slot) {
-                other.see(instance, &before, &after);
-            }
-        }
-        if let Some(writer) = self.slots.get_mut(slot) {
-            writer.changed = changed;
+    /// This came of a scrape.
+    pub(super) fn reported(&mut self, vm: Vm, scrape: &Scrape, answer: Answer) {
+        if let Some(worker) = self.vm(vm) {
+            worker.reported(scrape, answer);
         }
     }
 }

@@ -179,7 +179,7 @@ fn check_loads(simulation: &Simulation<'_>, violations: &mut Vec<String>) {
 
 fn check_leaks(simulation: &Simulation<'_>, violations: &mut Vec<String>) {
     for (g, gateway) in simulation.gateways().iter().enumerate() {
-        for (i, c) in gateway.counters(0).into_iter().flat_map(|all| &all.0).enumerate() {
+        for (i, c) in gateway.counters().0.iter().enumerate() {
             let open = [c.outstanding_requests(), c.outstanding_prompt_tokens(), c.outstanding_output_tokens()];
             if open != [0; 3] {
                 violations.push(format!("gateway {g} has leaked {open:?} on instance {i}"));

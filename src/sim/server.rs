@@ -154,8 +154,15 @@ impl Server {
             running: Some(self.engine.running() as f64),
             waiting: Some(self.engine.waiting() as f64),
             kv_use: Some(self.engine.kv_usage()),
+            progress_tokens: Some(self.progress()),
             ..Load::default()
         }
+    }
+
+    /// Tokens that it has worked off since its start.
+    fn progress(&self) -> f64 {
+        let counters = self.engine.counters();
+        counters.prompt_tokens.saturating_add(counters.generated_tokens) as f64
     }
 
     /// What it answers to a scrape: `None` if no answer comes before the time-out.

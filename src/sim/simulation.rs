@@ -2,87 +2,39 @@
 //!
 //! A request reaches a gateway and one of its workers by lot, is decided there by [`Router::decide`] or [`Router::route`], and
 //! travels to the instance. Envoy's part is played as the reference configuration has it: a refused connection, or a stream reset
-//! before its first byte, is tried again at the next of the decision's endpoints. Scrapes and progress of streams happen as in the
-//! filter. The tokens of a stream are counted at ticks, so that a worker knows its own up to one tick late.
+//! before its first byte, is tried again at the next of the decision's endpoints. Scrapes are those that the gateway's workers ask for
+//! in their ticks. The tokens of a stream are counted at ticks, so that a worker knows its own up to one tick late.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config;
+use crate::health;
 use crate::random::Random;
-use crate::reckoning::{Dispatch, InstanceCounters};
+use crate::reckoning::Dispatch;
 use crate::router::Router;
-use crate::sim::contender::{Contender, Deciding};
+use crate::sim::contender::Contender;
 use crate::sim::engine::{Event, EventKind, Job};
 use crate::sim::fault::Scheduled;
-use crate::sim::gateway::Gateway;
+use crate::sim::gateway::{Gateway, Vm};
 use crate::sim::outcome::{End, Outcome};
 use crate::sim::server::Server;
-use crate::sim::sharing::Sharing;
 use crate::sim::workload::Workload;
-use crate::telemetry::Load;
+use crate::worker::{Answer, Scrape};
 
 mod cascading;
 mod deciding;
+mod judging;
+mod options;
 mod upkeep;
 
-/// What a simulation has besides the router's configuration and the workload.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Options {
-    /// Gateways; every one sees its share of the requests, drawn at random.
-    pub gateways: usize,
-    /// Workers of each gateway.
-    pub workers: usize,
-    /// Time that anything needs from a gateway to an instance, and back.
-    pub network: Duration,
-    /// Time between two ticks of the filter.
-    pub tick: Duration,
-    /// How often Envoy tries again (`num_retries`).
-    pub retries: usize,
-    /// Time before it does.
-    pub retry_back_off: Duration,
-    /// Time without a byte after which Envoy gives an attempt up (`per_try_idle_timeout`).
-    pub per_try_idle: Duration,
-    /// Share of scrapes that get lost, 0 to 1.
-    pub scrape_loss: f64,
-    /// What deciding takes.
-    pub deciding: Deciding,
-    /// Whether outcomes keep our router's decisions; they are large.
-    pub keep_decisions: bool,
-    /// Instances that share GPUs and slow each other down; `None` if each has its own.
-    pub sharing: Option<Arc<Sharing>>,
-    /// Seed of what happens by chance: who serves which request, scrapes lost, draws of the router.
-    pub seed: u64,
-}
-
-/// One gateway of two workers, with the times of the filter and of the reference configuration of Envoy.
-impl Default for Options {
-    fn default() -> Options {
-        Options {
-            gateways: 1,
-            workers: 2,
-            network: Duration::from_micros(500),
-            tick: Duration::from_millis(50),
-            retries: *config::RETRIES.end(),
-            retry_back_off: Duration::from_millis(10),
-            per_try_idle: config::PER_TRY_IDLE_TIMEOUT,
-            scrape_loss: 0.0,
-            deciding: Deciding::default(),
-            keep_decisions: true,
-            sharing: None,
-            seed: 1,
-        }
-    }
-}
+pub use options::Options;
 
 /// A request on its way.
 #[derive(Clone, Debug)]
 struct Flight {
     gateway: usize,
-    epoch: u32,
-    slot: usize,
+    worker: usize,
     /// Where Envoy sends it, in order.
     targets: Vec<usize>,
     attempt: usize,
@@ -94,6 +46,10 @@ struct Flight {
     seen: u32,
     began: bool,
     progressed_at: Duration,
+    /// When it was sent, as far as the gateway knows.
+    sent: Duration,
+    /// The instances of earlier attempts, until it is known what was wrong with them.
+    failed: Vec<usize>,
     job: Job,
 }
 
@@ -109,24 +65,18 @@ enum News {
     FirstToken,
     Finished,
     TooLong,
+    NobodyThere,
     Lost,
 }
 
+/// A scrape on its way.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Scrape {
+struct Asked {
     gateway: usize,
-    epoch: u32,
-    instance: usize,
-    asked_at: Duration,
-    own: InstanceCounters,
-}
-
-/// What came of a scrape.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Answer {
-    Page(Load),
-    NobodyThere,
-    TimedOut,
+    vm: Vm,
+    scrape: Scrape,
+    /// When its time is over.
+    until: Duration,
 }
 
 /// Scrapes are boxed: they are large and rare, and every sift of the queue moves events about.
@@ -140,13 +90,11 @@ enum Happening {
     Hear { flight: usize, attempt: usize, news: News },
     Abort { instance: usize, job: u64 },
     Tick,
-    ScrapeDue { gateway: usize, instance: usize },
-    Asked(Box<Scrape>),
-    Told(Box<(Scrape, Answer)>),
+    Asked(Box<Asked>),
+    Told(Box<(Asked, Answer)>),
     Idle { flight: usize, attempt: usize },
     Leave { flight: usize },
     Fail(usize),
-    Retire { gateway: usize, epoch: u32, slot: usize },
 }
 
 /// An event in the queue; the number keeps events of one time in the order in which they were foreseen.
@@ -196,6 +144,8 @@ pub struct Simulation<'a> {
     arrived: usize,
     outcomes: Vec<Outcome>,
     random: Random,
+    /// What becomes of scrapes, so that they leave all else as it is.
+    scrape_random: Random,
     events: Vec<Event>,
 }
 
@@ -215,10 +165,15 @@ impl<'a> Simulation<'a> {
     ) -> Self {
         let fleet = &router.config().fleet;
         let instances = fleet.instances.len();
+        let gateway_router = options.router(router);
         let servers: Vec<Server> =
             (0..instances).filter_map(|i| fleet.pool_of(i)).map(|(_, pool)| Server::new(pool)).collect();
-        let gateway =
-            |g: usize| Gateway::new(instances, options.workers, Random::for_use(options.seed, 100 + g as u64));
+        let mut scrape_random = Random::for_use(options.seed, 98);
+        let gateway = |g: usize| {
+            let ticks_from = router.config().telemetry.scrape_period.mul_f64(scrape_random.uniform());
+            let random = Random::for_use(options.seed, 100 + g as u64);
+            Gateway::new(gateway_router.clone(), options.workers, ticks_from, random)
+        };
         let gateways: Vec<Gateway> = (0..options.gateways).map(gateway).collect();
         let mut simulation = Simulation {
             router,
@@ -239,6 +194,7 @@ impl<'a> Simulation<'a> {
             arrived: 0,
             outcomes: Vec::with_capacity(workload.arrivals.len()),
             random: Random::for_use(options.seed, 99),
+            scrape_random,
             options,
             events: Vec::new(),
         };
@@ -287,7 +243,6 @@ impl<'a> Simulation<'a> {
     }
 
     fn foresee_all(&mut self) {
-        let period = self.router.config().telemetry.scrape_period;
         if let Some(first) = self.workload.arrivals.first() {
             self.foresee(first.at, Happening::Arrive(0));
         }
@@ -295,15 +250,6 @@ impl<'a> Simulation<'a> {
             self.foresee(fault.at, Happening::Fail(i));
         }
         self.foresee(self.options.tick, Happening::Tick);
-        if self.router.config().telemetry.enabled {
-            for gateway in 0..self.gateways.len() {
-                let phase = period.mul_f64(self.random.uniform());
-                for instance in 0..self.servers.len() {
-                    let spread = period.mul_f64(instance as f64 / self.servers.len() as f64);
-                    self.foresee(phase + spread, Happening::ScrapeDue { gateway, instance });
-                }
-            }
-        }
     }
 
     fn foresee(&mut self, at: Duration, what: Happening) {
@@ -359,17 +305,14 @@ impl<'a> Simulation<'a> {
             Happening::Hear { flight, attempt, news } => self.hear(flight, attempt, news),
             Happening::Abort { instance, job } => self.abort(instance, job),
             Happening::Tick => self.tick(),
-            Happening::ScrapeDue { gateway, instance } => self.scrape(gateway, instance),
-            Happening::Asked(scrape) => self.asked(*scrape),
-            Happening::Told(told) => self.told(told.0, told.1),
+            Happening::Asked(asked) => self.asked(*asked),
+            Happening::Told(told) => self.told(&told.0, told.1),
             Happening::Idle { flight, attempt } => self.idle(flight, attempt),
-            Happening::Leave { flight } => self.end(flight, End::Left),
-            Happening::Fail(fault) => self.fail(fault),
-            Happening::Retire { gateway, epoch, slot } => {
-                if let Some(gateway) = self.gateways.get_mut(gateway).filter(|g| g.epoch == epoch) {
-                    gateway.retire(slot);
-                }
+            Happening::Leave { flight } => {
+                self.saw(flight, health::Event::Unjudged);
+                self.end(flight, End::Left);
             }
+            Happening::Fail(fault) => self.fail(fault),
         }
         true
     }
@@ -394,35 +337,47 @@ impl<'a> Simulation<'a> {
                     (self.gateways.get_mut(flight.gateway), flight.dispatch.as_mut(), target)
                 {
                     if target != dispatch.instance {
-                        gateway.move_to(flight.slot, dispatch, target, now);
+                        gateway.move_to(flight.worker, dispatch, target, now);
                     }
                     if flight.seen == 0 {
-                        gateway.begin(flight.slot, dispatch);
+                        gateway.begin(flight.worker, dispatch);
                         flight.seen = 1;
                     }
                 }
                 if let Some(outcome) = self.outcomes.get_mut(index) {
                     outcome.ttft = Some(now.saturating_sub(outcome.at));
                 }
+                self.saw(index, health::Event::Began);
             }
-            News::Finished if self.is_turned_down(index) => self.send_on(index),
-            News::Finished => self.end(index, End::Answered),
-            News::TooLong => self.end(index, End::Refused),
-            News::Lost => self.lose(index),
+            News::Finished => {
+                self.saw(index, health::Event::Succeeded);
+                self.glimpse(index);
+                if self.is_turned_down(index) { self.send_on(index) } else { self.end(index, End::Answered) }
+            }
+            News::TooLong => {
+                self.saw(index, health::Event::Refused { common: true });
+                self.end(index, End::Refused);
+            }
+            News::NobodyThere | News::Lost => self.lose(index, news),
         }
     }
 
     /// The current attempt has failed.
-    fn lose(&mut self, index: usize) {
-        let (retries, back_off) = (self.options.retries, self.options.retry_back_off);
+    fn lose(&mut self, index: usize, news: News) {
+        let config = self.router.config();
+        let retries = self.options.retries.unwrap_or_else(|| config.retries());
+        let (back_off, per_try_idle) = (self.options.retry_back_off, self.per_try_idle());
         let Some(flight) = self.flight(index) else { return };
         if flight.began {
+            self.saw(index, judging::of_loss(news, true));
             return self.end(index, End::Cut);
         }
         if flight.attempt >= retries {
+            self.saw(index, judging::of_loss(news, false));
             let healthy_peer = self.has_healthy_peer(index);
             return self.end(index, End::Unserved { healthy_peer });
         }
+        flight.failed.extend(flight.target());
         flight.attempt = flight.attempt.saturating_add(1);
         flight.reached = false;
         flight.seen = 0;
@@ -433,19 +388,23 @@ impl<'a> Simulation<'a> {
             flight.progressed_at = now.saturating_add(back_off);
         }
         self.foresee(now.saturating_add(back_off + self.options.network), Happening::Reach { flight: index, attempt });
-        let idle_at = now.saturating_add(back_off + self.options.per_try_idle);
+        let idle_at = now.saturating_add(back_off + per_try_idle);
         self.foresee_idle(idle_at, index, attempt);
     }
 
+    fn per_try_idle(&self) -> Duration {
+        self.options.per_try_idle.unwrap_or(self.router.config().envoy.per_try_idle_timeout)
+    }
+
     fn idle(&mut self, index: usize, attempt: usize) {
-        let (now, limit) = (self.now, self.options.per_try_idle);
+        let (now, limit) = (self.now, self.per_try_idle());
         let Some(flight) = self.flight(index).filter(|f| f.attempt == attempt) else { return };
         let due = flight.progressed_at.saturating_add(limit);
         if due > now {
             return self.foresee_idle(due, index, attempt);
         }
         self.withdraw(index);
-        self.lose(index);
+        self.lose(index, News::Lost);
     }
 
     /// Tells the instance of the current attempt that nobody listens any more.
@@ -473,12 +432,12 @@ impl<'a> Simulation<'a> {
             }
             return;
         };
-        if let Some(gateway) = self.gateways.get_mut(flight.gateway).filter(|g| g.epoch == flight.epoch)
+        if let Some(gateway) = self.gateways.get_mut(flight.gateway)
             && let Some(dispatch) = flight.dispatch.take()
             // What a dead worker has counted stays until its slot is found out.
             && end != End::GatewayDied
         {
-            gateway.finish(flight.slot, dispatch);
+            gateway.finish(flight.worker, dispatch, self.now);
         }
         if let Some(outcome) = self.outcomes.get_mut(index) {
             outcome.end = end;
@@ -486,7 +445,7 @@ impl<'a> Simulation<'a> {
             outcome.instance = flight.target();
             outcome.e2e = Some(self.now.saturating_sub(outcome.at));
         }
-        self.learn(index, flight.gateway, flight.epoch);
+        self.learn(index, flight.gateway, flight.worker);
     }
 
     // === instances ===
@@ -504,7 +463,7 @@ impl<'a> Simulation<'a> {
         match server.submit(now, job, blocks) {
             Ok(Ok(())) => self.plan_step(instance),
             Ok(Err(_)) => self.after_network(Happening::Hear { flight: index, attempt, news: News::TooLong }),
-            Err(_) => self.after_network(Happening::Hear { flight: index, attempt, news: News::Lost }),
+            Err(_) => self.after_network(Happening::Hear { flight: index, attempt, news: News::NobodyThere }),
         }
     }
 

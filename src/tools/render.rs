@@ -9,7 +9,7 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::config::{Config, EnvoySettings, FailurePolicy, RETRIES, Route};
+use crate::config::{Config, EnvoySettings, FailurePolicy, Route};
 use crate::discovery;
 use crate::fleet::Pool;
 use crate::health::Suspect;
@@ -234,7 +234,7 @@ fn route_set(yaml: &mut String, config: &Config, route: &Route) -> anyhow::Resul
                     string_match: {{ prefix: "{state}" }}
 {metadata}{}"#,
             names::ROUTED_STATE,
-            action(&routed, &rewrite, silence, retries(config)),
+            action(&routed, &rewrite, silence, config.retries()),
         )?;
     }
     write!(
@@ -242,7 +242,7 @@ fn route_set(yaml: &mut String, config: &Config, route: &Route) -> anyhow::Resul
         r#"              - name: {name}
                 match: {{ prefix: {prefix} }}
 {metadata}{}"#,
-        action(&format!("cluster: {default_cluster}"), &rewrite, Silence::Passing, retries(config)),
+        action(&format!("cluster: {default_cluster}"), &rewrite, Silence::Passing, config.retries()),
     )?;
     Ok(())
 }
@@ -307,11 +307,6 @@ const ROUTED_RETRIES: &str = r#"# Nothing has reached the client yet in any of t
 /// A duration as Envoy reads it.
 fn seconds(duration: Duration) -> String {
     format!("{}s", duration.as_secs_f64())
-}
-
-/// Enough to reach other instances and models, but not so many that a request that kills instances empties a pool.
-fn retries(config: &Config) -> usize {
-    config.fleet.instances.len().saturating_sub(1).clamp(*RETRIES.start(), *RETRIES.end())
 }
 
 fn cluster(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()> {

@@ -8,7 +8,7 @@ use crate::discovery::{self, ANSWER_BYTES_MAX};
 use crate::fleet::Presence;
 use crate::reckoning::{Counters, InstanceCounters};
 use crate::shared::Board;
-use crate::telemetry::{self, Adapters, IN_FLIGHT_MAX, Page, Rounds, Schedule};
+use crate::telemetry::{self, Adapters, IN_FLIGHT_MAX, Load, Page, Rounds, Schedule};
 
 /// A GET that is to be sent.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,6 +46,17 @@ pub struct Scrape {
     asked_at: Duration,
     /// The counters of all workers for the instance when it was asked.
     own: InstanceCounters,
+}
+
+/// What came of a scrape.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Answer {
+    /// A page that shows this load.
+    Page(Load),
+    /// Nobody is there.
+    NobodyThere,
+    /// Nothing, in time.
+    Nothing,
 }
 
 /// Scrapes of one VM.
@@ -167,27 +178,46 @@ impl Worker {
     }
 
     fn scraped(&mut self, scrape: &Scrape, status: Option<u16>, page: &[u8], now: Duration) {
-        self.scraper.asked.remove(&scrape.instance);
-        let instance = self.router.config().fleet.instances.get(scrape.instance);
-        if !self.leads || instance.is_none_or(|instance| instance.key != scrape.key) {
-            return;
-        }
-        let Some(report) = self.reports.0.get_mut(scrape.instance) else { return };
-        self.unwritten_reports = true;
         // Envoy answers for an instance that it cannot reach: with nothing at all after a time-out, else with a 503 of its own.
-        let outcome = match status {
-            None => "scrapes.failed",
-            Some(502..=504) => {
-                report.nobody_there();
-                "scrapes.failed"
-            }
+        let answer = match status {
+            None => Answer::Nothing,
+            Some(502..=504) => Answer::NobodyThere,
+            // Nobody reads the page.
+            Some(_) if !self.waits_for(scrape) => Answer::Nothing,
             Some(_) => {
                 let Page { load, adapters } = telemetry::parse_metrics(page);
-                report.answered(scrape.asked_at, load, scrape.own);
                 self.scraper.schedule.parsed(page.len());
                 if let Some(adapters) = adapters {
                     self.loaded(scrape.instance, &adapters, now);
                 }
+                Answer::Page(load)
+            }
+        };
+        self.reported(scrape, answer);
+    }
+
+    /// Whether an answer would be of use: this VM leads, and the index means the instance that was asked.
+    fn waits_for(&self, scrape: &Scrape) -> bool {
+        let instance = self.router.config().fleet.instances.get(scrape.instance);
+        self.leads && instance.is_some_and(|instance| instance.key == scrape.key)
+    }
+
+    /// This came of a scrape: what [`Worker::fetched`] does once it has read the page.
+    pub fn reported(&mut self, scrape: &Scrape, answer: Answer) {
+        self.scraper.asked.remove(&scrape.instance);
+        if !self.waits_for(scrape) {
+            return;
+        }
+        let Some(report) = self.reports.0.get_mut(scrape.instance) else { return };
+        self.unwritten_reports = true;
+        let outcome = match answer {
+            Answer::Nothing => "scrapes.failed",
+            Answer::NobodyThere => {
+                report.nobody_there();
+                "scrapes.failed"
+            }
+            Answer::Page(load) => {
+                report.answered(scrape.asked_at, load, scrape.own);
                 if load.running.is_some() { "scrapes.ok" } else { "scrapes.unusable" }
             }
         };

@@ -16,14 +16,12 @@ const GLIMPSES_KEPT: Duration = Duration::from_secs(2);
 impl Worker {
     /// Reads who is there, and what leaders say of instances and of the period of reports.
     pub(super) fn follow(&mut self, board: &impl Board, now: Duration) {
-        let (slots, version) = board.slots();
-        if version != self.slots_version {
+        if let Some((slots, version)) = board.slots_news(self.slots_version) {
             self.slots_version = version;
             self.know(board, slots, now);
         }
         let Some(place) = self.place else { return };
-        let (bytes, version) = board.read(Key::Roster(place));
-        if version != self.roster_version {
+        if let Some((bytes, version)) = board.news(Key::Roster(place), self.roster_version) {
             self.roster_version = version;
             if let Some(roster) = bytes.and_then(|bytes| shared::decode_roster(&bytes, self.identity)) {
                 self.adopt(roster);

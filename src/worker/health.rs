@@ -37,7 +37,8 @@ impl Worker {
     /// Changes the records against the other workers; whether `change` has.
     fn swap_records(board: &mut impl Board, change: impl Fn(&mut Records) -> bool) -> bool {
         for _ in 0..SWAP_ATTEMPTS {
-            let (mut records, version) = board.records();
+            let (records, version) = board.records();
+            let mut records = records.into_owned();
             if !change(&mut records) {
                 return false;
             }
@@ -80,8 +81,9 @@ impl Worker {
     /// Whether an instance answers nobody at the moment, as far as is known.
     pub fn is_silent(&self, board: &impl Board, instance: usize, now: Duration) -> bool {
         let Some(key) = self.index.key(instance) else { return false };
-        let reports = self.known_reports(board).unwrap_or_default();
-        board.records().0.is_silent(key, reports.0.get(instance), now, &self.router.config().health)
+        let reports = self.known_reports(board);
+        let report = reports.as_ref().and_then(|reports| reports.0.get(instance));
+        board.records().0.is_silent(key, report, now, &self.router.config().health)
     }
 
     /// Looks at every instance that something was sent to and that no newer configuration watches, and shows how many are ejected.
@@ -116,6 +118,9 @@ impl Worker {
     }
 
     fn show_ejected(&mut self, records: &Records, now: Duration) {
+        if self.statistics.is_mute() {
+            return;
+        }
         let config = self.router.config();
         for pool in &config.fleet.pools {
             let of_pool = pool.instances.iter().filter_map(|i| config.fleet.instances.get(*i));

@@ -1,5 +1,6 @@
 //! What this VM has learnt, its exchange with the other workers, and the decisions that clients may still score.
 
+use super::speeds::SpeedExchange;
 use super::{SWAP_ATTEMPTS, Worker};
 use crate::config::Drill;
 use crate::latency::{Basis, Speed};
@@ -10,7 +11,7 @@ use crate::learning::lengths::{self, Lengths};
 use crate::learning::speed::{self, Speeds};
 use crate::random::Random;
 use crate::router::{Decision, Router};
-use crate::shared::{self, Board, Foreign, ForeignSpeeds, Key, Recent, RecentDecision, Subjects, Version};
+use crate::shared::{self, Board, Foreign, Key, Recent, RecentDecision, Subjects, Version};
 
 /// What one VM has learnt.
 pub struct Learner {
@@ -27,7 +28,7 @@ pub struct Learner {
     /// All of it, as decisions read it.
     learned: Learned,
     shared_lengths: Exchange<Foreign>,
-    shared_speeds: Exchange<ForeignSpeeds>,
+    shared_speeds: SpeedExchange,
     shared_beliefs: Exchange<Foreign>,
     random: Random,
 }
@@ -42,23 +43,39 @@ struct Exchange<F> {
     foreign: F,
     /// Whether this worker's own record is behind.
     unwritten: bool,
-    /// Versions of the other workers' records that were read last; `None` if decisions do not know yet what was read.
-    read: Option<Vec<Option<Version>>>,
+    /// The other workers' records as they were read last; `None` if decisions do not know yet what was read.
+    read: Option<Vec<Record>>,
 }
+
+/// Version and bytes of a record; neither where there is none.
+type Record = (Option<Version>, Vec<u8>);
 
 impl<F: Default> Exchange<F> {
     fn new(key: fn(usize) -> Key, subjects: Subjects) -> Exchange<F> {
         Exchange { key, subjects, foreign: F::default(), unwritten: false, read: None }
     }
 
-    /// The records of these workers, empty where there is none; `None` if they are those that were read last.
-    fn news(&mut self, board: &impl Board, slots: impl Iterator<Item = usize>) -> Option<Vec<Vec<u8>>> {
-        let (records, versions): (Vec<_>, Vec<_>) = slots.map(|slot| board.read((self.key)(slot))).unzip();
-        if self.read.as_ref() == Some(&versions) {
-            return None;
+    /// The records of these workers, empty where there is none, and what they are about; `None` if they are those that were read last.
+    fn news(&mut self, board: &impl Board, slots: impl Iterator<Item = usize>) -> Option<(&[Record], &Subjects)> {
+        let mut is_new = self.read.is_none();
+        let records = self.read.get_or_insert_default();
+        let mut others = 0;
+        for slot in slots {
+            if records.len() == others {
+                records.push(Record::default());
+                is_new = true;
+            }
+            if let Some(record) = records.get_mut(others)
+                && let Some((bytes, version)) = board.news((self.key)(slot), record.0)
+            {
+                *record = (version, bytes.unwrap_or_default());
+                is_new = true;
+            }
+            others = others.saturating_add(1);
         }
-        self.read = Some(versions);
-        Some(records.into_iter().map(Option::unwrap_or_default).collect())
+        is_new |= records.len() > others;
+        records.truncate(others);
+        is_new.then_some((records, &self.subjects))
     }
 
     /// The record that a slot's last owner has left.
@@ -104,7 +121,7 @@ impl Learner {
             speeds: Speeds::default(),
             learned: Learned::default(),
             shared_lengths: Exchange::new(Key::Lengths, Subjects::lengths(fleet, router.prototypes())),
-            shared_speeds: Exchange::new(Key::Speeds, Subjects::speeds(fleet, config.latency_estimate)),
+            shared_speeds: SpeedExchange::new(Subjects::speeds(fleet, config.latency_estimate)),
             shared_beliefs: Exchange::new(Key::Beliefs, Subjects::beliefs(fleet, router.prototypes())),
             random: Random::new(seed),
         }
@@ -138,10 +155,7 @@ impl Learner {
         let (beliefs, foreign) = shared::decode_beliefs(&bytes, &self.shared_beliefs.subjects);
         self.beliefs.adopt(beliefs);
         self.shared_beliefs.foreign = foreign;
-        let bytes = self.shared_speeds.left(board, slot);
-        let (speeds, foreign) = shared::decode_speeds(&bytes, &self.shared_speeds.subjects);
-        self.speeds.adopt(speeds);
-        self.shared_speeds.foreign = foreign;
+        self.shared_speeds.settle(board, slot, &mut self.speeds);
     }
 
     /// Writes what is new here and reads what is new elsewhere.
@@ -149,25 +163,21 @@ impl Learner {
         let own = self.slot;
         let others = (0..slots_in_use).filter(|slot| Some(*slot) != own);
         if self.learns_lengths
-            && let Some(records) = self.shared_lengths.news(board, others.clone())
+            && let Some((records, subjects)) = self.shared_lengths.news(board, others.clone())
         {
-            let subjects = &self.shared_lengths.subjects;
-            let tallies: Vec<_> = records.iter().map(|r| shared::decode_lengths(r, subjects).0).collect();
+            let tallies: Vec<_> = records.iter().map(|(_, r)| shared::decode_lengths(r, subjects).0).collect();
             self.lengths.read(&tallies);
             self.learned.corrections = self.lengths.factors(self.models);
         }
-        if self.learns_speed
-            && let Some(records) = self.shared_speeds.news(board, others.clone())
-        {
-            let subjects = &self.shared_speeds.subjects;
-            self.speeds.read(records.iter().map(|r| shared::decode_speeds(r, subjects).0).collect());
-            self.learned.speeds = self.speeds.speeds(self.pools, self.basis);
+        if self.learns_speed {
+            for pool in self.shared_speeds.read(board, others.clone(), &mut self.speeds, self.pools) {
+                self.know_speed(pool);
+            }
         }
         if self.takes_feedback
-            && let Some(records) = self.shared_beliefs.news(board, others)
+            && let Some((records, subjects)) = self.shared_beliefs.news(board, others)
         {
-            let subjects = &self.shared_beliefs.subjects;
-            let tallies: Vec<_> = records.iter().map(|r| shared::decode_beliefs(r, subjects).0).collect();
+            let tallies: Vec<_> = records.iter().map(|(_, r)| shared::decode_beliefs(r, subjects).0).collect();
             self.beliefs.read(&tallies);
             self.learned.offsets = self.beliefs.offsets();
         }
@@ -180,7 +190,7 @@ impl Learner {
         let Learner { lengths, beliefs, speeds, .. } = self;
         self.shared_lengths.write(board, slot, |foreign, s| shared::encode_lengths(lengths, foreign, s));
         self.shared_beliefs.write(board, slot, |foreign, s| shared::encode_beliefs(beliefs, foreign, s));
-        self.shared_speeds.write(board, slot, |foreign, s| shared::encode_speeds(speeds, foreign, s));
+        self.shared_speeds.write(board, slot, speeds);
     }
 
     /// Learns from an answer's length.
@@ -196,11 +206,16 @@ impl Learner {
     pub fn learn_speed(&mut self, lesson: &speed::Lesson) {
         if self.learns_speed {
             self.speeds.learn(lesson);
-            self.learned.speeds.resize_with(self.pools, Speed::default);
-            if let Some(speed) = self.learned.speeds.get_mut(lesson.pool()) {
-                *speed = self.speeds.speed(lesson.pool(), self.basis);
-            }
+            self.know_speed(lesson.pool());
             self.shared_speeds.unwritten = true;
+        }
+    }
+
+    /// Decisions know a pool's speed as it is known here.
+    fn know_speed(&mut self, pool: usize) {
+        self.learned.speeds.resize_with(self.pools, Speed::default);
+        if let Some(speed) = self.learned.speeds.get_mut(pool) {
+            *speed = self.speeds.speed(pool, self.basis);
         }
     }
 

@@ -1,5 +1,6 @@
 //! What workers have sent, and the load of every instance that follows.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use super::Worker;
@@ -40,7 +41,7 @@ impl Worker {
     pub fn loads_by(&self, board: &impl Board, counters: &Counters, now: Duration, draw: f64) -> Vec<LoadNow> {
         let config = self.router.config();
         let reports = if config.drills(Drill::Reports) { None } else { self.known_reports(board) };
-        let mut loads = reckoning::load_now(&config.fleet, counters, reports.as_ref(), now, &self.telemetry, draw);
+        let mut loads = reckoning::load_now(&config.fleet, counters, reports.as_deref(), now, &self.telemetry, draw);
         if config.health.enabled {
             board.records().0.stand(&mut loads, &config.fleet, now, &config.health);
         }
@@ -49,16 +50,17 @@ impl Worker {
 
     /// The last reports, of whichever configuration: its own leader's, and those of others that have the same instances.
     #[inline(never)]
-    pub fn known_reports(&self, board: &impl Board) -> Option<Reports> {
+    pub fn known_reports<'a>(&self, board: &'a impl Board) -> Option<Cow<'a, Reports>> {
         let own = self.place.map(|place| (place, self.identity));
         let others = self.neighbours.iter().map(|neighbour| (neighbour.place, neighbour.identity));
-        let mut known: Option<Reports> = None;
+        let mut known: Option<Cow<'_, Reports>> = None;
         for (place, identity) in own.into_iter().chain(others) {
             let Some((reports, _)) = board.reports(place, identity, &self.index) else { continue };
             known = Some(match known {
                 None => reports,
                 Some(mut known) => {
-                    known.0.iter_mut().zip(reports.0).for_each(|(known, other)| *known = known.or(&other));
+                    let others = reports.0.iter();
+                    known.to_mut().0.iter_mut().zip(others).for_each(|(known, other)| *known = known.or(other));
                     known
                 }
             });

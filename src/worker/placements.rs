@@ -81,11 +81,10 @@ impl Placements {
         let others = read.iter_mut().enumerate().take(slots_in_use).filter(|(slot, _)| Some(*slot) != *own);
         for (slot, (reader, seen)) in others {
             let news = reader.news(index, |segment| {
-                let (bytes, version) = board.read(Key::Placements(slot, segment));
-                let version = version.map(|version| (segment, version));
-                let is_new = version != *seen;
-                *seen = version;
-                bytes.filter(|_| is_new)
+                let known = seen.filter(|(other, _)| *other == segment).map(|(_, version)| version);
+                let (bytes, version) = board.news(Key::Placements(slot, segment), known)?;
+                *seen = version.map(|version| (segment, version));
+                bytes
             });
             news.iter().for_each(|placement| memory.place(placement));
         }

@@ -82,6 +82,9 @@ impl Worker {
 
     fn show_prices(&mut self) {
         let Worker { router, statistics, prices, .. } = self;
+        if statistics.is_mute() {
+            return;
+        }
         let config = router.config();
         for (policy, steering) in config.policies.iter().zip(&prices.live.policies) {
             let Some(steering) = steering else { continue };

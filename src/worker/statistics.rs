@@ -32,12 +32,30 @@ pub struct Statistics {
     hidden: BTreeSet<String>,
     /// How many gauges the others have been told of.
     told: usize,
+    /// Whether nobody looks at any of it.
+    mute: bool,
 }
 
 impl Statistics {
     pub(super) fn new(config: &Config) -> Statistics {
         let name = config.name.as_ref().map(|name| format!("{name}.")).unwrap_or_default();
         Statistics { prefix: format!("routebalance.{name}"), ..Statistics::default() }
+    }
+
+    /// Nobody looks at them: from now on nothing is kept for anyone.
+    pub fn mute(&mut self) {
+        *self = Statistics { mute: true, ..Statistics::default() };
+    }
+
+    pub(super) fn is_mute(&self) -> bool {
+        self.mute
+    }
+
+    fn add(&mut self, statistic: impl FnOnce(&str) -> Statistic) {
+        if !self.mute {
+            let new = statistic(&self.prefix);
+            self.new.push(new);
+        }
     }
 
     /// What is to be shown since the last call.
@@ -48,18 +66,21 @@ impl Statistics {
     /// Adds 1 to a counter.
     #[inline(never)]
     pub fn count(&mut self, name: &str) {
-        self.new.push(Statistic::Count(format!("{}{name}", self.prefix)));
+        self.add(|prefix| Statistic::Count(format!("{prefix}{name}")));
     }
 
     /// Records a value in a histogram.
     #[inline(never)]
     pub fn observe(&mut self, name: &str, value: u64) {
-        self.new.push(Statistic::Observe(format!("{}{name}", self.prefix), value));
+        self.add(|prefix| Statistic::Observe(format!("{prefix}{name}"), value));
     }
 
     /// Sets a gauge. What is shown already is not shown again.
     #[inline(never)]
     pub fn set(&mut self, name: &str, value: u64) {
+        if self.mute {
+            return;
+        }
         let name = format!("{}{name}", self.prefix);
         if self.gauges.get(&name) != Some(&value) && !self.hidden.contains(&name) {
             self.new.push(Statistic::Gauge(name.clone(), value));
@@ -69,7 +90,7 @@ impl Statistics {
 
     /// Says something in the log.
     pub fn warn(&mut self, sentence: &str) {
-        self.new.push(Statistic::Warn(format!("routebalance: {sentence}")));
+        self.add(|_| Statistic::Warn(format!("routebalance: {sentence}")));
     }
 
     /// A newer configuration shows these gauges.
@@ -89,6 +110,9 @@ impl Worker {
     pub(super) fn show_gauges(&mut self, board: &mut impl Board, counters: &Counters) {
         type Gauge = (&'static str, fn(&InstanceCounters) -> u64);
         let Worker { router, statistics, learner, .. } = self;
+        if statistics.is_mute() {
+            return;
+        }
         let config = router.config();
         for pool in &config.fleet.pools {
             let of_pool = || pool.instances.iter().filter_map(|i| counters.0.get(*i));

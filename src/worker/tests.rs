@@ -164,7 +164,7 @@ fn of_the_configurations_that_have_an_instance_the_newest_asks_it() {
     let wrong = configuration("small", A, &json!({"telemetry": {"metrics_path": "/wrong"}}));
     let right = configuration("small", A, &json!({}));
     let silent = configuration("small", A, &json!({"telemetry": {"enabled": false}}));
-    let mut world: World<Memory> = world(1, &[wrong.clone()]);
+    let mut world: World<Memory> = world(1, std::slice::from_ref(&wrong));
     world.run(SECOND * 2);
     assert!(asked(&world, "/wrong") > 10);
     world.boot(1, &right);
@@ -358,7 +358,7 @@ fn gauges_of_the_dead_are_ended_by_the_next_configuration() {
 fn what_was_learnt_stays_through_reloads_and_other_tenants() {
     let [a, b] = two("small");
     let more = configuration("other", A, &json!({}));
-    let mut world: World<Bytes> = world(8, &[a.clone()]);
+    let mut world: World<Bytes> = world(8, std::slice::from_ref(&a));
     world.run(SECOND);
     let lesson = Lesson { model: 0, residual: 0.7, censored: false };
     (0..40).for_each(|_| world.vm(1).worker.learner.learn_length(&lesson));
@@ -409,11 +409,11 @@ fn dead_hosts_do_not_slow_the_scraping_of_live_ones() {
     let mut world: World<Memory> = World::new(200, 10);
     world.boot(0, &config);
     // Their hosts answer nothing at all: each scrape takes its whole time-out.
-    let is_dead = |i: usize| i % 10 != 0;
+    let is_dead = |i: usize| !i.is_multiple_of(10);
     let asked = |fetches: &[crate::worker::Fetch]| -> Vec<usize> {
         let of = |f: &crate::worker::Fetch| match f.purpose {
             crate::worker::Purpose::Scrape(scrape) => scrape.instance,
-            crate::worker::Purpose::Hosts => unreachable!("nothing is discovered"),
+            crate::worker::Purpose::Hosts => panic!("nothing is discovered"),
         };
         fetches.iter().map(of).collect()
     };
@@ -477,7 +477,7 @@ fn workers_of_another_version_do_not_meet_these() {
 #[test]
 fn a_worker_that_was_held_up_writes_nothing_over_its_slots_new_owner() {
     let config = configuration("small", A, &json!({}));
-    let mut world: World<Bytes> = world(11, &[config.clone()]);
+    let mut world: World<Bytes> = world(11, std::slice::from_ref(&config));
     world.run(SECOND);
     world.dispatch(0, 0);
     world.run(TICK);

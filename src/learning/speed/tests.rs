@@ -110,7 +110,7 @@ fn workers_share_what_they_have_seen_and_heirs_go_on() {
     let mut one = Speeds::default();
     (0..150).for_each(|_| one.learn(&expectation(0.2, 0.02).lesson(&timing(0.4, 0.04))));
     let mut other = Speeds::default();
-    other.read(vec![one.own()]);
+    other.read([one.own()].iter(), &[0]);
     let mut heir = Speeds::default();
     heir.adopt(one.own());
     for (name, speeds) in [("reader", &other), ("heir", &heir)] {

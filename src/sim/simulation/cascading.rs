@@ -17,10 +17,10 @@ impl Simulation<'_> {
         let Contender::Cascade(cascade) = &self.contender else { return };
         let judged_at = self.now.saturating_add(cascade.judging);
         let Some(mut flight) = self.flights.get_mut(index).and_then(Option::take) else { return };
-        if let Some(gateway) = self.gateways.get_mut(flight.gateway).filter(|g| g.epoch == flight.epoch)
+        if let Some(gateway) = self.gateways.get_mut(flight.gateway)
             && let Some(dispatch) = flight.dispatch.take()
         {
-            gateway.finish(flight.slot, dispatch);
+            gateway.finish(flight.worker, dispatch, self.now);
         }
         if let Some(outcome) = self.outcomes.get_mut(index) {
             let output_tokens = std::mem::take(&mut outcome.output_tokens);

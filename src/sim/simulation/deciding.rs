@@ -5,9 +5,7 @@ use std::time::Duration;
 use super::{Flight, Happening, Simulation};
 use crate::assign;
 use crate::fleet::{BatchSizing, Batching, Constraints};
-use crate::openai::Api;
 use crate::reckoning::LoadNow;
-use crate::router::{Ask, Verdict};
 use crate::sim::contender::{Cascade, Choice, Contender, Deciding};
 use crate::sim::engine::Job;
 use crate::sim::gateway::Stage;
@@ -17,10 +15,7 @@ use crate::sim::workload::Template;
 impl Simulation<'_> {
     /// The load of every instance now, as a gateway's first worker sees it.
     pub fn loads(&self, gateway: usize) -> Vec<LoadNow> {
-        let config = self.router.config();
-        let home = self.gateways.get(gateway);
-        let seen = home.map(|g| g.loads(g.slot_of(0), &config.fleet, &config.telemetry, self.now, 0.5).0);
-        seen.unwrap_or_default()
+        self.gateways.get(gateway).map(|home| home.loads(0, self.now, 0.5).0).unwrap_or_default()
     }
 
     pub(super) fn arrive(&mut self, index: usize) {
@@ -136,8 +131,7 @@ impl Simulation<'_> {
     }
 
     fn choices(&mut self, gateway: usize, requests: &[usize]) -> Vec<(usize, Option<Choice>)> {
-        let config = self.router.config();
-        let fleet = &config.fleet;
+        let fleet = &self.router.config().fleet;
         let workload = self.workload;
         let template_of =
             |index: &usize| -> Option<&Template> { workload.templates.get(workload.arrivals.get(*index)?.template) };
@@ -147,34 +141,10 @@ impl Simulation<'_> {
         match &self.contender {
             Contender::Ours => {
                 let mut choices = Vec::with_capacity(requests.len());
+                let affinity = self.options.affinity;
                 for index in requests {
-                    let slot = home.slot_of(worker(index));
-                    let (load_draw, draw) = (home.random.uniform(), home.random.uniform());
-                    let (loads, sequence) = home.loads(slot, fleet, &config.telemetry, now, load_draw);
                     let asked = template_of(index).zip(workload.arrivals.get(*index));
-                    let verdict = asked.map(|(template, arrival)| {
-                        let ask = Ask {
-                            sequence,
-                            draw,
-                            constraints: arrival.constraints,
-                            prices: home.prices.of(arrival.policy),
-                            ..Ask::new(Api::ChatCompletions, &template.prompt, arrival.policy)
-                        };
-                        match &template.outlook {
-                            Some(outlook) => self.router.decide(&ask, outlook, Some(&loads), &home.learned),
-                            None => self.router.route(&ask, Some(&loads), &home.learned),
-                        }
-                    });
-                    let choice = match verdict {
-                        Some(Verdict::Decided(decision)) => Some(Choice {
-                            instance: decision.instance,
-                            fallbacks: decision.fallbacks.clone(),
-                            dispatch: decision.dispatch(),
-                            max_tokens: decision.max_tokens,
-                            decision: Some(decision),
-                        }),
-                        _ => None,
-                    };
+                    let choice = asked.and_then(|asked| home.decide(worker(index), asked, affinity, now));
                     choices.push((*index, choice));
                 }
                 choices
@@ -183,18 +153,16 @@ impl Simulation<'_> {
                 let constraints = |i: &usize| workload.arrivals.get(*i).and_then(|arrival| arrival.constraints);
                 let batch: Vec<(&Template, Option<Constraints>)> =
                     requests.iter().filter_map(|i| Some((template_of(i)?, constraints(i)))).collect();
-                let slot = home.slot_of(requests.first().map_or(0, worker));
                 let draw = home.random.uniform();
-                let (mut loads, _) = home.loads(slot, fleet, &config.telemetry, now, draw);
+                let (mut loads, _) = home.loads(requests.first().map_or(0, worker), now, draw);
                 let assigned = published.assign(fleet, &batch, &mut loads, now);
                 assigned.into_iter().filter_map(|(i, choice)| Some((*requests.get(i)?, choice))).collect()
             }
             contender @ (Contender::Pipeline { dispatcher, .. } | Contender::Cascade(Cascade { dispatcher, .. })) => {
                 let mut choices = Vec::with_capacity(requests.len());
                 for index in requests {
-                    let slot = home.slot_of(worker(index));
                     let draw = home.random.uniform();
-                    let (loads, _) = home.loads(slot, fleet, &config.telemetry, now, draw);
+                    let (loads, _) = home.loads(worker(index), now, draw);
                     let asked = template_of(index).zip(workload.arrivals.get(*index));
                     let choice = asked.and_then(|(template, arrival)| {
                         let model = match contender {
@@ -228,12 +196,11 @@ impl Simulation<'_> {
         outcome.model = model;
         outcome.instance = Some(choice.instance);
         let Some(home) = self.gateways.get_mut(gateway) else { return };
-        let slot = home.slot_of(self.workers.get(index).copied().unwrap_or_default());
-        home.dispatch(slot, &choice.dispatch, now);
+        let worker = self.workers.get(index).copied().unwrap_or_default();
+        home.dispatch(worker, &choice.dispatch, now);
         let flight = Flight {
             gateway,
-            epoch: home.epoch,
-            slot,
+            worker,
             targets: std::iter::once(choice.instance).chain(choice.fallbacks).collect(),
             attempt: 0,
             reached: false,
@@ -241,13 +208,15 @@ impl Simulation<'_> {
             seen: 0,
             began: false,
             progressed_at: now,
+            sent: now,
+            failed: Vec::new(),
             job: Job { id: 0, prompt_tokens: template.prompt_tokens, output_tokens, max_tokens },
         };
         outcome.decision = choice.decision;
         if let Some(place) = self.flights.get_mut(index) {
             *place = Some(flight);
         }
-        self.foresee_idle(now.saturating_add(self.options.per_try_idle), index, 0);
+        self.foresee_idle(now.saturating_add(self.per_try_idle()), index, 0);
         self.after_network(Happening::Reach { flight: index, attempt: 0 });
     }
 

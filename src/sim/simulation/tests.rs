@@ -1,12 +1,14 @@
+use std::sync::Arc;
+
 use serde_json::json;
 
 use super::*;
 use crate::config::Config;
 use crate::fleet::{BatchSizing, Batching};
-use crate::sim::contender::Dispatcher;
+use crate::sim::contender::{Deciding, Dispatcher};
 use crate::sim::fault::Fault;
 use crate::sim::outcome::Summary;
-use crate::sim::sharing::Part;
+use crate::sim::sharing::{Part, Sharing};
 use crate::sim::workload::Template;
 use crate::sim::workload::{Arrivals, ChatMix, sustainable_rates};
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
@@ -77,6 +79,23 @@ fn an_instance_that_hangs_costs_the_idle_timeout() {
     assert!(outcome.ttft.unwrap() > limit && outcome.ttft.unwrap() < limit + SECOND);
 }
 
+/// Whoever looks sends nothing more to an instance that is dead, before any report says so.
+#[test]
+fn with_health_the_dead_are_avoided() {
+    let router = pool_of(2);
+    let workload = alone(&(0..20).map(|i| 1_000 + i * 3_000).collect::<Vec<u64>>());
+    let faults = [Scheduled { at: SECOND / 2, fault: Fault::Kill { instance: 0 } }];
+    let attempts = |health| {
+        let options = Options { health, scrape_loss: 1.0, ..Options::default() };
+        let mut simulation = Simulation::new(&router, &workload, &faults, options);
+        simulation.finish(600 * SECOND);
+        assert!(simulation.outcomes().iter().all(Outcome::is_answered));
+        simulation.outcomes().iter().map(|outcome| outcome.attempts).sum::<usize>()
+    };
+    let (blind, seeing) = (attempts(false), attempts(true));
+    assert!(seeing + 3 < blind, "{seeing} attempts with health, {blind} without");
+}
+
 /// The same arguments give the same simulation, and all requests are answered at a rate that the fleet sustains.
 #[test]
 fn a_simulation_repeats_itself() {
@@ -126,7 +145,10 @@ fn the_error_is_what_was_on_its_way_and_what_others_did() {
             for gateway in 0..gateways {
                 let loads = simulation.loads(gateway);
                 for (i, server) in simulation.servers().iter().enumerate() {
-                    let Some(asked_at) = simulation.gateways()[gateway].reports.0[i].at else { continue };
+                    let Some(asked_at) = simulation.gateways()[gateway].reports().0.get(i).and_then(|report| report.at)
+                    else {
+                        continue;
+                    };
                     let slack = moves.iter().filter(|(instance, by, at)| {
                         let under_way = *at + network >= now && *at <= now + network;
                         let meanwhile = *at + 2 * network >= asked_at && *at <= asked_at + 2 * network;

@@ -1,16 +1,17 @@
 //! Ticks, scrapes and faults of a simulation.
 
-use super::{Answer, Flight, Happening, News, Scrape, Simulation, flight_of};
+use super::{Asked, Flight, Happening, News, Simulation, flight_of};
 use crate::learning::speed::Timing;
-use crate::shared::SLOT_TTL;
 use crate::sim::fault::Fault;
+use crate::sim::gateway::Vm;
 use crate::sim::outcome::End;
 use crate::sim::server::{Health, Server};
+use crate::worker::{Answer, Fetch, Purpose};
 
 impl Simulation<'_> {
     pub(super) fn tick(&mut self) {
         let Simulation { servers, flights, gateways, now, .. } = self;
-        for (instance, server) in servers.iter().enumerate().filter(|(_, s)| s.health() == Health::Up) {
+        for server in servers.iter().filter(|server| server.health() == Health::Up) {
             for (job, generated) in server.engine().generated(*now) {
                 let (index, attempt) = flight_of(job);
                 let Some(flight) = flights.get_mut(index).and_then(Option::as_mut) else { continue };
@@ -22,63 +23,48 @@ impl Simulation<'_> {
                 flight.seen = generated;
                 flight.progressed_at = *now;
                 if let (Some(gateway), Some(dispatch)) = (gateways.get_mut(flight.gateway), flight.dispatch.as_mut()) {
-                    gateway.progress(flight.slot, dispatch, u64::from(new));
+                    gateway.progress(flight.worker, dispatch, u64::from(new));
                 }
             }
-            gateways.iter_mut().for_each(|gateway| gateway.count_streams(instance));
         }
-        let config = self.router.config();
-        self.gateways.iter_mut().for_each(|gateway| gateway.tick(config, self.now));
+        for gateway in 0..self.gateways.len() {
+            let fetches = self.gateways.get_mut(gateway).map(|home| home.tick(self.now)).unwrap_or_default();
+            fetches.into_iter().for_each(|(vm, fetch)| self.fetch(gateway, vm, &fetch));
+        }
         self.foresee(self.now.saturating_add(self.options.tick), Happening::Tick);
     }
 
-    pub(super) fn scrape(&mut self, gateway: usize, instance: usize) {
-        let telemetry = &self.router.config().telemetry;
-        let (period, timeout) = (telemetry.scrape_period, telemetry.scrape_timeout);
-        let now = self.now;
-        let Some(home) = self.gateways.get_mut(gateway) else { return };
-        let Some(asking) = home.asking.get_mut(instance) else { return };
-        if std::mem::replace(asking, true) {
-            return self.foresee(now.saturating_add(self.options.tick), Happening::ScrapeDue { gateway, instance });
-        }
-        let own = home.counters(home.slot_of(0)).and_then(|all| all.0.get(instance)).copied().unwrap_or_default();
-        let scrape = Scrape { gateway, epoch: home.epoch, instance, asked_at: now, own };
-        let lost = self.random.uniform() < self.options.scrape_loss;
-        if lost {
-            self.foresee(now.saturating_add(timeout), Happening::Told(Box::new((scrape, Answer::TimedOut))));
+    /// A worker's call goes out.
+    fn fetch(&mut self, gateway: usize, vm: Vm, fetch: &Fetch) {
+        let Purpose::Scrape(scrape) = fetch.purpose else {
+            // Nobody is there who knows of Envoy's clusters.
+            if let Some(worker) = self.gateways.get_mut(gateway).and_then(|home| home.vm(vm)) {
+                worker.not_fetched(&fetch.purpose);
+            }
+            return;
+        };
+        let until = self.now.saturating_add(fetch.timeout);
+        let asked = Asked { gateway, vm, scrape, until };
+        if self.scrape_random.uniform() < self.options.scrape_loss {
+            self.foresee(until, Happening::Told(Box::new((asked, Answer::Nothing))));
         } else {
-            self.after_network(Happening::Asked(Box::new(scrape)));
-        }
-        self.foresee(now.saturating_add(period), Happening::ScrapeDue { gateway, instance });
-    }
-
-    pub(super) fn asked(&mut self, scrape: Scrape) {
-        self.advance(scrape.instance);
-        let answer = self.servers.get(scrape.instance).map(Server::scraped);
-        match answer {
-            Some(Ok(Some(load))) => self.after_network(Happening::Told(Box::new((scrape, Answer::Page(load))))),
-            Some(Ok(None)) => {
-                let timeout = self.router.config().telemetry.scrape_timeout;
-                self.foresee(
-                    scrape.asked_at.saturating_add(timeout),
-                    Happening::Told(Box::new((scrape, Answer::TimedOut))),
-                );
-            }
-            Some(Err(_)) | None => self.after_network(Happening::Told(Box::new((scrape, Answer::NobodyThere)))),
+            self.after_network(Happening::Asked(Box::new(asked)));
         }
     }
 
-    pub(super) fn told(&mut self, scrape: Scrape, answer: Answer) {
-        let Some(gateway) = self.gateways.get_mut(scrape.gateway).filter(|g| g.epoch == scrape.epoch) else { return };
-        if let Some(asking) = gateway.asking.get_mut(scrape.instance) {
-            *asking = false;
+    pub(super) fn asked(&mut self, asked: Asked) {
+        let instance = asked.scrape.instance;
+        self.advance(instance);
+        match self.servers.get(instance).map(Server::scraped) {
+            Some(Ok(Some(load))) => self.after_network(Happening::Told(Box::new((asked, Answer::Page(load))))),
+            Some(Ok(None)) => self.foresee(asked.until, Happening::Told(Box::new((asked, Answer::Nothing)))),
+            Some(Err(_)) | None => self.after_network(Happening::Told(Box::new((asked, Answer::NobodyThere)))),
         }
-        if let Some(report) = gateway.reports.0.get_mut(scrape.instance) {
-            match answer {
-                Answer::Page(load) => report.answered(scrape.asked_at, load, scrape.own),
-                Answer::NobodyThere => report.nobody_there(),
-                Answer::TimedOut => {}
-            }
+    }
+
+    pub(super) fn told(&mut self, asked: &Asked, answer: Answer) {
+        if let Some(gateway) = self.gateways.get_mut(asked.gateway) {
+            gateway.reported(asked.vm, &asked.scrape, answer);
         }
     }
 
@@ -130,13 +116,12 @@ impl Simulation<'_> {
                 }
             }
             Fault::KillWorker { gateway, worker } => {
-                let Some(home) = self.gateways.get_mut(gateway) else { return };
-                let epoch = home.epoch;
-                let Some(slot) = home.replace_worker(worker) else { return };
-                for index in self.open_where(|f| f.gateway == gateway && f.slot == slot) {
+                for index in self.open_where(|f| f.gateway == gateway && f.worker == worker) {
                     self.end(index, End::GatewayDied);
                 }
-                self.foresee(self.now.saturating_add(SLOT_TTL), Happening::Retire { gateway, epoch, slot });
+                if let Some(gateway) = self.gateways.get_mut(gateway) {
+                    gateway.replace_worker(worker, now);
+                }
             }
             Fault::RestartGateway { gateway } => {
                 let mut lost = self.open_where(|f| f.gateway == gateway);
@@ -145,7 +130,7 @@ impl Simulation<'_> {
                     self.end(index, End::GatewayDied);
                 }
                 if let Some(gateway) = self.gateways.get_mut(gateway) {
-                    gateway.restart();
+                    gateway.restart(now);
                 }
             }
         }
@@ -156,9 +141,9 @@ impl Simulation<'_> {
         self.open.iter().filter(is_wanted).copied().collect()
     }
 
-    /// A whole answer of the first attempt teaches its gateway.
-    pub(super) fn learn(&mut self, index: usize, gateway: usize, epoch: u32) {
-        let Some(gateway) = self.gateways.get_mut(gateway).filter(|g| g.epoch == epoch) else { return };
+    /// A whole answer of the first attempt teaches its worker.
+    pub(super) fn learn(&mut self, index: usize, gateway: usize, worker: usize) {
+        let Some(gateway) = self.gateways.get_mut(gateway) else { return };
         let keeps = self.options.keep_decisions;
         let Some(outcome) = self.outcomes.get_mut(index) else { return };
         let kept = if keeps { None } else { outcome.decision.take() };
@@ -170,7 +155,7 @@ impl Simulation<'_> {
         if let (Some(decision), Some(ttft), Some(e2e)) = (decision, outcome.ttft, outcome.e2e) {
             let output_tokens = u64::from(outcome.output_tokens);
             let timing = Timing { ttft: Some(ttft.as_secs_f64()), e2e: e2e.as_secs_f64(), output_tokens };
-            gateway.learn(self.router.config(), decision, &timing);
+            gateway.learn(worker, decision, &timing);
         }
     }
 

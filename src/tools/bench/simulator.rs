@@ -38,21 +38,31 @@ pub(super) fn run(config: &Value, quick: bool) -> Result<Vec<Row>> {
     let weights = crate::fleet::Weights { quality: 1.0 / 3.0, latency: 1.0 / 3.0, cost: 1.0 / 3.0 };
     let paper = || Contender::Published(Published::new(weights));
     let queue = || Contender::dispatch(Dispatcher::ShortestQueue);
+    let plain = Options { keep_decisions: false, ..Options::default() };
+    let all_senses = Options { health: true, affinity: true, header_loads: true, ..plain.clone() };
     let mut rows = vec![
-        row(config, "routebalance", Contender::Ours, REFERENCE, 10_000)?,
-        row(config, "routebalance", Contender::Ours, REFERENCE, 100_000)?,
-        row(config, "routebalance-paper", paper(), REFERENCE, 100_000)?,
-        row(config, "shortest-queue", queue(), REFERENCE, 100_000)?,
+        row(config, "routebalance", Contender::Ours, REFERENCE, 10_000, &plain)?,
+        row(config, "routebalance", Contender::Ours, REFERENCE, 100_000, &plain)?,
+        row(config, "routebalance, all senses", Contender::Ours, REFERENCE, 100_000, &all_senses)?,
+        row(config, "routebalance-paper", paper(), REFERENCE, 100_000, &plain)?,
+        row(config, "shortest-queue", queue(), REFERENCE, 100_000, &plain)?,
     ];
     if !quick {
-        rows.push(row(config, "routebalance", Contender::Ours, REFERENCE, 1_000_000)?);
-        rows.push(row(config, "shortest-queue", queue(), LARGE, 1_000_000)?);
-        rows.push(row(config, "routebalance", Contender::Ours, LARGE, 1_000_000)?);
+        rows.push(row(config, "routebalance", Contender::Ours, REFERENCE, 1_000_000, &plain)?);
+        rows.push(row(config, "shortest-queue", queue(), LARGE, 1_000_000, &plain)?);
+        rows.push(row(config, "routebalance", Contender::Ours, LARGE, 1_000_000, &plain)?);
     }
     Ok(rows)
 }
 
-fn row(config: &Value, policy: &'static str, contender: Contender, instances: usize, requests: usize) -> Result<Row> {
+fn row(
+    config: &Value,
+    policy: &'static str,
+    contender: Contender,
+    instances: usize,
+    requests: usize,
+    options: &Options,
+) -> Result<Row> {
     let mut config = config.clone();
     grow(&mut config, instances)?;
     let config = Config::parse(config.to_string().as_bytes())?;
@@ -64,9 +74,8 @@ fn row(config: &Value, policy: &'static str, contender: Contender, instances: us
     let times = Arrivals::Poisson { rate }.times_of(requests, 1);
     let workload = Workload::drawn(templates, &times, default_policy, 1);
     let last = times.last().copied().unwrap_or_default();
-    let options = Options { keep_decisions: false, ..Options::default() };
     let began = cpu_seconds()?;
-    let mut simulation = Simulation::of(contender, &router, &workload, &[], options);
+    let mut simulation = Simulation::of(contender, &router, &workload, &[], options.clone());
     simulation.finish(last + Duration::from_secs(3_600));
     let seconds = cpu_seconds()? - began;
     let answered = simulation.outcomes().iter().filter(|o| o.is_answered()).count();

@@ -133,11 +133,8 @@ fn alone(fleet: &Fleet, pool: &Pool, instances: usize) -> Fleet {
         models: vec![fleet.models[pool.model].clone()],
         pools: vec![Pool { model: 0, instances: (0..instances).collect(), ..pool.clone() }],
         instances: (0..instances)
-            .map(|i| Instance {
-                address: format!("192.0.2.{}:8000", i + 1),
-                ..fleet.instances[pool.instances[0]].clone()
-            })
-            .map(|instance| Instance { pool: 0, ..instance })
+            // Each with a key of its own: workers tell them apart by it.
+            .map(|i| Instance::new(format!("192.0.2.{}:8000", i + 1), 0))
             .collect(),
     }
 }

@@ -219,9 +219,10 @@ impl<B: Board + Default> World<B> {
     fn step(&mut self, i: usize) {
         let (passed, now) = (self.passed, self.now());
         let Some(mut vm) = self.vms[i].take() else { return };
-        let (due, later) = std::mem::take(&mut vm.answers).into_iter().partition(|(at, _)| *at <= passed);
+        let (due, later): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut vm.answers).into_iter().partition(|(at, _)| *at <= passed);
         vm.answers = later;
-        for (_, fetch) in Vec::<(Duration, Fetch)>::from(due) {
+        for (_, fetch) in due {
             self.vms[i] = Some(vm);
             let (status, body) = self.answer(&fetch);
             vm = self.vms[i].take().unwrap();

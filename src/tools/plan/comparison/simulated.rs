@@ -90,7 +90,7 @@ pub fn simulated(
     let options = Options {
         sharing: deployed.sharing.clone(),
         keep_decisions: false,
-        per_try_idle: PATIENCE,
+        per_try_idle: Some(PATIENCE),
         seed: checking.seed,
         ..Options::default()
     };

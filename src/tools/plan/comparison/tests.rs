@@ -63,7 +63,7 @@ fn simulated(deployment: &Deployment<'_>, rule: &Rule<'_>, rate: f64, templates:
     let times = Arrivals::Poisson { rate }.times(Duration::from_secs(120), 5);
     let workload = Workload::in_passes(templates.clone(), &times, 0, 5);
     let patient = Duration::from_secs(7_200);
-    let options = Options { keep_decisions: false, per_try_idle: patient, ..Options::default() };
+    let options = Options { keep_decisions: false, per_try_idle: Some(patient), ..Options::default() };
     let mut simulation = Simulation::of(contender, &router, &workload, &[], options);
     simulation.finish(Duration::from_secs(36_000));
     simulation.into_outcomes()

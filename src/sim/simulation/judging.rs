@@ -1,0 +1,51 @@
+//! What attempts show of their instances, where gateways look: failures and successes, and loads in response headers.
+
+use super::{News, Simulation};
+use crate::health::{Attempts, Event, Failure};
+use crate::sim::server::Server;
+use crate::telemetry::Load;
+
+impl Simulation<'_> {
+    /// The current attempt of a request shows this of its instance, and with it of those that have failed before.
+    pub(super) fn saw(&mut self, index: usize, event: Event) {
+        if !self.options.health {
+            return;
+        }
+        let now = self.now;
+        let Some(flight) = self.flights.get_mut(index).and_then(Option::as_mut) else { return };
+        let (Some(gateway), Some(target)) = (self.gateways.get_mut(flight.gateway), flight.target()) else { return };
+        let failed = std::mem::take(&mut flight.failed);
+        let attempts = Attempts { count: failed.len().saturating_add(1) as u64 };
+        for earlier in failed.iter().filter(|earlier| **earlier != target) {
+            gateway.saw(flight.worker, *earlier, attempts.earlier(event), flight.sent, now);
+        }
+        if !failed.is_empty() {
+            // Nobody tells when the last attempt began.
+            flight.sent = now;
+        }
+        gateway.saw(flight.worker, target, event, flight.sent, now);
+    }
+
+    /// The header of a whole answer shows what vLLM says in it: who waits, and the use of the KV cache.
+    pub(super) fn glimpse(&mut self, index: usize) {
+        if !self.options.header_loads {
+            return;
+        }
+        let Some(flight) = self.flights.get(index).and_then(Option::as_ref) else { return };
+        let server = flight.target().and_then(|target| self.servers.get(target));
+        let (Some(dispatch), Some(Ok(Some(load)))) = (flight.dispatch, server.map(Server::scraped)) else { return };
+        let shown = Load { waiting: load.waiting, kv_use: load.kv_use, ..Load::default() };
+        if let Some(gateway) = self.gateways.get_mut(flight.gateway) {
+            gateway.glimpse(flight.worker, &dispatch, &shown, self.now);
+        }
+    }
+}
+
+/// What the end of an attempt says against its instance, where no further one is made.
+pub(super) fn of_loss(news: News, began: bool) -> Event {
+    match news {
+        News::NobodyThere => Event::Failed(Failure::Unanswered),
+        _ if began => Event::Suspected(Failure::Truncated),
+        _ => Event::Suspected(Failure::Unanswered),
+    }
+}
