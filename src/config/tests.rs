@@ -141,6 +141,8 @@ fn every_wrong_value_is_refused_with_its_field() {
             json!(["Qwen2.5-7B-Instruct"]),
             "models[].adapters: \"Qwen2.5-7B-Instruct\" appears twice",
         ),
+        ("/name", json!("tenant a"), "name: \"tenant a\" must have 1 to 64"),
+        ("/name", json!(""), "name: \"\" must have 1 to 64"),
         ("/models/0/adapters", json!(["auto"]), "virtual_models[0]: \"auto\" is also the name of an adapter"),
         ("/models/0/adapters", json!(["Qwen/Qwen2.5-7B-Instruct"]), "is also the name of an adapter"),
         ("/learning", json!({"output_tokens": 1}), "learning.output_tokens: invalid type"),

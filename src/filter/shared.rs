@@ -12,13 +12,16 @@ use crate::names;
 use crate::router::Router;
 use crate::worker::Statistic;
 
+/// A gateway and its statistics in Envoy.
+type Cell = RefCell<(Gateway, host::Metrics)>;
+
 /// A gateway and its statistics. One thread, and no host call calls back, so it is never borrowed twice.
 #[derive(Clone)]
-pub(super) struct Shared(Rc<RefCell<(Gateway, host::Metrics)>>);
+pub(super) struct Shared(Rc<Cell>);
 
 thread_local! {
     /// The gateways of this VM. Filters of clusters have root contexts of their own and share the VM.
-    static GATEWAYS: RefCell<Vec<Weak<RefCell<(Gateway, host::Metrics)>>>> = const { RefCell::new(Vec::new()) };
+    static GATEWAYS: RefCell<Vec<Weak<Cell>>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Shared {
