@@ -315,7 +315,7 @@ fn gauges_end_with_what_they_are_about_and_never_mix() {
     assert_eq!(gauge(&world, "outstanding_requests.large"), Some(0));
     assert_eq!(gauge(&world, "outstanding_requests.small"), Some(1));
     // Who has hidden gauges leaves them at once.
-    let mut world: World<Memory> = super::tests::world(7, &[small.clone()]);
+    let mut world: World<Memory> = super::tests::world(7, std::slice::from_ref(&small));
     (0..3).for_each(|_| world.dispatch(0, 0));
     world.run(SECOND);
     world.boot(1, &configuration("small", B, &json!({})));

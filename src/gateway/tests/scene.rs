@@ -6,6 +6,9 @@ use std::time::Duration;
 use crate::gateway::{Body, Host, Map};
 use crate::shared::{Board, Bytes, Key, Version};
 
+/// Status, headers and body.
+type Answer = (u16, Vec<(String, String)>, Vec<u8>);
+
 /// One request, and what has become of it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Exchange {
@@ -18,7 +21,7 @@ pub(super) struct Exchange {
     pub(super) states: BTreeMap<String, String>,
     pub(super) routes_cleared: usize,
     /// What it was answered with here.
-    pub(super) answered: Option<(u16, Vec<(String, String)>, Vec<u8>)>,
+    pub(super) answered: Option<Answer>,
     pub(super) resumed: usize,
 }
 
