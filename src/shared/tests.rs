@@ -100,6 +100,7 @@ fn rows_are_found_by_their_instance_whatever_fleet_their_writer_has() {
         assert!(memory.write_counters(3, 1, &all, &before));
         let mut sum = Counters::new(now.len());
         assert!(memory.add_counters(3, 1, &now, &mut sum) && !memory.add_counters(2, 1, &now, &mut sum));
+        assert!(!memory.add_counters(3, 2, &now, &mut sum), "another owner");
         assert_eq!(sum, Counters(own), "both boards say the same");
         let reported: Vec<_> = rows.iter().map(|row| row.map_or(InstanceReport::default(), |i| reports.0[i])).collect();
         let sources = Sources { identity: 5, period: SECOND };
