@@ -16,13 +16,13 @@ pub(super) struct AttemptContext {
 }
 
 impl AttemptContext {
-    /// Runs `f` with the gateway that has the request, if any has.
-    fn with<R: Default>(&mut self, f: impl FnOnce(&mut Attempt, Option<&mut Gateway>, u32) -> R) -> R {
-        let Some(id) = self.request else { return R::default() };
+    /// Runs `f` with the gateway that has the request, if any has; `None` if there is no request, or the gateway is in use.
+    fn with<R>(&mut self, f: impl FnOnce(&mut Attempt, Option<&mut Gateway>, u32) -> R) -> Option<R> {
+        let id = self.request?;
         let attempt = &mut self.attempt;
         match Shared::of(id) {
-            Some(shared) => shared.with(|gateway| f(attempt, Some(gateway), id)).unwrap_or_default(),
-            None => f(attempt, None, id),
+            Some(shared) => shared.with(|gateway| f(attempt, Some(gateway), id)),
+            None => Some(f(attempt, None, id)),
         }
     }
 }
@@ -37,7 +37,11 @@ impl Context for AttemptContext {
 impl HttpContext for AttemptContext {
     fn on_http_request_headers(&mut self, _headers: usize, end_of_stream: bool) -> Action {
         self.request = context_of(&Envoy);
-        self.with(|attempt, gateway, id| attempt.on_request_headers(&mut Envoy, gateway, id, end_of_stream)).into()
+        let Some(id) = self.request else { return Action::Continue };
+        let flow = self.with(|attempt, gateway, id| attempt.on_request_headers(&mut Envoy, gateway, id, end_of_stream));
+        // A body goes to no other model as it is: without its gateway, nobody knows what to change.
+        let ended = |attempt: &mut Attempt| attempt.on_request_headers(&mut Envoy, None, id, end_of_stream);
+        flow.unwrap_or_else(|| ended(&mut self.attempt)).into()
     }
 
     fn on_http_request_body(&mut self, size: usize, end_of_stream: bool) -> Action {

@@ -228,6 +228,15 @@ fn existing(version: Version) -> Option<Version> {
     (version > 0).then_some(version)
 }
 
+/// Writes a record if this is its version still; whether it was.
+fn replace<T: Clone>(record: &mut (T, Version), new: &T, version: Option<Version>) -> bool {
+    let is_last = version.is_none_or(|version| version == record.1);
+    if is_last {
+        *record = (new.clone(), record.1.wrapping_add(1));
+    }
+    is_last
+}
+
 /// A place of a list that grows as far as it is used.
 fn place_in<T>(list: &mut Vec<Option<T>>, place: usize) -> Option<&mut Option<T>> {
     if list.len() <= place {
@@ -258,11 +267,7 @@ impl Board for Memory {
     }
 
     fn write_slots(&mut self, slots: &Slots, version: Option<Version>) -> bool {
-        let is_last = version.is_none_or(|version| version == self.slots.1);
-        if is_last {
-            self.slots = (slots.clone(), self.slots.1.wrapping_add(1));
-        }
-        is_last
+        replace(&mut self.slots, slots, version)
     }
 
     fn add_counters(&self, slot: usize, owner: u64, index: &Index, sum: &mut Counters) -> bool {
@@ -359,10 +364,6 @@ impl Board for Memory {
     }
 
     fn write_records(&mut self, records: &Records, version: Option<Version>) -> bool {
-        let is_last = version.is_none_or(|version| version == self.records.1);
-        if is_last {
-            self.records = (records.clone(), self.records.1.wrapping_add(1));
-        }
-        is_last
+        replace(&mut self.records, records, version)
     }
 }
