@@ -1,7 +1,9 @@
-//! `cargo test`: what users of the gateway get, through a real Envoy with two or four workers and emulated instances.
+//! `cargo test`: what users of the gateway get, through a real Envoy with two or four workers and emulated instances, and once more in
+//! virtual time.
 //!
-//! Scenarios are grouped by configuration: one Envoy serves a group, since each one boots for seconds. After every scenario the
-//! reckoned load must be zero again.
+//! Scenarios are grouped by configuration: one gateway serves a group, since each Envoy boots for seconds. After every scenario the
+//! reckoned load must be zero again. The same scenarios run in virtual time, where the gateway is the same and Envoy is acted out; those
+//! marked `envoy` are about Envoy's own work, and run there only.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -51,6 +53,7 @@ mod state;
 mod strangers;
 #[path = "envoy/tenants.rs"]
 mod tenants;
+mod virtual_time;
 
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::sync::Arc;
@@ -75,22 +78,31 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let half = std::env::var(HALF_VARIABLE).ok();
     let is_all = arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.list;
-    let other = (half.is_none() && is_all).then(other_half);
+    let in_virtual_time = Stage::in_virtual_time();
+    let both = |stage: &Arc<Stage>| first_half(stage).into_iter().chain(second_half(stage)).collect::<Vec<Trial>>();
+    // Before the others: in virtual time a processor is never idle, and theirs must be.
+    let first = (half.is_none() && is_all).then(|| libtest_mimic::run(&arguments, both(&in_virtual_time)));
+    let other = first.is_some().then(other_half);
     let stage = Stage::new();
     let trials = match (&half, &other) {
-        (None, None) => first_half(&stage).into_iter().chain(second_half(&stage)).collect(),
+        (None, None) => both(&in_virtual_time).into_iter().chain(both(&stage)).collect(),
         (None, Some(_)) => first_half(&stage),
         (Some(_), _) => second_half(&stage),
     };
     let conclusion = libtest_mimic::run(&arguments, trials);
     stage.clear();
+    in_virtual_time.clear();
     let other_failed = other.is_some_and(|other| {
         let output = other.join().expect("the other half ends").expect("it has said what came of it");
         print!("{}", String::from_utf8_lossy(&output.stdout));
         eprint!("{}", String::from_utf8_lossy(&output.stderr));
         !output.status.success()
     });
-    if other_failed || conclusion.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    if other_failed || conclusion.has_failed() || first.is_some_and(|first| first.has_failed()) {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
 }
 
 /// Runs the second half in a process of its own; what it says is shown at the end.
@@ -107,10 +119,16 @@ fn other_half() -> JoinHandle<std::io::Result<Output>> {
     std::thread::spawn(move || other.wait_with_output())
 }
 
-/// Scenarios on a gateway of one set-up.
+/// Scenarios on a gateway of one set-up; `envoy` marks those about Envoy's own work.
 macro_rules! scenarios {
-    ($stage:expr, $setup:expr, $($name:literal => $run:expr),+ $(,)?) => {
-        [$($stage.trial($name, $setup, async |gateway: &Gateway| $run(gateway).await)),+]
+    ($stage:expr, $setup:expr, $($($mark:ident)? $name:literal => $run:expr),+ $(,)?) => {
+        [$(scenarios!(@row $stage, $setup, $($mark)? $name, $run)),+].into_iter().flatten()
+    };
+    (@row $stage:expr, $setup:expr, $name:literal, $run:expr) => {
+        $stage.trial($name, $setup, async |gateway: &Gateway| $run(gateway).await)
+    };
+    (@row $stage:expr, $setup:expr, envoy $name:literal, $run:expr) => {
+        $stage.envoy($name, $setup, async |gateway: &Gateway| $run(gateway).await)
     };
 }
 
@@ -119,20 +137,20 @@ fn first_half(stage: &Arc<Stage>) -> Vec<Trial> {
         stage.trial(&format!("{} is served", row.0), setup, async move |gateway| is_served(gateway, row, rung).await)
     };
     let mut trials = Vec::new();
-    trials.extend(APIS.iter().chain(NAMES).map(|row| served(&REFERENCE, "fused", row)));
-    trials.extend(REFUSED.iter().map(|row| {
+    trials.extend(APIS.iter().chain(NAMES).filter_map(|row| served(&REFERENCE, "fused", row)));
+    trials.extend(REFUSED.iter().filter_map(|row| {
         stage.trial(&format!("{} is refused", row.0), &REFERENCE, async move |gateway| is_refused(gateway, row).await)
     }));
-    trials.extend(PASSED.iter().map(|row| {
-        stage.trial(&format!("{} passes", row.0), &REFERENCE, async move |gateway| is_passed(gateway, row).await)
+    trials.extend(PASSED.iter().filter_map(|row| {
+        stage.envoy(&format!("{} passes", row.0), &REFERENCE, async move |gateway| is_passed(gateway, row).await)
     }));
     trials.extend(scenarios!(stage, &REFERENCE,
         "clients see the list of models and each of its entries" => state::models,
         "a stream arrives token by token" => state::stream_is_not_held_back,
         "two requests on one connection are both served" => state::two_on_one_connection,
         "thirty requests at once are served and spread" => state::thirty_at_once,
-        "the predictor inside Envoy gives the numbers of onnxruntime" => parity::predictions_match,
-        "the predictor inside Envoy reads broken text as the native one does" => parity::broken_text_is_the_same_text_everywhere,
+        envoy "the predictor inside Envoy gives the numbers of onnxruntime" => parity::predictions_match,
+        envoy "the predictor inside Envoy reads broken text as the native one does" => parity::broken_text_is_the_same_text_everywhere,
         "the predictor refuses questions that are none" => parity::questions_that_are_none,
         "a stored response is found again from any connection" => state::stored_response,
         "two routes choose differently for the same prompt" => state::routes_choose_differently,
@@ -153,7 +171,7 @@ fn first_half(stage: &Arc<Stage>) -> Vec<Trial> {
         "the access log has one JSON line per request and no prompt" => state::access_log,
         "the log says what a request has cost whose client left" => state::log_of_a_client_that_left,
     ));
-    trials.extend(APIS.iter().take(2).map(|row| served(&LEAN, "priors", row)));
+    trials.extend(APIS.iter().take(2).filter_map(|row| served(&LEAN, "priors", row)));
     trials.extend(scenarios!(stage, &LEAN,
         "two routes choose differently, found by their names alone" => state::routes_choose_differently,
         "a body beyond the limit arrives whole if it names its model first" => state::model_first_streams_on,
@@ -180,9 +198,9 @@ fn first_half(stage: &Arc<Stage>) -> Vec<Trial> {
         "a budget caps the answer wherever its limit stands in the body" => admission::budgets_cap_the_answer,
         "a budget that is used up is flagged" => admission::budgets_are_used_up,
         "saturated instances shed" => admission::saturated_instances_shed,
-        "what is not read passes no limits by" => admission::no_way_round,
+        envoy "what is not read passes no limits by" => admission::no_way_round,
     ));
-    trials.extend(APIS.iter().take(3).map(|row| served(&BATCHING, "fused", row)));
+    trials.extend(APIS.iter().take(3).filter_map(|row| served(&BATCHING, "fused", row)));
     trials.extend(scenarios!(stage, &BATCHING,
         "requests at once are batched and all are served" => batching::at_once,
         "the longest request of a batch is decided first" => batching::longest_first,
@@ -192,9 +210,9 @@ fn first_half(stage: &Arc<Stage>) -> Vec<Trial> {
         "an instance that is gone costs no request of a batch" => batching::neighbours_serve,
         "a client may leave while its request waits" => batching::client_leaves,
         "a request that its batch refuses is answered" => batching::refused,
-        "a request that waits is served while its listener drains" => batching::drained,
+        envoy "a request that waits is served while its listener drains" => batching::drained,
     ));
-    trials.push(stage.alone(
+    trials.extend(stage.envoy_alone(
         "two configurations see each other's load and ask each instance once",
         &TENANTS,
         async |gateway| tenants::see_each_other(&gateway).await,
@@ -203,10 +221,10 @@ fn first_half(stage: &Arc<Stage>) -> Vec<Trial> {
         "a forecast that is too low: prices rise until the SLO holds" => prices::forecast_too_low,
     ));
     trials.extend(scenarios!(stage, &MANNERS,
-        "packed requests are decided" => manners::packed_bodies,
-        "a request that unpacks to too much costs no memory" => manners::bombs,
+        envoy "packed requests are decided" => manners::packed_bodies,
+        envoy "a request that unpacks to too much costs no memory" => manners::bombs,
         "a refusal reaches a client that is still sending" => manners::refused_while_sending,
-        "a body that never ends is ended" => manners::slow_bodies,
+        envoy "a body that never ends is ended" => manners::slow_bodies,
         "a body beyond what is read passes no limit by" => manners::beyond_what_is_read,
         "limits hold however they are spelt" => manners::spelt_limits,
         "a trusted header that comes twice is refused" => manners::headers_twice,
@@ -214,12 +232,12 @@ fn first_half(stage: &Arc<Stage>) -> Vec<Trial> {
         "a call that names a model goes to an instance of it" => manners::calls_that_name_a_model,
         "everything below a stored response goes to its holder" => manners::below_a_response,
         "whatever servers embed reaches one" => manners::inputs_to_embed,
-        "Envoy's own errors have the shape of the API" => manners::errors_of_envoy,
+        envoy "Envoy's own errors have the shape of the API" => manners::errors_of_envoy,
     ));
     trials.extend(scenarios!(stage, &CLIENTS,
-        "the official SDKs see what they see at the instance" => clients::sdks,
+        envoy "the official SDKs see what they see at the instance" => clients::sdks,
     ));
-    trials.push(stage.plain("however limits are spelt, servers read what the gateway has read", clients::spellings));
+    trials.extend(stage.plain("however limits are spelt, servers read what the gateway has read", clients::spellings));
     trials
 }
 
@@ -239,13 +257,13 @@ fn second_half(stage: &Arc<Stage>) -> Vec<Trial> {
         "a session stays where it is" => affinity::session,
         "an adapter is asked for by its name and found where it is loaded" => affinity::adapter,
     ));
-    trials.extend(APIS.iter().take(2).map(|row| served(&STATIC, "static", row)));
+    trials.extend(APIS.iter().take(2).filter_map(|row| served(&STATIC, "static", row)));
     trials.extend(scenarios!(stage, &STATIC,
         "a request to an instance that is gone is served by its neighbour" => faults::neighbour_serves,
         "a request that is reset before its answer is served by the neighbour" => faults::neighbour_serves_after_reset,
         "all instances of a model gone: 503, and the others serve" => faults::model_is_gone,
     ));
-    trials.extend(APIS.iter().take(2).map(|row| served(&DISCOVERED, "fused", row)));
+    trials.extend(APIS.iter().take(2).filter_map(|row| served(&DISCOVERED, "fused", row)));
     trials.extend(scenarios!(stage, &DISCOVERED,
         "a discovered pool is scaled down and up" => discovery::scaled,
         "an instance that goes ends its streams and gets no other" => discovery::goes_while_it_serves,
@@ -263,11 +281,11 @@ fn second_half(stage: &Arc<Stage>) -> Vec<Trial> {
     trials.extend(scenarios!(stage, &UNTOUCHED,
         "without a decision Envoy's own route serves" => state::untouched,
     ));
-    trials.extend(PASSED.iter().map(|row| {
-        stage.trial(&format!("{} passes", row.0), &BYPASSED, async move |gateway| is_passed(gateway, row).await)
+    trials.extend(PASSED.iter().filter_map(|row| {
+        stage.envoy(&format!("{} passes", row.0), &BYPASSED, async move |gateway| is_passed(gateway, row).await)
     }));
     trials.extend(scenarios!(stage, &BYPASSED,
-        "without the filter the default pool serves, and control headers choose nothing" => state::bypassed,
+        envoy "without the filter the default pool serves, and control headers choose nothing" => state::bypassed,
     ));
     for setup in [&HEALTH, &HEALTH_OF_FOUR] {
         trials.extend(scenarios!(stage, setup,
@@ -288,7 +306,7 @@ fn second_half(stage: &Arc<Stage>) -> Vec<Trial> {
             "stale metrics herd nobody" => async |g: &Gateway| health::lies(g, Fault::MetricsStale).await,
             "forty clients leave in the middle of their streams" => health::clients_leave_in_bulk,
         ));
-        trials.push(stage.alone("Envoy is killed and started again", setup, health::envoy_is_killed));
+        trials.extend(stage.alone("Envoy is killed and started again", setup, health::envoy_is_killed));
     }
     trials.extend(scenarios!(stage, &STRANGERS,
         "a request that gets 500 everywhere is tried at two instances" =>
@@ -314,17 +332,19 @@ fn second_half(stage: &Arc<Stage>) -> Vec<Trial> {
         "errors inside streams that are load or the client's eject nobody" => strangers::error_events,
     ));
     trials.extend(
-        [Sent::Whole, Sent::AsStream, Sent::ToMessages, Sent::InChunks, Sent::Large, Sent::LargeInChunks].map(|sent| {
-            let name = format!("a request that finds its favourite model gone is served by another ({sent:?})");
-            stage.trial(&name, &STRANGERS, async move |gateway| favourite_is_gone(gateway, sent).await)
-        }),
+        [Sent::Whole, Sent::AsStream, Sent::ToMessages, Sent::InChunks, Sent::Large, Sent::LargeInChunks]
+            .into_iter()
+            .filter_map(|sent| {
+                let name = format!("a request that finds its favourite model gone is served by another ({sent:?})");
+                stage.trial(&name, &STRANGERS, async move |gateway| favourite_is_gone(gateway, sent).await)
+            }),
     );
     trials.extend(scenarios!(stage, &OWN,
         "a model that the predictor does not know is decided by its priors, and nothing has failed" => own::unpredicted,
         "an endpoint that Envoy does not honour is said" => own::unhonoured,
     ));
-    trials.push(stage.alone("a VM that traps is replaced, and leaves no load behind", &VM, health::vm_dies));
-    trials.push(stage.plain(
+    trials.extend(stage.envoy_alone("a VM that traps is replaced, and leaves no load behind", &VM, health::vm_dies));
+    trials.extend(stage.plain(
         "a wrong configuration: Envoy does not start and names the field, and so does check",
         refusals::names_the_field,
     ));

@@ -1,11 +1,15 @@
 //! The stage of the scenarios: one gateway at a time, taken from scenario to scenario, healed and checked after each.
+//!
+//! There are two kinds of stage: on one the gateway is a real Envoy with the module and time is real, on the other it is acted out in
+//! memory and time is virtual.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libtest_mimic::{Failed, Trial};
 use routebalance::config::Config;
@@ -13,14 +17,16 @@ use routebalance::fleet::Pool;
 use routebalance::tools::envoy_binary::envoy_binary;
 use routebalance::tools::gateway::{self, GatewayOptions};
 use routebalance::tools::instance::{Fault, Received, RunningInstance};
+use routebalance::tools::network::{Connection, Network};
 use routebalance::tools::prompts::PromptSet;
 use routebalance::tools::setup::build_filter;
 use serde_json::Value;
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
-use tokio::runtime::Runtime;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::Instant;
 
 use crate::http::{self, Answer, End};
+use crate::virtual_time::{self, World};
 
 /// How much faster than real ones the instances work.
 const TIME_SCALE: f64 = 20.0;
@@ -60,8 +66,7 @@ impl Setup {
     pub(crate) const PLAIN: Setup =
         Setup { name: "plain", change: |_| {}, edit: None, reports: true, length: 1.0, workers: 2, discovered: &[] };
 
-    /// Starts it.
-    pub(crate) async fn start(&self) -> anyhow::Result<gateway::Gateway> {
+    fn config(&self) -> anyhow::Result<Value> {
         let mut config: Value = serde_json::from_str(include_str!("../envoy/routebalance.json"))?;
         // Tests wait for reports to come and to grow old.
         config["telemetry"] =
@@ -69,6 +74,25 @@ impl Setup {
         // Nor do they wait long until failures are forgotten.
         config["health"] = serde_json::json!({"base_ejection_ms": 500, "max_ejection_ms": 1000});
         (self.change)(&mut config);
+        Ok(config)
+    }
+
+    /// Starts it in memory.
+    async fn start_in_memory(&self) -> anyhow::Result<World> {
+        let options = virtual_time::Options {
+            config: self.config()?,
+            edit: self.edit,
+            workers: self.workers,
+            discovered: self.discovered,
+            time_scale: TIME_SCALE,
+            answers: Arc::new(PromptSet::from_jsonl(&prompts(self.length).join("\n"))?),
+        };
+        World::start(options).await
+    }
+
+    /// Starts it with a real Envoy.
+    pub(crate) async fn start(&self) -> anyhow::Result<gateway::Gateway> {
+        let config = self.config()?;
         let (module, envoy) = SET_UP.clone().map_err(anyhow::Error::msg)?;
         let answers = PromptSet::from_jsonl(&prompts(self.length).join("\n"))?;
         let options = GatewayOptions {
@@ -101,12 +125,36 @@ pub(crate) fn prompts(length: f64) -> Vec<String> {
 /// Runs scenarios; holds the gateway that the last one has left.
 pub(crate) struct Stage {
     runtime: Runtime,
+    is_virtual: bool,
     gateway: Mutex<Option<Gateway>>,
 }
 
 impl Stage {
+    /// With a real Envoy, in real time.
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { runtime: Runtime::new().expect("a runtime"), gateway: Mutex::default() })
+        let runtime = Runtime::new().expect("a runtime");
+        Arc::new(Self { runtime, is_virtual: false, gateway: Mutex::default() })
+    }
+
+    /// In memory, in virtual time.
+    pub(crate) fn in_virtual_time() -> Arc<Self> {
+        let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
+        Arc::new(Self { runtime, is_virtual: true, gateway: Mutex::default() })
+    }
+
+    fn name(&self, setup: &Setup, name: &str) -> String {
+        let stage = if self.is_virtual { "virtual time, " } else { "" };
+        format!("{stage}{}: {name}", setup.name)
+    }
+
+    /// A scenario about Envoy's own work, which only Envoy shows.
+    pub(crate) fn envoy(
+        self: &Arc<Self>,
+        name: &str,
+        setup: &'static Setup,
+        scenario: impl AsyncFnOnce(&Gateway) + Send + 'static,
+    ) -> Option<Trial> {
+        (!self.is_virtual).then(|| self.trial(name, setup, scenario))?
     }
 
     /// A scenario on a gateway of this set-up. Whatever it does to instances is undone afterwards, and nothing may be left
@@ -116,9 +164,9 @@ impl Stage {
         name: &str,
         setup: &'static Setup,
         scenario: impl AsyncFnOnce(&Gateway) + Send + 'static,
-    ) -> Trial {
+    ) -> Option<Trial> {
         let stage = Arc::clone(self);
-        Trial::test(format!("{}: {name}", setup.name), move || {
+        Some(Trial::test(self.name(setup, name), move || {
             let gateway = stage.gateway(setup).map_err(|problem| format!("{problem:#}"))?;
             stage.runtime.block_on(async {
                 scenario(&gateway).await;
@@ -126,7 +174,7 @@ impl Stage {
             });
             *stage.slot() = Some(gateway);
             Ok(())
-        })
+        }))
     }
 
     /// A scenario on a gateway of its own.
@@ -135,22 +183,33 @@ impl Stage {
         name: &str,
         setup: &'static Setup,
         scenario: impl AsyncFnOnce(Gateway) + Send + 'static,
-    ) -> Trial {
+    ) -> Option<Trial> {
         let stage = Arc::clone(self);
-        Trial::test(format!("{}: {name}", setup.name), move || {
+        Some(Trial::test(self.name(setup, name), move || {
             let gateway = stage.gateway(setup).map_err(|problem| format!("{problem:#}"))?;
             stage.runtime.block_on(scenario(gateway));
             Ok(())
-        })
+        }))
     }
 
-    /// A test without a gateway.
-    pub(crate) fn plain(self: &Arc<Self>, name: &str, test: impl AsyncFnOnce() + Send + 'static) -> Trial {
+    /// The same, about Envoy's own work.
+    pub(crate) fn envoy_alone(
+        self: &Arc<Self>,
+        name: &str,
+        setup: &'static Setup,
+        scenario: impl AsyncFnOnce(Gateway) + Send + 'static,
+    ) -> Option<Trial> {
+        (!self.is_virtual).then(|| self.alone(name, setup, scenario))?
+    }
+
+    /// A test that brings its own parts.
+    pub(crate) fn plain(self: &Arc<Self>, name: &str, test: impl AsyncFnOnce() + Send + 'static) -> Option<Trial> {
         let stage = Arc::clone(self);
-        Trial::test(name, move || -> Result<(), Failed> {
+        let trial = Trial::test(name, move || -> Result<(), Failed> {
             stage.runtime.block_on(test());
             Ok(())
-        })
+        });
+        (!self.is_virtual).then_some(trial)
     }
 
     /// Ends the gateway that is left.
@@ -164,9 +223,15 @@ impl Stage {
             // One Envoy at a time: the old one ends first.
             other => {
                 drop(other);
-                let gateway = Gateway::new(setup, self.runtime.block_on(setup.start())?);
-                self.runtime.block_on(gateway.reported());
-                Ok(gateway)
+                self.runtime.block_on(async {
+                    let running = match self.is_virtual {
+                        true => Running::InMemory(setup.start_in_memory().await?),
+                        false => Running::Envoy(setup.start().await?),
+                    };
+                    let gateway = Gateway::new(setup, running);
+                    gateway.reported().await;
+                    Ok(gateway)
+                })
             }
         }
     }
@@ -176,10 +241,16 @@ impl Stage {
     }
 }
 
-/// A fleet and an Envoy in front of it.
+/// A fleet and what is in front of it.
+enum Running {
+    Envoy(gateway::Gateway),
+    InMemory(World),
+}
+
+/// A fleet and a gateway in front of it.
 pub(crate) struct Gateway {
     setup: &'static Setup,
-    running: gateway::Gateway,
+    running: Running,
     faulty: Mutex<BTreeSet<usize>>,
     requests: AtomicU64,
 }
@@ -235,7 +306,7 @@ impl Request {
     }
 
     /// Writes it to a connection.
-    pub(crate) async fn write(&self, tcp: &mut TcpStream) {
+    pub(crate) async fn write(&self, tcp: &mut (impl AsyncWrite + Unpin)) {
         let mut headers: Vec<(&str, &str)> = self.headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
         let Some(size) = self.chunk else {
             return http::send(tcp, self.method, &self.path, &headers, &self.body).await;
@@ -308,30 +379,70 @@ pub(crate) fn status(answer: &Answer) -> u16 {
 }
 
 impl Gateway {
-    fn new(setup: &'static Setup, running: gateway::Gateway) -> Self {
+    fn new(setup: &'static Setup, running: Running) -> Self {
         Self { setup, running, faulty: Mutex::default(), requests: AtomicU64::default() }
     }
 
     /// Kills Envoy and starts it again.
     pub(crate) async fn restart_envoy(&mut self) {
-        self.running.restart_envoy().await.expect("Envoy starts again");
+        match &mut self.running {
+            Running::Envoy(running) => running.restart_envoy().await.expect("Envoy starts again"),
+            Running::InMemory(world) => world.restart().await.expect("it starts again"),
+        }
         self.reported().await;
     }
 
     pub(crate) fn config(&self) -> &Config {
-        self.running.config()
+        match &self.running {
+            Running::Envoy(running) => running.config(),
+            Running::InMemory(world) => world.config(),
+        }
     }
 
+    /// Envoy, for scenarios about its own work.
     pub(crate) fn envoy(&self) -> &routebalance::tools::envoy::Envoy {
-        self.running.envoy()
+        self.running().envoy()
     }
 
     pub(crate) fn access_log(&self) -> String {
-        self.running.access_log()
+        match &self.running {
+            Running::Envoy(running) => running.access_log(),
+            Running::InMemory(world) => world.access_log(),
+        }
+    }
+
+    /// What Envoy's log says.
+    pub(crate) fn log_text(&self) -> String {
+        match &self.running {
+            Running::Envoy(running) => running.envoy().log_text(),
+            Running::InMemory(world) => world.log_text(),
+        }
+    }
+
+    pub(crate) fn network(&self) -> &Network {
+        match &self.running {
+            Running::Envoy(_) => &Network::Sockets,
+            Running::InMemory(world) => world.network(),
+        }
+    }
+
+    fn instances(&self) -> &[RunningInstance] {
+        match &self.running {
+            Running::Envoy(running) => running.instances(),
+            Running::InMemory(world) => world.instances(),
+        }
     }
 
     pub(crate) fn instance(&self, index: usize) -> &RunningInstance {
-        &self.running.instances()[index]
+        &self.instances()[index]
+    }
+
+    /// Tells which endpoints a discovered pool's cluster has from now on, each with Envoy's name of its health.
+    pub(crate) fn set_endpoints(&self, pool: &Pool, hosts: &[(SocketAddr, &str)]) {
+        match &self.running {
+            Running::Envoy(running) => running.set_endpoints(pool, hosts).expect("the endpoints are written"),
+            Running::InMemory(world) => world.set_endpoints(pool, hosts),
+        }
     }
 
     pub(crate) fn pool(&self, name: &str) -> &Pool {
@@ -339,15 +450,27 @@ impl Gateway {
     }
 
     pub(crate) fn running(&self) -> &gateway::Gateway {
-        &self.running
+        match &self.running {
+            Running::Envoy(running) => running,
+            Running::InMemory(_) => panic!("a scenario about Envoy's own work is marked as one"),
+        }
     }
 
     pub(crate) fn pool_of(&self, instance: usize) -> &Pool {
         self.config().fleet.pool_of(instance).expect("an instance of the fleet").1
     }
 
-    pub(crate) async fn connect(&self) -> TcpStream {
-        http::connect(self.envoy().address()).await
+    pub(crate) async fn connect(&self) -> Connection {
+        let address = match &self.running {
+            Running::Envoy(running) => running.envoy().address(),
+            Running::InMemory(world) => world.address(),
+        };
+        self.network().connect(address).await.expect("a connection")
+    }
+
+    /// A connection to an instance itself.
+    pub(crate) async fn connect_to(&self, instance: usize) -> Connection {
+        self.network().connect(self.instance(instance).address()).await.expect("a connection")
     }
 
     /// Gives a request the mark by which it is found at the instances.
@@ -358,9 +481,8 @@ impl Gateway {
 
     /// What the instances have received of a marked request.
     pub(crate) fn arrivals(&self, id: &str) -> Vec<(usize, Received)> {
-        let logs = self.running.instances().iter().map(RunningInstance::requests).enumerate();
-        logs.flat_map(|(i, log)| log.into_iter().filter(|r| r.header(TEST_ID) == Some(id)).map(move |r| (i, r)))
-            .collect()
+        let logs = self.instances().iter().map(|i| i.requests_that(|r| r.header(TEST_ID) == Some(id))).enumerate();
+        logs.flat_map(|(instance, log)| log.into_iter().map(move |request| (instance, request))).collect()
     }
 
     /// Sends a request on a connection of its own, so that either worker may get it.
@@ -390,8 +512,21 @@ impl Gateway {
 
     /// The filter's statistics, names without their common prefix.
     pub(crate) async fn stats(&self) -> BTreeMap<String, u64> {
-        let stats = self.envoy().stats(STATS).await.expect("Envoy lives and answers");
-        stats.into_iter().map(|(name, value)| (name[STATS.len()..].to_owned(), value)).collect()
+        match &self.running {
+            Running::InMemory(world) => world.stats(),
+            Running::Envoy(running) => {
+                let stats = running.envoy().stats(STATS).await.expect("Envoy lives and answers");
+                stats.into_iter().map(|(name, value)| (name[STATS.len()..].to_owned(), value)).collect()
+            }
+        }
+    }
+
+    /// Envoy's own statistics.
+    pub(crate) async fn envoy_stats(&self, prefix: &str) -> BTreeMap<String, u64> {
+        match &self.running {
+            Running::InMemory(world) => world.envoy_stats(prefix),
+            Running::Envoy(running) => running.envoy().stats(prefix).await.expect("Envoy lives and answers"),
+        }
     }
 
     pub(crate) async fn stat(&self, name: &str) -> u64 {
@@ -413,15 +548,16 @@ impl Gateway {
         }
         eventually("the reckoned load", || self.stats(), |stats| outstanding(stats).is_none()).await;
         let working = async || {
-            let gauges = self.running.instances().iter().map(RunningInstance::gauges);
+            let gauges = self.instances().iter().map(RunningInstance::gauges);
             gauges.map(|g| g.running + g.waiting).sum::<usize>()
         };
         eventually("the instances' load", working, |working| *working == 0).await;
+        self.instances().iter().for_each(RunningInstance::forget_requests);
         if faulty.is_empty() {
             return;
         }
         let ejected = async || {
-            let stats = self.envoy().stats("cluster.").await.expect("Envoy lives and answers");
+            let stats = self.envoy_stats("cluster.").await;
             stats.iter().filter(|(name, _)| name.ends_with(".ejections_active")).map(|(_, n)| n).sum::<u64>()
         };
         let probed = async || {
@@ -437,7 +573,7 @@ impl Gateway {
     async fn reported(&self) {
         if self.setup.reports {
             // After twice as many scrapes as there are instances, each was reached.
-            self.scrapes("ok", 2 * self.running.instances().len() as u64).await;
+            self.scrapes("ok", 2 * self.instances().len() as u64).await;
         }
     }
 }
@@ -454,7 +590,7 @@ fn outstanding(stats: &BTreeMap<String, u64>) -> Option<String> {
 impl Drop for Gateway {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let log = self.envoy().log_text();
+            let log = self.log_text();
             let tail = |text: &str| text.lines().rev().take(8).map(|l| format!("  {l}\n")).collect::<String>();
             eprintln!("Envoy's log, last lines first:\n{}The access log:\n{}", tail(&log), tail(&self.access_log()));
         }

@@ -1,7 +1,5 @@
 //! The tables: a request, and what its user gets. Each row runs through a real Envoy.
 
-use std::net::SocketAddr;
-
 use serde_json::Value;
 
 use crate::harness::{Gateway, Reply, Request};
@@ -288,9 +286,10 @@ pub(crate) async fn is_served(gateway: &Gateway, row: &Served, rung: &str) {
         names_its_choice(gateway, &reply, rung);
         let decisions = format!("decisions.{}.{rung}", serving.name);
         assert!(gateway.stat(&decisions).await > 0, "{name}: {decisions} counts it");
-        let address: SocketAddr = gateway.instance(*instance).address();
         let straight = [("x-request-id", "the-request")];
-        let direct = http::exchange(address, "POST", path, &straight, expected.as_bytes()).await;
+        let mut connection = gateway.connect_to(*instance).await;
+        http::send(&mut connection, "POST", path, &straight, expected.as_bytes()).await;
+        let direct = http::receive(&mut connection).await;
         assert_eq!(masked(reply.answer.text()), masked(direct.text()), "{name}: the answer is the instance's own");
         let content_type = direct.headers.iter().find(|(n, _)| n == "content-type").map(|(_, v)| v.as_str());
         assert_eq!(reply.header("content-type"), content_type, "{name}");

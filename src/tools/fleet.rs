@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use super::instance::{self, InstanceOptions, RunningInstance, profile_from_config};
+use super::network::Network;
 use super::prompts::PromptSet;
 use crate::config::Config;
 
@@ -32,7 +33,7 @@ pub struct FleetArgs {
 /// # Errors
 /// An unknown pool, an address that is taken.
 pub async fn run(args: &FleetArgs, config: &Config, answers: Option<&Arc<PromptSet>>) -> Result<()> {
-    let instances = start(config, &args.pool, args.time_scale, answers).await?;
+    let instances = start(config, &Network::Sockets, &args.pool, args.time_scale, answers).await?;
     for instance in &instances {
         println!("http://{}", instance.address());
     }
@@ -50,6 +51,7 @@ pub async fn run(args: &FleetArgs, config: &Config, answers: Option<&Arc<PromptS
 /// An unknown pool, an address that is taken.
 pub async fn start(
     config: &Config,
+    network: &Network,
     pools: &[String],
     time_scale: f64,
     answers: Option<&Arc<PromptSet>>,
@@ -68,6 +70,7 @@ pub async fn start(
         let listen = instance.address.parse().with_context(|| format!("{:?} is no ip:port", instance.address))?;
         let adapters = config.fleet.model_of(pool).map(|model| model.adapters.clone()).unwrap_or_default();
         let options = InstanceOptions {
+            network: network.clone(),
             listen,
             time_scale,
             adapters,
@@ -114,7 +117,7 @@ mod tests {
             ),
             (vec![], (0..all).collect()),
         ] {
-            let running = start(&config, &pools, 1.0, None).await.unwrap();
+            let running = start(&config, &Network::Sockets, &pools, 1.0, None).await.unwrap();
             let addresses: Vec<String> = running.iter().map(|instance| instance.address().to_string()).collect();
             let wanted: Vec<&str> = expected.iter().map(|i| config.fleet.instances[*i].address.as_str()).collect();
             assert_eq!(addresses, wanted, "{pools:?}");
@@ -122,7 +125,8 @@ mod tests {
                 instance.stop().await;
             }
         }
-        let problem = start(&config, &["nobody".to_owned()], 1.0, None).await.unwrap_err().to_string();
+        let problem =
+            start(&config, &Network::Sockets, &["nobody".to_owned()], 1.0, None).await.unwrap_err().to_string();
         assert!(problem.contains("nobody") && problem.contains(&first.name), "{problem}");
     }
 }

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use super::envoy::{Envoy, EnvoyOptions};
 use super::fleet;
 use super::instance::RunningInstance;
+use super::network::Network;
 use super::ports::{HeldPort, free_ports};
 use super::prompts::PromptSet;
 use super::render::{endpoints, endpoints_file, render};
@@ -70,7 +71,8 @@ impl Gateway {
         let yaml = options.edit.map_or_else(|| rendered.clone(), |edit| edit(&rendered));
         // From here on everyone binds the port it was given.
         drop(ports);
-        let instances = fleet::start(&config, &[], options.time_scale, options.answers.as_ref()).await?;
+        let instances =
+            fleet::start(&config, &Network::Sockets, &[], options.time_scale, options.answers.as_ref()).await?;
         let envoy_options = EnvoyOptions {
             binary: options.envoy,
             config: yaml,

@@ -23,6 +23,7 @@ pub mod gateway;
 pub mod instance;
 pub mod lab;
 pub mod load;
+pub mod network;
 pub mod plan;
 pub mod ports;
 pub mod prompts;

@@ -5,7 +5,6 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::{Gateway, Reply, Request, eventually};
-use crate::http;
 use crate::state::log_lines_of;
 
 const MODEL: &str = "Qwen2.5-7B-Instruct";
@@ -136,10 +135,9 @@ pub(crate) async fn loaded_holder(gateway: &Gateway) {
     let home = sent(gateway, &chat(MODEL, &text(0))).await.0;
     assert_eq!(sent(gateway, &chat(MODEL, &text(1))).await.0, home);
     // Somebody else loads it: its reports tell.
-    let address = gateway.config().fleet.instances[home].address.parse().unwrap();
     let mut clients = Vec::new();
     for _ in 0..100 {
-        let mut tcp = http::connect(address).await;
+        let mut tcp = gateway.connect_to(home).await;
         let mut request = Request::long_stream("Qwen/Qwen2.5-7B-Instruct");
         request.headers.clear();
         request.write(&mut tcp).await;

@@ -22,7 +22,7 @@ fn addresses(gateway: &Gateway, pool: &str) -> Vec<SocketAddr> {
 
 /// Gives Envoy these instances of a pool, and waits until the filter has them too. Every worker applies them in its next tick.
 async fn set(gateway: &Gateway, pool: &str, hosts: &[(SocketAddr, &str)]) {
-    gateway.running().set_endpoints(gateway.pool(pool), hosts).expect("the endpoints are written");
+    gateway.set_endpoints(gateway.pool(pool), hosts);
     let ill = hosts.iter().filter(|(_, health)| *health != "HEALTHY").count() as u64;
     let counts = async || {
         let stats = gateway.stats().await;

@@ -4,10 +4,11 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::future::join_all;
 use routebalance::tools::instance::Fault;
+use tokio::time::Instant;
 
 use super::state::read_some;
 use crate::harness::{Gateway, Reply, Request, eventually};
@@ -62,7 +63,7 @@ async fn nobody_was_hurt(gateway: &Gateway, served: &[Served], longest: Duration
 
 /// How many requests of clients an instance has received; scrapes are none.
 fn received(gateway: &Gateway, instance: usize) -> usize {
-    gateway.instance(instance).requests().iter().filter(|r| r.method == "POST").count()
+    gateway.instance(instance).requests_that(|r| r.method == "POST").len()
 }
 
 /// Every instance of the pool gets requests (again).

@@ -149,7 +149,7 @@ pub(crate) async fn feedback_counts_once(gateway: &Gateway) {
     ] {
         assert_eq!(logged[field], value, "{field} in {logged}");
     }
-    assert!(!gateway.access_log().contains(SECRET) && !gateway.envoy().log_text().contains(SECRET));
+    assert!(!gateway.access_log().contains(SECRET) && !gateway.log_text().contains(SECRET));
 }
 
 pub(crate) async fn request_ids(gateway: &Gateway) {

@@ -1,9 +1,10 @@
 //! The gateway's own limits and manners: what is packed, too large, too slow, spelt oddly, or asked of another path.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
+use tokio::time::Instant;
 
 use crate::harness::{Gateway, Reply, Request, eventually};
 use crate::http;

@@ -17,7 +17,7 @@ pub(crate) async fn unpredicted(gateway: &Gateway) {
         assert_eq!(decision["prototype"].is_null(), !predicted, "{decision}");
     }
     let said = format!("the predictor does not know {}", OWN_MODEL.0);
-    assert!(gateway.envoy().log_text().contains(&said), "once at start");
+    assert!(gateway.log_text().contains(&said), "once at start");
 }
 
 pub(crate) async fn unhonoured(gateway: &Gateway) {
@@ -33,7 +33,7 @@ pub(crate) async fn unhonoured(gateway: &Gateway) {
     }
     assert!(gateway.stat("endpoint_unhonoured").await >= before + 12);
     let said = "Envoy does not send requests to the endpoints that are chosen";
-    let log = gateway.envoy().log_text();
+    let log = gateway.log_text();
     assert!((1..=2).contains(&log.matches(said).count()), "once per worker: {log}");
     let other = gateway.send(&Request::chat("Qwen2.5-3B-Instruct")).await.ok();
     names_its_choice(gateway, &other, "fused");

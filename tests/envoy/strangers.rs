@@ -7,11 +7,12 @@ pub(crate) mod gone;
 mod server;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::future::join_all;
 use routebalance::tools::instance::Fault;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::harness::{Gateway, Reply, Request, eventually, status};
 use crate::http::{self, Answer, End};

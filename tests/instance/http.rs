@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// How an answer ended.
@@ -74,7 +74,13 @@ pub(crate) async fn connect(address: SocketAddr) -> TcpStream {
 }
 
 /// Sends a request; a body is JSON unless `headers` say otherwise.
-pub(crate) async fn send(tcp: &mut TcpStream, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
+pub(crate) async fn send(
+    connection: &mut (impl AsyncWrite + Unpin),
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) {
     let mut request = format!("{method} {path} HTTP/1.1\r\nhost: instance\r\n");
     if method == "POST" {
         request += &format!("content-length: {}\r\n", body.len());
@@ -86,11 +92,11 @@ pub(crate) async fn send(tcp: &mut TcpStream, method: &str, path: &str, headers:
         request += &format!("{name}: {value}\r\n");
     }
     request += "\r\n";
-    tcp.write_all(&[request.as_bytes(), body].concat()).await.expect("the request is sent");
+    connection.write_all(&[request.as_bytes(), body].concat()).await.expect("the request is sent");
 }
 
 /// Reads one answer from a connection that stays open.
-pub(crate) async fn receive(tcp: &mut TcpStream) -> Answer {
+pub(crate) async fn receive(connection: &mut (impl AsyncRead + Unpin)) -> Answer {
     let mut seen = Vec::new();
     let mut end = None;
     loop {
@@ -98,7 +104,7 @@ pub(crate) async fn receive(tcp: &mut TcpStream) -> Answer {
             return answer;
         }
         let mut buffer = [0; 65536];
-        let read = tokio::time::timeout(Duration::from_secs(30), tcp.read(&mut buffer));
+        let read = tokio::time::timeout(Duration::from_secs(30), connection.read(&mut buffer));
         match read.await.expect("an answer within 30 s") {
             Ok(0) => end = Some(End::Closed),
             Ok(n) => seen.extend_from_slice(&buffer[..n]),

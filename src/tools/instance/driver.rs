@@ -1,11 +1,12 @@
-//! The engine driven by real time: jobs in, pieces of answers out as they fall due.
+//! The engine driven by the runtime's clock: jobs in, pieces of answers out as they fall due.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::Instant;
 
 use super::observe::{Finished, Observations};
 use crate::fleet::{LatencyProfile, Limits};
@@ -137,7 +138,7 @@ impl Driver {
             // An absolute deadline: a late timer delays one event, never the ones after it.
             match due {
                 Some(due) => tokio::select! {
-                    () = tokio::time::sleep_until(due.into()) => {}
+                    () = tokio::time::sleep_until(due) => {}
                     () = self.wake.notified() => {}
                 },
                 None => self.wake.notified().await,

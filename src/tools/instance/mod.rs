@@ -1,4 +1,4 @@
-//! An emulated instance: vLLM 0.32's HTTP API in front of the continuous-batching engine, driven by real time.
+//! An emulated instance: vLLM 0.32's HTTP API in front of the continuous-batching engine, driven by the runtime's clock.
 //!
 //! | module | is |
 //! |---|---|
@@ -6,7 +6,7 @@
 //! | `request` | validation and error bodies |
 //! | `chat`, `messages`, `responses`, `embeddings` | bodies and events of one API each |
 //! | `stream` | an answer as events or as a whole |
-//! | `driver` | the engine in real time |
+//! | `driver` | the engine on the runtime's clock |
 //! | `observe`, `metrics` | the `/metrics` page |
 //! | `text` | tokens in, words out |
 //! | `wire` | a connection that can be cut |
@@ -33,7 +33,6 @@ use anyhow::{Context, bail};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
 
 pub use self::driver::Gauges;
@@ -41,6 +40,7 @@ pub use self::serve::Received;
 use self::serve::Server;
 use self::wire::Wire;
 use crate::fleet::{Fleet, LatencyProfile, Limits, ModelKind};
+use crate::tools::network::{Listener, Network};
 use crate::tools::prompts::PromptSet;
 
 /// How many tokens an instance reads in a chat of one user's message, and the hashes of their blocks in its prefix cache.
@@ -184,6 +184,8 @@ pub fn profile_from_config(fleet: &Fleet, name: &str) -> Option<PoolProfile> {
 /// What to start.
 #[derive(Clone, Debug)]
 pub struct InstanceOptions {
+    /// Whose addresses count.
+    pub network: Network,
     /// Where; port 0 lets the system choose.
     pub listen: SocketAddr,
     /// What it is.
@@ -208,6 +210,7 @@ impl InstanceOptions {
     /// A healthy instance in real time, on a port that the system chooses.
     pub fn new(pool: PoolProfile) -> Self {
         Self {
+            network: Network::Sockets,
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             pool,
             aliases: Vec::new(),
@@ -224,6 +227,7 @@ impl InstanceOptions {
 /// An instance that serves until it is stopped or dropped.
 #[derive(Debug)]
 pub struct RunningInstance {
+    network: Network,
     address: SocketAddr,
     server: Arc<Server>,
     engine: JoinHandle<()>,
@@ -238,7 +242,9 @@ pub async fn start(options: InstanceOptions) -> anyhow::Result<RunningInstance> 
     if !(options.time_scale.is_finite() && options.time_scale > 0.0) {
         bail!("time scale {} is not a positive number", options.time_scale);
     }
-    let listener = TcpListener::bind(options.listen)
+    let network = options.network.clone();
+    let listener = network
+        .listen(options.listen)
         .await
         .with_context(|| format!("an emulated instance cannot listen on {}", options.listen))?;
     let address = listener.local_addr()?;
@@ -247,7 +253,7 @@ pub async fn start(options: InstanceOptions) -> anyhow::Result<RunningInstance> 
     let driver = Arc::clone(&server.driver);
     let engine = tokio::spawn(async move { driver.run().await });
     let acceptor = tokio::spawn(accept(listener, Arc::clone(&server)));
-    let instance = RunningInstance { address, server, engine, acceptor: Mutex::new(Some(acceptor)) };
+    let instance = RunningInstance { network, address, server, engine, acceptor: Mutex::new(Some(acceptor)) };
     if fault != Fault::None {
         instance.set_fault(fault).await?;
     }
@@ -272,7 +278,9 @@ impl RunningInstance {
         }
         let closed = self.lock_acceptor().is_none();
         if closed {
-            let listener = TcpListener::bind(self.address)
+            let listener = self
+                .network
+                .listen(self.address)
                 .await
                 .with_context(|| format!("the emulated instance cannot listen on {} again", self.address))?;
             *self.lock_acceptor() = Some(tokio::spawn(accept(listener, Arc::clone(&self.server))));
@@ -288,7 +296,17 @@ impl RunningInstance {
 
     /// The requests of the APIs that arrived, oldest first; `/metrics` and `/health` are not kept.
     pub fn requests(&self) -> Vec<Received> {
-        self.server.requests()
+        self.requests_that(|_| true)
+    }
+
+    /// Those of them that are wanted.
+    pub fn requests_that(&self, is_wanted: impl Fn(&Received) -> bool) -> Vec<Received> {
+        self.server.requests_that(is_wanted)
+    }
+
+    /// Forgets the requests so far.
+    pub fn forget_requests(&self) {
+        self.server.forget_requests();
     }
 
     /// Closes the port and every connection, and ends the engine.
@@ -321,13 +339,12 @@ impl Drop for RunningInstance {
 }
 
 /// Serves connections until it is aborted, which closes them.
-async fn accept(listener: TcpListener, server: Arc<Server>) {
+async fn accept(mut listener: Listener, server: Arc<Server>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((tcp, _)) => {
-                    let _ = tcp.set_nodelay(true);
+                Ok(connection) => {
                     let server = Arc::clone(&server);
                     connections.spawn(async move {
                         let cut = Arc::new(AtomicBool::new(false));
@@ -335,7 +352,7 @@ async fn accept(listener: TcpListener, server: Arc<Server>) {
                             let (server, cut) = (Arc::clone(&server), Arc::clone(&cut));
                             async move { Ok::<_, std::convert::Infallible>(server.serve(request, cut).await) }
                         });
-                        let wire = TokioIo::new(Wire { tcp, cut: Arc::clone(&cut) });
+                        let wire = TokioIo::new(Wire { connection, cut: Arc::clone(&cut) });
                         // A client that leaves, or a fault that cuts, ends the connection with an error: both are meant.
                         let _ = http1::Builder::new()
                             .timer(TokioTimer::new())

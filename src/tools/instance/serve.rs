@@ -3,13 +3,14 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::{Body, to_bytes};
 use axum::http::header::{ALLOW, CONTENT_TYPE, SERVER, VARY};
 use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use serde_json::{Map, Value};
+use tokio::time::Instant;
 
 use super::chat::{self, Api, Head, Usage};
 use super::driver::{Driver, Sequence};
@@ -125,8 +126,12 @@ impl Server {
         *lock(&self.fault) = fault;
     }
 
-    pub(super) fn requests(&self) -> Vec<Received> {
-        lock(&self.log).iter().cloned().collect()
+    pub(super) fn requests_that(&self, is_wanted: impl Fn(&Received) -> bool) -> Vec<Received> {
+        lock(&self.log).iter().filter(|request| is_wanted(request)).cloned().collect()
+    }
+
+    pub(super) fn forget_requests(&self) {
+        lock(&self.log).clear();
     }
 
     /// Answers one request. `cut` breaks its connection off inside the next write.

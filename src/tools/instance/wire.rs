@@ -1,4 +1,4 @@
-//! A TCP connection that can be told to break off in the middle of what it writes.
+//! A connection that can be told to break off in the middle of what it writes.
 
 use std::io;
 use std::pin::Pin;
@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+
+use crate::tools::network::Connection;
 
 /// What is left out of the last write: more than a chunk's end, less than an event.
 const MISSING_BYTES: usize = 20;
@@ -15,38 +16,37 @@ const MISSING_BYTES: usize = 20;
 /// A connection; once `cut` is set, the next write is cut short and the peer gets a reset.
 #[derive(Debug)]
 pub(super) struct Wire {
-    pub(super) tcp: TcpStream,
+    pub(super) connection: Connection,
     pub(super) cut: Arc<AtomicBool>,
 }
 
 impl AsyncRead for Wire {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_read(cx, buf)
+        Pin::new(&mut self.connection).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Wire {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if !self.cut.load(Ordering::Relaxed) {
-            return Pin::new(&mut self.tcp).poll_write(cx, buf);
+            return Pin::new(&mut self.connection).poll_write(cx, buf);
         }
         let part = &buf[..buf.len() - MISSING_BYTES.min(buf.len())];
         if !part.is_empty() {
-            ready!(Pin::new(&mut self.tcp).poll_write(cx, part))?;
+            ready!(Pin::new(&mut self.connection).poll_write(cx, part))?;
         }
-        // With no time to linger, closing the socket sends RST.
-        self.tcp.set_zero_linger()?;
+        self.connection.reset_at_close()?;
         Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
+        Pin::new(&mut self.connection).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.cut.load(Ordering::Relaxed) {
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
+        Pin::new(&mut self.connection).poll_shutdown(cx)
     }
 }

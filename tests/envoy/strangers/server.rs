@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use routebalance::tools::instance::Fault;
+use routebalance::tools::network::{Connection, Listener, Network};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::harness::{Gateway, eventually};
@@ -119,7 +119,7 @@ impl Act {
     }
 
     /// Does it; whether the connection stays.
-    async fn perform(&self, tcp: &mut TcpStream) -> io::Result<bool> {
+    async fn perform(&self, tcp: &mut Connection) -> io::Result<bool> {
         if !self.delay.is_zero() {
             tokio::time::sleep(self.delay).await;
         }
@@ -207,7 +207,7 @@ impl Strangers {
         let mut all = Vec::new();
         for instance in instances {
             gateway.fault(*instance, Fault::Refuse).await;
-            let listener = listen(gateway.instance(*instance).address()).await;
+            let listener = listen(gateway.network(), gateway.instance(*instance).address()).await;
             let role = Arc::new(Role {
                 instance: *instance,
                 page,
@@ -291,18 +291,17 @@ impl Role {
 }
 
 /// Takes the port of an instance that is gone.
-async fn listen(address: SocketAddr) -> TcpListener {
-    let bind = async || TcpListener::bind(address).await;
+async fn listen(network: &Network, address: SocketAddr) -> Listener {
+    let bind = async || network.listen(address).await;
     eventually("the port of an instance that is gone", bind, Result::is_ok).await.expect("a listener")
 }
 
 /// Serves connections until it is aborted, which closes them.
-async fn accept(listener: TcpListener, role: Arc<Role>) {
+async fn accept(mut listener: Listener, role: Arc<Role>) {
     let mut connections = JoinSet::new();
-    while let Ok((tcp, _)) = listener.accept().await {
+    while let Ok(tcp) = listener.accept().await {
         // Those that are over are taken away.
         while connections.try_join_next().is_some() {}
-        let _ = tcp.set_nodelay(true);
         let role = Arc::clone(&role);
         connections.spawn(async move {
             // The gateway may give a connection up at any time.
@@ -311,7 +310,7 @@ async fn accept(listener: TcpListener, role: Arc<Role>) {
     }
 }
 
-async fn converse(mut tcp: TcpStream, role: &Role) -> io::Result<()> {
+async fn converse(mut tcp: Connection, role: &Role) -> io::Result<()> {
     while let Some((method, path, body)) = receive(&mut tcp).await? {
         let stays = if method == "POST" {
             let act = role.act(Post { instance: role.instance, path, body });
@@ -330,7 +329,7 @@ async fn converse(mut tcp: TcpStream, role: &Role) -> io::Result<()> {
 }
 
 /// Method, path and body of the next request; `None` where the connection ends before it.
-async fn receive(tcp: &mut TcpStream) -> io::Result<Option<(String, String, Vec<u8>)>> {
+async fn receive(tcp: &mut Connection) -> io::Result<Option<(String, String, Vec<u8>)>> {
     let mut seen = Vec::new();
     let mut buffer = vec![0; 65_536];
     loop {
