@@ -55,9 +55,8 @@ mod strangers;
 mod tenants;
 mod virtual_time;
 
-use std::process::{Child, Command, ExitCode, Output, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use harness::{Gateway, Setup, Stage};
 use libtest_mimic::{Arguments, Trial};
@@ -69,54 +68,54 @@ use setups::{
 };
 use strangers::gone::{Sent, favourite_is_gone};
 
-/// Says which half of the scenarios a process runs: each waits most of its time, so two halves side by side take half as long.
+/// Says which stage's second half a process runs. Two halves side by side take half as long: with Envoy each waits most of its time, and
+/// in virtual time each has a processor.
 const HALF_VARIABLE: &str = "ROUTEBALANCE_ENVOY_HALF";
+const VIRTUAL: &str = "virtual time";
+const REAL: &str = "real time";
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One gateway at a time, in the order of the list.
     arguments.test_threads = Some(1);
-    let half = std::env::var(HALF_VARIABLE).ok();
-    let is_all = arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.list;
-    let in_virtual_time = Stage::in_virtual_time();
-    let both = |stage: &Arc<Stage>| first_half(stage).into_iter().chain(second_half(stage)).collect::<Vec<Trial>>();
-    // Before the others: in virtual time a processor is never idle, and theirs must be.
-    let first = (half.is_none() && is_all).then(|| libtest_mimic::run(&arguments, both(&in_virtual_time)));
-    let other = first.is_some().then(other_half);
-    let stage = Stage::new();
-    let trials = match (&half, &other) {
-        (None, None) => both(&in_virtual_time).into_iter().chain(both(&stage)).collect(),
-        (None, Some(_)) => first_half(&stage),
-        (Some(_), _) => second_half(&stage),
+    let succeeded = match std::env::var(HALF_VARIABLE).ok().as_deref() {
+        Some(VIRTUAL) => run(&arguments, second_half(&Stage::in_virtual_time())),
+        Some(_) => run(&arguments, second_half(&Stage::new())),
+        None if arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.list => {
+            // One after the other: in virtual time no processor is idle, and in real time they must be.
+            let is_virtual = side_by_side(&arguments, VIRTUAL, first_half(&Stage::in_virtual_time()));
+            side_by_side(&arguments, REAL, first_half(&Stage::new())) && is_virtual
+        }
+        None => {
+            let stages = [Stage::in_virtual_time(), Stage::new()];
+            let trials = stages.iter().flat_map(|stage| first_half(stage).into_iter().chain(second_half(stage)));
+            run(&arguments, trials.collect())
+        }
     };
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    stage.clear();
-    in_virtual_time.clear();
-    let other_failed = other.is_some_and(|other| {
-        let output = other.join().expect("the other half ends").expect("it has said what came of it");
-        print!("{}", String::from_utf8_lossy(&output.stdout));
-        eprint!("{}", String::from_utf8_lossy(&output.stderr));
-        !output.status.success()
-    });
-    if other_failed || conclusion.has_failed() || first.is_some_and(|first| first.has_failed()) {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    }
+    if succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Runs the second half in a process of its own; what it says is shown at the end.
-fn other_half() -> JoinHandle<std::io::Result<Output>> {
+fn run(arguments: &Arguments, trials: Vec<Trial>) -> bool {
+    !libtest_mimic::run(arguments, trials).has_failed()
+}
+
+/// Runs one half here and the other one in a process of its own; what that says is shown at the end.
+fn side_by_side(arguments: &Arguments, time: &str, first_half: Vec<Trial>) -> bool {
     let this = std::env::current_exe().expect("this program");
     let other: Child = Command::new(this)
         .args(std::env::args_os().skip(1))
-        .env(HALF_VARIABLE, "second")
+        .env(HALF_VARIABLE, time)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .expect("the other half starts");
     // Read as it comes: a pipe that is full would stop it.
-    std::thread::spawn(move || other.wait_with_output())
+    let other = std::thread::spawn(move || other.wait_with_output());
+    let succeeded = run(arguments, first_half);
+    let output = other.join().expect("the other half ends").expect("it has said what came of it");
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    eprint!("{}", String::from_utf8_lossy(&output.stderr));
+    output.status.success() && succeeded
 }
 
 /// Scenarios on a gateway of one set-up; `envoy` marks those about Envoy's own work.
