@@ -64,7 +64,7 @@ fn records_come_back_as_they_were() {
     assert_eq!(decode_reports(&bytes, 6, &index), None, "another configuration");
     let glimpse = Glimpse { at: SECOND, running: None, waiting: Some(2.0), kv_use: Some(0.5), own: counters(4) };
     let bytes = encode_glimpses([(1, &glimpse)], &index);
-    assert_eq!(decode_glimpses(&bytes, &index), [(1, glimpse)]);
+    assert_eq!(decode_glimpses(&bytes, &index, |_, _| true), [(1, glimpse)]);
     let member = |address: &str, presence| Member { address: address.to_owned(), pool: 3, presence, since: SECOND };
     let presences = [Presence::Present, Presence::Unhealthy, Presence::Gone];
     let roster = Roster([A, B, C].into_iter().zip(presences).map(|(a, p)| member(a, p)).collect());
@@ -112,7 +112,7 @@ fn rows_are_found_by_their_instance_whatever_fleet_their_writer_has() {
             Some((Cow::Owned(Reports(reported)), sources)),
             "both boards say the same"
         );
-        let seen = decode_glimpses(&encode_glimpses((0..3).map(|i| (i, &glimpse)), &before), &now);
+        let seen = decode_glimpses(&encode_glimpses((0..3).map(|i| (i, &glimpse)), &before), &now, |_, _| true);
         let mut found: Vec<usize> = seen.into_iter().map(|(i, _)| i).collect();
         found.sort_unstable();
         assert_eq!(found, (0..rows.len()).filter(|i| rows[*i].is_some()).collect::<Vec<_>>());
@@ -152,7 +152,7 @@ fn broken_records_and_those_of_another_version_or_owner_are_absent() {
     assert_eq!(decode_roster(&encode_roster(&many, &[], 9), 9), None, "longer than any");
     assert_eq!(Slots::decode(b"garbage"), Slots::default());
     assert_eq!(Responses::decode(b"garbage"), Responses::default());
-    assert!(decode_glimpses(b"garbage", &index).is_empty());
+    assert!(decode_glimpses(b"garbage", &index, |_, _| true).is_empty());
 }
 
 #[test]
