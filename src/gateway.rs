@@ -143,10 +143,13 @@ impl Gateway {
         let now = host.now();
         self.look_for_stuck(host, root, now);
         for fetch in self.worker.tick(host, now) {
-            let mut headers =
-                vec![(":method", "GET"), (":path", fetch.path.as_str()), (":authority", fetch.authority.as_str())];
-            headers.extend(fetch.endpoint.as_deref().map(|endpoint| (crate::names::ENDPOINT_HEADER, endpoint)));
-            match host.call(&fetch.cluster, &headers, &[], fetch.timeout) {
+            let call = self.worker.question(&fetch.purpose).and_then(|question| {
+                let mut headers =
+                    vec![(":method", "GET"), (":path", question.path), (":authority", question.authority)];
+                headers.extend(question.endpoint.map(|endpoint| (crate::names::ENDPOINT_HEADER, endpoint)));
+                host.call(question.cluster, &headers, &[], fetch.timeout)
+            });
+            match call {
                 Some(token) => drop(self.fetches.insert(token, fetch.purpose)),
                 None => self.worker.not_fetched(&fetch.purpose),
             }

@@ -13,7 +13,7 @@ use crate::fleet::{LatencyProfile, Limits};
 use crate::reckoning::LoadNow;
 
 pub use residuals::{BINS, EDGES, Residuals};
-pub use speed::{Basis, Pace, Speed, Traffic};
+pub use speed::{Basis, Pace, Speed, Tempo, Traffic};
 
 /// Seconds per output token when `running` sequences decode beside this one: `tpot (1 + growth running)`.
 pub fn tpot_seconds(profile: &LatencyProfile, running: f64) -> f64 {
@@ -121,10 +121,15 @@ impl Forecast {
 /// - `TPOT = step(b) + (b + 1) P / L prefill per token`: in a steady batch each sequence is followed by another one after `L` steps,
 ///   whose prompt of `P` tokens the rest has to wait for;
 /// - `E2E = TTFT + (tokens - 1) TPOT`.
-#[inline]
 pub fn forecast(profile: &LatencyProfile, limits: &Limits, load: &LoadNow, work: &Work, speed: &Speed) -> Forecast {
-    let pace = speed.pace_on(profile);
-    let traffic = speed
+    forecast_at(&speed.tempo_on(profile), limits, load, work)
+}
+
+/// The same, at the tempo that all instances of a pool have.
+#[inline]
+pub fn forecast_at(tempo: &Tempo, limits: &Limits, load: &LoadNow, work: &Work) -> Forecast {
+    let pace = &tempo.pace;
+    let traffic = tempo
         .traffic
         .unwrap_or(Traffic { prompt_tokens: work.prompt_tokens, output_tokens: work.output_tokens.max(1.0) });
     let own = (work.prompt_tokens - work.cached_tokens).max(0.0);
@@ -157,7 +162,7 @@ pub fn forecast(profile: &LatencyProfile, limits: &Limits, load: &LoadNow, work:
     let prefill_per_step = (batch + 1.0) * traffic.prompt_tokens / traffic.output_tokens;
     let uncorrected_tpot = step(batch, mean_held(work)) + prefill_per_step * pace.prompt_token;
 
-    let (ttft, tpot) = (uncorrected_ttft * speed.ttft_factor, uncorrected_tpot * speed.tpot_factor);
+    let (ttft, tpot) = (uncorrected_ttft * tempo.ttft_factor, uncorrected_tpot * tempo.tpot_factor);
     let forecast =
         Forecast { ttft, tpot, e2e: 0.0, uncorrected_ttft, uncorrected_tpot, prefill_tokens, steps, running, batch };
     Forecast { e2e: forecast.e2e_of(work.output_tokens), ..forecast }
@@ -172,8 +177,8 @@ pub fn idle_seconds(profile: &LatencyProfile, work: &Work) -> f64 {
 /// Seconds by which a request slows down the others of an instance, all together: every step with it and its context lasts longer
 /// for each of them, and each waits for its prefill.
 #[inline]
-pub fn delay_seconds(profile: &LatencyProfile, load: &LoadNow, work: &Work, speed: &Speed) -> f64 {
-    let pace = speed.pace_on(profile);
+pub fn delay_seconds(tempo: &Tempo, load: &LoadNow, work: &Work) -> f64 {
+    let pace = &tempo.pace;
     let prefill = (work.prompt_tokens - work.cached_tokens).max(0.0) * pace.prompt_token;
     let longer_step = pace.step_per_running + pace.step_per_context_token * mean_held(work);
     load.running.max(0.0) * (longer_step * work.output_tokens + prefill)

@@ -10,6 +10,7 @@ pub mod feedback;
 pub mod ledger;
 pub mod lengths;
 pub mod speed;
+mod tallies;
 
 use crate::latency::Speed;
 use crate::predictor::Estimate;

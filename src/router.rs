@@ -447,7 +447,7 @@ impl Router {
         let budget = self.constraints(ask).budget;
         let prompt_usd = self.config.fleet.model_of(pool).map_or(0.0, |m| prompt_tokens * m.tariff.usd_per_input_token);
         let cached_tokens = ask.held.cached_tokens(chosen.instance, prompt_tokens);
-        let fallbacks = self.fallbacks(ask, chosen, pool_index, (&admitted.candidates, &ranking), loads);
+        let fallbacks = self.fallbacks(ask, chosen, pool_index, (&admitted.candidates, &ranking, &firsts), loads);
         Verdict::Decided(Box::new(Decision {
             model,
             pool: pool_index,

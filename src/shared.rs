@@ -46,9 +46,13 @@ const VERSION: u8 = 4;
 
 struct Writer(Vec<u8>);
 
+/// Most records are no longer than that, and are written without growing.
+const RECORD_BYTES: usize = 256;
+
 impl Writer {
     fn new(fingerprint: u64) -> Writer {
-        let mut writer = Writer(vec![VERSION]);
+        let mut writer = Writer(Vec::with_capacity(RECORD_BYTES));
+        writer.0.push(VERSION);
         writer.u64(fingerprint);
         writer
     }

@@ -16,7 +16,7 @@ mod statistics;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-pub use fetching::{Answer, Fetch, Purpose, Scrape};
+pub use fetching::{Answer, Fetch, Purpose, Question, Scrape};
 pub use learner::{Learner, Scored};
 pub use placements::Placements;
 pub use prices::Prices;

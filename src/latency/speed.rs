@@ -71,6 +71,15 @@ pub struct Speed {
     pub tpot_residuals: Residuals,
 }
 
+/// What forecasts read of a pool's speed: its pace, with the profile's word where nothing is known.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tempo {
+    pub(super) pace: Pace,
+    pub(super) traffic: Option<Traffic>,
+    pub(super) ttft_factor: f64,
+    pub(super) tpot_factor: f64,
+}
+
 impl Default for Speed {
     fn default() -> Self {
         Speed {
@@ -88,6 +97,12 @@ impl Speed {
     /// The pace learnt, or else what the profile promises.
     pub fn pace_on(&self, profile: &LatencyProfile) -> Pace {
         self.pace.unwrap_or_else(|| Pace::of(profile))
+    }
+
+    /// What forecasts read of it, for a pool with this profile.
+    pub fn tempo_on(&self, profile: &LatencyProfile) -> Tempo {
+        let Speed { traffic, ttft_factor, tpot_factor, .. } = *self;
+        Tempo { pace: self.pace_on(profile), traffic, ttft_factor, tpot_factor }
     }
 
     /// Probability that the first token comes within `limit`, where it is predicted after `predicted` (both in seconds).

@@ -3,60 +3,7 @@
 //! Forgetting goes by evidence, not by time: with every further piece, what came before weighs less, whichever worker has seen
 //! it. A worker that has died therefore fades from the sum at the pace at which the others learn.
 
-use std::collections::BTreeMap;
-
-/// One worker's sums of what it has seen of one thing, such as the answers of one model.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Tally<const N: usize> {
-    /// Evidence that this worker has ever added. It only grows; its sum over all workers is the clock of forgetting.
-    pub seen: f64,
-    /// The clock when `weight` and `sums` were last aged.
-    pub as_of: f64,
-    /// Evidence that still counts.
-    pub weight: f64,
-    /// Weighted sums of the values.
-    pub sums: [f64; N],
-}
-
-impl<const N: usize> Default for Tally<N> {
-    fn default() -> Self {
-        Tally { seen: 0.0, as_of: 0.0, weight: 0.0, sums: [0.0; N] }
-    }
-}
-
-impl<const N: usize> Tally<N> {
-    /// The tally if its numbers can be those of an honest worker: finite, and no mean beyond `limit`.
-    pub fn sound(self, limit: f64) -> Option<Tally<N>> {
-        let counts = [self.seen, self.as_of, self.weight];
-        let honest = counts.iter().all(|count| count.is_finite() && *count >= 0.0)
-            && self.sums.iter().all(|sum| sum.is_finite() && sum.abs() <= limit * self.weight + 1e-3);
-        honest.then_some(self)
-    }
-
-    /// Weighted mean of a value; 0 without evidence.
-    pub fn mean(&self, value: usize) -> f64 {
-        let mean = self.sums.get(value).copied().unwrap_or(0.0) / self.weight;
-        if mean.is_finite() { mean } else { 0.0 }
-    }
-
-    fn aged(mut self, clock: f64, memory: f64) -> Tally<N> {
-        let left = (-(clock - self.as_of).max(0.0) / memory).exp();
-        self.weight *= left;
-        self.sums.iter_mut().for_each(|sum| *sum *= left);
-        self.as_of = clock;
-        self
-    }
-
-    fn plus(mut self, other: &Tally<N>) -> Tally<N> {
-        self.seen += other.seen;
-        self.weight += other.weight;
-        self.sums.iter_mut().zip(other.sums).for_each(|(sum, more)| *sum += more);
-        self
-    }
-}
-
-/// Tallies by key: what one worker writes and the others read.
-pub type Tallies<const N: usize> = BTreeMap<u32, Tally<N>>;
+pub use super::tallies::{Tallies, Tally};
 
 /// A worker's own tallies and those of the others as it last read them.
 #[derive(Clone, Debug, PartialEq)]
@@ -85,27 +32,31 @@ impl<const N: usize> Ledger<N> {
 
     /// Takes what the other workers have written, one item per worker.
     pub fn read(&mut self, others: &[Tallies<N>]) {
-        self.read_some(others.iter(), |_| true);
+        let mut keys: Vec<u32> = others.iter().flat_map(Tallies::keys).chain(self.others.keys()).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        self.read_some(others.iter(), keys);
     }
 
     /// Takes what the other workers have written of some keys; of the rest it is as it was.
     pub fn read_some<'a>(
         &mut self,
         others: impl Iterator<Item = &'a Tallies<N>> + Clone,
-        is_new: impl Fn(u32) -> bool,
+        keys: impl IntoIterator<Item = u32>,
     ) {
-        let own = &self.own;
-        let none = |key: &u32| Tally { as_of: own.get(key).map_or(0.0, |own| own.seen), ..Tally::default() };
-        self.others.retain(|key, _| !is_new(*key) || others.clone().any(|other| other.contains_key(key)));
-        self.others.iter_mut().filter(|(key, _)| is_new(**key)).for_each(|(key, sum)| *sum = none(key));
-        let rows = others.flatten().filter(|(key, _)| is_new(**key));
-        // The sum's clock first: all that anybody has seen.
-        for (key, tally) in rows.clone() {
-            self.others.entry(*key).or_insert_with(|| none(key)).as_of += tally.seen;
-        }
-        for (key, tally) in rows {
-            if let Some(sum) = self.others.get_mut(key) {
-                *sum = sum.plus(&tally.aged(sum.as_of, self.memory));
+        for key in keys {
+            let rows = others.clone().filter_map(|other| other.get(key));
+            // The sum's clock first: all that anybody has seen.
+            let own = self.own.get(key).map_or(0.0, |own| own.seen);
+            let clock = rows.clone().fold(own, |clock, tally| clock + tally.seen);
+            let sum = rows.fold(None, |sum: Option<Tally<N>>, tally| {
+                let mut sum = sum.unwrap_or(Tally { as_of: clock, ..Tally::default() });
+                sum.add_aged(tally, self.memory);
+                Some(sum)
+            });
+            match sum {
+                Some(sum) => self.others.insert(key, sum),
+                None => self.others.remove(key),
             }
         }
     }
@@ -115,12 +66,12 @@ impl<const N: usize> Ledger<N> {
         if !(weight > 0.0 && weight.is_finite() && values.iter().all(|value| value.is_finite())) {
             return;
         }
-        let elsewhere = self.others.get(&key).map_or(0.0, |tally| tally.seen);
-        let tally = self.own.entry(key).or_default();
+        let elsewhere = self.others.get(key).map_or(0.0, |tally| tally.seen);
+        let Some(tally) = self.own.get_or_insert(key) else { return };
         let clock = tally.seen + weight + elsewhere;
         // Where the others' evidence has shrunk (a record was lost), the clock has gone back: this piece still ages the rest.
         tally.as_of = tally.as_of.min(clock - weight);
-        *tally = tally.aged(clock, self.memory);
+        tally.age(clock, self.memory);
         tally.seen += weight;
         tally.weight += weight;
         tally.sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += weight * value);
@@ -128,15 +79,16 @@ impl<const N: usize> Ledger<N> {
 
     /// All workers' evidence of a key.
     pub fn combined(&self, key: u32) -> Tally<N> {
-        let own = self.own.get(&key).copied().unwrap_or_default();
-        let others = self.others.get(&key).copied().unwrap_or_default();
-        let clock = own.seen + others.seen;
-        own.aged(clock, self.memory).plus(&others.aged(clock, self.memory))
+        let rows = || [&self.own, &self.others].into_iter().filter_map(|tallies| tallies.get(key));
+        let clock = rows().fold(0.0, |clock, tally| clock + tally.seen);
+        let mut sum = Tally { as_of: clock, ..Tally::default() };
+        rows().for_each(|tally| sum.add_aged(tally, self.memory));
+        sum
     }
 
     /// Keys that any worker has evidence of, in order, each once.
     pub fn keys(&self) -> Vec<u32> {
-        let mut keys: Vec<u32> = self.own.keys().chain(self.others.keys()).copied().collect();
+        let mut keys: Vec<u32> = self.own.keys().chain(self.others.keys()).collect();
         keys.sort_unstable();
         keys.dedup();
         keys
@@ -233,7 +185,7 @@ mod tests {
     #[test]
     fn a_clock_that_goes_back_stops_no_forgetting() {
         let mut ledger = Ledger::<1>::new(MEMORY);
-        ledger.read(&[Tallies::from([(0, Tally { seen: 1e9, as_of: 1e9, weight: 0.0, sums: [0.0] })])]);
+        ledger.read(&[Tallies::from_iter([(0, Tally { seen: 1e9, as_of: 1e9, weight: 0.0, sums: [0.0] })])]);
         ledger.add(0, 1.0, [1.0]);
         ledger.read(&[]);
         (0..1_000).for_each(|_| ledger.add(0, 1.0, [0.0]));

@@ -229,7 +229,7 @@ impl Speeds {
         let factor = |key| if basis == Basis::Both { self.location(key).exp() } else { 1.0 };
         let residuals = |key| {
             let tally = self.residuals.combined(key);
-            Residuals::from_shares(tally.weight, &std::array::from_fn(|bin| tally.mean(bin)))
+            Residuals::from_shares(tally.weight, &tally.means())
         };
         let traffic = self.traffic(pool);
         let pace = || {
@@ -276,10 +276,10 @@ impl Speeds {
 
     /// The same into what was written before.
     pub fn write(&self, written: &mut SpeedTallies) {
-        follow(&mut written.factors, self.factors.own(), |_| {});
-        follow(&mut written.lines, self.lines.own(), |_| {});
-        follow(&mut written.residuals, self.residuals.own(), |_| {});
-        follow(&mut written.traffic, self.traffic.own(), |_| {});
+        written.factors.follow(self.factors.own(), |_| {});
+        written.lines.follow(self.lines.own(), |_| {});
+        written.residuals.follow(self.residuals.own(), |_| {});
+        written.traffic.follow(self.traffic.own(), |_| {});
     }
 
     /// Goes on where another worker has stopped.
@@ -292,27 +292,13 @@ impl Speeds {
 
     /// Takes what the other workers have written of these pools; of the rest it is as it was.
     pub fn read<'a>(&mut self, others: impl Iterator<Item = &'a SpeedTallies> + Clone, pools: &[usize]) {
-        let of_time = |key: u32| pools.contains(&Time::pool(key));
-        self.factors.read_some(others.clone().map(|other| &other.factors), of_time);
-        self.lines.read_some(others.clone().map(|other| &other.lines), of_time);
-        self.residuals.read_some(others.clone().map(|other| &other.residuals), of_time);
-        self.traffic.read_some(others.map(|other| &other.traffic), |key| pools.contains(&(key as usize)));
-    }
-}
-
-/// Makes tallies say what others do; visits the keys of which they did not.
-fn follow<const N: usize>(tallies: &mut Tallies<N>, others: &Tallies<N>, mut changed: impl FnMut(u32)) {
-    if !tallies.keys().eq(others.keys()) {
-        tallies.keys().filter(|key| !others.contains_key(key)).for_each(|key| changed(*key));
-        others.iter().filter(|(key, tally)| tallies.get(key) != Some(tally)).for_each(|(key, _)| changed(*key));
-        tallies.clone_from(others);
-        return;
-    }
-    for ((key, tally), other) in tallies.iter_mut().zip(others.values()) {
-        if tally != other {
-            *tally = *other;
-            changed(*key);
-        }
+        let both = |pool: &usize| [Time::Ttft.key(*pool), Time::Tpot.key(*pool)];
+        let of_time = || pools.iter().flat_map(both).flatten();
+        self.factors.read_some(others.clone().map(|other| &other.factors), of_time());
+        self.lines.read_some(others.clone().map(|other| &other.lines), of_time());
+        self.residuals.read_some(others.clone().map(|other| &other.residuals), of_time());
+        let of_pool = pools.iter().filter_map(|pool| u32::try_from(*pool).ok());
+        self.traffic.read_some(others.map(|other| &other.traffic), of_pool);
     }
 }
 
@@ -321,10 +307,10 @@ impl SpeedTallies {
     pub fn follow(&mut self, others: &SpeedTallies) -> Vec<usize> {
         let SpeedTallies { factors, lines, residuals, traffic } = self;
         let mut pools = Vec::new();
-        follow(factors, &others.factors, |key| pools.push(Time::pool(key)));
-        follow(lines, &others.lines, |key| pools.push(Time::pool(key)));
-        follow(residuals, &others.residuals, |key| pools.push(Time::pool(key)));
-        follow(traffic, &others.traffic, |key| pools.push(key as usize));
+        factors.follow(&others.factors, |key| pools.push(Time::pool(key)));
+        lines.follow(&others.lines, |key| pools.push(Time::pool(key)));
+        residuals.follow(&others.residuals, |key| pools.push(Time::pool(key)));
+        traffic.follow(&others.traffic, |key| pools.push(key as usize));
         pools.sort_unstable();
         pools.dedup();
         pools

@@ -3,7 +3,7 @@
 use super::{Ask, Outlook, Router};
 use crate::admission::spending;
 use crate::fleet::{Model, ModelKind, Objective, Pool, Presence};
-use crate::latency::{self, Speed, Work};
+use crate::latency::{self, Speed, Tempo, Work};
 use crate::learning::Learned;
 use crate::openai::Prompt;
 use crate::predictor::Estimate;
@@ -54,7 +54,7 @@ impl Router {
             };
             let load = loads.and_then(|l| l.get(i)).unwrap_or(&unknown);
             let work = Work { cached_tokens: ask.held.cached_tokens(i, offer.work.prompt_tokens), ..offer.work };
-            let forecast = latency::forecast(&pool.profile, &pool.limits, load, &work, &offer.speed);
+            let forecast = latency::forecast_at(&offer.tempo, &pool.limits, load, &work);
             let forecast = self.after_loading(ask, adapter, i, forecast);
             let slowdown = load.standing.slowdown();
             let output_tokens = offer.output_tokens;
@@ -69,7 +69,7 @@ impl Router {
                 ttft_seconds: slowdown * forecast.ttft,
                 tpot_seconds: forecast.tpot,
                 e2e_seconds: slowdown * forecast.e2e,
-                delay_seconds: slowdown * latency::delay_seconds(&pool.profile, load, &work, &offer.speed),
+                delay_seconds: slowdown * latency::delay_seconds(&offer.tempo, load, &work),
                 idle_seconds: offer.idle_seconds,
                 usd: offer.usd,
                 in_flight: load.in_flight(),
@@ -109,7 +109,8 @@ impl Router {
         let answer = self.answer(ask, pool, prompt_tokens);
         let output_tokens = answer.tokens(estimate.output_tokens);
         let work = answer.work(prompt_tokens, estimate);
-        let speed = learned.speed(index).copied().unwrap_or_default();
+        let unknown = || Speed::default().tempo_on(&pool.profile);
+        let tempo = learned.speed(index).map_or_else(unknown, |speed| speed.tempo_on(&pool.profile));
         Some(Offer {
             quality: estimate.quality,
             output_tokens,
@@ -117,7 +118,7 @@ impl Router {
             usd: prompt_tokens * tariff.usd_per_input_token + output_tokens * tariff.usd_per_output_token,
             idle_seconds: latency::idle_seconds(&pool.profile, &work),
             work,
-            speed: Speed { pace: Some(speed.pace_on(&pool.profile)), ..speed },
+            tempo,
         })
     }
 
@@ -157,8 +158,7 @@ struct Offer {
     idle_seconds: f64,
     /// On an instance that has kept nothing.
     work: Work,
-    /// With its pace, so that it is not made of the profile for each instance.
-    speed: Speed,
+    tempo: Tempo,
 }
 
 /// How long the answer to a request may be.

@@ -21,13 +21,13 @@ impl Router {
         ask: &Ask<'_>,
         chosen: &Candidate,
         pool: usize,
-        (candidates, ranking): (&[Candidate], &Ranking<'_>),
+        (candidates, ranking, firsts): (&[Candidate], &Ranking<'_>, &[usize]),
         loads: Option<&[LoadNow]>,
     ) -> Vec<usize> {
         if ask.holder.is_some() {
             return Vec::new();
         }
-        let others = self.of_other_models(ask, chosen, pool, candidates, ranking);
+        let others = self.of_other_models(ask, chosen, pool, candidates, firsts);
         let most = if others.is_empty() { FALLBACKS_MAX } else { OWN_FALLBACKS_MAX };
         let in_pool = |c: &Candidate| self.config.fleet.instances.get(c.instance).is_some_and(|i| i.pool == pool);
         let own = candidates.iter().enumerate().filter(|(_, c)| c.instance != chosen.instance && in_pool(c));
@@ -52,7 +52,7 @@ impl Router {
         chosen: &Candidate,
         pool: usize,
         candidates: &[Candidate],
-        ranking: &Ranking<'_>,
+        firsts: &[usize],
     ) -> Vec<usize> {
         let fleet = &self.config.fleet;
         let is_listed = |pool: usize| fleet.pools.get(pool).is_some_and(|pool| !pool.discovered);
@@ -60,7 +60,6 @@ impl Router {
         if !may || !is_listed(pool) {
             return Vec::new();
         }
-        let firsts = ranking.of_models();
         let firsts = firsts.iter().filter_map(|i| candidates.get(*i)).filter(|c| c.model != chosen.model);
         let instances = firsts.map(|c| c.instance);
         instances.filter(|i| fleet.instances.get(*i).is_some_and(|instance| is_listed(instance.pool))).collect()

@@ -36,18 +36,26 @@ impl Segment {
         writer.0
     }
 
-    fn decode(bytes: &[u8], index: &Index) -> Option<Segment> {
+    /// The segment from bytes, without the placements before number `from`, and the number of the one that will follow it.
+    fn decode(bytes: &[u8], index: &Index, from: u64) -> Option<(Segment, u64)> {
         let mut reader = Reader::open(bytes, 0)?;
         let first = reader.u64()?;
-        let placements = reader.rows(|r| {
-            let (at, key) = (r.time()?, r.u32()?);
-            let instance = index.find(key, NOWHERE).unwrap_or(NOWHERE);
-            let (held_tokens, placed_tokens) = (r.u32()?, r.u32()?);
-            let keys = (0..r.u32()?).map(|_| r.u64()).collect::<Option<_>>()?;
-            Some((key, Placement { at, instance, held_tokens, placed_tokens, keys }))
-        })?;
-        let is_whole = first.is_multiple_of(SEGMENT_KEPT as u64) && placements.len() <= SEGMENT_KEPT;
-        is_whole.then_some(Segment { first, placements })
+        let (mut placements, mut number) = (Vec::new(), first);
+        while !reader.0.is_empty() {
+            let (at, key) = (reader.time()?, reader.u32()?);
+            let (held_tokens, placed_tokens) = (reader.u32()?, reader.u32()?);
+            let keys = usize::try_from(reader.u32()?).ok()?.checked_mul(8)?;
+            let (keys, rest) = reader.0.split_at_checked(keys)?;
+            reader.0 = rest;
+            if number >= from {
+                let instance = index.find(key, NOWHERE).unwrap_or(NOWHERE);
+                let keys = Reader(keys).rows(Reader::u64)?;
+                placements.push((key, Placement { at, instance, held_tokens, placed_tokens, keys }));
+            }
+            number = number.saturating_add(1);
+        }
+        let is_whole = first.is_multiple_of(SEGMENT_KEPT as u64) && number.saturating_sub(first) <= SEGMENT_KEPT as u64;
+        is_whole.then_some((Segment { first, placements }, number))
     }
 }
 
@@ -73,9 +81,8 @@ impl JournalReader {
         let mut news = Vec::new();
         // Once around to find where the oldest is, if the writer has lapped this reader, and once to read.
         for _ in 0..=2 * PLACEMENT_SEGMENTS {
-            let segment = read(segment_of(self.next)).and_then(|bytes| Segment::decode(&bytes, index));
-            let Some(segment) = segment else { break };
-            let end = segment.first.saturating_add(segment.placements.len() as u64);
+            let segment = read(segment_of(self.next)).and_then(|bytes| Segment::decode(&bytes, index, self.next));
+            let Some((segment, end)) = segment else { break };
             if segment.first > self.next {
                 // The writer has lapped this reader: what is oldest now follows this segment in the ring.
                 self.next = segment.first.saturating_sub(((PLACEMENT_SEGMENTS - 1) * SEGMENT_KEPT) as u64);
@@ -84,8 +91,7 @@ impl JournalReader {
             if end <= self.next {
                 break;
             }
-            let read = usize::try_from(self.next.saturating_sub(segment.first)).unwrap_or(usize::MAX);
-            news.extend(segment.placements.into_iter().skip(read));
+            news.extend(segment.placements);
             self.next = end;
             if !end.is_multiple_of(SEGMENT_KEPT as u64) {
                 break;

@@ -186,7 +186,9 @@ impl Board for Bytes {
         if version.is_some_and(|version| version != *at) {
             return false;
         }
-        (*old, *at) = (bytes.to_vec(), at.wrapping_add(1));
+        old.clear();
+        old.extend_from_slice(bytes);
+        *at = at.wrapping_add(1);
         true
     }
 }

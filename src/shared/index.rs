@@ -9,8 +9,8 @@ use crate::fleet::{Fleet, Presence};
 pub struct Index {
     /// In the fleet's order.
     keys: Vec<u32>,
-    /// The index of each key's instance: of two with one address, the one that is there.
-    by_key: BTreeMap<u32, u32>,
+    /// The index of each key's instance, by key: of two with one address, the one that is there.
+    by_key: Vec<(u32, u32)>,
 }
 
 impl Index {
@@ -25,7 +25,7 @@ impl Index {
                 by_key.insert(instance.key, u32::try_from(i).unwrap_or(u32::MAX));
             }
         }
-        Index { keys, by_key }
+        Index { keys, by_key: by_key.into_iter().collect() }
     }
 
     /// Instances of the fleet, those that are gone included.
@@ -49,6 +49,7 @@ impl Index {
         if self.keys.get(row) == Some(&key) {
             return Some(row);
         }
-        self.by_key.get(&key).and_then(|instance| usize::try_from(*instance).ok())
+        let at = self.by_key.binary_search_by_key(&key, |(key, _)| *key).ok()?;
+        usize::try_from(self.by_key.get(at)?.1).ok()
     }
 }

@@ -159,40 +159,22 @@ fn decode<const N: usize>(
     section.unwrap_or_default()
 }
 
-/// Tallies: their number first.
+/// Rows of tallies, the foreign ones last: their number first.
 fn section<const N: usize>(writer: &mut Writer, tallies: &Tallies<N>, foreign: &Foreign, subjects: &Subjects) {
-    let row = |(key, tally): (&u32, &Tally<N>)| {
-        let Tally { seen, as_of, weight, sums } = tally;
-        let values = [seen, as_of, weight].into_iter().chain(sums).copied().collect();
-        Some(Row { about: subjects.subject(*key)?, values })
-    };
-    let mut rows: Vec<Row> = tallies.iter().filter_map(row).collect();
-    rows.extend_from_slice(foreign);
-    write_rows(writer, &rows);
-}
-
-#[inline(never)]
-fn write_rows(writer: &mut Writer, rows: &[Row]) {
-    writer.u32(u32::try_from(rows.len()).unwrap_or(u32::MAX));
-    for Row { about: (subject, rest), values } in rows {
-        writer.u64(*subject);
-        writer.u32(*rest);
-        values.iter().for_each(|value| writer.f32(*value));
+    let rows = || tallies.iter().filter_map(|(key, tally)| Some((subjects.subject(key)?, tally)));
+    writer.u32(u32::try_from(rows().count().saturating_add(foreign.len())).unwrap_or(u32::MAX));
+    for (about, Tally { seen, as_of, weight, sums }) in rows() {
+        write_row(writer, about, [seen, as_of, weight].into_iter().chain(sums));
+    }
+    for Row { about, values } in foreign {
+        write_row(writer, *about, values.iter());
     }
 }
 
-/// Rows of so many values.
-#[inline(never)]
-fn read_rows(reader: &mut Reader<'_>, values: usize) -> Option<Vec<Row>> {
-    let mut rows = Vec::new();
-    for _ in 0..reader.u32()? {
-        let mut row = Row { about: (reader.u64()?, reader.u32()?), values: Vec::with_capacity(values) };
-        for _ in 0..values {
-            row.values.push(reader.f32()?);
-        }
-        rows.push(row);
-    }
-    Some(rows)
+fn write_row<'a>(writer: &mut Writer, (subject, rest): (u64, u32), values: impl Iterator<Item = &'a f64>) {
+    writer.u64(subject);
+    writer.u32(rest);
+    values.for_each(|value| writer.f32(*value));
 }
 
 fn read_section<const N: usize>(
@@ -201,14 +183,19 @@ fn read_section<const N: usize>(
     sound: fn(Tally<N>) -> Option<Tally<N>>,
 ) -> Option<(Tallies<N>, Foreign)> {
     let (mut own, mut foreign) = (Tallies::new(), Foreign::new());
-    for row in read_rows(reader, N.saturating_add(3))? {
-        match (subjects.key(row.about), row.values.as_slice()) {
-            (Some(key), [seen, as_of, weight, sums @ ..]) => {
-                let (seen, as_of, weight) = (*seen, *as_of, *weight);
-                own.insert(key, sound(Tally { seen, as_of, weight, sums: sums.try_into().ok()? })?);
+    for _ in 0..reader.u32()? {
+        let about = (reader.u64()?, reader.u32()?);
+        let mut tally = Tally { seen: reader.f32()?, as_of: reader.f32()?, weight: reader.f32()?, sums: [0.0; N] };
+        for sum in &mut tally.sums {
+            *sum = reader.f32()?;
+        }
+        match subjects.key(about) {
+            Some(key) => own.insert(key, sound(tally)?),
+            None if foreign.len() < FOREIGN_MAX => {
+                let Tally { seen, as_of, weight, sums } = tally;
+                foreign.push(Row { about, values: [seen, as_of, weight].into_iter().chain(sums).collect() });
             }
-            _ if foreign.len() < FOREIGN_MAX => foreign.push(row),
-            _ => {}
+            None => {}
         }
     }
     Some((own, foreign))

@@ -109,17 +109,33 @@ pub fn encode_glimpses<'a>(glimpses: impl IntoIterator<Item = (usize, &'a Glimps
     writer.0
 }
 
-/// Glimpses from bytes, each with the index of its instance; a broken record has none.
-pub fn decode_glimpses(bytes: &[u8], index: &Index) -> Vec<(usize, Glimpse)> {
+/// Glimpses from bytes, each with the index of its instance; a broken record has none. Most rows are seen again and again: only those of
+/// whose instance and time `is_news` says so are read.
+pub fn decode_glimpses(
+    bytes: &[u8],
+    index: &Index,
+    is_news: impl Fn(usize, Duration) -> bool,
+) -> Vec<(usize, Glimpse)> {
     let mut glimpses = Vec::new();
-    let Some(reader) = Reader::open(bytes, ANY) else { return glimpses };
-    let read = |r: &mut Reader<'_>| {
-        let (at, running, waiting, kv_use) = (r.time()?, r.gauge()?, r.gauge()?, r.gauge()?);
-        Some(Glimpse { at, running, waiting, kv_use, own: read_counters(r)? })
-    };
-    each_row(reader, index, read, |i, glimpse| glimpses.push((i, glimpse)));
+    let Some(mut reader) = Reader::open(bytes, ANY) else { return glimpses };
+    for number in 0.. {
+        let Some(key) = reader.u32() else { break };
+        let Some((row, rest)) = reader.0.split_at_checked(GLIMPSE_BYTES) else { break };
+        reader.0 = rest;
+        let read = || {
+            let mut r = Reader(row);
+            let at = r.time()?;
+            let i = index.find(key, number).filter(|i| is_news(*i, at))?;
+            let (running, waiting, kv_use) = (r.gauge()?, r.gauge()?, r.gauge()?);
+            Some((i, Glimpse { at, running, waiting, kv_use, own: read_counters(&mut r)? }))
+        };
+        glimpses.extend(read());
+    }
     glimpses
 }
+
+/// A time, three gauges and the counters of an instance.
+const GLIMPSE_BYTES: usize = 8 + 3 * 4 + 7 * 8;
 
 /// Visits every row whose instance the fleet has, until one is broken.
 fn each_row<T>(

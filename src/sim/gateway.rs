@@ -227,10 +227,10 @@ impl Gateway {
         }
     }
 
-    /// More tokens of a stream.
-    pub(super) fn progress(&mut self, worker: usize, dispatch: &mut Dispatch, tokens: u64) {
+    /// Streams have brought more of their predicted tokens.
+    pub(super) fn streamed(&mut self, worker: usize, instance: usize, predicted: u64) {
         if let Some((worker, _)) = self.at_board(worker) {
-            worker.streamed(dispatch, tokens);
+            worker.streams_brought(instance, predicted);
         }
     }
 

@@ -30,13 +30,11 @@ mod upkeep;
 
 pub use options::Options;
 
-/// A request on its way.
+/// A request on its way. Every tick looks at all that run, so what ticks read lies close together.
 #[derive(Clone, Debug)]
 struct Flight {
     gateway: usize,
     worker: usize,
-    /// Where Envoy sends it, in order.
-    targets: Vec<usize>,
     attempt: usize,
     /// Whether the current attempt is with its instance.
     reached: bool,
@@ -46,6 +44,14 @@ struct Flight {
     seen: u32,
     began: bool,
     progressed_at: Duration,
+    route: Box<Route>,
+}
+
+/// Where a request goes and has been, and what is asked there.
+#[derive(Clone, Debug)]
+struct Route {
+    /// Where Envoy sends it, in order.
+    targets: Vec<usize>,
     /// When it was sent, as far as the gateway knows.
     sent: Duration,
     /// The instances of earlier attempts, until it is known what was wrong with them.
@@ -55,7 +61,8 @@ struct Flight {
 
 impl Flight {
     fn target(&self) -> Option<usize> {
-        self.targets.get(self.attempt.checked_rem(self.targets.len())?).copied()
+        let targets = &self.route.targets;
+        targets.get(self.attempt.checked_rem(targets.len())?).copied()
     }
 }
 
@@ -377,7 +384,8 @@ impl<'a> Simulation<'a> {
             let healthy_peer = self.has_healthy_peer(index);
             return self.end(index, End::Unserved { healthy_peer });
         }
-        flight.failed.extend(flight.target());
+        let failed = flight.target();
+        flight.route.failed.extend(failed);
         flight.attempt = flight.attempt.saturating_add(1);
         flight.reached = false;
         flight.seen = 0;
@@ -453,7 +461,7 @@ impl<'a> Simulation<'a> {
     fn reach(&mut self, index: usize, attempt: usize) {
         let Some(flight) = self.flight(index).filter(|f| f.attempt == attempt) else { return };
         let Some(instance) = flight.target() else { return };
-        let job = Job { id: job_id(index, attempt), ..flight.job };
+        let job = Job { id: job_id(index, attempt), ..flight.route.job };
         flight.reached = true;
         self.advance(instance);
         let now = self.now;

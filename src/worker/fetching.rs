@@ -10,21 +10,26 @@ use crate::reckoning::{Counters, InstanceCounters};
 use crate::shared::Board;
 use crate::telemetry::{self, Adapters, IN_FLIGHT_MAX, Load, Page, Rounds, Schedule};
 
-/// A GET that is to be sent.
-#[derive(Clone, Debug, PartialEq)]
+/// A GET that is to be sent: [`Worker::question`] says where to.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Fetch {
-    /// Envoy's cluster.
-    pub cluster: String,
-    /// The path.
-    pub path: String,
-    /// The host that is asked for.
-    pub authority: String,
-    /// The endpoint, where the cluster has several.
-    pub endpoint: Option<String>,
     /// Time after which there is no answer.
     pub timeout: Duration,
     /// What it is for: to be given back with the answer.
     pub purpose: Purpose,
+}
+
+/// Where a GET goes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Question<'a> {
+    /// Envoy's cluster.
+    pub cluster: &'a str,
+    /// The path.
+    pub path: &'a str,
+    /// The host that is asked for.
+    pub authority: &'a str,
+    /// The endpoint, where the cluster has several.
+    pub endpoint: Option<&'a str>,
 }
 
 /// What an answer is for.
@@ -101,7 +106,7 @@ impl Worker {
         let mut fetches = Vec::new();
         for turn in rounds.turns(now, period, fleet.instances.len(), room) {
             let Some(i) = next_of(turn, asked, silent) else { continue };
-            let (Some((_, pool)), Some(instance)) = (fleet.pool_of(i), fleet.instances.get(i)) else { continue };
+            let (Some(_), Some(instance)) = (fleet.pool_of(i), fleet.instances.get(i)) else { continue };
             let is_covered = covered.get(i).copied().unwrap_or(false);
             if !is_there(i) || is_covered || asked.contains(&i) {
                 continue;
@@ -109,10 +114,6 @@ impl Worker {
             let own = counters.0.get(i).copied().unwrap_or_default();
             asked.insert(i);
             fetches.push(Fetch {
-                cluster: pool.cluster.clone(),
-                path: config.telemetry.metrics_path.clone(),
-                authority: instance.address.clone(),
-                endpoint: Some(instance.address.clone()),
                 timeout: config.telemetry.scrape_timeout,
                 purpose: Purpose::Scrape(Scrape { instance: i, key: instance.key, asked_at: now, own }),
             });
@@ -144,14 +145,25 @@ impl Worker {
             return None;
         }
         self.asker = Asker { is_asking: true, next_at: now.saturating_add(discovery.period), pause: discovery.period };
-        Some(Fetch {
-            cluster: discovery.cluster.clone(),
-            path: discovery.path.clone(),
-            authority: discovery.cluster.clone(),
-            endpoint: None,
-            timeout: discovery.timeout,
-            purpose: Purpose::Hosts,
-        })
+        Some(Fetch { timeout: discovery.timeout, purpose: Purpose::Hosts })
+    }
+
+    /// Where a call goes, in the tick that asks for it; `None` for one that nobody has asked for.
+    pub fn question(&self, purpose: &Purpose) -> Option<Question<'_>> {
+        let config = self.router.config();
+        match purpose {
+            Purpose::Scrape(scrape) => {
+                let (_, pool) = config.fleet.pool_of(scrape.instance)?;
+                let address = config.fleet.instances.get(scrape.instance)?.address.as_str();
+                let path = config.telemetry.metrics_path.as_str();
+                Some(Question { cluster: &pool.cluster, path, authority: address, endpoint: Some(address) })
+            }
+            Purpose::Hosts => {
+                let discovery = config.discovery.as_ref()?;
+                let cluster = discovery.cluster.as_str();
+                Some(Question { cluster, path: &discovery.path, authority: cluster, endpoint: None })
+            }
+        }
     }
 
     /// A call could not be sent.

@@ -108,7 +108,8 @@ impl Worker {
     pub(super) fn write_reports(&mut self, board: &mut impl Board) {
         for slot in 0..self.slots.in_use() {
             let Some(bytes) = board.read(Key::Glimpses(slot)).0 else { continue };
-            for (i, glimpse) in shared::decode_glimpses(&bytes, &self.index) {
+            let is_news = |i: usize, at| self.reports.0.get(i).is_some_and(|report| report.at < Some(at));
+            for (i, glimpse) in shared::decode_glimpses(&bytes, &self.index, is_news) {
                 if let Some(report) = self.reports.0.get_mut(i)
                     && report.glimpsed(&glimpse)
                 {

@@ -62,13 +62,9 @@ impl Worker {
         let settings = &self.router.config().health;
         let Some(key) = self.index.key(instance).filter(|_| settings.enabled) else { return };
         let fleet = &self.router.config().fleet;
-        let peers: Vec<u32> = fleet
-            .pool_of(instance)
-            .map(|(_, pool)| pool.instances.iter().filter_map(|i| self.index.key(*i)).collect())
-            .unwrap_or_default();
-        Worker::swap_records(board, |records| {
-            records.apply(key, event, (sent, now), |other| peers.contains(&other), settings)
-        });
+        let peers = fleet.pool_of(instance).map_or(&[][..], |(_, pool)| &pool.instances);
+        let is_peer = |other: u32| peers.iter().any(|i| self.index.key(*i) == Some(other));
+        Worker::swap_records(board, |records| records.apply(key, event, (sent, now), is_peer, settings));
     }
 
     /// Claims a half-open instance for a probe; false if another worker was faster.

@@ -197,7 +197,11 @@ impl Learner {
     pub fn learn_length(&mut self, lesson: &lengths::Lesson) {
         if self.learns_lengths {
             self.lengths.learn(lesson);
-            self.learned.corrections = self.lengths.factors(self.models);
+            match self.learned.corrections.get_mut(lesson.model).filter(|_| self.shared_lengths.read.is_some()) {
+                // Of the other models nothing has changed since they were last looked at.
+                Some(correction) => *correction = self.lengths.factor(lesson.model),
+                None => self.learned.corrections = self.lengths.factors(self.models),
+            }
             self.shared_lengths.unwritten = true;
         }
     }

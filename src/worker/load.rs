@@ -100,6 +100,14 @@ impl Worker {
         self.unwritten = true;
     }
 
+    /// Streams of an instance have brought so many more of the tokens that were predicted for them, and their dispatches know it.
+    pub fn streams_brought(&mut self, instance: usize, predicted: u64) {
+        if let Some(counters) = self.counters.0.get_mut(instance) {
+            counters.streamed(predicted);
+        }
+        self.unwritten = true;
+    }
+
     /// A request goes to another instance than the chosen one.
     pub fn move_to(&mut self, board: &mut impl Board, dispatch: &mut Dispatch, instance: usize, now: Duration) {
         self.counters.move_to(dispatch, instance, now);

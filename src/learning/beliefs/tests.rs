@@ -125,5 +125,5 @@ fn offsets_are_bounded() {
             }
         }
     }
-    assert!(beliefs.own().values().all(|tally| Beliefs::sound(*tally).is_some()));
+    assert!(beliefs.own().iter().all(|(_, tally)| Beliefs::sound(*tally).is_some()));
 }

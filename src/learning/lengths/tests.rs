@@ -185,7 +185,7 @@ fn the_correction_is_bounded() {
     let mut always = Lengths::default();
     (0..10_000).for_each(|_| always.learn(&lesson(44.0)));
     assert!((always.factor(0) - FACTOR_MAX).abs() < 1e-9);
-    assert!(always.own().values().all(|tally| Lengths::sound(*tally).is_some()), "{:?}", always.own());
+    assert!(always.own().iter().all(|(_, tally)| Lengths::sound(*tally).is_some()), "{:?}", always.own());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Flight, Happening, Simulation};
+use super::{Flight, Happening, Route, Simulation};
 use crate::assign;
 use crate::fleet::{BatchSizing, Batching, Constraints};
 use crate::reckoning::LoadNow;
@@ -198,19 +198,22 @@ impl Simulation<'_> {
         let Some(home) = self.gateways.get_mut(gateway) else { return };
         let worker = self.workers.get(index).copied().unwrap_or_default();
         home.dispatch(worker, &choice.dispatch, now);
+        let route = Route {
+            targets: std::iter::once(choice.instance).chain(choice.fallbacks).collect(),
+            sent: now,
+            failed: Vec::new(),
+            job: Job { id: 0, prompt_tokens: template.prompt_tokens, output_tokens, max_tokens },
+        };
         let flight = Flight {
             gateway,
             worker,
-            targets: std::iter::once(choice.instance).chain(choice.fallbacks).collect(),
             attempt: 0,
             reached: false,
             dispatch: Some(choice.dispatch),
             seen: 0,
             began: false,
             progressed_at: now,
-            sent: now,
-            failed: Vec::new(),
-            job: Job { id: 0, prompt_tokens: template.prompt_tokens, output_tokens, max_tokens },
+            route: Box::new(route),
         };
         outcome.decision = choice.decision;
         if let Some(place) = self.flights.get_mut(index) {
@@ -233,8 +236,8 @@ impl Simulation<'_> {
         let template = self.workload.templates.get(outcome.template);
         let Some(output_tokens) = template.zip(model).and_then(|(t, m)| t.output_tokens.get(m)) else { return };
         outcome.model = model;
-        outcome.output_tokens = (*output_tokens).min(flight.job.max_tokens);
-        flight.job.output_tokens = *output_tokens;
+        outcome.output_tokens = (*output_tokens).min(flight.route.job.max_tokens);
+        flight.route.job.output_tokens = *output_tokens;
     }
 
     /// Requests of a gateway that wait for their decisions, or for their judge's.

@@ -14,16 +14,16 @@ impl Simulation<'_> {
         let now = self.now;
         let Some(flight) = self.flights.get_mut(index).and_then(Option::as_mut) else { return };
         let (Some(gateway), Some(target)) = (self.gateways.get_mut(flight.gateway), flight.target()) else { return };
-        let failed = std::mem::take(&mut flight.failed);
+        let failed = std::mem::take(&mut flight.route.failed);
         let attempts = Attempts { count: failed.len().saturating_add(1) as u64 };
         for earlier in failed.iter().filter(|earlier| **earlier != target) {
-            gateway.saw(flight.worker, *earlier, attempts.earlier(event), flight.sent, now);
+            gateway.saw(flight.worker, *earlier, attempts.earlier(event), flight.route.sent, now);
         }
         if !failed.is_empty() {
             // Nobody tells when the last attempt began.
-            flight.sent = now;
+            flight.route.sent = now;
         }
-        gateway.saw(flight.worker, target, event, flight.sent, now);
+        gateway.saw(flight.worker, target, event, flight.route.sent, now);
     }
 
     /// The header of a whole answer shows what vLLM says in it: who waits, and the use of the KV cache.

@@ -10,8 +10,10 @@ use crate::worker::{Answer, Fetch, Purpose};
 
 impl Simulation<'_> {
     pub(super) fn tick(&mut self) {
-        let Simulation { servers, flights, gateways, now, .. } = self;
-        for server in servers.iter().filter(|server| server.health() == Health::Up) {
+        let Simulation { servers, flights, gateways, options, now, .. } = self;
+        // What the streams of one instance have brought, by gateway and worker: there are few of these, and many streams.
+        let mut sums: Vec<Option<u64>> = vec![None; gateways.len().saturating_mul(options.workers)];
+        for (instance, server) in servers.iter().enumerate().filter(|(_, server)| server.health() == Health::Up) {
             for (job, generated) in server.engine().generated(*now) {
                 let (index, attempt) = flight_of(job);
                 let Some(flight) = flights.get_mut(index).and_then(Option::as_mut) else { continue };
@@ -22,8 +24,20 @@ impl Simulation<'_> {
                 }
                 flight.seen = generated;
                 flight.progressed_at = *now;
-                if let (Some(gateway), Some(dispatch)) = (gateways.get_mut(flight.gateway), flight.dispatch.as_mut()) {
-                    gateway.progress(flight.worker, dispatch, u64::from(new));
+                let Some(dispatch) = flight.dispatch.as_mut() else { continue };
+                let predicted = dispatch.stream(u64::from(new));
+                let at = flight.gateway.saturating_mul(options.workers).saturating_add(flight.worker);
+                match sums.get_mut(at).filter(|_| dispatch.instance == instance) {
+                    Some(sum) => *sum = Some(sum.unwrap_or(0).saturating_add(predicted)),
+                    None => {
+                        let gateway = gateways.get_mut(flight.gateway);
+                        gateway.into_iter().for_each(|g| g.streamed(flight.worker, dispatch.instance, predicted));
+                    }
+                }
+            }
+            for (gateway, of_gateway) in gateways.iter_mut().zip(sums.chunks_mut(options.workers.max(1))) {
+                for (worker, sum) in of_gateway.iter_mut().enumerate() {
+                    sum.take().into_iter().for_each(|predicted| gateway.streamed(worker, instance, predicted));
                 }
             }
         }

@@ -10,7 +10,7 @@ use crate::random::Random;
 use crate::reckoning::Dispatch;
 use crate::router::Router;
 use crate::shared::Board;
-use crate::worker::{Fetch, Purpose, Statistic, Worker};
+use crate::worker::{Purpose, Statistic, Worker};
 
 pub(super) const MS: Duration = Duration::from_millis(1);
 pub(super) const TICK: Duration = Duration::from_millis(50);
@@ -24,7 +24,8 @@ pub(super) struct Vm {
     pub(super) configuration: usize,
     next_tick: Duration,
     pub(super) paused_until: Duration,
-    answers: Vec<(Duration, Fetch)>,
+    /// Questions under way: when they are answered, and the endpoint and the path that are asked.
+    answers: Vec<(Duration, (Purpose, (Option<String>, String)))>,
     /// Requests that it has open.
     pub(super) open: Vec<Dispatch>,
 }
@@ -185,15 +186,15 @@ impl<B: Board + Default> World<B> {
         }
     }
 
-    fn answer(&mut self, fetch: &Fetch) -> (Option<u16>, String) {
-        let Some(address) = fetch.endpoint.clone() else { return (Some(404), String::new()) };
+    fn answer(&mut self, (address, path): &(Option<String>, String)) -> (Option<u16>, String) {
+        let Some(address) = address.clone() else { return (Some(404), String::new()) };
         let sent = self.sent(&address);
         let Some(server) = self.servers.get_mut(&address) else { return (Some(503), String::new()) };
-        *server.asked.entry(fetch.path.clone()).or_default() += 1;
+        *server.asked.entry(path.clone()).or_default() += 1;
         if server.is_dead {
             return (Some(503), String::new());
         }
-        if !fetch.path.starts_with("/metrics") {
+        if !path.starts_with("/metrics") {
             return (Some(404), "not found".to_owned());
         }
         let running = sent + server.foreign;
@@ -222,17 +223,20 @@ impl<B: Board + Default> World<B> {
         let (due, later): (Vec<_>, Vec<_>) =
             std::mem::take(&mut vm.answers).into_iter().partition(|(at, _)| *at <= passed);
         vm.answers = later;
-        for (_, fetch) in due {
+        for (_, (purpose, asked)) in due {
             self.vms[i] = Some(vm);
-            let (status, body) = self.answer(&fetch);
+            let (status, body) = self.answer(&asked);
             vm = self.vms[i].take().unwrap();
-            let purpose: Purpose = fetch.purpose;
             vm.worker.fetched(&mut self.board, &purpose, status, body.as_bytes(), now);
         }
         if passed >= vm.next_tick {
             vm.next_tick = passed + TICK;
             let fetches = vm.worker.tick(&mut self.board, now);
-            vm.answers.extend(fetches.into_iter().map(|fetch| (passed + ROUND_TRIP, fetch)));
+            let asked = fetches.into_iter().filter_map(|fetch| {
+                let question = vm.worker.question(&fetch.purpose)?;
+                Some((fetch.purpose, (question.endpoint.map(str::to_owned), question.path.to_owned())))
+            });
+            vm.answers.extend(asked.map(|asked| (passed + ROUND_TRIP, asked)));
         }
         self.show(&mut vm.worker);
         self.vms[i] = Some(vm);
