@@ -101,11 +101,7 @@ impl Gateway {
         let body = host.body(Body::Request, 0, size);
         self.reruns.bytes = self.reruns.bytes.saturating_add(body.len());
         self.reruns.waiting = self.reruns.waiting.saturating_add(1);
-        Some(Whole {
-            headers,
-            body,
-            asking: Asking::new(decision.instance, host.now(), &decision.fallbacks),
-        })
+        Some(Whole { headers, body, asking: Asking::new(decision.instance, host.now(), &decision.fallbacks) })
     }
 
     /// The request's headers as another instance may get them: none of a connection's, none of Envoy's own, and the path as the route

@@ -40,6 +40,11 @@ impl<C: Copy + PartialEq> Asking<C> {
         self.next.retain(|other| *other != instance);
     }
 
+    /// Who has it.
+    pub fn asked(&self) -> &[Asked<C>] {
+        &self.asked
+    }
+
     /// Whether nothing is to be expected of anybody who has the request. `is_stuck` tells it of an instance that was asked at a time.
     pub fn is_stuck(&self, is_stuck: impl Fn(usize, Duration) -> bool) -> bool {
         self.asked.iter().all(|asked| is_stuck(asked.instance, asked.at))
