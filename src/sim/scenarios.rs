@@ -1,5 +1,7 @@
 //! Small fleets with random faults, and what must hold whatever goes wrong.
 
+pub mod misbehaviour;
+
 use std::time::Duration;
 
 use crate::config::Config;
