@@ -20,6 +20,7 @@
 //! All workers share one record, written by compare-and-swap: failures are rare, and only so is a probe the only one. What follows
 //! from an event depends on the record and the time, not on the worker that saw it.
 
+mod asking;
 mod case;
 mod judge;
 mod record;
@@ -29,6 +30,7 @@ mod watch;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+pub use asking::{Asked, Asking, of_call};
 pub use case::Case;
 pub use judge::{Attempts, Outcome, Suspect, of_answer, of_interruption, of_silence, retry_after};
 pub use record::Record;

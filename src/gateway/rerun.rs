@@ -1,13 +1,13 @@
 //! Whole answers whose instance is found dead or stalled: Envoy sees nothing of that, since they are silent until their end, so the gateway
 //! asks the next instance itself and gives the client the answer that comes first.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Body, Gateway, Host, Map, Phase};
-use crate::health::{self, Event, Failure, Outcome, Records};
+use crate::health::{self, Asking, Records};
 use crate::names;
-use crate::openai::{self, Api, Observed};
+use crate::openai::{self, Api};
 use crate::reckoning::Reports;
 use crate::router::Decision;
 
@@ -31,23 +31,12 @@ pub(super) enum Served {
     ByNobody,
 }
 
-/// An instance that has the request.
-#[derive(Clone, Copy)]
-struct Asked {
-    instance: usize,
-    at: Duration,
-    /// The call by which the gateway asks it; `None` for Envoy's own attempt.
-    call: Option<u32>,
-}
-
 /// A request for a whole answer, as another instance may be asked for it.
 pub(super) struct Whole {
     headers: Vec<(String, String)>,
     body: Vec<u8>,
-    /// Envoy's own attempt, then the instances that the gateway has asked.
-    asked: Vec<Asked>,
-    /// The instances that may still be asked, best first.
-    next: VecDeque<usize>,
+    /// Who has it, by the calls of the gateway.
+    asking: Asking<u32>,
 }
 
 /// Requests for whole answers that have none yet.
@@ -82,10 +71,7 @@ impl Gateway {
     /// Envoy has sent a request to another instance.
     pub(super) fn moved(&mut self, host: &mut impl Host, id: u32, instance: usize, now: Duration) {
         if let Some(whole) = self.serving(id).and_then(|serving| serving.sent.whole.as_mut()) {
-            if let Some(own) = whole.asked.first_mut() {
-                (own.instance, own.at) = (instance, now);
-            }
-            whole.next.retain(|other| *other != instance);
+            whole.asking.moved(instance, now);
         }
         self.carry(host, id, instance, now);
     }
@@ -115,12 +101,7 @@ impl Gateway {
         let body = host.body(Body::Request, 0, size);
         self.reruns.bytes = self.reruns.bytes.saturating_add(body.len());
         self.reruns.waiting = self.reruns.waiting.saturating_add(1);
-        Some(Whole {
-            headers,
-            body,
-            asked: vec![Asked { instance: decision.instance, at: host.now(), call: None }],
-            next: decision.fallbacks.iter().copied().collect(),
-        })
+        Some(Whole { headers, body, asking: Asking::new(decision.instance, host.now(), &decision.fallbacks) })
     }
 
     /// The request's headers as another instance may get them: none of a connection's, none of Envoy's own, and the path as the route
@@ -165,7 +146,7 @@ impl Gateway {
         let reports = self.worker.known_reports(host).unwrap_or_default().into_owned();
         let are_stuck = |stream: &super::Stream| match &stream.phase {
             Phase::Serving(serving) => serving.sent.whole.as_ref().is_some_and(|whole| {
-                whole.asked.iter().all(|asked| self.is_stuck(asked.instance, asked.at, &reports, &records))
+                whole.asking.is_stuck(|instance, at| self.is_stuck(instance, at, &reports, &records))
             }),
             _ => false,
         };
@@ -186,22 +167,18 @@ impl Gateway {
     /// request's time is over.
     fn ask_next(&mut self, host: &mut impl Host, id: u32, now: Duration, reports: &Reports, records: &Records) -> bool {
         let Some(mut whole) = self.serving(id).and_then(|serving| serving.sent.whole.take()) else { return false };
-        let at = whole.next.iter().position(|i| !self.is_stuck(*i, Duration::ZERO, reports, records));
-        let asked = at.and_then(|at| whole.next.remove(at)).and_then(|instance| {
-            let call = self.call(host, id, &whole, instance)?;
-            Some(Asked { instance, at: now, call: Some(call) })
-        });
-        if let Some(asked) = asked {
+        let next = whole.asking.next(|instance, at| self.is_stuck(instance, at, reports, records));
+        let asked = next.and_then(|instance| Some((instance, self.call(host, id, &whole, instance)?)));
+        if let Some((instance, call)) = asked {
             self.worker.statistics.count("reruns");
-            self.carry(host, id, asked.instance, now);
-            whole.asked.push(asked);
+            self.carry(host, id, instance, now);
+            whole.asking.ask(instance, now, call);
         }
-        let first_at = whole.asked.first().map_or(now, |asked| asked.at);
-        let limit = self.worker.router.config().health.answer_limit;
+        let is_over = asked.is_none() && whole.asking.is_over(self.worker.router.config().health.answer_limit, now);
         if let Some(serving) = self.serving(id) {
             serving.sent.whole = Some(whole);
         }
-        asked.is_none() && now.saturating_sub(first_at) > limit
+        is_over
     }
 
     fn call(&mut self, host: &mut impl Host, id: u32, whole: &Whole, instance: usize) -> Option<u32> {
@@ -235,18 +212,16 @@ impl Gateway {
     pub(super) fn call_answered(&mut self, host: &mut impl Host, root: u32, call: u32, has_headers: bool, size: usize) {
         let Some(id) = self.reruns.calls.remove(&call) else { return };
         let whole = self.serving(id).and_then(|serving| serving.sent.whole.as_mut());
-        let found = whole.and_then(|whole| {
-            let asked = *whole.asked.iter().find(|asked| asked.call == Some(call))?;
-            whole.asked.retain(|other| other.call != Some(call));
-            Some(asked)
-        });
+        let found = whole.and_then(|whole| whole.asking.ended(call));
         // Envoy's own attempt may have brought the answer meanwhile.
         let Some(asked) = found else { return };
         let all = if has_headers { host.text_headers(Map::CallResponse) } else { Vec::new() };
         let status = all.iter().find(|(name, _)| name == ":status").and_then(|(_, value)| value.parse().ok());
         let status = status.unwrap_or(0);
         let now = host.now();
-        if let Some(event) = failure(status, &all) {
+        let retry_after = all.iter().find(|(name, _)| name == names::RETRY_AFTER_HEADER);
+        let retry_after = retry_after.and_then(|(_, seconds)| health::retry_after(seconds));
+        if let Some(event) = health::of_call(status, retry_after) {
             // Another one is asked at the next look, unless Envoy's own attempt goes on.
             return self.worker.saw(host, asked.instance, event, asked.at, now);
         }
@@ -265,17 +240,4 @@ impl Gateway {
         }
         host.enter(root);
     }
-}
-
-/// What the status of an answer says against its instance, if another one is to be asked. 0 means that there was no answer.
-fn failure(status: u16, headers: &[(String, String)]) -> Option<Event> {
-    if status == 0 {
-        return Some(Event::Suspected(Failure::Unanswered));
-    }
-    let retry_after = headers.iter().find(|(name, _)| name == names::RETRY_AFTER_HEADER);
-    let retry_after = retry_after.and_then(|(_, seconds)| health::retry_after(seconds));
-    let seen = Observed::default();
-    let outcome =
-        Outcome { status, retry_after, seen: &seen, bytes: 1, readable: false, common: false, names_ours: false };
-    Some(health::of_answer(&outcome)).filter(|event| matches!(event, Event::Busy(_) | Event::Suspected(_)))
 }

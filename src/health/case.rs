@@ -71,9 +71,12 @@ impl Case {
     }
 
     /// Whether the pool's other instances serve what goes wrong here: they have given good answers, and the same has not gone wrong
-    /// at them half as often.
+    /// half as often at them, nor at other pools' instances, where a request may have been tried before or next. What fails at two
+    /// instances is told of one after the other: where that has been seen, one more may be on its way.
     fn peers_serve(&self) -> bool {
-        self.good_at_peers >= GOOD_AT_PEERS && u32::from(self.same_at_peers).saturating_mul(2) < self.count
+        let same = u32::from(self.same_at_peers).saturating_add(self.same_elsewhere.into());
+        let same = same.saturating_add(u32::from(same > 0));
+        self.good_at_peers >= GOOD_AT_PEERS && same.saturating_mul(2) < self.count
     }
 
     /// Whether no instance of the pool serves what other pools do.

@@ -29,6 +29,13 @@ pub enum Fault {
         /// How.
         as_: Reporting,
     },
+    /// From now on an instance answers requests like this.
+    Answering {
+        /// Index of the instance; `None` for all.
+        instance: Option<usize>,
+        /// How.
+        as_: Answering,
+    },
     /// A worker's VM dies with its streams, and another one takes its place.
     KillWorker {
         /// Index of the gateway.
@@ -57,6 +64,64 @@ pub enum Reporting {
     Empty,
     /// Nothing, until the scrape times out.
     Silent,
+}
+
+/// What an instance that works does with the requests that reach it. Its reports stay those of its engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Answering {
+    /// It serves them.
+    #[default]
+    Served,
+    /// It gives all of them this reply, at once.
+    Replying(Reply),
+    /// It gives one client's requests this reply, and serves the others.
+    Limiting {
+        /// Whose, as [`Manner::client`](crate::sim::workload::Manner::client) has it.
+        client: u32,
+        /// The reply.
+        reply: Reply,
+    },
+    /// It gives this reply where so many requests wait in its queue already, as vLLM's `--max-num-queued-reqs` does.
+    Bounded {
+        /// Requests in the queue.
+        waiting: usize,
+        /// The reply.
+        reply: Reply,
+    },
+}
+
+/// What comes of a request instead of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// An error of this status.
+    Error {
+        /// The status.
+        status: u16,
+        /// After which time to come again, if it says so.
+        retry_after: Option<Duration>,
+    },
+    /// Status 200, and nothing else.
+    Empty,
+    /// A stream of status 200 that says that it has failed.
+    ErrorEvent,
+    /// The connection breaks off before the first byte.
+    Reset,
+}
+
+impl Reply {
+    /// An error that says nothing of when to come again.
+    pub fn error(status: u16) -> Reply {
+        Reply::Error { status, retry_after: None }
+    }
+
+    /// The status that a client sees, if it sees one.
+    pub fn status(self) -> Option<u16> {
+        match self {
+            Reply::Error { status, .. } => Some(status),
+            Reply::Empty | Reply::ErrorEvent => Some(200),
+            Reply::Reset => None,
+        }
+    }
 }
 
 /// A fault and its time.

@@ -4,13 +4,13 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::affinity::Recall;
-use crate::health::Event;
+use crate::health::{Event, Records};
 use crate::learning::speed::Timing;
 use crate::openai::Api;
 use crate::random::Random;
 use crate::reckoning::{Counters, Dispatch, LoadNow, Reports};
 use crate::router::{Ask, Decision, Router, Verdict};
-use crate::shared::Memory;
+use crate::shared::{Board, Memory};
 use crate::sim::contender::{Choice, Turns};
 use crate::sim::workload::{Arrival, Template};
 use crate::telemetry::Load;
@@ -187,11 +187,27 @@ impl Gateway {
         })
     }
 
+    /// What the decision on a request would have drawn is not used.
+    pub(super) fn skip_draws(&mut self) {
+        let _ = (self.random.uniform(), self.random.uniform());
+    }
+
     /// A worker sees something of an instance, to which a request was sent at a time.
     pub(super) fn saw(&mut self, worker: usize, instance: usize, event: Event, sent: Duration, now: Duration) {
         if let Some((worker, board)) = self.at_board(worker) {
             worker.saw(board, instance, event, sent, now);
         }
+    }
+
+    /// Whether an instance answers nobody at the moment, as far as a worker knows.
+    pub(super) fn is_silent(&self, worker: usize, instance: usize, now: Duration) -> bool {
+        self.worker(worker).is_some_and(|worker| worker.is_silent(&self.board, instance, now))
+    }
+
+    /// What a worker knows of who is stuck: reports, and what speaks against instances.
+    pub(super) fn stuck(&self, worker: usize) -> Option<(Reports, Records)> {
+        let reports = self.worker(worker)?.known_reports(&self.board).unwrap_or_default().into_owned();
+        Some((reports, self.board.records().0.into_owned()))
     }
 
     /// A worker reads an instance's load in the header of an answer.

@@ -2,8 +2,8 @@
 //! arguments.
 //!
 //! [`simulation`] is the loop over events; [`gateway`] and [`server`] are what it moves requests between; [`workload`] says what
-//! is asked for, [`fault`] what goes wrong, [`outcome`] what became of it. [`scenarios`] draws small fleets with faults and says what must
-//! hold after them; [`sharing`] says which instances share GPUs;
+//! is asked for, [`fault`] what goes wrong, [`outcome`] what became of it. [`scenarios`] draws small fleets where something goes
+//! wrong and says what must hold then; [`sharing`] says which instances share GPUs;
 //! [`contender`]s are algorithms that decide, [`filters`] published filters to compare with.
 
 pub mod contender;

@@ -13,6 +13,11 @@ pub enum End {
     Answered,
     /// The router or the instance refused it.
     Refused,
+    /// An instance's error, or the gateway's own, was the answer; 200 where there was nothing in it, or an error event.
+    Failed {
+        /// The status.
+        status: u16,
+    },
     /// Its client left.
     Left,
     /// Its gateway or its worker died with it.
@@ -54,6 +59,8 @@ pub struct Outcome {
     pub instance: Option<usize>,
     /// How often Envoy sent it.
     pub attempts: usize,
+    /// How often the gateway has asked another instance for it, because it was stuck.
+    pub reruns: usize,
     /// Answers that a cascade's judge turned down, in their order; the client does not see them.
     pub turned_down: Vec<Answer>,
     /// From its arrival to the first token at the gateway of the answer that the client gets.

@@ -1,5 +1,7 @@
 //! Small fleets with random faults, and what must hold whatever goes wrong.
 
+pub mod misbehaviour;
+
 use std::time::Duration;
 
 use crate::config::Config;
@@ -138,7 +140,9 @@ fn faults(fleet: &Fleet, options: &Options, random: &mut Random) -> Vec<Schedule
         let repair = match fault {
             Fault::Kill { instance } | Fault::Hang { instance } => Fault::Start { instance },
             Fault::Reporting { instance, .. } => Fault::Reporting { instance, as_: Reporting::Honest },
-            Fault::Start { .. } | Fault::KillWorker { .. } | Fault::RestartGateway { .. } => continue,
+            Fault::Start { .. } | Fault::Answering { .. } | Fault::KillWorker { .. } | Fault::RestartGateway { .. } => {
+                continue;
+            }
         };
         faults.push(Scheduled { at: healed, fault: repair });
     }
@@ -203,7 +207,7 @@ fn check_outcomes(outcomes: &[Outcome], faults: &[Scheduled], violations: &mut V
             End::Unserved { healthy_peer } => !healthy_peer && instances_fail,
             End::Cut => instances_fail,
             End::GatewayDied => gateways_fail,
-            End::Open | End::Refused => false,
+            End::Open | End::Refused | End::Failed { .. } => false,
         };
         if !may {
             violations.push(format!("request {i} of {:?} ended as {:?}", outcome.at, outcome.end));
@@ -227,7 +231,9 @@ fn check_shares(fleet: &Fleet, outcomes: &[Outcome], faults: &[Scheduled], viola
     let touches = |f: &Scheduled, i: usize| match f.fault {
         Fault::Kill { instance } | Fault::Hang { instance } => instance == i,
         Fault::Reporting { instance, as_ } => instance == Some(i) && as_ != Reporting::Honest,
-        Fault::Start { .. } | Fault::KillWorker { .. } | Fault::RestartGateway { .. } => false,
+        Fault::Start { .. } | Fault::Answering { .. } | Fault::KillWorker { .. } | Fault::RestartGateway { .. } => {
+            false
+        }
     };
     for pool in &fleet.pools {
         let of = |i: &usize| counts.get(*i).copied().unwrap_or_default();

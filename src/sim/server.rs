@@ -1,10 +1,11 @@
-//! One emulated instance: an engine that can die, hang and lie.
+//! One emulated instance: an engine that can die, hang, lie and refuse.
 
 use std::time::Duration;
 
 use crate::fleet::Pool;
 use crate::sim::engine::{Detail, Engine, Event, Job, TooLong};
-use crate::sim::fault::Reporting;
+use crate::sim::fault::{Answering, Reply, Reporting};
+use crate::sim::workload::Manner;
 use crate::telemetry::Load;
 
 /// How an instance is.
@@ -27,6 +28,7 @@ pub struct Server {
     /// Since when it is as it is.
     since: Duration,
     reporting: Reporting,
+    answering: Answering,
     /// What it said last, or when its report was frozen.
     frozen: Load,
     /// Jobs that a hung instance was sent.
@@ -47,6 +49,7 @@ impl Server {
             health: Health::Up,
             since: Duration::ZERO,
             reporting: Reporting::Honest,
+            answering: Answering::Served,
             frozen: Load::default(),
             swallowed: Vec::new(),
         }
@@ -107,6 +110,24 @@ impl Server {
             }
             Health::Down => Err(Refused),
         }
+    }
+
+    /// What it says to a request at once instead of serving it. Who hangs says nothing, and nobody is there to speak for the dead.
+    pub fn reply(&self, manner: &Manner) -> Option<Reply> {
+        if self.health != Health::Up {
+            return None;
+        }
+        manner.poison.or(match self.answering {
+            Answering::Served => None,
+            Answering::Replying(reply) => Some(reply),
+            Answering::Limiting { client, reply } => Some(reply).filter(|_| client == manner.client),
+            Answering::Bounded { waiting, reply } => Some(reply).filter(|_| self.engine.waiting() >= waiting),
+        })
+    }
+
+    /// Answers otherwise from now on.
+    pub fn answer_as(&mut self, answering: Answering) {
+        self.answering = answering;
     }
 
     /// The client of a job is gone.

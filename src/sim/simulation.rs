@@ -2,20 +2,21 @@
 //!
 //! A request reaches a gateway and one of its workers by lot, is decided there by [`Router::decide`] or [`Router::route`], and
 //! travels to the instance. Envoy's part is played as the reference configuration has it: a refused connection, or a stream reset
-//! before its first byte, is tried again at the next of the decision's endpoints. Scrapes are those that the gateway's workers ask for
+//! before its first byte, is tried again at the next of the decision's endpoints. Where [`Options`] say so, the gateway has its part in
+//! that, by the rules of [`crate::health`] that the filter follows. Scrapes are those that the gateway's workers ask for
 //! in their ticks. The tokens of a stream are counted at ticks, so that a worker knows its own up to one tick late.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::time::Duration;
 
-use crate::health;
+use crate::health::{self, Asking, Suspect};
 use crate::random::Random;
 use crate::reckoning::Dispatch;
 use crate::router::Router;
 use crate::sim::contender::Contender;
 use crate::sim::engine::{Event, EventKind, Job};
-use crate::sim::fault::Scheduled;
+use crate::sim::fault::{Reply, Scheduled};
 use crate::sim::gateway::{Gateway, Vm};
 use crate::sim::outcome::{End, Outcome};
 use crate::sim::server::Server;
@@ -26,6 +27,8 @@ mod cascading;
 mod deciding;
 mod judging;
 mod options;
+mod replies;
+mod reruns;
 mod upkeep;
 
 pub use options::Options;
@@ -56,6 +59,13 @@ struct Route {
     sent: Duration,
     /// The instances of earlier attempts, until it is known what was wrong with them.
     failed: Vec<usize>,
+    /// Whether the answer comes in one piece.
+    whole: bool,
+    /// Who has it, by the numbers of the attempts that the gateway has made; only where it may make some.
+    asking: Option<Box<Asking<usize>>>,
+    suspect: Suspect,
+    /// Whether the instance of the first attempt answered nobody when the second one was made.
+    first_is_silent: bool,
     job: Job,
 }
 
@@ -67,13 +77,14 @@ impl Flight {
 }
 
 /// What a gateway hears of an attempt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum News {
     FirstToken,
     Finished,
     TooLong,
     NobodyThere,
     Lost,
+    Replied(Reply),
 }
 
 /// A scrape on its way.
@@ -93,6 +104,7 @@ enum Happening {
     Close { gateway: usize, batch: u64 },
     Decide { gateway: usize, request: Option<usize> },
     Reach { flight: usize, attempt: usize },
+    Rerun { flight: usize, attempt: usize, instance: usize },
     Step { instance: usize },
     Hear { flight: usize, attempt: usize, news: News },
     Abort { instance: usize, job: u64 },
@@ -100,6 +112,7 @@ enum Happening {
     Asked(Box<Asked>),
     Told(Box<(Asked, Answer)>),
     Idle { flight: usize, attempt: usize },
+    Expire { flight: usize },
     Leave { flight: usize },
     Fail(usize),
 }
@@ -301,6 +314,7 @@ impl<'a> Simulation<'a> {
             Happening::Close { gateway, batch } => self.close(gateway, batch),
             Happening::Decide { gateway, request } => self.decided(gateway, request),
             Happening::Reach { flight, attempt } => self.reach(flight, attempt),
+            Happening::Rerun { flight, attempt, instance } => self.reach_by_call(flight, attempt, instance),
             Happening::Step { instance } => {
                 if self.steps.get(instance).copied().flatten() == Some(at) {
                     if let Some(step) = self.steps.get_mut(instance) {
@@ -315,6 +329,7 @@ impl<'a> Simulation<'a> {
             Happening::Asked(asked) => self.asked(*asked),
             Happening::Told(told) => self.told(&told.0, told.1),
             Happening::Idle { flight, attempt } => self.idle(flight, attempt),
+            Happening::Expire { flight } => self.expire(flight),
             Happening::Leave { flight } => {
                 self.saw(flight, health::Event::Unjudged);
                 self.end(flight, End::Left);
@@ -333,9 +348,10 @@ impl<'a> Simulation<'a> {
     fn hear(&mut self, index: usize, attempt: usize, news: News) {
         let now = self.now;
         let Some(flight) = self.flights.get_mut(index).and_then(Option::as_mut).filter(|f| f.attempt == attempt) else {
-            return;
+            return self.hear_of_rerun(index, attempt, news);
         };
         match news {
+            News::FirstToken if flight.route.whole => {}
             News::FirstToken => {
                 let target = flight.target();
                 flight.began = true;
@@ -357,6 +373,9 @@ impl<'a> Simulation<'a> {
                 self.saw(index, health::Event::Began);
             }
             News::Finished => {
+                if flight.route.whole {
+                    self.saw(index, health::Event::Began);
+                }
                 self.saw(index, health::Event::Succeeded);
                 self.glimpse(index);
                 if self.is_turned_down(index) { self.send_on(index) } else { self.end(index, End::Answered) }
@@ -366,23 +385,28 @@ impl<'a> Simulation<'a> {
                 self.end(index, End::Refused);
             }
             News::NobodyThere | News::Lost => self.lose(index, news),
+            News::Replied(reply) => self.replied(index, reply),
         }
     }
 
     /// The current attempt has failed.
     fn lose(&mut self, index: usize, news: News) {
         let config = self.router.config();
-        let retries = self.options.retries.unwrap_or_else(|| config.retries());
+        let most = self.options.retries.unwrap_or_else(|| config.retries());
         let (back_off, per_try_idle) = (self.options.retry_back_off, self.per_try_idle());
         let Some(flight) = self.flight(index) else { return };
         if flight.began {
             self.saw(index, judging::of_loss(news, true));
             return self.end(index, End::Cut);
         }
-        if flight.attempt >= retries {
+        let is_suspect = self.is_suspect(index, news);
+        let Some(flight) = self.flights.get_mut(index).and_then(Option::as_mut) else { return };
+        // The gateway allows no attempts beyond the endpoints that it names.
+        let retries = if self.options.sees_attempts { most.min(flight.route.targets.len().saturating_sub(1)) } else { most };
+        if flight.attempt >= retries || is_suspect {
             self.saw(index, judging::of_loss(news, false));
-            let healthy_peer = self.has_healthy_peer(index);
-            return self.end(index, End::Unserved { healthy_peer });
+            let end = self.end_of_loss(index, news, is_suspect);
+            return self.end(index, end);
         }
         let failed = flight.target();
         flight.route.failed.extend(failed);
@@ -391,13 +415,15 @@ impl<'a> Simulation<'a> {
         flight.seen = 0;
         let (attempt, target) = (flight.attempt, flight.target());
         self.ask_model_of(index, target);
+        self.see_attempt(index);
         let now = self.now;
-        if let Some(flight) = self.flight(index) {
-            flight.progressed_at = now.saturating_add(back_off);
-        }
+        let Some(flight) = self.flight(index) else { return };
+        flight.progressed_at = now.saturating_add(back_off);
+        let is_whole = flight.route.whole;
         self.foresee(now.saturating_add(back_off + self.options.network), Happening::Reach { flight: index, attempt });
-        let idle_at = now.saturating_add(back_off + per_try_idle);
-        self.foresee_idle(idle_at, index, attempt);
+        if !is_whole {
+            self.foresee_idle(now.saturating_add(back_off + per_try_idle), index, attempt);
+        }
     }
 
     fn per_try_idle(&self) -> Duration {
@@ -463,7 +489,15 @@ impl<'a> Simulation<'a> {
         let Some(instance) = flight.target() else { return };
         let job = Job { id: job_id(index, attempt), ..flight.route.job };
         flight.reached = true;
+        self.deliver((index, attempt), instance, job);
+    }
+
+    /// A request is at an instance.
+    fn deliver(&mut self, (index, attempt): (usize, usize), instance: usize, job: Job) {
         self.advance(instance);
+        if let Some(reply) = self.reply(index, instance) {
+            return self.after_network(Happening::Hear { flight: index, attempt, news: News::Replied(reply) });
+        }
         let now = self.now;
         let template = self.outcomes.get(index).and_then(|o| self.workload.templates.get(o.template));
         let blocks = template.map_or(&[][..], |template| &template.blocks);

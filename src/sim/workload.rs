@@ -12,6 +12,7 @@ use crate::openai::{Api, Prompt, RequestScan};
 use crate::predictor::{Estimate, PriorSpread};
 use crate::random::Random;
 use crate::router::Outlook;
+use crate::sim::fault::Reply;
 
 /// A kind of request: what the gateway sees of it, and the truth that it cannot know.
 #[derive(Clone, Debug)]
@@ -60,12 +61,27 @@ pub struct Arrival {
     pub patience: Option<Duration>,
     /// What it insists on; `None` for what its policy says.
     pub constraints: Option<Constraints>,
+    /// What sets it apart from a stream of a client like all others.
+    pub manner: Manner,
+}
+
+/// What sets a request apart from a stream of a client like all others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Manner {
+    /// Whose it is.
+    pub client: u32,
+    /// Whether its answer comes in one piece, so that nothing of it is seen before its end.
+    pub whole: bool,
+    /// What comes of it wherever it is sent, if that is no answer.
+    pub poison: Option<Reply>,
+    /// Whether it never comes. What is drawn for it is drawn all the same, so that the others have the same luck with it as without.
+    pub absent: bool,
 }
 
 impl Arrival {
     /// A request that waits for as long as it takes, and insists on what its policy says.
     pub fn new(at: Duration, template: usize, policy: usize) -> Arrival {
-        Arrival { at, template, policy, patience: None, constraints: None }
+        Arrival { at, template, policy, patience: None, constraints: None, manner: Manner::default() }
     }
 }
 

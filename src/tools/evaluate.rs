@@ -33,7 +33,7 @@ pub enum Preset {
     /// The simulated engine against measured vLLM servers: fitted to half of what they did; fails if means of the other half are
     /// off by more than 20 %
     Engine,
-    /// Small fleets with random faults, and what must hold after them; fails if it does not
+    /// Small fleets with random faults, or with a client or an instance that misbehaves, and what must hold; fails if it does not
     Scenarios,
     /// How far the published predictor of times is off, trained on a simulated sweep of each pool
     TpotFit,

@@ -36,6 +36,20 @@ fn who_is_ejected() {
             &[],
         ),
         (
+            "each of a client's requests fails at an instance of either pool, where others have waited for long",
+            &[
+                (11, SUSPECT, 0),
+                (1, SUSPECT, 1),
+                (2, Succeeded, 100),
+                (3, Succeeded, 200),
+                (11, SUSPECT, 1_000),
+                (1, SUSPECT, 1_001),
+                (1, SUSPECT, 2_000),
+                (11, SUSPECT, 2_001),
+            ],
+            &[],
+        ),
+        (
             "a client's requests fail at an instance that serves others",
             &[
                 (1, SUSPECT, 0),

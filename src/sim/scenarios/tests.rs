@@ -103,3 +103,52 @@ fn no_report_herds_or_starves() {
     }
     assert!(findings.is_empty(), "{}", findings.join("\n"));
 }
+
+/// `evaluate --preset scenarios` runs a thousand of these, too.
+#[test]
+fn who_misbehaves_is_nobody_elses_trouble() {
+    let config = config();
+    for (seed, kind) in (0..).zip(misbehaviour::Kind::ALL) {
+        let result = misbehaviour::run(&config, kind, seed, &misbehaviour::seeing());
+        assert!(result.violations.is_empty(), "{} {seed}: {:?}", kind.name(), result.violations);
+        assert!(2 * result.answered > result.requests && result.requests > 20, "{}: {result:?}", kind.name());
+    }
+}
+
+/// Each mechanism is what keeps its scenario well: without it, this is found.
+#[test]
+fn a_gateway_that_lacks_a_mechanism_is_found_out() {
+    use misbehaviour::Kind;
+    let config = config();
+    let seeing = misbehaviour::seeing();
+    let rows = [
+        (
+            "two failures are enough",
+            Kind::Poison,
+            0..4,
+            Options { sees_attempts: false, ..seeing.clone() },
+            "too often",
+        ),
+        (
+            "black holes are avoided",
+            Kind::BlackHole,
+            1..2,
+            Options { health: false, ..seeing.clone() },
+            "black hole refuses",
+        ),
+        (
+            "stuck requests move",
+            Kind::LongAnswersHung,
+            1..2,
+            Options { reruns: false, ..seeing.clone() },
+            "must not end so",
+        ),
+    ];
+    for (name, kind, seeds, envoy, finding) in rows {
+        let is_found = |seed: u64| {
+            let violations = misbehaviour::run(&config, kind, seed, &envoy).violations;
+            violations.iter().any(|violation| violation.contains(finding))
+        };
+        assert!(seeds.clone().any(is_found), "{name}");
+    }
+}

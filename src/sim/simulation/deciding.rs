@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{Flight, Happening, Route, Simulation};
 use crate::assign;
 use crate::fleet::{BatchSizing, Batching, Constraints};
+use crate::health::{Asking, Suspect};
 use crate::reckoning::LoadNow;
 use crate::sim::contender::{Cascade, Choice, Contender, Deciding};
 use crate::sim::engine::Job;
@@ -35,6 +36,7 @@ impl Simulation<'_> {
             decision: None,
             instance: None,
             attempts: 0,
+            reruns: 0,
             turned_down: Vec::new(),
             ttft: None,
             e2e: None,
@@ -42,6 +44,9 @@ impl Simulation<'_> {
             end: End::Open,
         });
         self.workers.push(worker);
+        if arrival.manner.absent {
+            return self.miss(index, gateway);
+        }
         self.open.insert(index);
         if let Some(patience) = arrival.patience {
             self.foresee(self.now.saturating_add(patience), Happening::Leave { flight: index });
@@ -57,6 +62,16 @@ impl Simulation<'_> {
                 }
                 self.collect(gateway);
             }
+        }
+    }
+
+    /// A request does not come, and what its decision would have drawn is drawn.
+    fn miss(&mut self, index: usize, gateway: usize) {
+        if let Some(home) = self.gateways.get_mut(gateway) {
+            home.skip_draws();
+        }
+        if let Some(outcome) = self.outcomes.get_mut(index) {
+            outcome.end = End::Left;
         }
     }
 
@@ -197,11 +212,18 @@ impl Simulation<'_> {
         outcome.instance = Some(choice.instance);
         let Some(home) = self.gateways.get_mut(gateway) else { return };
         let worker = self.workers.get(index).copied().unwrap_or_default();
+        let manner = self.workload.arrivals.get(index).map(|arrival| arrival.manner).unwrap_or_default();
+        let asking = (manner.whole && self.options.reruns && !choice.fallbacks.is_empty())
+            .then(|| Box::new(Asking::new(choice.instance, now, &choice.fallbacks)));
         home.dispatch(worker, &choice.dispatch, now);
         let route = Route {
             targets: std::iter::once(choice.instance).chain(choice.fallbacks).collect(),
             sent: now,
             failed: Vec::new(),
+            whole: manner.whole,
+            asking,
+            suspect: Suspect::default(),
+            first_is_silent: false,
             job: Job { id: 0, prompt_tokens: template.prompt_tokens, output_tokens, max_tokens },
         };
         let flight = Flight {
@@ -216,10 +238,18 @@ impl Simulation<'_> {
             route: Box::new(route),
         };
         outcome.decision = choice.decision;
+        let limit = outcome.decision.as_ref().filter(|_| manner.whole);
+        let limit = limit.and_then(|decision| decision.answer_limit(self.router.config().health.answer_limit));
         if let Some(place) = self.flights.get_mut(index) {
             *place = Some(flight);
         }
-        self.foresee_idle(now.saturating_add(self.per_try_idle()), index, 0);
+        if manner.whole {
+            limit
+                .into_iter()
+                .for_each(|limit| self.foresee(now.saturating_add(limit), Happening::Expire { flight: index }));
+        } else {
+            self.foresee_idle(now.saturating_add(self.per_try_idle()), index, 0);
+        }
         self.after_network(Happening::Reach { flight: index, attempt: 0 });
     }
 

@@ -1,7 +1,9 @@
 //! What attempts show of their instances, where gateways look: failures and successes, and loads in response headers.
 
 use super::{News, Simulation};
-use crate::health::{Attempts, Event, Failure};
+use crate::health::{self, Attempts, Event, Failure};
+use crate::openai::{ErrorCause, Observed};
+use crate::sim::fault::Reply;
 use crate::sim::server::Server;
 use crate::telemetry::Load;
 
@@ -45,7 +47,30 @@ impl Simulation<'_> {
 pub(super) fn of_loss(news: News, began: bool) -> Event {
     match news {
         News::NobodyThere => Event::Failed(Failure::Unanswered),
+        News::Replied(reply) => of_reply(reply, false),
         _ if began => Event::Suspected(Failure::Truncated),
         _ => Event::Suspected(Failure::Unanswered),
     }
+}
+
+/// What a reply says against its instance; `common` if other pools could have answered, too.
+pub(super) fn of_reply(reply: Reply, common: bool) -> Event {
+    let Some(status) = reply.status() else { return Event::Suspected(Failure::Unanswered) };
+    let retry_after = match reply {
+        Reply::Error { retry_after, .. } => retry_after,
+        Reply::Empty | Reply::ErrorEvent | Reply::Reset => None,
+    };
+    let is_empty = reply == Reply::Empty;
+    let cause = (!is_empty).then_some(ErrorCause::Server);
+    let seen = Observed { error_event: !is_empty, error_cause: cause, ended: !is_empty, ..Observed::default() };
+    let bytes = u64::from(!is_empty);
+    health::of_answer(&health::Outcome {
+        status,
+        retry_after,
+        seen: &seen,
+        bytes,
+        readable: true,
+        common,
+        names_ours: true,
+    })
 }

@@ -24,8 +24,8 @@ pub struct Options {
     pub retries: Option<usize>,
     /// Time before it does.
     pub retry_back_off: Duration,
-    /// Time without a byte after which Envoy gives an attempt up (`per_try_idle_timeout`): every request is a stream. `None` for what
-    /// the configuration says.
+    /// Time without a byte after which Envoy gives an attempt at a stream up (`per_try_idle_timeout`). `None` for what the
+    /// configuration says.
     pub per_try_idle: Option<Duration>,
     /// Share of scrapes that get lost, 0 to 1.
     pub scrape_loss: f64,
@@ -33,6 +33,11 @@ pub struct Options {
     pub health: bool,
     /// Whether they remember which instance has kept the beginning of which prompt.
     pub affinity: bool,
+    /// Whether the gateway sees attempts after the first one, as the clusters' own filter does: each takes the request's load with it, and
+    /// where two instances have failed alike, the request is the suspect and no third one is asked.
+    pub sees_attempts: bool,
+    /// Whether another instance is asked for whole answers whose instance is stuck.
+    pub reruns: bool,
     /// Whether answers show their instance's load in a header.
     pub header_loads: bool,
     /// What deciding takes.
@@ -59,6 +64,8 @@ impl Default for Options {
             scrape_loss: 0.0,
             health: false,
             affinity: false,
+            sees_attempts: false,
+            reruns: false,
             header_loads: false,
             deciding: Deciding::default(),
             keep_decisions: true,

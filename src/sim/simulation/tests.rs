@@ -265,3 +265,63 @@ fn instances_that_share_a_gpu_slow_each_other_down() {
     let busy = alone(&sorted);
     assert_eq!(run(&busy, &shared), run(&busy, &shared), "it repeats itself");
 }
+
+/// What instances say instead of an answer, how that ends, and how often it is tried.
+#[test]
+fn replies_that_are_no_answers() {
+    let router = pool_of(4);
+    let failed = |status| End::Failed { status };
+    let rows = [
+        ("an error that is tried again", Reply::error(500), true, failed(500), 2),
+        ("as long as there are endpoints", Reply::error(502), false, failed(502), 4),
+        ("a broken connection", Reply::Reset, true, failed(502), 2),
+        ("nobody tells the gateway", Reply::Reset, false, End::Unserved { healthy_peer: true }, 4),
+        ("a busy instance", Reply::error(503), true, failed(503), 1),
+        ("a refusal", Reply::error(400), true, failed(400), 1),
+        ("nothing", Reply::Empty, true, failed(200), 1),
+        ("an error in a stream", Reply::ErrorEvent, true, failed(200), 1),
+    ];
+    for (name, reply, sees_attempts, end, attempts) in rows {
+        for by_client in [true, false] {
+            let mut workload = alone(&[100]);
+            workload.arrivals[0].manner.poison = Some(reply).filter(|_| by_client);
+            let as_ = crate::sim::fault::Answering::Replying(reply);
+            let faults = [Scheduled { at: Duration::ZERO, fault: Fault::Answering { instance: None, as_ } }];
+            let faults = if by_client { &faults[..0] } else { &faults };
+            let options = Options { health: true, sees_attempts, ..Options::default() };
+            let mut simulation = Simulation::new(&router, &workload, faults, options);
+            simulation.finish(60 * SECOND);
+            let outcome = &simulation.outcomes()[0];
+            assert_eq!((outcome.end, outcome.attempts), (end, attempts), "{name}");
+        }
+    }
+}
+
+/// A whole answer may be silent for longer than a stream. Where its instance hangs, another one is asked; where nobody can tell, it has the
+/// limit of its time, once.
+#[test]
+fn whole_answers_have_their_own_time() {
+    let router = pool_of(2);
+    let mut workload = alone(&[100]);
+    workload.arrivals[0].manner.whole = true;
+    let hang = |ms| Scheduled { at: Duration::from_millis(ms), fault: Fault::Hang { instance: 0 } };
+    let no_reports = Fault::Reporting { instance: None, as_: crate::sim::fault::Reporting::Empty };
+    let no_reports = Scheduled { at: Duration::ZERO, fault: no_reports };
+    let limit = router.config().health.answer_limit;
+    let rows = [
+        ("its instance works", vec![], End::Answered, 0, SECOND),
+        ("its instance hangs", vec![hang(500)], End::Answered, 1, 20 * SECOND),
+        ("nobody can tell that it does", vec![no_reports, hang(90)], End::Failed { status: 504 }, 0, limit),
+    ];
+    for (name, faults, end, reruns, most) in rows {
+        let per_try_idle = Some(SECOND / 2);
+        let options = Options { health: true, sees_attempts: true, reruns: true, per_try_idle, ..Options::default() };
+        let mut simulation = Simulation::new(&router, &workload, &faults, options);
+        simulation.finish(3_600 * SECOND);
+        let outcome = &simulation.outcomes()[0];
+        assert_eq!((outcome.end, outcome.attempts, outcome.reruns), (end, 1, reruns), "{name}");
+        assert!(outcome.e2e.unwrap() <= most + 2 * SECOND && outcome.ttft.is_none(), "{name}: {outcome:?}");
+        simulation.run_until(simulation.now() + 10 * SECOND);
+        assert!(simulation.servers().iter().all(|server| server.holds() == 0), "{name}");
+    }
+}

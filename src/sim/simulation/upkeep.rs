@@ -45,6 +45,9 @@ impl Simulation<'_> {
             let fetches = self.gateways.get_mut(gateway).map(|home| home.tick(self.now)).unwrap_or_default();
             fetches.into_iter().for_each(|(vm, fetch)| self.fetch(gateway, vm, &fetch));
         }
+        if self.options.reruns {
+            self.look_for_stuck();
+        }
         self.foresee(self.now.saturating_add(self.options.tick), Happening::Tick);
     }
 
@@ -94,18 +97,12 @@ impl Simulation<'_> {
                     server.kill(now);
                 }
                 self.felt_by_neighbours(instance);
-                for index in self.open_where(|f| f.reached && f.target() == Some(instance)) {
-                    let attempt = self.flight(index).map_or(0, |f| f.attempt);
-                    self.after_network(Happening::Hear { flight: index, attempt, news: News::Lost });
-                }
+                self.break_off(instance);
             }
             Fault::Start { instance } => {
                 // A hung instance is killed by it: its streams are cut.
                 if self.servers.get(instance).is_some_and(|s| s.health() == Health::Hung) {
-                    for index in self.open_where(|f| f.reached && f.target() == Some(instance)) {
-                        let attempt = self.flight(index).map_or(0, |f| f.attempt);
-                        self.after_network(Happening::Hear { flight: index, attempt, news: News::Lost });
-                    }
+                    self.break_off(instance);
                 }
                 if let Some(server) = self.servers.get_mut(instance) {
                     server.start(now);
@@ -129,6 +126,10 @@ impl Simulation<'_> {
                     }
                 }
             }
+            Fault::Answering { instance, as_ } => {
+                let all = self.servers.iter_mut().enumerate();
+                all.filter(|(i, _)| instance.is_none_or(|instance| instance == *i)).for_each(|(_, s)| s.answer_as(as_));
+            }
             Fault::KillWorker { gateway, worker } => {
                 for index in self.open_where(|f| f.gateway == gateway && f.worker == worker) {
                     self.end(index, End::GatewayDied);
@@ -150,6 +151,15 @@ impl Simulation<'_> {
         }
     }
 
+    /// The connections to an instance break off.
+    fn break_off(&mut self, instance: usize) {
+        for index in self.open_where(|f| f.reached && f.target() == Some(instance)) {
+            let attempt = self.flight(index).map_or(0, |f| f.attempt);
+            self.after_network(Happening::Hear { flight: index, attempt, news: News::Lost });
+        }
+        self.break_calls_off(instance);
+    }
+
     pub(super) fn open_where(&self, wanted: impl Fn(&Flight) -> bool) -> Vec<usize> {
         let is_wanted = |i: &&usize| self.flights.get(**i).and_then(Option::as_ref).is_some_and(&wanted);
         self.open.iter().filter(is_wanted).copied().collect()
@@ -162,13 +172,15 @@ impl Simulation<'_> {
         let Some(outcome) = self.outcomes.get_mut(index) else { return };
         let kept = if keeps { None } else { outcome.decision.take() };
         let outcome = &*outcome;
-        if !outcome.is_answered() || outcome.attempts != 1 {
+        if !outcome.is_answered() || outcome.attempts != 1 || outcome.reruns > 0 {
             return;
         }
+        let is_whole = self.workload.arrivals.get(index).is_some_and(|arrival| arrival.manner.whole);
         let decision = kept.as_ref().or(outcome.decision.as_ref());
-        if let (Some(decision), Some(ttft), Some(e2e)) = (decision, outcome.ttft, outcome.e2e) {
+        let ttft = outcome.ttft.map(|ttft| ttft.as_secs_f64());
+        if let (Some(decision), Some(e2e)) = (decision.filter(|_| ttft.is_some() || is_whole), outcome.e2e) {
             let output_tokens = u64::from(outcome.output_tokens);
-            let timing = Timing { ttft: Some(ttft.as_secs_f64()), e2e: e2e.as_secs_f64(), output_tokens };
+            let timing = Timing { ttft, e2e: e2e.as_secs_f64(), output_tokens };
             gateway.learn(worker, decision, &timing);
         }
     }

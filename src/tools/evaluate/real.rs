@@ -305,6 +305,7 @@ fn as_simulated(fleet: &Fleet, seen: load::Outcome) -> (Outcome, Option<String>)
         decision: None,
         instance: None,
         attempts: 1,
+        reruns: 0,
         turned_down: Vec::new(),
         ttft: seen.ttft,
         e2e: Some(seen.e2e),
