@@ -56,7 +56,6 @@ impl Roster {
 
     /// Takes over what Envoy said of its clusters, and says whether anything has changed. A cluster that it did not name is as
     /// it was. `outstanding` tells how many requests any worker has on an index.
-    #[inline(never)]
     pub fn update(
         &mut self,
         pools: &[Pool],
@@ -121,7 +120,6 @@ impl Roster {
 }
 
 /// Makes a fleet have the instances of a roster, and returns the indices that mean another instance than before.
-#[inline(never)]
 pub fn apply(fleet: &mut Fleet, roster: &Roster) -> Vec<usize> {
     let mut replaced = Vec::new();
     for (i, member) in roster.0.iter().enumerate().take(INSTANCES_MAX) {

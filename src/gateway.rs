@@ -173,12 +173,10 @@ impl Gateway {
         self.worker.leave(host, now);
     }
 
-    #[inline(never)]
     fn take_phase(&mut self, id: u32) -> Phase {
         self.streams.get_mut(&id).map(|stream| std::mem::take(&mut stream.phase)).unwrap_or_default()
     }
 
-    #[inline(never)]
     fn set_phase(&mut self, id: u32, phase: Phase) {
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.phase = phase;

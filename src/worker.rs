@@ -266,7 +266,6 @@ impl Worker {
     }
 
     /// Who is there, as somebody has written it.
-    #[inline(never)]
     fn know(&mut self, board: &impl Board, slots: Slots, now: Duration) {
         let own = self.place.and_then(|place| slots.places().get(place)).copied().unwrap_or_default();
         let others = slots.places().iter().enumerate().filter(|(_, place)| place.is_there(now));

@@ -209,7 +209,6 @@ pub(super) fn ms(seconds: f64) -> f64 {
 }
 
 /// Hands Envoy the reason why a request was not routed.
-#[inline(never)]
 pub(super) fn publish_unrouted(host: &mut impl Host, request_id: &str, outcome: &str, reason: &str) {
     publish(host, request_id, &serde_json::json!({ "rung": "untouched", "outcome": outcome, "reason": reason }));
 }

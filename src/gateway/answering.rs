@@ -30,7 +30,6 @@ impl Gateway {
         self.answer_with(host, id, status, Vec::new(), body)
     }
 
-    #[inline(never)]
     fn answer_with(
         &mut self,
         host: &mut impl Host,
@@ -57,7 +56,6 @@ impl Gateway {
         Answer { status, headers: own.chain(headers).collect(), body, discarded: 0 }
     }
 
-    #[inline(never)]
     pub(super) fn refuse(&mut self, host: &mut impl Host, id: u32, api: Option<Api>, refusal: &Refusal) -> Flow {
         let Refusal { status, reason, message, retry_after, param } = refusal;
         access_log::publish_unrouted(host, self.request_id(id), "refused", message);

@@ -118,7 +118,6 @@ impl Checkup {
     }
 
     /// What the attempts before the last one show, now that it is known what that one does.
-    #[inline(never)]
     fn judge_earlier(&mut self, host: &mut impl Host, worker: &mut Worker, last: Event) {
         let now = host.now();
         for instance in std::mem::take(&mut self.earlier) {
@@ -154,7 +153,6 @@ impl Checkup {
         }
     }
 
-    #[inline(never)]
     fn settle(&mut self, host: &mut impl Host, worker: &mut Worker, event: Event) {
         if !std::mem::replace(&mut self.settled, true) {
             self.judge_earlier(host, worker, event);

@@ -151,7 +151,6 @@ impl Gateway {
     }
 
     /// A request has been read as far as it is going to be: its end or its limit is reached.
-    #[inline(never)]
     pub(super) fn decide(
         &mut self,
         host: &mut impl Host,
@@ -316,7 +315,6 @@ pub(super) fn claimed(
 }
 
 /// Makes Envoy send the request to an endpoint of a cluster, or to any. `context` has a plan for further attempts.
-#[inline(never)]
 pub(super) fn direct(host: &mut impl Host, cluster: &str, endpoints: Option<&str>, stream: bool, context: Option<u32>) {
     host.set_header(Map::Request, names::POOL_HEADER, Some(cluster));
     host.set_header(Map::Request, names::ENDPOINT_HEADER, endpoints);
@@ -365,7 +363,6 @@ impl Headers {
 
 /// Applies patches, which come in the body's order, to a body of `buffered` bytes; its length afterwards, or `None` where it stays as
 /// it is. The host replaces a buffer's beginning only, so what stands before the last patch is written again with it.
-#[inline(never)]
 pub(super) fn patch_body(host: &mut impl Host, patches: &[Patch], buffered: usize) -> Option<usize> {
     let last = patches.last().and_then(|patch| usize::try_from(patch.replace.end).ok())?;
     let mut beginning = Vec::with_capacity(last.min(buffered));

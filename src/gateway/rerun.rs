@@ -60,7 +60,6 @@ impl Reruns {
 
 impl Gateway {
     /// The answer has begun, or nobody waits for it.
-    #[inline(never)]
     pub(super) fn forget_rerun(&mut self, id: u32) {
         if let Some(whole) = self.serving(id).and_then(|serving| serving.sent.whole.take()) {
             self.reruns.bytes = self.reruns.bytes.saturating_sub(whole.body.len());

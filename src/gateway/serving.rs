@@ -185,7 +185,6 @@ impl Serving {
     }
 
     /// The load of the request goes with it to another instance.
-    #[inline(never)]
     pub(super) fn carry(&mut self, board: &mut impl Board, worker: &mut Worker, instance: usize, now: Duration) {
         if let Some(dispatch) = self.dispatch.as_mut().filter(|dispatch| dispatch.instance != instance) {
             worker.move_to(board, dispatch, instance, now);
@@ -250,7 +249,6 @@ impl Serving {
     }
 
     /// Tells the log what has come of the answer, whole or not.
-    #[inline(never)]
     fn log(&mut self, host: &mut impl Host, worker: &Worker, request_id: &str) {
         if std::mem::replace(&mut self.logged, true) {
             return;

@@ -158,7 +158,6 @@ impl Gateway {
     }
 
     /// The response has ended by itself.
-    #[inline(never)]
     fn end(&mut self, host: &mut impl Host, id: u32) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         if let Phase::Serving(serving) = &mut stream.phase {
@@ -168,7 +167,6 @@ impl Gateway {
     }
 
     /// Releases what a request still holds.
-    #[inline(never)]
     pub fn release(&mut self, host: &mut impl Host, id: u32) {
         self.give_up_waiting(id);
         self.forget_rerun(id);
@@ -179,7 +177,6 @@ impl Gateway {
     }
 
     /// Leaves a request that asks for a decision to Envoy's own route.
-    #[inline(never)]
     pub(super) fn leave(&mut self, host: &mut impl Host, id: u32, api: Api, reason: &'static str) -> Flow {
         let flow = self.pass(host, id, reason);
         self.set_phase(id, Phase::Untouched(api));
@@ -187,7 +184,6 @@ impl Gateway {
     }
 
     /// Lets Envoy's own route serve.
-    #[inline(never)]
     pub(super) fn pass(&mut self, host: &mut impl Host, id: u32, reason: &'static str) -> Flow {
         self.set_phase(id, Phase::Passing);
         access_log::publish_unrouted(host, self.request_id(id), "passed", reason);

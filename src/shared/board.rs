@@ -92,7 +92,6 @@ pub trait Board {
     }
 
     /// Who is there.
-    #[inline(never)]
     fn slots(&self) -> (Slots, Option<Version>) {
         let (bytes, version) = self.read(Key::Slots);
         (bytes.map(|bytes| Slots::decode(&bytes)).unwrap_or_default(), version)
@@ -105,32 +104,27 @@ pub trait Board {
     }
 
     /// Writes who is there, if nobody else has since.
-    #[inline(never)]
     fn write_slots(&mut self, slots: &Slots, version: Option<Version>) -> bool {
         self.write(Key::Slots, &slots.encode(), version)
     }
 
     /// Adds a worker's counters to a sum, if they are this owner's; whether there were any.
-    #[inline(never)]
     fn add_counters(&self, slot: usize, owner: u64, index: &Index, sum: &mut Counters) -> bool {
         self.read(Key::Counters(slot)).0.is_some_and(|bytes| add_counters(&bytes, owner, index, sum))
     }
 
     /// Writes a worker's counters as this owner's.
-    #[inline(never)]
     fn write_counters(&mut self, slot: usize, owner: u64, counters: &Counters, index: &Index) -> bool {
         self.write(Key::Counters(slot), &encode_counters(counters, owner, index), None)
     }
 
     /// The reports of a place; `None` where they are not this configuration's.
-    #[inline(never)]
     fn reports(&self, place: usize, identity: u64, index: &Index) -> Option<(Cow<'_, Reports>, Sources)> {
         let (reports, sources) = decode_reports(&self.read(Key::Reports(place)).0?, identity, index)?;
         Some((Cow::Owned(reports), sources))
     }
 
     /// Writes the reports of a place.
-    #[inline(never)]
     fn write_reports(&mut self, place: usize, reports: &Reports, sources: &Sources, index: &Index) -> bool {
         self.write(Key::Reports(place), &encode_reports(reports, sources, index), None)
     }
@@ -153,14 +147,12 @@ pub trait Board {
     }
 
     /// What speaks against instances, and the version of that.
-    #[inline(never)]
     fn records(&self) -> (Cow<'_, Records>, Option<Version>) {
         let (bytes, version) = self.read(Key::Health);
         (Cow::Owned(bytes.map(|bytes| decode_health(&bytes)).unwrap_or_default()), version)
     }
 
     /// Writes what speaks against instances, if nobody else has since.
-    #[inline(never)]
     fn write_records(&mut self, records: &Records, version: Option<Version>) -> bool {
         self.write(Key::Health, &encode_health(records), version)
     }

@@ -4,7 +4,6 @@ use super::{Reader, Writer};
 use crate::health::{Case, Record, Records};
 
 /// The records as bytes. They belong to no fleet: each is found by its instance's address.
-#[inline(never)]
 pub fn encode_health(records: &Records) -> Vec<u8> {
     let mut writer = Writer::new(0);
     for (instance, record) in &records.0 {
@@ -33,7 +32,6 @@ fn write_case(writer: &mut Writer, case: &Case) {
 }
 
 /// The records from bytes; broken ones are none.
-#[inline(never)]
 pub fn decode_health(bytes: &[u8]) -> Records {
     let rows = Reader::open(bytes, 0).and_then(|mut reader| reader.rows(read_record));
     Records(rows.unwrap_or_default().into_iter().collect())

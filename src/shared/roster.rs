@@ -38,7 +38,6 @@ pub fn decode_hosts(bytes: &[u8], identity: u64) -> Option<Vec<ClusterHosts>> {
     Some(clusters.into_iter().enumerate().map(hosts_of).collect())
 }
 
-#[inline(never)]
 fn decode(bytes: &[u8], identity: u64) -> Option<(Roster, Vec<String>)> {
     let mut reader = Reader::open(bytes, identity)?;
     let clusters = (0..reader.u32()?).map(|_| reader.text()).collect::<Option<Vec<String>>>()?;

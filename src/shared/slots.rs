@@ -79,7 +79,6 @@ impl Place {
 
 impl Slots {
     /// The record as bytes. It belongs to no configuration.
-    #[inline(never)]
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::new(0);
         writer.u32(u32::try_from(self.places.len()).unwrap_or(u32::MAX));
@@ -93,7 +92,6 @@ impl Slots {
     }
 
     /// The record from bytes; a broken one is empty.
-    #[inline(never)]
     pub fn decode(bytes: &[u8]) -> Slots {
         let read = || {
             let mut reader = Reader::open(bytes, 0)?;

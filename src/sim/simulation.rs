@@ -402,7 +402,8 @@ impl<'a> Simulation<'a> {
         let is_suspect = self.is_suspect(index, news);
         let Some(flight) = self.flights.get_mut(index).and_then(Option::as_mut) else { return };
         // The gateway allows no attempts beyond the endpoints that it names.
-        let retries = if self.options.sees_attempts { most.min(flight.route.targets.len().saturating_sub(1)) } else { most };
+        let retries =
+            if self.options.sees_attempts { most.min(flight.route.targets.len().saturating_sub(1)) } else { most };
         if flight.attempt >= retries || is_suspect {
             self.saw(index, judging::of_loss(news, false));
             let end = self.end_of_loss(index, news, is_suspect);

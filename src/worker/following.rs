@@ -49,7 +49,6 @@ impl Worker {
     }
 
     /// Has the instances of a roster from now on.
-    #[inline(never)]
     fn adopt(&mut self, roster: Roster) {
         let replaced = self.router.follow(&roster);
         let fleet = &self.router.config().fleet;

@@ -50,7 +50,6 @@ impl Worker {
     }
 
     /// Something was seen of an instance; all workers know it from now on. `sent` is when the request went out that shows it.
-    #[inline(never)]
     pub fn saw(&mut self, board: &mut impl Board, instance: usize, event: Event, sent: Duration, now: Duration) {
         if let Some(failure) = event.failure() {
             self.statistics.count(&format!("failures.{}", failure.name()));

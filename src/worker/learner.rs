@@ -184,7 +184,6 @@ impl Learner {
         self.write(board);
     }
 
-    #[inline(never)]
     fn write(&mut self, board: &mut impl Board) {
         let Some(slot) = self.slot else { return };
         let Learner { lengths, beliefs, speeds, .. } = self;

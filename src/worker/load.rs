@@ -10,7 +10,6 @@ use crate::shared::{Board, Key, Responses};
 
 impl Worker {
     /// The counters of all workers together.
-    #[inline(never)]
     pub fn all_counters(&self, board: &impl Board) -> Counters {
         let mut sum = self.counters.clone();
         for (slot, owner) in self.slots.owners().filter(|(slot, _)| Some(*slot) != self.slot) {
@@ -49,7 +48,6 @@ impl Worker {
     }
 
     /// The last reports, of whichever configuration: its own leader's, and those of others that have the same instances.
-    #[inline(never)]
     pub fn known_reports<'a>(&self, board: &'a impl Board) -> Option<Cow<'a, Reports>> {
         let own = self.place.map(|place| (place, self.identity));
         let others = self.neighbours.iter().map(|neighbour| (neighbour.place, neighbour.identity));
@@ -69,7 +67,6 @@ impl Worker {
     }
 
     /// Writes the counters if they have changed. Progress of streams is written here, from the tick, not per chunk.
-    #[inline(never)]
     pub fn write_counters(&mut self, board: &mut impl Board, now: Duration) {
         if let Some(slot) = self.owns_slot(now).filter(|_| self.unwritten) {
             self.unwritten = !board.write_counters(slot, self.owner, &self.counters, &self.index);

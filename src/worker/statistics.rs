@@ -64,19 +64,16 @@ impl Statistics {
     }
 
     /// Adds 1 to a counter.
-    #[inline(never)]
     pub fn count(&mut self, name: &str) {
         self.add(|prefix| Statistic::Count(format!("{prefix}{name}")));
     }
 
     /// Records a value in a histogram.
-    #[inline(never)]
     pub fn observe(&mut self, name: &str, value: u64) {
         self.add(|prefix| Statistic::Observe(format!("{prefix}{name}"), value));
     }
 
     /// Sets a gauge. What is shown already is not shown again.
-    #[inline(never)]
     pub fn set(&mut self, name: &str, value: u64) {
         if self.mute {
             return;
@@ -155,13 +152,11 @@ impl Worker {
     }
 
     /// The gauges of a configuration.
-    #[inline(never)]
     fn shown_by(board: &impl Board, place: usize, identity: u64) -> Vec<String> {
         board.read(Key::Shown(place)).0.map(|bytes| shared::decode_shown(&bytes, identity)).unwrap_or_default()
     }
 
     /// Leaves the gauges that newer configurations show to them.
-    #[inline(never)]
     pub(super) fn hide_gauges(&mut self, board: &impl Board) {
         let newer = self.neighbours.iter().filter(|neighbour| neighbour.is_newer);
         let hidden = newer.flat_map(|newer| Worker::shown_by(board, newer.place, newer.identity)).collect();
@@ -180,7 +175,6 @@ impl Worker {
         self.end_all(board, own);
     }
 
-    #[inline(never)]
     fn end_all(&mut self, board: &impl Board, names: Vec<String>) {
         let others = self.neighbours.iter().flat_map(|other| Worker::shown_by(board, other.place, other.identity));
         let others: BTreeSet<String> = others.collect();
