@@ -66,6 +66,16 @@ impl<T> Batcher<T> {
         Some(self.waiting.remove(at)?.request)
     }
 
+    /// Whether nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// All that wait, oldest first.
+    pub fn into_waiting(self) -> VecDeque<Waiting<T>> {
+        self.waiting
+    }
+
     /// Whether a batch is complete in a gateway of so many workers, given that the next look will be at `next_look`.
     pub fn due(&self, now: Duration, next_look: Duration, workers: usize) -> bool {
         let Some(first) = self.waiting.front() else { return false };

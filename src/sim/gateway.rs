@@ -1,9 +1,13 @@
 //! One gateway: the workers that Envoy runs ([`crate::worker`]) on a board in memory, and what belongs to the simulation alone.
 
+mod batching;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::affinity::Recall;
+use batching::Batchers;
+
+use crate::affinity::{Keys, Recall};
 use crate::health::{Event, Records};
 use crate::learning::speed::Timing;
 use crate::openai::Api;
@@ -56,6 +60,8 @@ pub struct Gateway {
     board: Memory,
     /// The workers, each with the number that tells its VM from all others.
     workers: Vec<(u64, Worker)>,
+    /// By worker, the requests that wait for each other.
+    batchers: Vec<Batchers>,
     /// When its timers begin: those of several gateways do not go off together.
     ticks_from: Duration,
     pub(super) random: Random,
@@ -69,6 +75,7 @@ impl Gateway {
     /// A gateway that begins at time zero.
     pub fn new(router: Router, workers: usize, ticks_from: Duration, random: Random) -> Gateway {
         let mut gateway = Gateway {
+            batchers: vec![Batchers::new(&router); workers],
             router,
             board: Memory::default(),
             workers: Vec::new(),
@@ -174,17 +181,22 @@ impl Gateway {
             }
         }
         let (decision, keys) = verdict?;
-        let placement = keys.and_then(|keys| decision.placement(&keys, now));
+        Some(self.chosen(worker, decision, keys.as_ref(), now))
+    }
+
+    /// Where a decided request goes; the worker remembers that it does.
+    fn chosen(&mut self, worker: usize, decision: Box<Decision>, keys: Option<&Keys>, now: Duration) -> Choice {
+        let placement = keys.and_then(|keys| decision.placement(keys, now));
         if let Some((placement, (worker, _))) = placement.zip(self.at_board(worker)) {
             worker.place(placement);
         }
-        Some(Choice {
+        Choice {
             instance: decision.instance,
             fallbacks: decision.fallbacks.clone(),
             dispatch: decision.dispatch(),
             max_tokens: decision.max_tokens,
             decision: Some(decision),
-        })
+        }
     }
 
     /// What the decision on a request would have drawn is not used.

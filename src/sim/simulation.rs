@@ -102,6 +102,7 @@ struct Asked {
 enum Happening {
     Arrive(usize),
     Close { gateway: usize, batch: u64 },
+    Look { gateway: usize, worker: usize },
     Decide { gateway: usize, request: Option<usize> },
     Reach { flight: usize, attempt: usize },
     Rerun { flight: usize, attempt: usize, instance: usize },
@@ -312,6 +313,7 @@ impl<'a> Simulation<'a> {
         match what {
             Happening::Arrive(arrival) => self.arrive(arrival),
             Happening::Close { gateway, batch } => self.close(gateway, batch),
+            Happening::Look { gateway, worker } => self.look(gateway, worker),
             Happening::Decide { gateway, request } => self.decided(gateway, request),
             Happening::Reach { flight, attempt } => self.reach(flight, attempt),
             Happening::Rerun { flight, attempt, instance } => self.reach_by_call(flight, attempt, instance),
@@ -332,6 +334,7 @@ impl<'a> Simulation<'a> {
             Happening::Expire { flight } => self.expire(flight),
             Happening::Leave { flight } => {
                 self.saw(flight, health::Event::Unjudged);
+                self.part(flight);
                 self.end(flight, End::Left);
             }
             Happening::Fail(fault) => self.fail(fault),

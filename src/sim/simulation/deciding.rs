@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{Flight, Happening, Route, Simulation};
 use crate::assign;
 use crate::fleet::{BatchSizing, Batching, Constraints};
+use crate::gateway::LOOK;
 use crate::health::{Asking, Suspect};
 use crate::reckoning::LoadNow;
 use crate::sim::contender::{Cascade, Choice, Contender, Deciding};
@@ -52,7 +53,13 @@ impl Simulation<'_> {
             self.foresee(self.now.saturating_add(patience), Happening::Leave { flight: index });
         }
         match self.options.deciding {
-            deciding if deciding.is_immediate() => self.decide(gateway, &[index]),
+            deciding if deciding.is_immediate() => {
+                if self.joins(gateway, worker, index) {
+                    self.send_batches(gateway, worker);
+                } else {
+                    self.decide(gateway, &[index]);
+                }
+            }
             Deciding::Concurrently(time) => {
                 self.foresee(self.now.saturating_add(time), Happening::Decide { gateway, request: Some(index) });
             }
@@ -131,6 +138,58 @@ impl Simulation<'_> {
         }
         self.decide(gateway, &batch);
         self.collect(gateway);
+    }
+
+    /// Whether a request waits for others from now on.
+    fn joins(&mut self, gateway: usize, worker: usize, index: usize) -> bool {
+        if !self.options.batches || !matches!(self.contender, Contender::Ours) {
+            return false;
+        }
+        let (workload, now) = (self.workload, self.now);
+        let asked = workload.arrivals.get(index).and_then(|a| Some((workload.templates.get(a.template)?, a)));
+        asked.zip(self.gateways.get_mut(gateway)).is_some_and(|(asked, home)| home.join(worker, index, asked, now))
+    }
+
+    /// A worker looks whether a batch is due.
+    pub(super) fn look(&mut self, gateway: usize, worker: usize) {
+        if let Some(home) = self.gateways.get_mut(gateway) {
+            home.looks(worker);
+        }
+        self.send_batches(gateway, worker);
+    }
+
+    /// Decides and sends all batches of a worker that are due; where somebody still waits, there is another look.
+    fn send_batches(&mut self, gateway: usize, worker: usize) {
+        let (workload, now, affinity) = (self.workload, self.now, self.options.affinity);
+        let asked = |index: usize| {
+            let arrival = workload.arrivals.get(index)?;
+            Some((workload.templates.get(arrival.template)?, arrival))
+        };
+        while let Some(batch) =
+            self.gateways.get_mut(gateway).and_then(|home| home.next_batch(worker, asked, affinity, now))
+        {
+            for (index, choice) in batch {
+                match choice {
+                    Some(choice) => self.send(gateway, index, choice),
+                    None => self.end(index, End::Refused),
+                }
+            }
+        }
+        if self.gateways.get_mut(gateway).is_some_and(|home| home.wants_look(worker)) {
+            // Workers look at the same times, whoever waits.
+            let since = now.as_nanos().checked_rem(LOOK.as_nanos()).unwrap_or_default();
+            let next = now.saturating_add(LOOK).saturating_sub(Duration::from_nanos(since as u64));
+            self.foresee(next, Happening::Look { gateway, worker });
+        }
+    }
+
+    /// A request that may still wait has gone.
+    pub(super) fn part(&mut self, index: usize) {
+        let worker = self.workers.get(index).copied().unwrap_or_default();
+        let gateway = self.outcomes.get(index).map(|outcome| outcome.gateway);
+        if let Some(home) = gateway.and_then(|gateway| self.gateways.get_mut(gateway)) {
+            home.part(worker, index);
+        }
     }
 
     /// Decides requests together, and sends them.

@@ -38,6 +38,8 @@ pub struct Options {
     pub sees_attempts: bool,
     /// Whether another instance is asked for whole answers whose instance is stuck.
     pub reruns: bool,
+    /// Whether requests wait for each other where their policy batches.
+    pub batches: bool,
     /// Whether answers show their instance's load in a header.
     pub header_loads: bool,
     /// What deciding takes.
@@ -66,6 +68,7 @@ impl Default for Options {
             affinity: false,
             sees_attempts: false,
             reruns: false,
+            batches: false,
             header_loads: false,
             deciding: Deciding::default(),
             keep_decisions: true,

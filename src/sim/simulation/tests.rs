@@ -50,6 +50,57 @@ fn a_request_that_is_alone_takes_what_the_profile_says() {
 }
 
 #[test]
+fn requests_wait_for_their_batch_as_in_the_filter() {
+    let batching = |size: usize| {
+        let sizing = BatchSizing::Fixed { size, window: Duration::from_millis(40) };
+        Some(Batching { sizing, max_wait: SECOND })
+    };
+    // Times of arrival, size of a batch, and how long each waits: until the window is over at a look, or the batch is full.
+    let rows: [(&[u64], usize, &[u64]); 4] =
+        [(&[100], 8, &[40]), (&[100, 103], 8, &[40, 37]), (&[100, 103], 2, &[3, 0]), (&[102, 300], 8, &[43, 40])];
+    for (at, size, waited) in rows {
+        let mut router = pool_of(2);
+        router = Router::new(with_batching(router.config().clone(), batching(size)), None);
+        for (batches, expected) in [(true, waited.to_vec()), (false, vec![0; at.len()])] {
+            let workload = alone(at);
+            let options = Options { workers: 1, batches, ..Options::default() };
+            let mut simulation = Simulation::new(&router, &workload, &[], options);
+            simulation.finish(60 * SECOND);
+            let decided = |o: &Outcome| o.decided.unwrap().as_millis() as u64;
+            assert_eq!(simulation.outcomes().iter().map(decided).collect::<Vec<_>>(), expected, "{at:?} of {size}");
+            assert!(simulation.outcomes().iter().all(Outcome::is_answered));
+        }
+    }
+}
+
+fn with_batching(mut config: Config, batching: Option<Batching>) -> Config {
+    config.policies.iter_mut().for_each(|policy| policy.batching = batching);
+    config
+}
+
+#[test]
+fn whoever_waits_may_leave_and_may_lose_its_gateway() {
+    let sizing = BatchSizing::Fixed { size: 8, window: SECOND };
+    let batching = Some(Batching { sizing, max_wait: 2 * SECOND });
+    let router = Router::new(with_batching(pool_of(2).config().clone(), batching), None);
+    let mut workload = alone(&[100, 110, 120]);
+    workload.arrivals[0].patience = Some(Duration::from_millis(200));
+    let at = Duration::from_millis(500);
+    for (fault, ends) in [
+        (Fault::KillWorker { gateway: 0, worker: 0 }, [End::Left, End::GatewayDied, End::GatewayDied]),
+        (Fault::RestartGateway { gateway: 0 }, [End::Left, End::GatewayDied, End::GatewayDied]),
+        (Fault::Kill { instance: 0 }, [End::Left, End::Answered, End::Answered]),
+    ] {
+        let faults = [Scheduled { at, fault }];
+        let options = Options { workers: 1, batches: true, ..Options::default() };
+        let mut simulation = Simulation::new(&router, &workload, &faults, options);
+        simulation.finish(60 * SECOND);
+        let seen: Vec<End> = simulation.outcomes().iter().map(|outcome| outcome.end).collect();
+        assert_eq!(seen, ends, "{fault:?}");
+    }
+}
+
+#[test]
 fn a_reset_before_the_first_byte_is_tried_elsewhere() {
     let router = pool_of(2);
     let workload = alone(&[100]);

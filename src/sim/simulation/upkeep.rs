@@ -131,7 +131,9 @@ impl Simulation<'_> {
                 all.filter(|(i, _)| instance.is_none_or(|instance| instance == *i)).for_each(|(_, s)| s.answer_as(as_));
             }
             Fault::KillWorker { gateway, worker } => {
-                for index in self.open_where(|f| f.gateway == gateway && f.worker == worker) {
+                let mut lost = self.open_where(|f| f.gateway == gateway && f.worker == worker);
+                lost.extend(self.gateways.get_mut(gateway).map(|home| home.disband(worker)).unwrap_or_default());
+                for index in lost {
                     self.end(index, End::GatewayDied);
                 }
                 if let Some(gateway) = self.gateways.get_mut(gateway) {
@@ -141,6 +143,9 @@ impl Simulation<'_> {
             Fault::RestartGateway { gateway } => {
                 let mut lost = self.open_where(|f| f.gateway == gateway);
                 lost.extend(self.undecided(gateway));
+                if let Some(gateway) = self.gateways.get_mut(gateway) {
+                    (0..self.options.workers).for_each(|worker| drop(gateway.disband(worker)));
+                }
                 for index in lost {
                     self.end(index, End::GatewayDied);
                 }
