@@ -222,8 +222,8 @@ impl Stage {
                 drop(other);
                 self.runtime.block_on(async {
                     let running = match self.is_virtual {
-                        true => Running::InMemory(setup.start_in_memory().await?),
-                        false => Running::Envoy(setup.start().await?),
+                        true => Running::InMemory(Box::new(setup.start_in_memory().await?)),
+                        false => Running::Envoy(Box::new(setup.start().await?)),
                     };
                     let gateway = Gateway::new(setup, running);
                     gateway.reported().await;
@@ -240,8 +240,8 @@ impl Stage {
 
 /// A fleet and what is in front of it.
 enum Running {
-    Envoy(gateway::Gateway),
-    InMemory(World),
+    Envoy(Box<gateway::Gateway>),
+    InMemory(Box<World>),
 }
 
 /// A fleet and a gateway in front of it.

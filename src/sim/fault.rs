@@ -36,6 +36,13 @@ pub enum Fault {
         /// How.
         as_: Answering,
     },
+    /// From now on Envoy's cluster has an instance, or has it no more: what it serves goes on.
+    Listing {
+        /// Index of the instance.
+        instance: usize,
+        /// Whether it is in the list.
+        is_listed: bool,
+    },
     /// A worker's VM dies with its streams, and another one takes its place.
     KillWorker {
         /// Index of the gateway.

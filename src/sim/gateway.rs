@@ -9,6 +9,7 @@ use batching::Batchers;
 
 use crate::affinity::{Keys, Recall};
 use crate::health::{Event, Records};
+use crate::learning::feedback::Feedback;
 use crate::learning::speed::Timing;
 use crate::openai::Api;
 use crate::random::Random;
@@ -18,7 +19,7 @@ use crate::shared::{Board, Memory};
 use crate::sim::contender::{Choice, Turns};
 use crate::sim::workload::{Arrival, Template};
 use crate::telemetry::Load;
-use crate::worker::{Answer, Fetch, Scrape, Worker};
+use crate::worker::{Answer, Fetch, Purpose, Scrape, Worker};
 
 /// Requests of a gateway that wait for their decisions, one batch after the other.
 #[derive(Clone, Debug, Default)]
@@ -285,6 +286,29 @@ impl Gateway {
             fetches.extend(worker.tick(&mut self.board, now).into_iter().map(|fetch| (vm, fetch)));
         }
         fetches
+    }
+
+    /// A worker hears of the hosts in Envoy's clusters.
+    pub(super) fn told_hosts(&mut self, vm: Vm, clusters: &[u8], now: Duration) {
+        if let Some((owner, worker)) = self.workers.get_mut(vm.worker)
+            && *owner == vm.owner
+        {
+            worker.fetched(&mut self.board, &Purpose::Hosts, Some(200), clusters, now);
+        }
+    }
+
+    /// A worker remembers a decision that its client may score.
+    pub(super) fn remember(&mut self, worker: usize, index: usize, decision: &Decision) {
+        if let Some((worker, board)) = self.at_board(worker) {
+            worker.remember_decision(board, &index.to_string(), decision);
+        }
+    }
+
+    /// A client scores an answer at this worker.
+    pub(super) fn score(&mut self, worker: usize, index: usize, score: f64) {
+        if let Some((worker, board)) = self.at_board(worker) {
+            worker.score(board, &Feedback { id: index.to_string(), score });
+        }
     }
 
     /// The worker of a VM, if that lives.

@@ -140,9 +140,11 @@ fn faults(fleet: &Fleet, options: &Options, random: &mut Random) -> Vec<Schedule
         let repair = match fault {
             Fault::Kill { instance } | Fault::Hang { instance } => Fault::Start { instance },
             Fault::Reporting { instance, .. } => Fault::Reporting { instance, as_: Reporting::Honest },
-            Fault::Start { .. } | Fault::Answering { .. } | Fault::KillWorker { .. } | Fault::RestartGateway { .. } => {
-                continue;
-            }
+            Fault::Start { .. }
+            | Fault::Answering { .. }
+            | Fault::Listing { .. }
+            | Fault::KillWorker { .. }
+            | Fault::RestartGateway { .. } => continue,
         };
         faults.push(Scheduled { at: healed, fault: repair });
     }
@@ -231,9 +233,11 @@ fn check_shares(fleet: &Fleet, outcomes: &[Outcome], faults: &[Scheduled], viola
     let touches = |f: &Scheduled, i: usize| match f.fault {
         Fault::Kill { instance } | Fault::Hang { instance } => instance == i,
         Fault::Reporting { instance, as_ } => instance == Some(i) && as_ != Reporting::Honest,
-        Fault::Start { .. } | Fault::Answering { .. } | Fault::KillWorker { .. } | Fault::RestartGateway { .. } => {
-            false
-        }
+        Fault::Start { .. }
+        | Fault::Answering { .. }
+        | Fault::Listing { .. }
+        | Fault::KillWorker { .. }
+        | Fault::RestartGateway { .. } => false,
     };
     for pool in &fleet.pools {
         let of = |i: &usize| counts.get(*i).copied().unwrap_or_default();

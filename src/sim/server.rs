@@ -29,6 +29,7 @@ pub struct Server {
     since: Duration,
     reporting: Reporting,
     answering: Answering,
+    is_listed: bool,
     /// What it said last, or when its report was frozen.
     frozen: Load,
     /// Jobs that a hung instance was sent.
@@ -50,6 +51,7 @@ impl Server {
             since: Duration::ZERO,
             reporting: Reporting::Honest,
             answering: Answering::Served,
+            is_listed: true,
             frozen: Load::default(),
             swallowed: Vec::new(),
         }
@@ -128,6 +130,16 @@ impl Server {
     /// Answers otherwise from now on.
     pub fn answer_as(&mut self, answering: Answering) {
         self.answering = answering;
+    }
+
+    /// Whether Envoy's cluster has it.
+    pub fn is_listed(&self) -> bool {
+        self.is_listed
+    }
+
+    /// From now on Envoy's cluster has it, or not.
+    pub fn list(&mut self, is_listed: bool) {
+        self.is_listed = is_listed;
     }
 
     /// The client of a job is gone.

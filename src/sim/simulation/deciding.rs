@@ -12,6 +12,7 @@ use crate::sim::contender::{Cascade, Choice, Contender, Deciding};
 use crate::sim::engine::Job;
 use crate::sim::gateway::Stage;
 use crate::sim::outcome::{End, Outcome};
+use crate::sim::server::Server;
 use crate::sim::workload::Template;
 
 impl Simulation<'_> {
@@ -275,8 +276,15 @@ impl Simulation<'_> {
         let asking = (manner.whole && self.options.reruns && !choice.fallbacks.is_empty())
             .then(|| Box::new(Asking::new(choice.instance, now, &choice.fallbacks)));
         home.dispatch(worker, &choice.dispatch, now);
+        if let Some(decision) = choice.decision.as_ref().filter(|_| self.options.feedback) {
+            home.remember(worker, index, decision);
+        }
+        let named: Vec<usize> = std::iter::once(choice.instance).chain(choice.fallbacks).collect();
+        let is_listed = |i: &usize| self.servers.get(*i).is_none_or(Server::is_listed);
+        // Envoy skips endpoints that its cluster does not have.
+        let listed: Vec<usize> = named.iter().copied().filter(is_listed).collect();
         let route = Route {
-            targets: std::iter::once(choice.instance).chain(choice.fallbacks).collect(),
+            targets: if listed.is_empty() { named } else { listed },
             sent: now,
             failed: Vec::new(),
             whole: manner.whole,

@@ -40,6 +40,9 @@ pub struct Options {
     pub reruns: bool,
     /// Whether requests wait for each other where their policy batches.
     pub batches: bool,
+    /// Whether clients score every answer with its true quality, each at another worker than the one that served it, where the
+    /// configuration takes feedback.
+    pub feedback: bool,
     /// Whether answers show their instance's load in a header.
     pub header_loads: bool,
     /// What deciding takes.
@@ -69,6 +72,7 @@ impl Default for Options {
             sees_attempts: false,
             reruns: false,
             batches: false,
+            feedback: false,
             header_loads: false,
             deciding: Deciding::default(),
             keep_decisions: true,

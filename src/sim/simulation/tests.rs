@@ -79,6 +79,57 @@ fn with_batching(mut config: Config, batching: Option<Batching>) -> Config {
 }
 
 #[test]
+fn an_instance_that_the_cluster_has_no_more_gets_nothing_and_ends_what_it_has() {
+    let mut config: serde_json::Value = serde_json::from_str(include_str!("../../../envoy/routebalance.json")).unwrap();
+    config["models"] = json!([config["models"][1]]);
+    config["pools"] = json!([config["pools"][1]]);
+    config["predictor"] = json!({"enabled": false});
+    config["discovery"] = json!({"period_ms": 500});
+    let router = Router::new(Config::parse(config.to_string().as_bytes()).unwrap(), None);
+    let times: Vec<u64> = (0..600).map(|i| 100 * i).collect();
+    let workload = alone(&times);
+    let listing =
+        |second: u32, is_listed| Scheduled { at: second * SECOND, fault: Fault::Listing { instance: 0, is_listed } };
+    let faults = [listing(20, false), listing(40, true)];
+    let mut simulation = Simulation::new(&router, &workload, &faults, Options::default());
+    simulation.finish(120 * SECOND);
+    let outcomes = simulation.outcomes();
+    assert!(outcomes.iter().all(|o| o.is_answered() && o.attempts == 1), "nobody notices");
+    let chosen = |from: u32, to: u32| {
+        let within = outcomes.iter().filter(|o| (from * SECOND..to * SECOND).contains(&o.at));
+        within.filter(|o| o.decision.as_ref().unwrap().instance == 0).count()
+    };
+    // Half a second until the filter asks, and a tick until every worker knows.
+    assert!(chosen(0, 20) > 10 && chosen(42, 60) > 10, "{} before and {} after", chosen(0, 20), chosen(42, 60));
+    assert_eq!(chosen(21, 40), 0);
+}
+
+#[test]
+fn scores_of_clients_move_the_choice_of_every_worker() {
+    let mut config: serde_json::Value = serde_json::from_str(include_str!("../../../envoy/routebalance.json")).unwrap();
+    config["models"] = json!([config["models"][0], config["models"][1]]);
+    config["pools"] = json!([config["pools"][0], config["pools"][1]]);
+    config["predictor"] = json!({"enabled": false});
+    config["learning"] = json!({"feedback": {"secret": "a-secret-of-this-test"}});
+    config["policies"] = json!([{"name": "balanced", "weights": {"quality": 0.9, "latency": 0.05, "cost": 0.05}}]);
+    config["routes"] = json!([]);
+    let router = Router::new(Config::parse(config.to_string().as_bytes()).unwrap(), None);
+    // The second model is held for the better one, and is the worse.
+    let template = Template::of_counts(100, vec![50, 50], vec![0.9, 0.1]);
+    let times: Vec<Duration> = (0..400).map(|i| i * SECOND / 2).collect();
+    let workload = Workload::drawn(vec![template], &times, 0, 1);
+    let late_to_the_first = |feedback| {
+        let options = Options { feedback, ..Options::default() };
+        let mut simulation = Simulation::new(&router, &workload, &[], options);
+        simulation.finish(400 * SECOND);
+        let late = simulation.outcomes().iter().skip(200);
+        late.filter(|outcome| outcome.model == Some(0)).count()
+    };
+    assert_eq!(late_to_the_first(false), 0);
+    assert!(late_to_the_first(true) > 190, "{}", late_to_the_first(true));
+}
+
+#[test]
 fn whoever_waits_may_leave_and_may_lose_its_gateway() {
     let sizing = BatchSizing::Fixed { size: 8, window: SECOND };
     let batching = Some(Batching { sizing, max_wait: 2 * SECOND });

@@ -1,5 +1,7 @@
 //! Ticks, scrapes and faults of a simulation.
 
+use serde_json::{Value, json};
+
 use super::{Asked, Flight, Happening, News, Simulation, flight_of};
 use crate::learning::speed::Timing;
 use crate::sim::fault::Fault;
@@ -54,9 +56,10 @@ impl Simulation<'_> {
     /// A worker's call goes out.
     fn fetch(&mut self, gateway: usize, vm: Vm, fetch: &Fetch) {
         let Purpose::Scrape(scrape) = fetch.purpose else {
-            // Nobody is there who knows of Envoy's clusters.
-            if let Some(worker) = self.gateways.get_mut(gateway).and_then(|home| home.vm(vm)) {
-                worker.not_fetched(&fetch.purpose);
+            // Envoy's own listener is next door.
+            let clusters = self.clusters().to_string();
+            if let Some(home) = self.gateways.get_mut(gateway) {
+                home.told_hosts(vm, clusters.as_bytes(), self.now);
             }
             return;
         };
@@ -67,6 +70,21 @@ impl Simulation<'_> {
         } else {
             self.after_network(Happening::Asked(Box::new(asked)));
         }
+    }
+
+    /// What Envoy's admin listener says of its clusters.
+    fn clusters(&self) -> Value {
+        let fleet = &self.router.config().fleet;
+        let is_listed = |i: &&usize| self.servers.get(**i).is_some_and(Server::is_listed);
+        let host = |i: &usize| {
+            let (address, port) = fleet.instances.get(*i)?.address.rsplit_once(':')?;
+            Some(json!({"address": {"socket_address": {"address": address, "port_value": port.parse::<u16>().ok()?}}}))
+        };
+        let clusters = fleet.pools.iter().map(|pool| {
+            let hosts: Vec<Value> = pool.instances.iter().filter(is_listed).filter_map(host).collect();
+            json!({"name": pool.cluster, "host_statuses": hosts})
+        });
+        json!({"cluster_statuses": clusters.collect::<Vec<_>>()})
     }
 
     pub(super) fn asked(&mut self, asked: Asked) {
@@ -130,6 +148,11 @@ impl Simulation<'_> {
                 let all = self.servers.iter_mut().enumerate();
                 all.filter(|(i, _)| instance.is_none_or(|instance| instance == *i)).for_each(|(_, s)| s.answer_as(as_));
             }
+            Fault::Listing { instance, is_listed } => {
+                if let Some(server) = self.servers.get_mut(instance) {
+                    server.list(is_listed);
+                }
+            }
             Fault::KillWorker { gateway, worker } => {
                 let mut lost = self.open_where(|f| f.gateway == gateway && f.worker == worker);
                 lost.extend(self.gateways.get_mut(gateway).map(|home| home.disband(worker)).unwrap_or_default());
@@ -170,8 +193,22 @@ impl Simulation<'_> {
         self.open.iter().filter(is_wanted).copied().collect()
     }
 
+    /// A client scores an answer, at another worker than the one that has served it where there is one.
+    fn score(&mut self, index: usize, gateway: usize, worker: usize) {
+        let Some(outcome) = self.outcomes.get(index).filter(|outcome| outcome.is_answered()) else { return };
+        let template = self.workload.templates.get(outcome.template);
+        let quality = template.zip(outcome.model).and_then(|(template, model)| template.quality.get(model));
+        let other = worker.saturating_add(1).checked_rem(self.options.workers).unwrap_or(worker);
+        if let (Some(score), Some(home)) = (quality, self.gateways.get_mut(gateway)) {
+            home.score(other, index, *score);
+        }
+    }
+
     /// A whole answer of the first attempt teaches its worker.
     pub(super) fn learn(&mut self, index: usize, gateway: usize, worker: usize) {
+        if self.options.feedback {
+            self.score(index, gateway, worker);
+        }
         let Some(gateway) = self.gateways.get_mut(gateway) else { return };
         let keeps = self.options.keep_decisions;
         let Some(outcome) = self.outcomes.get_mut(index) else { return };

@@ -18,14 +18,17 @@ pub(super) const PERIOD: Duration = Duration::from_millis(250);
 /// Until an instance's answer is here.
 const ROUND_TRIP: Duration = Duration::from_millis(2);
 
+/// What a VM has asked, of which endpoint and which path.
+type Asked = (Purpose, (Option<String>, String));
+
 /// A VM.
 pub(super) struct Vm {
     pub(super) worker: Worker,
     pub(super) configuration: usize,
     next_tick: Duration,
     pub(super) paused_until: Duration,
-    /// Questions under way: when they are answered, and the endpoint and the path that are asked.
-    answers: Vec<(Duration, (Purpose, (Option<String>, String)))>,
+    /// Questions under way, and when they are answered.
+    answers: Vec<(Duration, Asked)>,
     /// Requests that it has open.
     pub(super) open: Vec<Dispatch>,
 }
