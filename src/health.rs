@@ -170,6 +170,7 @@ impl Records {
             {
                 record.close(settings);
             }
+            Event::Began if record.begin(sent) => {}
             Event::Resumed if record.is_ejected() && record.stalled => record.close(settings),
             Event::Succeeded => {
                 let (has_changed, is_over) = record.succeed(sent, now);

@@ -179,6 +179,14 @@ impl Record {
         true
     }
 
+    /// An answer has begun; whether that is news: an instance that takes a request after it has refused one for its load had room, however long
+    /// the answer takes. It counts once, since the whole answer counts as well.
+    pub(super) fn begin(&mut self, sent: Duration) -> bool {
+        let is_news = self.busy_answers > 0 && self.good_answers == 0 && sent > self.last_busy;
+        self.good_answers = self.good_answers.saturating_add(u32::from(is_news));
+        is_news
+    }
+
     /// A good answer came; whether the record has changed, and whether nothing is left of it.
     pub(super) fn succeed(&mut self, sent: Duration, now: Duration) -> (bool, bool) {
         let before = *self;

@@ -80,6 +80,23 @@ fn failures_in_a_row_cost_weight_and_then_eject() {
         ("busy once is soon over", &[(busy, 0, 0)], 1_000, 1.0, false, false),
         ("busy is avoided, not ill", &[(busy, 0, 0); 9], 0, 0.0, false, false),
         ("busy is soon over", &[(busy, 0, 0); 9], 1_000, 1.0, false, false),
+        ("busy again and nothing in between", &[(busy, 0, 0), (busy, 1_500, 1_500)], 1_500, 0.0, false, false),
+        (
+            "busy again, but it has taken a request in between",
+            &[(busy, 0, 0), (Event::Began, 500, 600), (busy, 1_500, 1_500)],
+            1_500,
+            0.5,
+            false,
+            false,
+        ),
+        (
+            "what it took before says nothing",
+            &[(busy, 100, 100), (Event::Began, 50, 600), (busy, 1_500, 1_500)],
+            1_500,
+            0.0,
+            false,
+            false,
+        ),
         ("unjudged", &[(Event::Unjudged, 0, 0); 9], 0, 1.0, false, false),
         // 10 streams that die together are one reason.
         ("a burst", &[(DOWN, 0, 0); 10], 999, 0.0, true, false),
