@@ -170,7 +170,7 @@ impl Records {
             {
                 record.close(settings);
             }
-            Event::Began if record.begin(sent) => {}
+            Event::Began => return record.begin(sent) || at_others,
             Event::Resumed if record.is_ejected() && record.stalled => record.close(settings),
             Event::Succeeded => {
                 let (has_changed, is_over) = record.succeed(sent, now);

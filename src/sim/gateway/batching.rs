@@ -107,7 +107,7 @@ impl Gateway {
         let mut batch = Vec::with_capacity(taken.len());
         for index in taken {
             let draw = self.random.uniform();
-            batch.extend(self.asked(worker, (index, request(index)?), affinity, draw, now));
+            batch.extend(request(index).and_then(|of| self.asked(worker, (index, of), affinity, draw, now)));
         }
         let vm = &self.workers.get(worker)?.1;
         let ask = |asked: &Asked<'t>| Ask {
