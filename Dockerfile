@@ -2,9 +2,8 @@
 # `cargo filter` has built.
 FROM rust:1.95-slim-trixie AS build
 WORKDIR /build
-COPY Cargo.toml Cargo.lock build.rs ./
+COPY Cargo.toml Cargo.lock ./
 COPY .cargo .cargo
-COPY build build
 COPY envoy envoy
 COPY models models
 COPY src src

@@ -1,4 +1,4 @@
-"""Prompt text to features: the same rule as src/features.rs, bit for bit (golden.json holds both to it).
+"""Prompt text to features: the same rule as src/core/features.rs, bit for bit (golden.json holds both to it).
 
 Only integer counts, one division and one square root per value: every step is exact or correctly rounded by IEEE 754,
 so Python, x86-64 and WebAssembly agree without sharing a maths library.

@@ -1,4 +1,4 @@
-"""Texts with their features and onnxruntime's outputs; the tests of src/features and src/predictor replay them."""
+"""Texts with their features and onnxruntime's outputs; the tests of src/core/features and src/core/predictor replay them."""
 
 import numpy as np
 

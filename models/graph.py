@@ -1,6 +1,6 @@
 """The ONNX graph: (slot_ids [n], slot_weights [n], surface [1, 32]) -> what is expected of every model, and familiarity.
 
-build.rs cuts it at `z`: the module sums, standardises and clips by itself and executes what lies between `z` and the outputs
+src/core/build.rs cuts it at `z`: the module sums, standardises and clips by itself and executes what lies between `z` and the outputs
 `estimates` and `prototype_logits`. Vectors are rows of one, since tract would add and remove that axis around each product.
 """
 

@@ -7,10 +7,10 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use routebalance::config::Config;
-use routebalance::tools::envoy_binary::PINNED_VERSION;
-use routebalance::tools::ports::free_ports;
-use routebalance::tools::setup::package_root;
+use routebalance_cli::envoy_binary::PINNED_VERSION;
+use routebalance_cli::ports::free_ports;
+use routebalance_cli::setup::package_root;
+use routebalance_core::config::Config;
 use serde_json::Value;
 
 const CONFIGURATION: &str = "envoy/routebalance.json";

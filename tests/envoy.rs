@@ -60,7 +60,7 @@ use std::sync::Arc;
 
 use harness::{Gateway, Setup, Stage};
 use libtest_mimic::{Arguments, Trial};
-use routebalance::tools::instance::Fault;
+use routebalance_instance::Fault;
 use scenarios::{APIS, NAMES, PASSED, REFUSED, Served, is_passed, is_refused, is_served};
 use setups::{
     ADMISSION, AFFINITY, BATCHING, BLIND, BYPASSED, CLIENTS, DISCOVERED, HEADERS, HEALTH, HEALTH_OF_FOUR, LEAN,

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use routebalance::tools::setup::package_root;
+use routebalance_cli::setup::package_root;
 
 /// The runs: the file's name and the arguments of `evaluate`.
 const RUNS: [(&str, &[&str]); 2] =

@@ -14,14 +14,14 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use libtest_mimic::{Failed, Trial};
-use routebalance::config::Config;
-use routebalance::fleet::Pool;
-use routebalance::tools::envoy_binary::envoy_binary;
-use routebalance::tools::gateway::{self, GatewayOptions};
-use routebalance::tools::instance::{Fault, Received, RunningInstance};
-use routebalance::tools::network::{Connection, Network};
-use routebalance::tools::prompts::PromptSet;
-use routebalance::tools::setup::build_filter;
+use routebalance_cli::envoy_binary::envoy_binary;
+use routebalance_cli::gateway::{self, GatewayOptions};
+use routebalance_cli::setup::build_filter;
+use routebalance_core::config::Config;
+use routebalance_core::fleet::Pool;
+use routebalance_instance::network::{Connection, Network};
+use routebalance_instance::prompts::PromptSet;
+use routebalance_instance::{Fault, Received, RunningInstance};
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
@@ -274,7 +274,7 @@ impl Gateway {
     }
 
     /// Envoy, for scenarios about its own work.
-    pub(crate) fn envoy(&self) -> &routebalance::tools::envoy::Envoy {
+    pub(crate) fn envoy(&self) -> &routebalance_cli::envoy::Envoy {
         self.running().envoy()
     }
 

@@ -21,8 +21,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use http::{Answer, End, exchange, parse_chunks, parse_head};
-use routebalance::fleet::{LatencyProfile, Limits, ModelKind};
-use routebalance::tools::instance::{InstanceOptions, PoolProfile, Switches, start};
+use routebalance_core::fleet::{LatencyProfile, Limits, ModelKind};
+use routebalance_instance::{InstanceOptions, PoolProfile, Switches, start};
 use serde_json::Value;
 
 const CHAT: &str = "/v1/chat/completions";

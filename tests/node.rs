@@ -1,38 +1,62 @@
-//! The core's unit tests again, in Node: the same code on a wasm target, where `usize` has 32 bits and a panic is a trap.
+//! The pure crates' unit tests again, in Node: the same code on a wasm target, where `usize` has 32 bits and a panic is a trap.
 
 #![allow(clippy::disallowed_methods, reason = "tests start processes")]
 
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use routebalance::tools::setup::{NODE_TARGET, ensure_target, package_root, wasm_bindgen_runner};
+use routebalance_cli::setup::{NODE_TARGET, ensure_target, package_root, wasm_bindgen_runner};
+use serde_json::Value;
 
 /// Cargo tells the runner by this variable; it wins over `.cargo/config.toml`, whose runner must be on PATH.
 const RUNNER_VARIABLE: &str = "CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER";
-/// The shells are not part of the core: their tests run natively only.
-const SHELLS: [&str; 2] = ["tools", "filter"];
+/// The crates without a host, a clock or a socket.
+const PURE: [&str; 3] = ["routebalance-core", "routebalance-plan", "routebalance-sim"];
 /// Compares with a tokenizer whose crate is not built for this target.
 const NATIVE: &str = "openai::tokens::tests::estimates_are_near_the_truth_in_every_script";
 
 #[test]
-fn the_cores_tests_pass_in_node_and_none_is_missing() {
+fn the_pure_crates_tests_pass_in_node_and_none_is_missing() {
     ensure_target(NODE_TARGET).unwrap_or_else(|problem| panic!("{problem:#}"));
     let runner = wasm_bindgen_runner().unwrap_or_else(|problem| panic!("{problem:#}"));
-    let native = names(&cargo(&["--", "--list"], None), |line| line.strip_suffix(": test"));
-    let is_core = |name: &String| !SHELLS.contains(&module_of(name)) && name != NATIVE;
-    let core: BTreeSet<String> = native.into_iter().filter(is_core).collect();
-    assert!(!core.is_empty(), "no core test is listed");
+    let mut native: Vec<String> = native_tests().iter().flat_map(|tests| listed(tests)).collect();
+    native.retain(|name| name != NATIVE);
+    native.sort_unstable();
+    assert!(native.len() > 400, "the pure crates' tests are not listed: {native:?}");
 
-    let output = cargo(&["--target", NODE_TARGET], Some(&runner));
+    let packages: Vec<&str> = PURE.iter().flat_map(|name| ["--package", name]).collect();
+    let output = cargo(&[&["--target", NODE_TARGET], packages.as_slice()].concat(), Some(&runner));
     print!("{output}");
-    let in_node = names(&output, |line| line.strip_prefix("test ")?.strip_suffix(" ... ok"));
-    let missing: Vec<&String> = core.difference(&in_node).collect();
-    let extra: Vec<&String> = in_node.difference(&core).collect();
-    assert!(
-        missing.is_empty() && extra.is_empty(),
+    let mut in_node = names(&output, |line| line.strip_prefix("test ")?.strip_suffix(" ... ok"));
+    in_node.sort_unstable();
+    let missing: Vec<&String> = native.iter().filter(|name| !in_node.contains(name)).collect();
+    let extra: Vec<&String> = in_node.iter().filter(|name| !native.contains(name)).collect();
+    assert_eq!(
+        in_node, native,
         "run natively but not in Node: {missing:?} (does the module use wasm_bindgen_test?); in Node only: {extra:?}"
     );
+}
+
+/// The test executables of the pure crates, one each. Cargo is asked for those of all crates, as `cargo test` builds them: for some
+/// crates alone it would choose other features of what they share, and build that again.
+fn native_tests() -> Vec<PathBuf> {
+    let output = cargo(&["--no-run", "--message-format=json"], None);
+    let executable = |line: &str| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        let package = message.get("package_id")?.as_str()?.to_owned();
+        let is_pure =
+            PURE.iter().any(|name| package.contains(&format!("/{}#", name.trim_start_matches("routebalance-"))));
+        Some(PathBuf::from(message.get("executable").filter(|_| is_pure)?.as_str()?))
+    };
+    let found: Vec<PathBuf> = output.lines().filter_map(executable).collect();
+    assert_eq!(found.len(), PURE.len(), "one test executable for each of {PURE:?}: {found:?}");
+    found
+}
+
+/// The names of an executable's tests.
+fn listed(executable: &PathBuf) -> Vec<String> {
+    let output = Command::new(executable).arg("--list").output().expect("a test executable starts");
+    names(&String::from_utf8_lossy(&output.stdout), |line| line.strip_suffix(": test"))
 }
 
 /// The output of `cargo test --lib` with further arguments; its messages and the failures go to standard error.
@@ -49,10 +73,6 @@ fn cargo(arguments: &[&str], runner: Option<&Path>) -> String {
     text
 }
 
-fn names<'a>(output: &'a str, name: impl Fn(&'a str) -> Option<&'a str>) -> BTreeSet<String> {
+fn names<'a>(output: &'a str, name: impl Fn(&'a str) -> Option<&'a str>) -> Vec<String> {
     output.lines().filter_map(|line| name(line.trim())).map(str::to_owned).collect()
-}
-
-fn module_of(test: &str) -> &str {
-    test.split_once("::").map_or(test, |(module, _)| module)
 }

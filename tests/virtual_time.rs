@@ -17,17 +17,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use routebalance::config::Config;
-use routebalance::fleet::Pool;
-use routebalance::gateway::Gateway;
-use routebalance::predictor::Predictor;
-use routebalance::router::Router;
-use routebalance::tools::fleet;
-use routebalance::tools::instance::RunningInstance;
-use routebalance::tools::network::{Listener, Network};
-use routebalance::tools::prompts::PromptSet;
-use routebalance::tools::render::render;
-use routebalance::worker::Statistic;
+use routebalance_cli::fleet;
+use routebalance_cli::render::render;
+use routebalance_core::config::Config;
+use routebalance_core::fleet::Pool;
+use routebalance_core::gateway::Gateway;
+use routebalance_core::predictor::Predictor;
+use routebalance_core::router::Router;
+use routebalance_core::worker::Statistic;
+use routebalance_instance::RunningInstance;
+use routebalance_instance::network::{Listener, Network};
+use routebalance_instance::prompts::PromptSet;
 use serde_json::{Value, json};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -335,7 +335,7 @@ fn status(status: u16) -> Headers {
 }
 
 async fn ask_instance(proxy: &Weak<Proxy>, network: &Network, call: &Call) -> (Headers, Vec<u8>) {
-    let named = value(&call.headers, routebalance::names::ENDPOINT_HEADER).map(str::to_owned);
+    let named = value(&call.headers, routebalance_core::names::ENDPOINT_HEADER).map(str::to_owned);
     let mut named: std::vec::IntoIter<String> = Vec::from_iter(named).into_iter();
     let host = proxy.upgrade().and_then(|proxy| proxy.choose(&call.cluster, &mut named, &[]));
     let Some(host) = host else { return (status(503), Vec::new()) };

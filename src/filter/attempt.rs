@@ -3,9 +3,9 @@
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::Action;
 
-use crate::filter::envoy::Envoy;
-use crate::filter::shared::Shared;
-use crate::gateway::{Attempt, Gateway, context_of};
+use crate::envoy::Envoy;
+use crate::shared::Shared;
+use routebalance_core::gateway::{Attempt, Gateway, context_of};
 
 /// The HTTP context of one attempt.
 #[derive(Default)]

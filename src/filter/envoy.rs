@@ -5,9 +5,9 @@ use std::time::Duration;
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{Action, BufferType, MapType};
 
-use crate::filter::host;
-use crate::gateway::{Body, Flow, Host, Map};
-use crate::shared::{Board, Key, Version};
+use crate::host;
+use routebalance_core::gateway::{Body, Flow, Host, Map};
+use routebalance_core::shared::{Board, Key, Version};
 
 /// Envoy: its host calls keep the state.
 pub(super) struct Envoy;

@@ -4,15 +4,15 @@ use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{BufferType, ContextType};
 
-use crate::config::Config;
-use crate::filter::attempt::AttemptContext;
-use crate::filter::envoy::Envoy;
-use crate::filter::host;
-use crate::filter::shared::Shared;
-use crate::filter::stream::StreamContext;
-use crate::names;
-use crate::predictor::Predictor;
-use crate::router::Router;
+use crate::attempt::AttemptContext;
+use crate::envoy::Envoy;
+use crate::host;
+use crate::shared::Shared;
+use crate::stream::StreamContext;
+use routebalance_core::config::Config;
+use routebalance_core::names;
+use routebalance_core::predictor::Predictor;
+use routebalance_core::router::Router;
 
 /// The root context of one VM.
 pub(super) struct Root {
@@ -45,7 +45,7 @@ impl Root {
             log::info!("routebalance: the predictor does not know {}: their priors decide", unknown.join(", "));
         }
         let gateway = Shared::new(router);
-        let tick = gateway.with(|gateway| gateway.tick_period()).unwrap_or(crate::gateway::TICK);
+        let tick = gateway.with(|gateway| gateway.tick_period()).unwrap_or(routebalance_core::gateway::TICK);
         self.gateway = Some(gateway);
         hostcalls::set_tick_period(tick).map_err(|status| format!("the host refuses a timer: {status:?}"))
     }

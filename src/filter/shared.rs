@@ -4,13 +4,13 @@ use std::cell::RefCell;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::rc::{Rc, Weak};
 
-use crate::config::Drill;
-use crate::filter::envoy::Envoy;
-use crate::filter::host;
-use crate::gateway::Gateway;
-use crate::names;
-use crate::router::Router;
-use crate::worker::Statistic;
+use crate::envoy::Envoy;
+use crate::host;
+use routebalance_core::config::Drill;
+use routebalance_core::gateway::Gateway;
+use routebalance_core::names;
+use routebalance_core::router::Router;
+use routebalance_core::worker::Statistic;
 
 /// A gateway and its statistics in Envoy.
 type Cell = RefCell<(Gateway, host::Metrics)>;

@@ -3,10 +3,10 @@
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::{Action, MapType};
 
-use crate::filter::envoy::Envoy;
-use crate::filter::host;
-use crate::filter::shared::Shared;
-use crate::gateway::{Flow, Gateway};
+use crate::envoy::Envoy;
+use crate::host;
+use crate::shared::Shared;
+use routebalance_core::gateway::{Flow, Gateway};
 
 /// The HTTP context of one request.
 pub(super) struct StreamContext {

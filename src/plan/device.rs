@@ -13,7 +13,7 @@
 //! Assumptions: compute follows the share; below [`DECODE_KNEE`] of the multiprocessors memory bandwidth does too.
 
 use super::problem::ShardMemory;
-use crate::fleet::{LatencyProfile, Limits};
+use routebalance_core::fleet::{LatencyProfile, Limits};
 
 /// Share of a GPU below which decoding slows in proportion. One multiprocessor can draw more than its part of the bandwidth, so a
 /// copy that is alone needs no whole GPU. What its neighbours draw is missing, though: 0.8 is where copies that fill a GPU with caps of

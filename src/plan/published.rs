@@ -141,11 +141,11 @@ fn onto_simplex(point: &[f64]) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::placement::place;
-    use crate::plan::problem::{Beyond, Problem};
-    use crate::plan::search::tests::{TTFT, small};
-    use crate::plan::setup::Setups;
-    use crate::random::Random;
+    use crate::placement::place;
+    use crate::problem::{Beyond, Problem};
+    use crate::search::tests::{TTFT, small};
+    use crate::setup::Setups;
+    use routebalance_core::random::Random;
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -183,7 +183,7 @@ mod tests {
                 (Some(ours), Some(theirs)) => {
                     compared += 1;
                     assert!(theirs.latency <= 1.0 && (theirs.fractions.iter().sum::<f64>() - 1.0).abs() < 1e-9);
-                    let score = crate::plan::prices::best_score(&problem.scores, &theirs.fractions);
+                    let score = crate::prices::best_score(&problem.scores, &theirs.fractions);
                     assert!(score <= ours.score_bound + 1e-5, "{setup:?}: {score} {ours:?}");
                     assert!(score > ours.score - 0.01, "{setup:?}: {score} {}", ours.score);
                 }

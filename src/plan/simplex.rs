@@ -159,7 +159,7 @@ fn invert(columns: &[Column]) -> Option<Vec<Vec<f64>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::Random;
+    use routebalance_core::random::Random;
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
 

@@ -13,9 +13,9 @@ mod published;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::fleet::{BatchSizing, Batching, Fleet, ModelKind};
-use crate::reckoning::Dispatch;
-use crate::router::Decision;
+use routebalance_core::fleet::{BatchSizing, Batching, Fleet, ModelKind};
+use routebalance_core::reckoning::Dispatch;
+use routebalance_core::router::Decision;
 
 pub use cascade::Cascade;
 pub use dispatcher::{Dispatcher, Turns};

@@ -26,7 +26,7 @@ mod step;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::fleet::{LatencyProfile, Limits};
+use routebalance_core::fleet::{LatencyProfile, Limits};
 
 use kv::Kv;
 use prefix::PrefixCache;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::telemetry::Load;
+use routebalance_core::telemetry::Load;
 
 /// Something that goes wrong, or is put right.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -83,7 +83,7 @@ pub enum Answering {
     Replying(Reply),
     /// It gives one client's requests this reply, and serves the others.
     Limiting {
-        /// Whose, as [`Manner::client`](crate::sim::workload::Manner::client) has it.
+        /// Whose, as [`Manner::client`](crate::workload::Manner::client) has it.
         client: u32,
         /// The reply.
         reply: Reply,

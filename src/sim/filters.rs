@@ -1,13 +1,13 @@
 //! The filters of RouteBalance and those that it was compared with, as published (section 10 of its specification), for the lab's
-//! contenders. The gateway's own is [`admission`](crate::admission).
+//! contenders. The gateway's own is [`admission`](routebalance_core::admission).
 //!
 //! Two things differ by necessity. The probability of a length comes from this predictor's percentiles instead of the paper's
 //! histogram, and quality is this predictor's.
 
-use crate::admission::probability_within;
-use crate::fleet::{Constraint, Mode, Tariff};
-use crate::latency::Residuals;
-use crate::predictor::Estimate;
+use routebalance_core::admission::probability_within;
+use routebalance_core::fleet::{Constraint, Mode, Tariff};
+use routebalance_core::latency::Residuals;
+use routebalance_core::predictor::Estimate;
 
 /// Standard normal quantile of 95 %, as QLM's filter has it.
 const QLM_Z: f64 = 1.645;
@@ -218,7 +218,7 @@ fn tiered(offers: &[Offer], demand: &Demand) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::latency::BINS;
+    use routebalance_core::latency::BINS;
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
 

@@ -1,4 +1,4 @@
-//! One gateway: the workers that Envoy runs ([`crate::worker`]) on a board in memory, and what belongs to the simulation alone.
+//! One gateway: the workers that Envoy runs ([`routebalance_core::worker`]) on a board in memory, and what belongs to the simulation alone.
 
 mod batching;
 
@@ -7,19 +7,19 @@ use std::time::Duration;
 
 use batching::Batchers;
 
-use crate::affinity::{Keys, Recall};
-use crate::health::{Event, Records};
-use crate::learning::feedback::Feedback;
-use crate::learning::speed::Timing;
-use crate::openai::Api;
-use crate::random::Random;
-use crate::reckoning::{Counters, Dispatch, LoadNow, Reports};
-use crate::router::{Ask, Decision, Router, Verdict};
-use crate::shared::{Board, Memory};
-use crate::sim::contender::{Choice, Turns};
-use crate::sim::workload::{Arrival, Template};
-use crate::telemetry::Load;
-use crate::worker::{Answer, Fetch, Purpose, Scrape, Worker};
+use crate::contender::{Choice, Turns};
+use crate::workload::{Arrival, Template};
+use routebalance_core::affinity::{Keys, Recall};
+use routebalance_core::health::{Event, Records};
+use routebalance_core::learning::feedback::Feedback;
+use routebalance_core::learning::speed::Timing;
+use routebalance_core::openai::Api;
+use routebalance_core::random::Random;
+use routebalance_core::reckoning::{Counters, Dispatch, LoadNow, Reports};
+use routebalance_core::router::{Ask, Decision, Router, Verdict};
+use routebalance_core::shared::{Board, Memory};
+use routebalance_core::telemetry::Load;
+use routebalance_core::worker::{Answer, Fetch, Purpose, Scrape, Worker};
 
 /// Requests of a gateway that wait for their decisions, one batch after the other.
 #[derive(Clone, Debug, Default)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::router::Decision;
+use routebalance_core::router::Decision;
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

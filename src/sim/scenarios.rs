@@ -4,16 +4,16 @@ pub mod misbehaviour;
 
 use std::time::Duration;
 
-use crate::config::Config;
-use crate::fleet::Fleet;
-use crate::random::Random;
-use crate::router::Router;
-use crate::shared::SLOT_TTL;
-use crate::sim::fault::{Fault, Reporting, Scheduled};
-use crate::sim::outcome::{End, Outcome};
-use crate::sim::simulation::{Options, Simulation};
-use crate::sim::workload::{Arrivals, ChatMix, Workload, sustainable_rates};
-use crate::telemetry::Load;
+use crate::fault::{Fault, Reporting, Scheduled};
+use crate::outcome::{End, Outcome};
+use crate::simulation::{Options, Simulation};
+use crate::workload::{Arrivals, ChatMix, Workload, sustainable_rates};
+use routebalance_core::config::Config;
+use routebalance_core::fleet::Fleet;
+use routebalance_core::random::Random;
+use routebalance_core::router::Router;
+use routebalance_core::shared::SLOT_TTL;
+use routebalance_core::telemetry::Load;
 
 /// How long requests come.
 const LENGTH: Duration = Duration::from_secs(60);
@@ -54,7 +54,7 @@ pub fn small(config: &Config, pools: usize, instances: usize) -> Config {
         pool.limits.max_running = 8;
         pool.instances = (fleet.instances.len()..fleet.instances.len().saturating_add(kept.len())).collect();
         let of_pool = kept.iter().filter_map(|i| config.fleet.instances.get(*i)).cloned();
-        fleet.instances.extend(of_pool.map(|instance| crate::fleet::Instance { pool: p, ..instance }));
+        fleet.instances.extend(of_pool.map(|instance| routebalance_core::fleet::Instance { pool: p, ..instance }));
         fleet.pools.push(pool);
     }
     Config { fleet, predictor_enabled: false, ..config.clone() }

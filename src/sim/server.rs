@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use crate::fleet::Pool;
-use crate::sim::engine::{Detail, Engine, Event, Job, TooLong};
-use crate::sim::fault::{Answering, Reply, Reporting};
-use crate::sim::workload::Manner;
-use crate::telemetry::Load;
+use crate::engine::{Detail, Engine, Event, Job, TooLong};
+use crate::fault::{Answering, Reply, Reporting};
+use crate::workload::Manner;
+use routebalance_core::fleet::Pool;
+use routebalance_core::telemetry::Load;
 
 /// How an instance is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

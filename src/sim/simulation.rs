@@ -3,25 +3,25 @@
 //! A request reaches a gateway and one of its workers by lot, is decided there by [`Router::decide`] or [`Router::route`], and
 //! travels to the instance. Envoy's part is played as the reference configuration has it: a refused connection, or a stream reset
 //! before its first byte, is tried again at the next of the decision's endpoints. Where [`Options`] say so, the gateway has its part in
-//! that, by the rules of [`crate::health`] that the filter follows. Scrapes are those that the gateway's workers ask for
+//! that, by the rules of [`routebalance_core::health`] that the filter follows. Scrapes are those that the gateway's workers ask for
 //! in their ticks. The tokens of a stream are counted at ticks, so that a worker knows its own up to one tick late.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::time::Duration;
 
-use crate::health::{self, Asking, Suspect};
-use crate::random::Random;
-use crate::reckoning::Dispatch;
-use crate::router::Router;
-use crate::sim::contender::Contender;
-use crate::sim::engine::{Event, EventKind, Job};
-use crate::sim::fault::{Reply, Scheduled};
-use crate::sim::gateway::{Gateway, Vm};
-use crate::sim::outcome::{End, Outcome};
-use crate::sim::server::Server;
-use crate::sim::workload::Workload;
-use crate::worker::{Answer, Scrape};
+use crate::contender::Contender;
+use crate::engine::{Event, EventKind, Job};
+use crate::fault::{Reply, Scheduled};
+use crate::gateway::{Gateway, Vm};
+use crate::outcome::{End, Outcome};
+use crate::server::Server;
+use crate::workload::Workload;
+use routebalance_core::health::{self, Asking, Suspect};
+use routebalance_core::random::Random;
+use routebalance_core::reckoning::Dispatch;
+use routebalance_core::router::Router;
+use routebalance_core::worker::{Answer, Scrape};
 
 mod cascading;
 mod deciding;

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 pub use arrivals::Arrivals;
 
-use crate::fleet::{Constraints, Fleet, LatencyProfile, Limits, ModelKind};
-use crate::openai::{Api, Prompt, RequestScan};
-use crate::predictor::{Estimate, PriorSpread};
-use crate::random::Random;
-use crate::router::Outlook;
-use crate::sim::fault::Reply;
+use crate::fault::Reply;
+use routebalance_core::fleet::{Constraints, Fleet, LatencyProfile, Limits, ModelKind};
+use routebalance_core::openai::{Api, Prompt, RequestScan};
+use routebalance_core::predictor::{Estimate, PriorSpread};
+use routebalance_core::random::Random;
+use routebalance_core::router::Outlook;
 
 /// A kind of request: what the gateway sees of it, and the truth that it cannot know.
 #[derive(Clone, Debug)]
@@ -27,8 +27,8 @@ pub struct Template {
     pub output_tokens: Vec<u32>,
     /// Quality of each model's answer, 0 to 1.
     pub quality: Vec<f64>,
-    /// A hash for each whole block of [`BLOCK_TOKENS`](crate::sim::engine::BLOCK_TOKENS) prompt tokens that covers all up to its
-    /// end, as [`Engine::submit_blocks`](crate::sim::engine::Engine::submit_blocks) takes them; empty if no other request shares
+    /// A hash for each whole block of [`BLOCK_TOKENS`](crate::engine::BLOCK_TOKENS) prompt tokens that covers all up to its
+    /// end, as [`Engine::submit_blocks`](crate::engine::Engine::submit_blocks) takes them; empty if no other request shares
     /// any.
     pub blocks: Arc<[u64]>,
 }
@@ -207,7 +207,7 @@ pub fn sustainable_rate(profile: &LatencyProfile, limits: &Limits, templates: &[
 /// Requests per second that each pool sustains, all instances together, in the fleet's order. **Utilisation** of a pool is what
 /// it is offered over this; of a fleet, what is offered over the sum over the pools of generating models.
 pub fn sustainable_rates(fleet: &Fleet, templates: &[Template]) -> Vec<f64> {
-    let rate = |pool: &crate::fleet::Pool| {
+    let rate = |pool: &routebalance_core::fleet::Pool| {
         let generates = fleet.model_of(pool).is_some_and(|m| m.kind == ModelKind::Generate);
         let each = if generates { sustainable_rate(&pool.profile, &pool.limits, templates, pool.model) } else { 0.0 };
         each * pool.instances.len() as f64
@@ -262,7 +262,7 @@ mod tests {
     /// The mean of a mix is the prior times `exp(sd^2 / 2)` of both spreads.
     #[test]
     fn a_chat_mix_is_about_the_priors() {
-        let config = crate::config::Config::parse(include_bytes!("../../envoy/routebalance.json")).unwrap();
+        let config = routebalance_core::config::Config::parse(include_bytes!("../../envoy/routebalance.json")).unwrap();
         let mix = ChatMix { templates: 20_000, ..ChatMix::default() };
         let templates = mix.templates(&config.fleet, 5);
         let mean = templates.iter().map(|t| f64::from(t.output_tokens[1])).sum::<f64>() / 20_000.0;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use routebalance::tools::instance::Fault;
+use routebalance_instance::Fault;
 use serde_json::{Value, json};
 
 use super::state::{arrived_whole, bulky, log_lines_of};

@@ -6,14 +6,14 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::LazyLock;
 
-use routebalance::config::Config;
-use routebalance::fleet::{Budget, Constraints};
-use routebalance::learning::Learned;
-use routebalance::openai::{Api, RequestScan, patched};
-use routebalance::random::Random;
-use routebalance::router::{Ask, Router, Verdict};
-use routebalance::tools::instance::Fault;
-use routebalance::tools::setup::{package_root, target_dir};
+use routebalance_cli::setup::{package_root, target_dir};
+use routebalance_core::config::Config;
+use routebalance_core::fleet::{Budget, Constraints};
+use routebalance_core::learning::Learned;
+use routebalance_core::openai::{Api, RequestScan, patched};
+use routebalance_core::random::Random;
+use routebalance_core::router::{Ask, Router, Verdict};
+use routebalance_instance::Fault;
 use serde_json::{Value, json};
 
 use crate::harness::{Gateway, eventually};
@@ -135,7 +135,7 @@ pub(crate) async fn sdks(gateway: &Gateway) {
     let [generating, embedding] = POOLS.map(|name| gateway.pool(name));
     let direct = gateway.instance(generating.instances[0]).address();
     let fleet = &gateway.config().fleet;
-    let name = |pool: &routebalance::fleet::Pool| fleet.model_of(pool).expect("its model").name.clone();
+    let name = |pool: &routebalance_core::fleet::Pool| fleet.model_of(pool).expect("its model").name.clone();
     let said = python(vec![
         "suite.py".to_owned(),
         gateway.running().url("").trim_end_matches('/').to_owned(),

@@ -1,6 +1,6 @@
 //! What goes wrong at instances, between them and the gateway, or at clients.
 
-use routebalance::tools::instance::Fault;
+use routebalance_instance::Fault;
 use tokio::io::AsyncWriteExt;
 
 use super::state::read_some;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::future::join_all;
-use routebalance::tools::instance::Fault;
+use routebalance_instance::Fault;
 use tokio::time::Instant;
 
 use super::state::read_some;

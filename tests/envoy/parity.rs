@@ -1,10 +1,11 @@
 //! The predictor inside Envoy's V8: the features of training bit for bit and the numbers of onnxruntime, as `golden.json` has
 //! them; and of bytes that are no text, what the native build makes of them.
 
-use routebalance::features::{Features, extract};
-use routebalance::names::DEBUG_PREDICT_PATH;
-use routebalance::openai::{Probe, ProbeScan};
-use routebalance::predictor::Predictor;
+use routebalance_core::features::{Features, extract};
+use routebalance_core::names::DEBUG_PREDICT_PATH;
+use routebalance_core::openai::{Probe, ProbeScan};
+use routebalance_core::predictor::GOLDEN_FILE;
+use routebalance_core::predictor::Predictor;
 use serde_json::{Value, json};
 
 use crate::harness::{Gateway, Request};
@@ -13,7 +14,8 @@ use crate::harness::{Gateway, Request};
 const TOLERANCE: f64 = 1e-4;
 
 pub(crate) async fn predictions_match(gateway: &Gateway) {
-    let golden: Value = serde_json::from_str(include_str!(env!("ROUTEBALANCE_GOLDEN"))).unwrap();
+    let golden = std::fs::read(GOLDEN_FILE).expect("the predictor has golden cases");
+    let golden: Value = serde_json::from_slice(&golden).unwrap();
     let cases = golden["cases"].as_array().unwrap();
     assert!(cases.len() > 30, "golden.json has its texts");
     for case in cases {

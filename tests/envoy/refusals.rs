@@ -1,6 +1,6 @@
 //! A configuration that is wrong.
 
-use routebalance::tools::check::check;
+use routebalance_cli::check::check;
 use serde_json::{Value, json};
 
 use super::setups::replaced;

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::future::join_all;
-use routebalance::tools::instance::Fault;
+use routebalance_instance::Fault;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 

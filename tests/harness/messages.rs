@@ -1,6 +1,6 @@
 //! What scenarios send, and what they get.
 
-use routebalance::tools::instance::Received;
+use routebalance_instance::Received;
 use serde_json::Value;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use routebalance::fleet::ModelKind;
-use routebalance::tools::instance::{Fault, InstanceOptions, RunningInstance, start};
-use routebalance::tools::prompts::PromptSet;
+use routebalance_core::fleet::ModelKind;
+use routebalance_instance::prompts::PromptSet;
+use routebalance_instance::{Fault, InstanceOptions, RunningInstance, start};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use routebalance::gateway::{Body, Host, Map};
-use routebalance::shared::{Board, Bytes, Key, Version};
+use routebalance_core::gateway::{Body, Host, Map};
+use routebalance_core::shared::{Board, Bytes, Key, Version};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 

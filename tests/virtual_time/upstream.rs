@@ -8,7 +8,7 @@ use hyper::body::{Body as _, Frame, Incoming};
 use hyper::client::conn::http1;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use routebalance::tools::network::Network;
+use routebalance_instance::network::Network;
 
 use super::host::{Headers, value};
 use super::{Task, status};

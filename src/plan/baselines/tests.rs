@@ -2,8 +2,8 @@
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
 use super::*;
-use crate::plan::setup::Setups;
-use crate::plan::setup::tests::{THREE, choice, problem};
+use crate::setup::Setups;
+use crate::setup::tests::{THREE, choice, problem};
 
 fn closest(baseline: Baseline, problem: &Problem) -> (Setup, f64) {
     let setups: Vec<Setup> = Setups::new(problem).collect();

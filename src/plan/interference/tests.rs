@@ -2,9 +2,9 @@
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
 use super::*;
-use crate::plan::setup::Choice;
-use crate::plan::setup::tests::{choice, problem};
-use crate::random::Random;
+use crate::setup::Choice;
+use crate::setup::tests::{choice, problem};
+use routebalance_core::random::Random;
 
 fn interference(caps: &[u32], gpus: &[&[usize]], strength: f64) -> Interference {
     let mut problem = problem(&vec![14.0; caps.len()], 8);

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use super::{ModelCopy, Prefer};
-use crate::plan::setup::GPU_PERCENT;
+use crate::setup::GPU_PERCENT;
 
 /// Shards that are tried on a GPU before the search for the first placement ends.
 pub(super) const STEPS_MAX: usize = 50_000;

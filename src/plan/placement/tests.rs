@@ -2,10 +2,10 @@
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
 use super::*;
-use crate::plan::problem::Goal;
-use crate::plan::setup::Choice;
-use crate::plan::setup::tests::{THREE, choice, kind, problem};
-use crate::random::Random;
+use crate::problem::Goal;
+use crate::setup::Choice;
+use crate::setup::tests::{THREE, choice, kind, problem};
+use routebalance_core::random::Random;
 
 fn setup(choices: &[(u32, u32)]) -> Setup {
     Setup(choices.iter().map(|(tp, share)| choice(0, *tp, *share, 1)).collect())

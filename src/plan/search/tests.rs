@@ -1,19 +1,19 @@
 use super::*;
-use crate::plan::placement::place;
-use crate::plan::problem::{Beyond, Level};
-use crate::plan::profile::{Point, Times};
-use crate::plan::scores::Scores;
-use crate::plan::setup::Setups;
-use crate::plan::setup::tests::{THREE, problem};
-use crate::random::Random;
+use crate::placement::place;
+use crate::problem::{Beyond, Level};
+use crate::profile::{Point, Times};
+use crate::scores::Scores;
+use crate::setup::Setups;
+use crate::setup::tests::{THREE, problem};
+use routebalance_core::random::Random;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
-pub(in crate::plan) const TTFT: Limit = Limit { metric: Metric::Ttft, statistic: Statistic::Mean, milliseconds: 300.0 };
+pub(crate) const TTFT: Limit = Limit { metric: Metric::Ttft, statistic: Statistic::Mean, milliseconds: 300.0 };
 const P95: Limit = Limit { metric: Metric::Ttft, statistic: Statistic::Quantile(0.95), milliseconds: 700.0 };
 
 /// Three models on two GPUs whose times follow a queue's.
-pub(in crate::plan) fn small(limits: &[Limit], rate: f64, interference: Option<f64>) -> Problem {
+pub(crate) fn small(limits: &[Limit], rate: f64, interference: Option<f64>) -> Problem {
     let mut problem = problem(&THREE, 2);
     problem.space.tensor_parallel = vec![1, 2];
     problem.space.shares_percent = vec![20, 40, 60, 80, 100];

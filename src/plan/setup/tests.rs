@@ -2,12 +2,12 @@
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
 use super::*;
-use crate::plan::problem::{Beyond, Goal, GpuKind, PlannedModel, ShardMemory, Space};
-use crate::plan::scores::Scores;
-use crate::random::Random;
+use crate::problem::{Beyond, Goal, GpuKind, PlannedModel, ShardMemory, Space};
+use crate::scores::Scores;
+use routebalance_core::random::Random;
 
 /// The problem of the paper's experiments: fp16 models of so many GB on so many GPUs of 80 GB, of which all compute is used.
-pub(in crate::plan) fn problem(weights_gb: &[f64], gpus: usize) -> Problem {
+pub(crate) fn problem(weights_gb: &[f64], gpus: usize) -> Problem {
     let model = |(m, weights_gb): (usize, &f64)| PlannedModel { name: format!("m{m}"), weights_gb: *weights_gb };
     Problem {
         models: weights_gb.iter().enumerate().map(model).collect(),
@@ -31,14 +31,14 @@ pub(in crate::plan) fn problem(weights_gb: &[f64], gpus: usize) -> Problem {
     }
 }
 
-pub(in crate::plan) fn kind(count: usize, memory_gb: f64, usd_per_hour: f64) -> GpuKind {
+pub(crate) fn kind(count: usize, memory_gb: f64, usd_per_hour: f64) -> GpuKind {
     GpuKind { name: format!("{memory_gb} GB"), count, memory_gb, usd_per_hour }
 }
 
 /// Models of 7, 13 and 34 billion parameters in fp16.
-pub(in crate::plan) const THREE: [f64; 3] = [14.0, 26.0, 68.0];
+pub(crate) const THREE: [f64; 3] = [14.0, 26.0, 68.0];
 
-pub(in crate::plan) fn choice(kind: usize, tensor_parallel: u32, share_percent: u32, replicas: u32) -> Choice {
+pub(crate) fn choice(kind: usize, tensor_parallel: u32, share_percent: u32, replicas: u32) -> Choice {
     Choice { kind, tensor_parallel, share_percent, replicas }
 }
 

@@ -1,8 +1,8 @@
 use super::*;
-use crate::plan::curve::Served;
-use crate::plan::problem::{Beyond, Limit, Metric, Statistic};
-use crate::plan::profile::{Point, Profile, Times};
-use crate::random::Random;
+use crate::curve::Served;
+use crate::problem::{Beyond, Limit, Metric, Statistic};
+use crate::profile::{Point, Profile, Times};
+use routebalance_core::random::Random;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -84,7 +84,7 @@ fn a_routing_keeps_the_limits_has_its_score_and_no_other_is_better() {
         let sum: f64 = solved.fractions.iter().sum();
         assert!((sum - 1.0).abs() < 1e-9 && solved.fractions.iter().all(|f| *f >= -1e-12), "case {case}: {solved:?}");
         assert!(holds(&terms, limits.len(), &solved.fractions), "case {case}: {solved:?}");
-        let reached = crate::plan::prices::best_score(&scores, &solved.fractions);
+        let reached = crate::prices::best_score(&scores, &solved.fractions);
         assert!((solved.score - reached).abs() < 2e-5, "case {case}: {} is really {reached}", solved.score);
         assert!(solved.bound - solved.score <= 2e-6, "case {case}: {solved:?}");
         assert!(truth.is_none_or(|truth| truth <= solved.bound + 1e-9), "case {case}: {truth:?} {solved:?}");

@@ -1,11 +1,11 @@
 //! Dispatchers: which of some instances serves a request, whatever its model.
 
 use super::{Choice, instances};
-use crate::fleet::Fleet;
-use crate::latency;
-use crate::random::Random;
-use crate::reckoning::LoadNow;
-use crate::sim::workload::Template;
+use crate::workload::Template;
+use routebalance_core::fleet::Fleet;
+use routebalance_core::latency;
+use routebalance_core::random::Random;
+use routebalance_core::reckoning::LoadNow;
 
 /// A rule by which one of some instances is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,7 +43,7 @@ impl Turns {
 
 impl Dispatcher {
     /// Chooses among the instances of a model, or of all of them.
-    pub(in crate::sim) fn choose(
+    pub(crate) fn choose(
         self,
         fleet: &Fleet,
         model: Option<usize>,
@@ -126,7 +126,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::Config;
+    use routebalance_core::config::Config;
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
 

@@ -2,10 +2,10 @@
 //! section 4.2 of its specification).
 
 use super::forest::{Forest, Inputs};
-use crate::fleet::Pool;
-use crate::latency::Residuals;
-use crate::reckoning::LoadNow;
-use crate::sim::engine::{BLOCK_TOKENS, MAX_BATCHED_TOKENS};
+use crate::engine::{BLOCK_TOKENS, MAX_BATCHED_TOKENS};
+use routebalance_core::fleet::Pool;
+use routebalance_core::latency::Residuals;
+use routebalance_core::reckoning::LoadNow;
 
 /// The 25 inputs in the published order: 17 of the instance's state, the request's tokens, and what follows from them.
 ///

@@ -6,13 +6,13 @@ use std::time::Duration;
 use super::fitted::{Fitted, inputs};
 use super::forest::{Forest, Inputs};
 use super::{Choice, instances};
-use crate::fleet::{Constraints, Fleet, Objective, Pool, QualityNormalisation, Tariff, Weights};
-use crate::latency;
-use crate::predictor::Estimate;
-use crate::reckoning::LoadNow;
-use crate::score::{self, Candidate};
-use crate::sim::filters::{Demand, Filter, Offer};
-use crate::sim::workload::Template;
+use crate::filters::{Demand, Filter, Offer};
+use crate::workload::Template;
+use routebalance_core::fleet::{Constraints, Fleet, Objective, Pool, QualityNormalisation, Tariff, Weights};
+use routebalance_core::latency;
+use routebalance_core::predictor::Estimate;
+use routebalance_core::reckoning::LoadNow;
+use routebalance_core::score::{self, Candidate};
 
 /// Where the published T has its time per output token from.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,7 +75,7 @@ impl Published {
 
     /// Decides a batch, given in the order of arrival: positions in the batch, in the order in which they are decided, and choices.
     /// `loads` is read once for all of it; what the batch itself sends is reckoned as published: a request more in the queue.
-    pub(in crate::sim) fn assign(
+    pub(crate) fn assign(
         &self,
         fleet: &Fleet,
         batch: &[(&Template, Option<Constraints>)],

@@ -118,7 +118,7 @@ impl Kv {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::Random;
+    use routebalance_core::random::Random;
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
 

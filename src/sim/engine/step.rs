@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::fleet::LatencyProfile;
+use routebalance_core::fleet::LatencyProfile;
 
 /// Bits of a nanosecond's fraction.
 const FRACTION_BITS: u32 = 20;
@@ -163,7 +163,7 @@ pub(super) fn duration_ns(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::Random;
+    use routebalance_core::random::Random;
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
 

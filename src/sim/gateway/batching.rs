@@ -1,16 +1,16 @@
-//! Requests that wait for each other where their policy batches, as [`crate::gateway`] makes them: at the worker that has them, until a
+//! Requests that wait for each other where their policy batches, as [`routebalance_core::gateway`] makes them: at the worker that has them, until a
 //! batch is due at an arrival or at a look.
 
 use std::time::Duration;
 
 use super::Gateway;
-use crate::affinity::{Keys, Recall};
-use crate::assign::{self, Assigned, Batcher};
-use crate::gateway::LOOK;
-use crate::openai::Api;
-use crate::router::{Ask, Outlook, Router, Verdict};
-use crate::sim::contender::Choice;
-use crate::sim::workload::{Arrival, Template};
+use crate::contender::Choice;
+use crate::workload::{Arrival, Template};
+use routebalance_core::affinity::{Keys, Recall};
+use routebalance_core::assign::{self, Assigned, Batcher};
+use routebalance_core::gateway::LOOK;
+use routebalance_core::openai::Api;
+use routebalance_core::router::{Ask, Outlook, Router, Verdict};
 
 /// The requests of one worker that wait.
 #[derive(Clone, Debug)]
@@ -41,7 +41,7 @@ struct Asked<'t> {
 
 impl Gateway {
     /// Lets a request wait at a worker, if it is one that waits.
-    pub(in crate::sim) fn join(
+    pub(crate) fn join(
         &mut self,
         worker: usize,
         index: usize,
@@ -57,7 +57,7 @@ impl Gateway {
     }
 
     /// A request does not wait any more: its client has gone.
-    pub(in crate::sim) fn part(&mut self, worker: usize, index: usize) {
+    pub(crate) fn part(&mut self, worker: usize, index: usize) {
         let (Some(batchers), Ok(id)) = (self.batchers.get_mut(worker), u32::try_from(index)) else { return };
         for batcher in batchers.of.iter_mut().flatten() {
             batcher.remove(id);
@@ -65,7 +65,7 @@ impl Gateway {
     }
 
     /// Whether a look at a worker's batches is to be foreseen: somebody waits, and none is.
-    pub(in crate::sim) fn wants_look(&mut self, worker: usize) -> bool {
+    pub(crate) fn wants_look(&mut self, worker: usize) -> bool {
         let Some(batchers) = self.batchers.get_mut(worker) else { return false };
         let waits = batchers.of.iter().flatten().any(|batcher| !batcher.is_empty());
         let wants = waits && !batchers.looks;
@@ -74,21 +74,21 @@ impl Gateway {
     }
 
     /// The look that was foreseen is now.
-    pub(in crate::sim) fn looks(&mut self, worker: usize) {
+    pub(crate) fn looks(&mut self, worker: usize) {
         if let Some(batchers) = self.batchers.get_mut(worker) {
             batchers.looks = false;
         }
     }
 
     /// All requests that wait at a worker wait no more, and are given back.
-    pub(in crate::sim) fn disband(&mut self, worker: usize) -> Vec<usize> {
+    pub(crate) fn disband(&mut self, worker: usize) -> Vec<usize> {
         let Some(batchers) = self.batchers.get_mut(worker) else { return Vec::new() };
         let old = std::mem::replace(&mut batchers.of, Batchers::new(&self.router).of);
         old.into_iter().flatten().flat_map(Batcher::into_waiting).map(|waiting| waiting.id as usize).collect()
     }
 
     /// Decides the next batch of a worker that is due, in the order in which it is sent.
-    pub(in crate::sim) fn next_batch<'t>(
+    pub(crate) fn next_batch<'t>(
         &mut self,
         worker: usize,
         request: impl Fn(usize) -> Option<(&'t Template, &'t Arrival)>,

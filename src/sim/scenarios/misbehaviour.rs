@@ -19,16 +19,16 @@ mod checks;
 use std::time::Duration;
 
 use super::{LIMIT, check_leaks, small};
-use crate::config::Config;
-use crate::openai::Prompt;
-use crate::random::Random;
-use crate::reckoning::Standing;
-use crate::router::Router;
-use crate::shared::SLOT_TTL;
-use crate::sim::fault::{Answering, Fault, Reply, Reporting, Scheduled};
-use crate::sim::outcome::Outcome;
-use crate::sim::simulation::{Options, Simulation};
-use crate::sim::workload::{Arrival, Arrivals, ChatMix, Manner, Template, Workload, sustainable_rates};
+use crate::fault::{Answering, Fault, Reply, Reporting, Scheduled};
+use crate::outcome::Outcome;
+use crate::simulation::{Options, Simulation};
+use crate::workload::{Arrival, Arrivals, ChatMix, Manner, Template, Workload, sustainable_rates};
+use routebalance_core::config::Config;
+use routebalance_core::openai::Prompt;
+use routebalance_core::random::Random;
+use routebalance_core::reckoning::Standing;
+use routebalance_core::router::Router;
+use routebalance_core::shared::SLOT_TTL;
 
 /// How long requests come, and how long those for long answers do.
 const LENGTH: Duration = Duration::from_secs(60);

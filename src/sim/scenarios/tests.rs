@@ -1,5 +1,5 @@
 use super::*;
-use crate::sim::workload::Template;
+use crate::workload::Template;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 

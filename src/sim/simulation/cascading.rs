@@ -1,8 +1,8 @@
 //! Cascades: answers that are turned down, and requests that go on to the next model.
 
 use super::{Happening, Simulation};
-use crate::sim::contender::Contender;
-use crate::sim::outcome::Answer;
+use crate::contender::Contender;
+use crate::outcome::Answer;
 
 impl Simulation<'_> {
     /// Whether the judge turns down the answer that a request has just got.
@@ -37,13 +37,13 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::Config;
-    use crate::router::Router;
-    use crate::sim::contender::{Cascade, Dispatcher};
-    use crate::sim::fault::{Fault, Scheduled};
-    use crate::sim::outcome::{End, Outcome};
-    use crate::sim::simulation::Options;
-    use crate::sim::workload::{Arrivals, ChatMix, Template, Workload};
+    use crate::contender::{Cascade, Dispatcher};
+    use crate::fault::{Fault, Scheduled};
+    use crate::outcome::{End, Outcome};
+    use crate::simulation::Options;
+    use crate::workload::{Arrivals, ChatMix, Template, Workload};
+    use routebalance_core::config::Config;
+    use routebalance_core::router::Router;
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -63,7 +63,7 @@ mod tests {
     fn run(router: &Router, contender: Contender, workload: &Workload, faults: &[Scheduled]) -> Vec<Outcome> {
         let mut simulation = Simulation::of(contender, router, workload, faults, Options::default());
         simulation.finish(LIMIT);
-        let nobody = |s: &crate::sim::server::Server| s.holds() == 0;
+        let nobody = |s: &crate::server::Server| s.holds() == 0;
         assert!(simulation.servers().iter().all(nobody), "no instance holds a request");
         let fleet = &router.config().fleet;
         for load in simulation.loads(0).iter().take(fleet.instances.len()) {

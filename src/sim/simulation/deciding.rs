@@ -3,17 +3,17 @@
 use std::time::Duration;
 
 use super::{Flight, Happening, Route, Simulation};
-use crate::assign;
-use crate::fleet::{BatchSizing, Batching, Constraints};
-use crate::gateway::LOOK;
-use crate::health::{Asking, Suspect};
-use crate::reckoning::LoadNow;
-use crate::sim::contender::{Cascade, Choice, Contender, Deciding};
-use crate::sim::engine::Job;
-use crate::sim::gateway::Stage;
-use crate::sim::outcome::{End, Outcome};
-use crate::sim::server::Server;
-use crate::sim::workload::Template;
+use crate::contender::{Cascade, Choice, Contender, Deciding};
+use crate::engine::Job;
+use crate::gateway::Stage;
+use crate::outcome::{End, Outcome};
+use crate::server::Server;
+use crate::workload::Template;
+use routebalance_core::assign;
+use routebalance_core::fleet::{BatchSizing, Batching, Constraints};
+use routebalance_core::gateway::LOOK;
+use routebalance_core::health::{Asking, Suspect};
+use routebalance_core::reckoning::LoadNow;
 
 impl Simulation<'_> {
     /// The load of every instance now, as a gateway's first worker sees it.

@@ -1,11 +1,11 @@
 //! What attempts show of their instances, where gateways look: failures and successes, and loads in response headers.
 
 use super::{News, Simulation};
-use crate::health::{self, Attempts, Event, Failure};
-use crate::openai::{ErrorCause, Observed};
-use crate::sim::fault::Reply;
-use crate::sim::server::Server;
-use crate::telemetry::Load;
+use crate::fault::Reply;
+use crate::server::Server;
+use routebalance_core::health::{self, Attempts, Event, Failure};
+use routebalance_core::openai::{ErrorCause, Observed};
+use routebalance_core::telemetry::Load;
 
 impl Simulation<'_> {
     /// The current attempt of a request shows this of its instance, and with it of those that have failed before.

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::Config;
-use crate::health;
-use crate::router::Router;
-use crate::sim::contender::Deciding;
-use crate::sim::sharing::Sharing;
+use crate::contender::Deciding;
+use crate::sharing::Sharing;
+use routebalance_core::config::Config;
+use routebalance_core::health;
+use routebalance_core::router::Router;
 
 /// What a simulation has besides the router's configuration and the workload.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,9 +1,9 @@
 //! Attempts that come to nothing, as the gateway sees them: replies that are no answers, requests that are the suspect, limits of time.
 
 use super::{News, Simulation, judging};
-use crate::health::{self, Suspect};
-use crate::sim::fault::Reply;
-use crate::sim::outcome::End;
+use crate::fault::Reply;
+use crate::outcome::End;
+use routebalance_core::health::{self, Suspect};
 
 /// Envoy's words where the time of a whole answer is over.
 const OVER: &str = "response_timeout";

@@ -1,12 +1,12 @@
-//! Whole answers that another instance is asked for because theirs is stuck: the gateway's part, by the rules of [`crate::health`].
+//! Whole answers that another instance is asked for because theirs is stuck: the gateway's part, by the rules of [`routebalance_core::health`].
 
 use std::time::Duration;
 
 use super::{ATTEMPTS, Flight, Happening, News, Simulation, job_id};
-use crate::health::{self, Event, Records};
-use crate::reckoning::Reports;
-use crate::sim::engine::Job;
-use crate::sim::outcome::End;
+use crate::engine::Job;
+use crate::outcome::End;
+use routebalance_core::health::{self, Event, Records};
+use routebalance_core::reckoning::Reports;
 
 impl Simulation<'_> {
     /// Whether nothing is to be expected of what an instance was asked at this time.

@@ -3,14 +3,14 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::*;
-use crate::config::Config;
-use crate::fleet::{BatchSizing, Batching};
-use crate::sim::contender::{Deciding, Dispatcher};
-use crate::sim::fault::Fault;
-use crate::sim::outcome::Summary;
-use crate::sim::sharing::{Part, Sharing};
-use crate::sim::workload::Template;
-use crate::sim::workload::{Arrivals, ChatMix, sustainable_rates};
+use crate::contender::{Deciding, Dispatcher};
+use crate::fault::Fault;
+use crate::outcome::Summary;
+use crate::sharing::{Part, Sharing};
+use crate::workload::Template;
+use crate::workload::{Arrivals, ChatMix, sustainable_rates};
+use routebalance_core::config::Config;
+use routebalance_core::fleet::{BatchSizing, Batching};
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -177,7 +177,7 @@ fn an_instance_that_hangs_costs_the_idle_timeout() {
     simulation.finish(600 * SECOND);
     let outcome = &simulation.outcomes()[0];
     assert_eq!((outcome.end, outcome.attempts), (End::Answered, 2));
-    let limit = crate::config::PER_TRY_IDLE_TIMEOUT;
+    let limit = routebalance_core::config::PER_TRY_IDLE_TIMEOUT;
     assert!(outcome.ttft.unwrap() > limit && outcome.ttft.unwrap() < limit + SECOND);
 }
 
@@ -387,7 +387,7 @@ fn replies_that_are_no_answers() {
         for by_client in [true, false] {
             let mut workload = alone(&[100]);
             workload.arrivals[0].manner.poison = Some(reply).filter(|_| by_client);
-            let as_ = crate::sim::fault::Answering::Replying(reply);
+            let as_ = crate::fault::Answering::Replying(reply);
             let faults = [Scheduled { at: Duration::ZERO, fault: Fault::Answering { instance: None, as_ } }];
             let faults = if by_client { &faults[..0] } else { &faults };
             let options = Options { health: true, sees_attempts, ..Options::default() };
@@ -407,7 +407,7 @@ fn whole_answers_have_their_own_time() {
     let mut workload = alone(&[100]);
     workload.arrivals[0].manner.whole = true;
     let hang = |ms| Scheduled { at: Duration::from_millis(ms), fault: Fault::Hang { instance: 0 } };
-    let no_reports = Fault::Reporting { instance: None, as_: crate::sim::fault::Reporting::Empty };
+    let no_reports = Fault::Reporting { instance: None, as_: crate::fault::Reporting::Empty };
     let no_reports = Scheduled { at: Duration::ZERO, fault: no_reports };
     let limit = router.config().health.answer_limit;
     let rows = [

@@ -3,12 +3,12 @@
 use serde_json::{Value, json};
 
 use super::{Asked, Flight, Happening, News, Simulation, flight_of};
-use crate::learning::speed::Timing;
-use crate::sim::fault::Fault;
-use crate::sim::gateway::Vm;
-use crate::sim::outcome::End;
-use crate::sim::server::{Health, Server};
-use crate::worker::{Answer, Fetch, Purpose};
+use crate::fault::Fault;
+use crate::gateway::Vm;
+use crate::outcome::End;
+use crate::server::{Health, Server};
+use routebalance_core::learning::speed::Timing;
+use routebalance_core::worker::{Answer, Fetch, Purpose};
 
 impl Simulation<'_> {
     pub(super) fn tick(&mut self) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::random::Random;
+use routebalance_core::random::Random;
 
 /// How requests come.
 #[derive(Clone, Debug, PartialEq)]

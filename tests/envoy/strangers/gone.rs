@@ -1,6 +1,6 @@
 //! What becomes of requests whose favourite model is gone.
 
-use routebalance::tools::instance::Fault;
+use routebalance_instance::Fault;
 
 use super::server::{Act, Page, Strangers};
 use super::{

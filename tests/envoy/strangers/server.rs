@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use routebalance::tools::instance::Fault;
-use routebalance::tools::network::{Connection, Listener, Network};
+use routebalance_instance::Fault;
+use routebalance_instance::network::{Connection, Listener, Network};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::{JoinHandle, JoinSet};

@@ -1,8 +1,8 @@
 use super::*;
-use crate::config::Config;
-use crate::fleet::{Budget, Slo};
-use crate::router::Outlook;
-use crate::sim::contender::{Inputs, PoolTimes, Tree};
+use crate::contender::{Inputs, PoolTimes, Tree};
+use routebalance_core::config::Config;
+use routebalance_core::fleet::{Budget, Slo};
+use routebalance_core::router::Outlook;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -180,7 +180,7 @@ fn filters_and_budgets() {
         ("calibrated: 500 ms are too many, so all", Filter::SlosServe, true, limits(60, 25, None), 3),
         (
             "inline: 100 tokens are within the default of 256",
-            Filter::Inline(crate::fleet::Mode::Strict),
+            Filter::Inline(routebalance_core::fleet::Mode::Strict),
             false,
             limits(1_000, 35, None),
             2,

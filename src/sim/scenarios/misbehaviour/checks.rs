@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::{Course, INSTANCES, Kind, Scene, is_other};
-use crate::sim::fault::Reply;
-use crate::sim::outcome::{End, Outcome};
-use crate::sim::workload::Arrival;
+use crate::fault::Reply;
+use crate::outcome::{End, Outcome};
+use crate::workload::Arrival;
 
 /// Instances that are asked for one request, most: the two that make it the suspect.
 const ATTEMPTS_MAX: usize = 2;

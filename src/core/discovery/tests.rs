@@ -1,0 +1,183 @@
+use super::*;
+#[cfg(all(target_family = "wasm", target_os = "unknown"))]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn host(address: &str, presence: Presence) -> Host {
+    Host { address: address.to_owned(), presence }
+}
+
+#[test]
+fn a_recorded_answer_is_read() {
+    let cluster = |name: &str, hosts: Vec<Host>| ClusterHosts { cluster: name.to_owned(), hosts };
+    let (there, ill) = (Presence::Present, Presence::Unhealthy);
+    let mut clusters = parse(include_bytes!("../../../tests/fixtures/envoy/clusters.json")).unwrap();
+    clusters.sort_by(|a, b| a.cluster.cmp(&b.cluster));
+    let expected = [
+        cluster("pool-a", vec![host("127.0.0.1:39001", there), host("127.0.0.1:39002", ill), host("[::1]:39003", ill)]),
+        cluster("pool-b", vec![host("127.0.0.1:39004", ill), host("127.0.0.1:39901", ill)]),
+        cluster("pool-c", vec![host("127.0.0.1:39005", there)]),
+    ];
+    assert_eq!(clusters, expected);
+}
+
+#[test]
+fn answers() {
+    let hosts = |hosts: &str| {
+        let answer =
+            format!(r#"{{"cluster_statuses":[{{"name":"a","host_statuses":[{hosts}],"added_via_api":true}}]}}"#);
+        parse(answer.as_bytes()).map(|mut clusters| clusters.remove(0).hosts)
+    };
+    let health = |flags: &str| {
+        format!(
+            r#"{{"address":{{"socket_address":{{"address":"10.0.0.1","port_value":80}}}},"health_status":{{{flags}}}}}"#
+        )
+    };
+    for (flags, presence) in [
+        (r#""eds_health_status":"HEALTHY""#, Presence::Present),
+        (r#""eds_health_status":"DEGRADED","failed_active_degraded_check":true"#, Presence::Present),
+        (r#""eds_health_status":"UNKNOWN""#, Presence::Present),
+        ("", Presence::Present),
+        (r#""failed_outlier_check":true,"eds_health_status":"HEALTHY""#, Presence::Unhealthy),
+        (r#""failed_active_health_check":true"#, Presence::Unhealthy),
+        (r#""pending_active_hc":true"#, Presence::Unhealthy),
+        (r#""eds_health_status":"TIMEOUT""#, Presence::Unhealthy),
+        (r#""eds_health_status":"DRAINING","a_new_flag":{"x":1}"#, Presence::Unhealthy),
+    ] {
+        assert_eq!(hosts(&health(flags)), Some(vec![host("10.0.0.1:80", presence)]), "{flags}");
+    }
+    assert_eq!(hosts(r#"{"address":{"pipe":{"path":"/x"}}}"#), Some(vec![]), "a socket of this machine");
+    let address = |address: &str| format!(r#"{{"address":{{"socket_address":{address}}}}}"#);
+    assert_eq!(hosts(&address(r#"{"address":"a.example","port_value":80}"#)), Some(vec![]), "not resolved yet");
+    assert_eq!(hosts(&address(r#"{"address":"10.0.0.1","port_value":65536}"#)), Some(vec![]));
+    assert_eq!(parse(br#"{"cluster_statuses":[{"name":"a"}]}"#).unwrap()[0].hosts, []);
+    for broken in [&b""[..], b"{}", b"[]", b"not found", br#"{"cluster_statuses":[{"name":"a""#, b"\xff"] {
+        assert_eq!(parse(broken), None, "{}", String::from_utf8_lossy(broken));
+    }
+}
+
+/// The reference fleet; its second pool is discovered.
+fn fleet() -> Fleet {
+    let mut json: serde_json::Value = serde_json::from_str(include_str!("../../../envoy/routebalance.json")).unwrap();
+    json["pools"][1]["instances"] = "discover".into();
+    crate::config::Config::parse(json.to_string().as_bytes()).unwrap().fleet
+}
+
+fn answer(fleet: &Fleet, pool: usize, addresses: &[&str]) -> Vec<ClusterHosts> {
+    let hosts = addresses.iter().map(|a| host(a, Presence::Present)).collect();
+    vec![ClusterHosts { cluster: fleet.pools[pool].cluster.clone(), hosts }]
+}
+
+fn idle(_: usize) -> u64 {
+    0
+}
+
+#[test]
+fn hosts_come_and_go_and_keep_their_index() {
+    let mut fleet = fleet();
+    let listed = fleet.instances.len();
+    assert!(fleet.pools[1].instances.is_empty());
+    let mut roster = Roster::of(&fleet, MINUTE);
+    type Step = (&'static [&'static str], &'static [(&'static str, Presence)]);
+    let steps: [Step; 5] = [
+        (&["10.0.0.2:1", "10.0.0.1:1"], &[("10.0.0.1:1", Presence::Present), ("10.0.0.2:1", Presence::Present)]),
+        (&["10.0.0.2:1"], &[("10.0.0.1:1", Presence::Gone), ("10.0.0.2:1", Presence::Present)]),
+        (
+            &["10.0.0.2:1", "10.0.0.3:1"],
+            &[("10.0.0.1:1", Presence::Gone), ("10.0.0.2:1", Presence::Present), ("10.0.0.3:1", Presence::Present)],
+        ),
+        (
+            &["10.0.0.1:1", "10.0.0.3:1"],
+            &[("10.0.0.1:1", Presence::Present), ("10.0.0.2:1", Presence::Gone), ("10.0.0.3:1", Presence::Present)],
+        ),
+        (&[], &[("10.0.0.1:1", Presence::Gone), ("10.0.0.2:1", Presence::Gone), ("10.0.0.3:1", Presence::Gone)]),
+    ];
+    for (hosts, expected) in steps {
+        assert!(roster.update(&fleet.pools, &answer(&fleet, 1, hosts), idle, MINUTE), "{hosts:?} is news");
+        assert!(!roster.update(&fleet.pools, &answer(&fleet, 1, hosts), idle, MINUTE), "{hosts:?} twice is none");
+        assert_eq!(apply(&mut fleet, &roster), Vec::<usize>::new(), "no index changes hands");
+        let found: Vec<_> = fleet.instances[listed..].iter().map(|i| (i.address.as_str(), i.presence)).collect();
+        assert_eq!(found, expected);
+        assert_eq!(fleet.pools[1].instances, (listed..listed + expected.len()).collect::<Vec<_>>());
+        assert_eq!(fleet.pools[0].instances, [0, 1, 2], "other pools are as they were");
+    }
+    assert_eq!((roster.count(1, Presence::Gone), roster.count(0, Presence::Present)), (3, 3));
+}
+
+#[test]
+fn listed_instances_are_followed_and_others_of_their_cluster_ignored() {
+    let mut fleet = fleet();
+    let mut roster = Roster::of(&fleet, MINUTE);
+    let mut clusters = answer(&fleet, 0, &["127.0.0.1:18001", "10.9.9.9:1"]);
+    clusters[0].hosts.push(host("127.0.0.1:18002", Presence::Unhealthy));
+    assert!(roster.update(&fleet.pools, &clusters, idle, MINUTE));
+    apply(&mut fleet, &roster);
+    let presences: Vec<Presence> = fleet.instances[..4].iter().map(|i| i.presence).collect();
+    assert_eq!(presences, [Presence::Present, Presence::Unhealthy, Presence::Gone, Presence::Present]);
+    assert_eq!(fleet.instance_at("10.9.9.9:1"), None);
+    assert!(!roster.update(&fleet.pools, &[], idle, MINUTE), "a cluster that is not named is as it was");
+}
+
+#[test]
+fn an_address_belongs_to_one_pool_at_a_time() {
+    let mut fleet = fleet();
+    let listed = fleet.instances.len();
+    fleet.pools[2].discovered = true;
+    let mut roster = Roster::of(&fleet, MINUTE);
+    let both = [answer(&fleet, 1, &["10.0.0.1:1", "127.0.0.1:18001"]), answer(&fleet, 2, &["10.0.0.1:1"])].concat();
+    roster.update(&fleet.pools, &both, idle, MINUTE);
+    assert_eq!(roster.0.len(), listed + 1);
+    assert_eq!((roster.0[listed].pool, roster.0[listed].address.as_str()), (1, "10.0.0.1:1"));
+    // It has moved: another index, and the look-up finds the one that is there.
+    let moved = [answer(&fleet, 1, &[]), answer(&fleet, 2, &["10.0.0.1:1"])].concat();
+    roster.update(&fleet.pools, &moved, idle, MINUTE);
+    apply(&mut fleet, &roster);
+    assert_eq!((fleet.instance_at("10.0.0.1:1"), fleet.instances[listed + 1].pool), (Some(listed + 1), 2));
+}
+
+#[test]
+fn the_index_of_a_host_long_gone_is_given_away_once_nothing_is_outstanding() {
+    let mut fleet = fleet();
+    let listed = fleet.instances.len();
+    let mut roster = Roster::of(&fleet, MINUTE);
+    roster.update(&fleet.pools, &answer(&fleet, 1, &["10.0.0.1:1", "10.0.0.2:1"]), idle, MINUTE);
+    roster.update(&fleet.pools, &answer(&fleet, 1, &[]), idle, 2 * MINUTE);
+    apply(&mut fleet, &roster);
+    let newcomer = answer(&fleet, 1, &["10.0.0.9:1"]);
+    let with = |mut roster: Roster, outstanding: u64, now: Duration| {
+        roster.update(&fleet.pools, &newcomer, |i| if i == listed { outstanding } else { 0 }, now);
+        roster.0.iter().position(|m| m.address == "10.0.0.9:1")
+    };
+    let later = 2 * MINUTE + FORGOTTEN_AFTER;
+    assert_eq!(with(roster.clone(), 0, later - SECOND), Some(listed + 2), "it may come back");
+    assert_eq!(with(roster.clone(), 1, later), Some(listed + 1), "a stream still runs on the first");
+    assert_eq!(with(roster.clone(), 0, later), Some(listed));
+    roster.update(&fleet.pools, &newcomer, idle, later);
+    assert_eq!(apply(&mut fleet, &roster), [listed]);
+    assert_eq!(
+        (fleet.instances[listed].address.as_str(), fleet.instances[listed].presence),
+        ("10.0.0.9:1", Presence::Present)
+    );
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn the_roster_is_bounded() {
+    let fleet = fleet();
+    let mut roster = Roster::of(&fleet, MINUTE);
+    for round in 0..3 {
+        let hosts: Vec<String> = (0..3_000).map(|i| format!("10.{round}.{}.{}:1", i / 250, i % 250)).collect();
+        let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
+        roster.update(&fleet.pools, &answer(&fleet, 1, &hosts), idle, MINUTE * (1 + round));
+    }
+    assert_eq!(roster.0.len(), INSTANCES_MAX);
+}
+
+#[test]
+fn long_answers_are_asked_for_less_often() {
+    for (bytes, period_ms) in [(0, 1_000), (12_000, 1_000), (3_600_000, 3_600)] {
+        assert_eq!(period(SECOND, bytes), Duration::from_millis(period_ms));
+    }
+}

@@ -1,0 +1,517 @@
+//! An emulated instance: vLLM 0.32's HTTP API in front of the continuous-batching engine, driven by the runtime's clock.
+//!
+//! | module | is |
+//! |---|---|
+//! | `serve` | routes, and what all answers share |
+//! | `request` | validation and error bodies |
+//! | `chat`, `messages`, `responses`, `embeddings` | bodies and events of one API each |
+//! | `stream` | an answer as events or as a whole |
+//! | `driver` | the engine on the runtime's clock |
+//! | `observe`, `metrics` | the `/metrics` page |
+//! | `text` | tokens in, words out |
+//! | `wire` | a connection that can be cut |
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::unreachable,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "emulated instances run on the host, where a panic ends one instance and clocks are real"
+)]
+
+mod chat;
+mod driver;
+mod embeddings;
+mod messages;
+mod metrics;
+pub mod network;
+mod observe;
+pub mod prompts;
+mod request;
+mod responses;
+mod serve;
+mod stream;
+mod text;
+mod wire;
+
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::task::{JoinHandle, JoinSet};
+
+pub use self::driver::Gauges;
+pub use self::serve::Received;
+use self::serve::Server;
+use self::wire::Wire;
+use crate::network::{Listener, Network};
+use crate::prompts::PromptSet;
+use routebalance_core::fleet::{Fleet, LatencyProfile, Limits, ModelKind};
+
+/// How many tokens an instance reads in a chat of one user's message, and the hashes of their blocks in its prefix cache.
+pub fn tokens_read(message: &str) -> (u32, Vec<u64>) {
+    let message = serde_json::json!({ "role": "user", "content": message });
+    let prompt = text::Prompt::chat(&[], std::slice::from_ref(&message));
+    (prompt.tokens, prompt.blocks(None))
+}
+
+/// After this time without a request the server closes a connection, as vLLM's uvicorn does.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Fault {
+    /// Nothing.
+    #[default]
+    None,
+    /// The process is gone: the port is closed, open connections break off.
+    Refuse,
+    /// The process is stopped: connections are accepted and nothing is ever answered; streams stand still.
+    Stall,
+    /// The worker is stopped (recorded with SIGSTOP): `/health` and frozen `/metrics` answer, work stands still.
+    Hang,
+    /// The engine is dead: every request gets 500.
+    Error500,
+    /// The server drains (recorded with SIGTERM and `--shutdown-timeout`): what runs is finished, new requests get 500, and
+    /// `/health` is well.
+    Drain,
+    /// A stream of status 200 carries an error event after so many events; what is not streamed gets 500.
+    StreamError {
+        /// Events before the error.
+        after_events: u32,
+    },
+    /// The connection is reset inside the chunk that follows so many events.
+    Reset {
+        /// Events before the reset.
+        after_events: u32,
+    },
+    /// `/metrics` shows for ever what it showed when the fault began.
+    MetricsStale,
+    /// `/metrics` answers 200 with a page that is none.
+    MetricsBroken,
+    /// `/metrics` says that there is no load, whatever there is.
+    MetricsZero,
+    /// Every gauge of `/metrics` is `NaN`.
+    MetricsNan,
+    /// Every gauge of `/metrics` is far beyond what can be.
+    MetricsAbsurd,
+    /// `/metrics` answers 404.
+    MetricsAbsent,
+    /// `/metrics` answers after a delay.
+    MetricsSlow {
+        /// The delay.
+        delay: Duration,
+    },
+}
+
+impl std::str::FromStr for Fault {
+    type Err = anyhow::Error;
+
+    /// `none`, `refuse`, `stall`, `hang`, `5xx`, `stream-error[:EVENTS]`, `drain`, `reset[:EVENTS]`, `metrics-stale`, `metrics-zero`,
+    /// `metrics-nan`, `metrics-absurd`, `metrics-broken`, `metrics-absent`, `metrics-slow[:MS]`.
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let (name, number) = text.split_once(':').map_or((text, None), |(name, number)| (name, Some(number)));
+        let number =
+            number.map(str::parse::<u32>).transpose().with_context(|| format!("fault `{text}`: not a number"))?;
+        let after_events = number.unwrap_or(3);
+        let fault = match name {
+            "none" => Self::None,
+            "refuse" => Self::Refuse,
+            "stall" => Self::Stall,
+            "hang" => Self::Hang,
+            "5xx" => Self::Error500,
+            "drain" => Self::Drain,
+            "metrics-zero" => Self::MetricsZero,
+            "metrics-nan" => Self::MetricsNan,
+            "metrics-absurd" => Self::MetricsAbsurd,
+            "stream-error" => Self::StreamError { after_events },
+            "reset" => Self::Reset { after_events },
+            "metrics-stale" => Self::MetricsStale,
+            "metrics-broken" => Self::MetricsBroken,
+            "metrics-absent" => Self::MetricsAbsent,
+            "metrics-slow" => Self::MetricsSlow { delay: Duration::from_millis(number.unwrap_or(3000).into()) },
+            _ => bail!(
+                "unknown fault `{text}`: use none, refuse, stall, hang, 5xx, drain, stream-error[:EVENTS], reset[:EVENTS], \
+                 metrics-stale, metrics-zero, metrics-nan, metrics-absurd, metrics-broken, metrics-absent or metrics-slow[:MS]"
+            ),
+        };
+        Ok(fault)
+    }
+}
+
+/// vLLM's switches that change what clients see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Switches {
+    /// `--enable-request-id-headers`: responses carry `x-request-id`.
+    pub request_id_headers: bool,
+    /// `--enable-prompt-tokens-details`: usage says how much of the prompt was cached.
+    pub prompt_tokens_details: bool,
+    /// `--tool-call-parser`: without it, `tools` are refused.
+    pub tool_call_parser: bool,
+}
+
+impl Default for Switches {
+    fn default() -> Self {
+        Self { request_id_headers: true, prompt_tokens_details: true, tool_call_parser: true }
+    }
+}
+
+/// What the instances of a pool are.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolProfile {
+    /// The model's name in the fleet, by which a [`PromptSet`] knows its answers.
+    pub model_name: String,
+    /// The name that the instance serves.
+    pub served_model: String,
+    /// What the model is for.
+    pub kind: ModelKind,
+    /// How fast it is.
+    pub profile: LatencyProfile,
+    /// What it can hold.
+    pub limits: Limits,
+}
+
+/// The profile of a pool by its name, or by its model's name.
+pub fn profile_from_config(fleet: &Fleet, name: &str) -> Option<PoolProfile> {
+    let named = |pool: &&routebalance_core::fleet::Pool| pool.name == name;
+    let of_model =
+        |pool: &&routebalance_core::fleet::Pool| fleet.model_of(pool).is_some_and(|model| model.name == name);
+    let pool = fleet.pools.iter().find(named).or_else(|| fleet.pools.iter().find(of_model))?;
+    let model = fleet.model_of(pool)?;
+    Some(PoolProfile {
+        model_name: model.name.clone(),
+        served_model: pool.served_model.clone(),
+        kind: model.kind,
+        profile: pool.profile,
+        limits: pool.limits,
+    })
+}
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct InstanceOptions {
+    /// Whose addresses count.
+    pub network: Network,
+    /// Where; port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// What it is.
+    pub pool: PoolProfile,
+    /// Further names that are served; answers carry `pool.served_model`.
+    pub aliases: Vec<String>,
+    /// LoRA adapters that are served; answers of one carry its name.
+    pub adapters: Vec<String>,
+    /// 2.0 is twice as fast.
+    pub time_scale: f64,
+    /// Recorded answer lengths.
+    pub answers: Option<Arc<PromptSet>>,
+    /// vLLM's `--max-num-queued-reqs`: with so many requests running or waiting, further ones get 503.
+    pub max_queued: Option<u32>,
+    /// vLLM's switches.
+    pub switches: Switches,
+    /// What goes wrong from the start.
+    pub fault: Fault,
+}
+
+impl InstanceOptions {
+    /// A healthy instance in real time, on a port that the system chooses.
+    pub fn new(pool: PoolProfile) -> Self {
+        Self {
+            network: Network::Sockets,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            pool,
+            aliases: Vec::new(),
+            adapters: Vec::new(),
+            time_scale: 1.0,
+            answers: None,
+            max_queued: None,
+            switches: Switches::default(),
+            fault: Fault::None,
+        }
+    }
+}
+
+/// An instance that serves until it is stopped or dropped.
+#[derive(Debug)]
+pub struct RunningInstance {
+    network: Network,
+    address: SocketAddr,
+    server: Arc<Server>,
+    engine: JoinHandle<()>,
+    acceptor: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Starts an instance inside this process; needs a Tokio runtime with time and I/O.
+///
+/// # Errors
+/// The address is taken, or the time scale is not a positive number.
+pub async fn start(options: InstanceOptions) -> anyhow::Result<RunningInstance> {
+    if !(options.time_scale.is_finite() && options.time_scale > 0.0) {
+        bail!("time scale {} is not a positive number", options.time_scale);
+    }
+    let network = options.network.clone();
+    let listener = network
+        .listen(options.listen)
+        .await
+        .with_context(|| format!("an emulated instance cannot listen on {}", options.listen))?;
+    let address = listener.local_addr()?;
+    let fault = options.fault;
+    let server = Arc::new(Server::new(options));
+    let driver = Arc::clone(&server.driver);
+    let engine = tokio::spawn(async move { driver.run().await });
+    let acceptor = tokio::spawn(accept(listener, Arc::clone(&server)));
+    let instance = RunningInstance { network, address, server, engine, acceptor: Mutex::new(Some(acceptor)) };
+    if fault != Fault::None {
+        instance.set_fault(fault).await?;
+    }
+    Ok(instance)
+}
+
+impl RunningInstance {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Makes something go wrong, or right again with [`Fault::None`]. Requests see the fault that is set when they arrive.
+    ///
+    /// # Errors
+    /// After [`Fault::Refuse`]: somebody else has taken the port.
+    pub async fn set_fault(&self, fault: Fault) -> anyhow::Result<()> {
+        if fault == Fault::Refuse {
+            self.server.set_fault(fault);
+            self.close().await;
+            return Ok(());
+        }
+        let closed = self.lock_acceptor().is_none();
+        if closed {
+            let listener = self
+                .network
+                .listen(self.address)
+                .await
+                .with_context(|| format!("the emulated instance cannot listen on {} again", self.address))?;
+            *self.lock_acceptor() = Some(tokio::spawn(accept(listener, Arc::clone(&self.server))));
+        }
+        self.server.set_fault(fault);
+        Ok(())
+    }
+
+    /// The load now.
+    pub fn gauges(&self) -> Gauges {
+        self.server.driver.gauges()
+    }
+
+    /// The requests of the APIs that arrived, oldest first; `/metrics` and `/health` are not kept.
+    pub fn requests(&self) -> Vec<Received> {
+        self.requests_that(|_| true)
+    }
+
+    /// Those of them that are wanted.
+    pub fn requests_that(&self, is_wanted: impl Fn(&Received) -> bool) -> Vec<Received> {
+        self.server.requests_that(is_wanted)
+    }
+
+    /// Forgets the requests so far.
+    pub fn forget_requests(&self) {
+        self.server.forget_requests();
+    }
+
+    /// Closes the port and every connection, and ends the engine.
+    pub async fn stop(self) {
+        self.close().await;
+        self.engine.abort();
+    }
+
+    async fn close(&self) {
+        let acceptor = self.lock_acceptor().take();
+        if let Some(acceptor) = acceptor {
+            acceptor.abort();
+            // The listener and the connections close when the task is gone.
+            let _ = acceptor.await;
+        }
+    }
+
+    fn lock_acceptor(&self) -> std::sync::MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.acceptor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for RunningInstance {
+    fn drop(&mut self) {
+        if let Some(acceptor) = self.lock_acceptor().take() {
+            acceptor.abort();
+        }
+        self.engine.abort();
+    }
+}
+
+/// Serves connections until it is aborted, which closes them.
+async fn accept(mut listener: Listener, server: Arc<Server>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(connection) => {
+                    let server = Arc::clone(&server);
+                    connections.spawn(async move {
+                        let cut = Arc::new(AtomicBool::new(false));
+                        let service = service_fn(|request| {
+                            let (server, cut) = (Arc::clone(&server), Arc::clone(&cut));
+                            async move { Ok::<_, std::convert::Infallible>(server.serve(request, cut).await) }
+                        });
+                        let wire = TokioIo::new(Wire { connection, cut: Arc::clone(&cut) });
+                        // A client that leaves, or a fault that cuts, ends the connection with an error: both are meant.
+                        let _ = http1::Builder::new()
+                            .timer(TokioTimer::new())
+                            .header_read_timeout(KEEP_ALIVE)
+                            .serve_connection(wire, service)
+                            .await;
+                    });
+                }
+                // Out of file descriptors: wait for some to come back.
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            },
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+        }
+    }
+}
+
+/// `routebalance instance`: an emulated vLLM server.
+#[derive(Clone, Debug, clap::Args)]
+pub struct InstanceArgs {
+    /// Port to listen on
+    #[arg(long)]
+    pub port: u16,
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: std::net::IpAddr,
+    /// Served model name; the pool's if not given
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Further names that are served
+    #[arg(long)]
+    pub alias: Vec<String>,
+    /// LoRA adapters that are served; answers of one carry its name
+    #[arg(long)]
+    pub adapter: Vec<String>,
+    /// A pool of the configuration, whose speed and limits the instance has
+    #[arg(long)]
+    pub profile: String,
+    /// 2 is twice as fast as the real thing
+    #[arg(long, default_value_t = 1.0)]
+    pub time_scale: f64,
+    /// Answer with 503 when so many requests are running or waiting
+    #[arg(long)]
+    pub max_queued: Option<u32>,
+    /// What goes wrong
+    #[arg(
+        long,
+        default_value = "none",
+        help = "What goes wrong: refuse, stall, hang, 5xx, stream-error[:EVENTS], reset[:EVENTS], metrics-stale, metrics-broken, \
+                metrics-absent, metrics-slow[:MS]"
+    )]
+    pub fault: Fault,
+}
+
+/// Runs an instance until Ctrl-C. `resolve` turns `--profile` into what it names.
+///
+/// # Errors
+/// An unknown profile, a port that is taken.
+pub async fn run(
+    args: InstanceArgs,
+    resolve: impl FnOnce(&str) -> anyhow::Result<PoolProfile>,
+    answers: Option<Arc<PromptSet>>,
+) -> anyhow::Result<()> {
+    let mut pool = resolve(&args.profile)?;
+    if let Some(model) = args.model {
+        pool.served_model = model;
+    }
+    let options = InstanceOptions {
+        listen: SocketAddr::new(args.host, args.port),
+        aliases: args.alias,
+        adapters: args.adapter,
+        time_scale: args.time_scale,
+        answers,
+        max_queued: args.max_queued,
+        fault: args.fault,
+        ..InstanceOptions::new(pool)
+    };
+    let model = options.pool.served_model.clone();
+    let instance = start(options).await?;
+    println!("{model} on http://{}", instance.address());
+    tokio::signal::ctrl_c().await?;
+    instance.stop().await;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_read() {
+        for (text, fault) in [
+            ("none", Some(Fault::None)),
+            ("5xx", Some(Fault::Error500)),
+            ("reset", Some(Fault::Reset { after_events: 3 })),
+            ("stream-error:7", Some(Fault::StreamError { after_events: 7 })),
+            ("metrics-slow:50", Some(Fault::MetricsSlow { delay: Duration::from_millis(50) })),
+            ("reset:x", None),
+            ("tired", None),
+        ] {
+            assert_eq!(text.parse::<Fault>().ok(), fault, "{text}");
+        }
+    }
+
+    #[test]
+    fn profiles_are_found_by_pool_or_model() {
+        let profile = LatencyProfile {
+            tpot_ms: 1.0,
+            tpot_growth_per_running: 0.0,
+            tpot_growth_per_thousand_context_tokens: 0.0,
+            prefill_tokens_per_second: 1.0,
+            overhead_ms: 0.0,
+        };
+        let limits = Limits { max_running: 1, kv_tokens: 1, max_model_len: 1 };
+        let model = |name: &str| routebalance_core::fleet::Model {
+            name: name.into(),
+            kind: ModelKind::Generate,
+            tariff: routebalance_core::fleet::Tariff { usd_per_input_token: 0.0, usd_per_output_token: 0.0 },
+            quality_prior: 0.0,
+            output_tokens_prior: 1.0,
+            adapters: Vec::new(),
+            tokens_per_media_part: 0.0,
+        };
+        let pool = |name: &str, model: usize| routebalance_core::fleet::Pool {
+            name: name.into(),
+            model,
+            cluster: name.into(),
+            served_model: format!("served-{name}"),
+            profile,
+            limits,
+            instances: Vec::new(),
+            discovered: false,
+        };
+        let fleet = Fleet {
+            models: vec![model("small"), model("large")],
+            pools: vec![pool("a", 0), pool("b", 1), pool("c", 1)],
+            instances: vec![],
+        };
+        for (name, found) in [
+            ("a", Some(("small", "served-a"))),
+            ("c", Some(("large", "served-c"))),
+            ("large", Some(("large", "served-b"))),
+            ("d", None),
+        ] {
+            let profile = profile_from_config(&fleet, name);
+            assert_eq!(profile.as_ref().map(|p| (p.model_name.as_str(), p.served_model.as_str())), found, "{name}");
+        }
+    }
+}

@@ -1,0 +1,589 @@
+//! Routes, and what all answers share: model names, headers, faults, the log of requests.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::body::{Body, to_bytes};
+use axum::http::header::{ALLOW, CONTENT_TYPE, SERVER, VARY};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use serde_json::{Map, Value};
+use tokio::time::Instant;
+
+use super::chat::{self, Api, Head, Usage};
+use super::driver::{Driver, Sequence};
+use super::metrics::HttpStats;
+use super::request::{ApiError, Shape, flag, integer, max_tokens, parse, quote, validate};
+use super::responses::{Frame, Store};
+use super::stream::{Answer, InFlight};
+use super::text::Prompt;
+use super::{Fault, InstanceOptions, messages, metrics, observe, responses};
+use routebalance_core::fleet::{LatencyProfile, ModelKind};
+
+/// Largest body that is read.
+const BODY_LIMIT: usize = 256 << 20;
+/// Requests kept in the log; the oldest go first.
+const LOGGED: usize = 20_000;
+/// Tokens of a completion when the client gives no limit (OpenAI's default).
+const COMPLETION_TOKENS: u32 = 16;
+
+/// A request as it arrived.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// When its body was complete.
+    pub at: Instant,
+    /// `GET`, `POST` ...
+    pub method: String,
+    /// Without the query.
+    pub path: String,
+    /// Lower-case names.
+    pub headers: Vec<(String, String)>,
+    /// `model` in the body.
+    pub model: Option<String>,
+    /// The body as it came.
+    pub body: axum::body::Bytes,
+}
+
+impl Received {
+    /// The first header of that (lower-case) name.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// Where a path leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Route {
+    Alive,
+    Version,
+    Load,
+    Models,
+    Metrics,
+    Generate(Kind),
+    StoredResponse(String),
+    CountTokens,
+    Tokenize,
+    Embeddings,
+}
+
+/// The APIs that generate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Openai(Api),
+    Responses,
+    Messages,
+}
+
+/// One instance's HTTP side.
+#[derive(Debug)]
+pub(super) struct Server {
+    pub(super) options: InstanceOptions,
+    pub(super) driver: Arc<Driver>,
+    /// All served names, the answering one first.
+    names: Vec<String>,
+    fault: Mutex<Fault>,
+    /// The page that a stale `/metrics` shows.
+    stale: Mutex<String>,
+    pub(super) in_flight: Arc<AtomicUsize>,
+    store: Arc<Store>,
+    log: Mutex<VecDeque<Received>>,
+    http: Mutex<HttpStats>,
+    created: SystemTime,
+}
+
+impl Server {
+    pub(super) fn new(options: InstanceOptions) -> Self {
+        let (profile, scale) = (options.pool.profile, options.time_scale);
+        let scaled = LatencyProfile {
+            tpot_ms: profile.tpot_ms / scale,
+            prefill_tokens_per_second: profile.prefill_tokens_per_second * scale,
+            overhead_ms: profile.overhead_ms / scale,
+            ..profile
+        };
+        let names = std::iter::once(&options.pool.served_model).chain(&options.aliases).chain(&options.adapters);
+        let names = names.cloned().collect();
+        Self {
+            driver: Arc::new(Driver::new(scaled, options.pool.limits)),
+            names,
+            fault: Mutex::default(),
+            stale: Mutex::default(),
+            in_flight: Arc::default(),
+            store: Arc::default(),
+            log: Mutex::default(),
+            http: Mutex::default(),
+            created: SystemTime::now(),
+            options,
+        }
+    }
+
+    pub(super) fn set_fault(&self, fault: Fault) {
+        if fault == Fault::MetricsStale {
+            *lock(&self.stale) = self.page();
+        }
+        self.driver.pause(matches!(fault, Fault::Stall | Fault::Hang));
+        *lock(&self.fault) = fault;
+    }
+
+    pub(super) fn requests_that(&self, is_wanted: impl Fn(&Received) -> bool) -> Vec<Received> {
+        lock(&self.log).iter().filter(|request| is_wanted(request)).cloned().collect()
+    }
+
+    pub(super) fn forget_requests(&self) {
+        lock(&self.log).clear();
+    }
+
+    /// Answers one request. `cut` breaks its connection off inside the next write.
+    pub(super) async fn serve(self: Arc<Self>, request: Request<Incoming>, cut: Arc<AtomicBool>) -> Response<Body> {
+        let started = Instant::now();
+        let fault = *lock(&self.fault);
+        let (parts, body) = request.into_parts();
+        let body = to_bytes(Body::new(body), BODY_LIMIT).await.unwrap_or_default();
+        let path = parts.uri.path().to_owned();
+        self.log(&parts.method, &path, &parts.headers, &body);
+        if fault == Fault::Stall {
+            std::future::pending::<()>().await;
+        }
+        let mut handler = "none";
+        let mut response = match self.route(&path) {
+            None => json(StatusCode::NOT_FOUND, r#"{"detail":"Not Found"}"#.into()),
+            Some((template, method, route)) => {
+                handler = template;
+                if parts.method == method || (route == Route::Alive && path == "/ping" && parts.method == Method::POST)
+                {
+                    self.answer(route, &parts.headers, &body, fault, &cut).await
+                } else {
+                    handler = "none";
+                    let mut response =
+                        json(StatusCode::METHOD_NOT_ALLOWED, r#"{"detail":"Method Not Allowed"}"#.into());
+                    response
+                        .headers_mut()
+                        .insert(ALLOW, HeaderValue::from_static(if method == Method::GET { "GET" } else { "POST" }));
+                    response
+                }
+            }
+        };
+        let headers = response.headers_mut();
+        headers.insert(SERVER, HeaderValue::from_static("uvicorn"));
+        headers.insert(VARY, HeaderValue::from_static("Origin"));
+        if self.options.switches.request_id_headers {
+            let id = parts.headers.get("x-request-id").cloned();
+            let id = id.or_else(|| HeaderValue::from_str(&format!("{:032x}", rand::random::<u128>())).ok());
+            headers.extend(id.map(|id| (axum::http::HeaderName::from_static("x-request-id"), id)));
+        }
+        lock(&self.http).count(handler, &parts.method, &response, body.len(), started.elapsed());
+        response
+    }
+
+    fn log(&self, method: &Method, path: &str, headers: &HeaderMap, body: &axum::body::Bytes) {
+        let headers = headers.iter().map(|(k, v)| (k.to_string(), String::from_utf8_lossy(v.as_bytes()).into_owned()));
+        let model =
+            serde_json::from_slice::<Value>(body).ok().and_then(|body| Some(body.get("model")?.as_str()?.to_owned()));
+        let received = Received {
+            at: Instant::now(),
+            method: method.to_string(),
+            path: path.to_owned(),
+            headers: headers.collect(),
+            model,
+            body: body.clone(),
+        };
+        let mut log = lock(&self.log);
+        if log.len() >= LOGGED {
+            log.pop_front();
+        }
+        log.push_back(received);
+    }
+
+    /// A path's template, method and destination.
+    fn route(&self, path: &str) -> Option<(&'static str, Method, Route)> {
+        let generates = self.options.pool.kind == ModelKind::Generate;
+        let (template, method, route) = match path {
+            "/health" => ("/health", Method::GET, Route::Alive),
+            "/ping" => ("/ping", Method::GET, Route::Alive),
+            "/version" => ("/version", Method::GET, Route::Version),
+            "/load" => ("/load", Method::GET, Route::Load),
+            "/metrics" => ("/metrics", Method::GET, Route::Metrics),
+            "/v1/models" => ("/v1/models", Method::GET, Route::Models),
+            "/tokenize" => ("/tokenize", Method::POST, Route::Tokenize),
+            "/v1/embeddings" if !generates => ("/v1/embeddings", Method::POST, Route::Embeddings),
+            "/v1/chat/completions" if generates => {
+                ("/v1/chat/completions", Method::POST, Route::Generate(Kind::Openai(Api::Chat)))
+            }
+            "/v1/completions" if generates => {
+                ("/v1/completions", Method::POST, Route::Generate(Kind::Openai(Api::Completions)))
+            }
+            "/v1/responses" if generates => ("/v1/responses", Method::POST, Route::Generate(Kind::Responses)),
+            "/v1/messages" if generates => ("/v1/messages", Method::POST, Route::Generate(Kind::Messages)),
+            "/v1/messages/count_tokens" if generates => ("/v1/messages/count_tokens", Method::POST, Route::CountTokens),
+            _ => {
+                let id = path
+                    .strip_prefix("/v1/responses/")
+                    .filter(|id| generates && !id.is_empty() && !id.contains('/'))?;
+                ("/v1/responses/{response_id}", Method::GET, Route::StoredResponse(id.to_owned()))
+            }
+        };
+        Some((template, method, route))
+    }
+
+    async fn answer(
+        &self,
+        route: Route,
+        headers: &HeaderMap,
+        body: &[u8],
+        fault: Fault,
+        cut: &Arc<AtomicBool>,
+    ) -> Response<Body> {
+        let shape = match route {
+            Route::Generate(Kind::Messages) | Route::CountTokens => Shape::Anthropic,
+            _ => Shape::OpenAi,
+        };
+        let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let result = match route {
+            Route::Alive => return Response::new(Body::empty()),
+            Route::Version => Ok(json(StatusCode::OK, r#"{"version":"0.32.0"}"#.into())),
+            Route::Load => {
+                Ok(json(StatusCode::OK, format!(r#"{{"server_load":{}}}"#, self.in_flight.load(Ordering::Relaxed))))
+            }
+            Route::Models => Ok(json(StatusCode::OK, self.models())),
+            Route::Metrics => return self.metrics(fault).await,
+            Route::StoredResponse(id) => self
+                .store
+                .get(&id)
+                .map(|stored| json(StatusCode::OK, stored.body))
+                .ok_or_else(|| ApiError::unknown_response(&id)),
+            Route::CountTokens => parse(content_type, body).and_then(|object| self.count_tokens(&object)),
+            Route::Tokenize => parse(content_type, body).and_then(|object| self.tokenize(&object)),
+            Route::Embeddings => match parse(content_type, body) {
+                Ok(object) => self.embeddings(&object, fault).await,
+                Err(error) => Err(error),
+            },
+            Route::Generate(kind) => match parse(content_type, body) {
+                Ok(object) => self.generate(kind, &object, headers, fault, cut).await,
+                Err(error) => Err(error),
+            },
+        };
+        result.unwrap_or_else(|error| json(error.status, error.body(shape)))
+    }
+
+    /// Checks the name that the client gives; without one the request is served.
+    pub(super) fn check_model(&self, body: &Map<String, Value>) -> Result<(), ApiError> {
+        match body.get("model").and_then(Value::as_str) {
+            Some(name) if !name.is_empty() && !self.names.iter().any(|served| served == name) => {
+                Err(ApiError::unknown_model(name, &self.names))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What stands between a good request and the engine.
+    pub(super) fn check_engine(&self, fault: Fault, stream: bool) -> Result<(), ApiError> {
+        if fault == Fault::Error500 || (!stream && matches!(fault, Fault::StreamError { .. })) {
+            return Err(ApiError::engine_dead());
+        }
+        if fault == Fault::Drain {
+            return Err(ApiError::draining());
+        }
+        if self.options.max_queued.is_some_and(|limit| self.driver.outstanding() >= limit as usize) {
+            lock(&self.http).rejected += 1;
+            return Err(ApiError::busy());
+        }
+        Ok(())
+    }
+
+    async fn generate(
+        &self,
+        kind: Kind,
+        body: &Map<String, Value>,
+        headers: &HeaderMap,
+        fault: Fault,
+        cut: &Arc<AtomicBool>,
+    ) -> Result<Response<Body>, ApiError> {
+        let max_model_len = self.options.pool.limits.max_model_len;
+        let required: &[&str] = match kind {
+            Kind::Openai(Api::Chat) => &["messages"],
+            Kind::Openai(Api::Completions) => &["prompt"],
+            Kind::Responses => &["input"],
+            Kind::Messages => &["messages", "max_tokens"],
+        };
+        validate(body, required)?;
+        self.check_model(body)?;
+        let list = |name: &str| body.get(name).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let text = |name: &str| body.get(name).and_then(Value::as_str);
+        let adapter = text("model").filter(|name| self.options.adapters.iter().any(|adapter| adapter == name));
+        let mut previous = None;
+        let prompts = match kind {
+            Kind::Openai(Api::Chat) => {
+                self.check_tools(body)?;
+                vec![Prompt::chat(&[], list("messages"))]
+            }
+            Kind::Openai(Api::Completions) => completion_prompts(body.get("prompt").unwrap_or(&Value::Null)),
+            Kind::Messages => vec![messages::prompt(body)],
+            Kind::Responses => {
+                previous = text("previous_response_id").map(str::to_owned);
+                let earlier = match &previous {
+                    Some(id) => self.store.get(id).ok_or_else(|| ApiError::unknown_response(id))?.conversation,
+                    None => String::new(),
+                };
+                let before: Vec<&str> = [text("instructions").unwrap_or(""), &earlier]
+                    .into_iter()
+                    .filter(|text| !text.is_empty())
+                    .collect();
+                match text("input") {
+                    Some(input) => {
+                        let message = serde_json::json!({"role": "user", "content": input});
+                        vec![Prompt::chat(&before, std::slice::from_ref(&message))]
+                    }
+                    None => vec![Prompt::chat(&before, list("input"))],
+                }
+            }
+        };
+        let (limits, default): (&[&str], _) = match kind {
+            Kind::Openai(Api::Chat) => (&["max_completion_tokens", "max_tokens"], None),
+            Kind::Openai(Api::Completions) => (&["max_tokens"], Some(COMPLETION_TOKENS)),
+            Kind::Messages => (&["max_tokens"], None),
+            Kind::Responses => (&["max_output_tokens"], None),
+        };
+        let n = match kind {
+            Kind::Openai(_) => integer(body, "n").unwrap_or(1).clamp(1, 128) as usize,
+            _ => 1,
+        };
+        let mut sequences = Vec::new();
+        let mut seeds = Vec::new();
+        let mut cap = 0;
+        for prompt in &prompts {
+            cap = max_tokens(body, limits, default, prompt.tokens, max_model_len)?;
+            for choice in 0..n {
+                let output = if flag(body, "ignore_eos") {
+                    u32::MAX
+                } else {
+                    prompt.output_tokens(self.options.answers.as_deref(), &self.options.pool.model_name, choice)
+                };
+                sequences.push(Sequence {
+                    prompt_tokens: prompt.tokens,
+                    output_tokens: output,
+                    max_tokens: cap,
+                    blocks: prompt.blocks(adapter),
+                });
+                seeds.push(prompt.seed(choice));
+            }
+        }
+        let stream = flag(body, "stream");
+        self.check_engine(fault, stream)?;
+        let choices = seeds.len();
+        let generation = self.driver.submit(sequences).map_err(|_| ApiError::prompt_too_long(max_model_len))?;
+        let answer = Answer { generation, seeds, _in_flight: InFlight::new(&self.in_flight) };
+
+        let prompt_tokens = prompts.iter().map(|prompt| prompt.tokens).sum();
+        let head = self.head(kind, headers, prompt_tokens, adapter);
+        let options = body.get("stream_options");
+        let option = |name: &str| options.and_then(Value::as_object).is_some_and(|options| flag(options, name));
+        let usage = match (option("include_usage"), option("continuous_usage_stats")) {
+            (false, _) => Usage::Never,
+            (true, false) => Usage::Last,
+            (true, true) => Usage::Continuous,
+        };
+        let frame = |head: Head| Frame {
+            head,
+            message_id: format!("msg_{:016x}", rand::random::<u64>()),
+            instructions: text("instructions").map_or("null".into(), quote),
+            previous: previous.clone(),
+            max_output_tokens: cap,
+            prompt_text: prompts.first().map(|prompt| prompt.text.clone()).unwrap_or_default(),
+            store: (body.get("store") != Some(&Value::Bool(false))).then(|| Arc::clone(&self.store)),
+        };
+        if stream {
+            let cut = Arc::clone(cut);
+            let events = match kind {
+                Kind::Openai(api) => answer.events(chat::Events::new(api, usage, &head, choices), fault, cut),
+                Kind::Messages => answer.events(messages::Events::new(head), fault, cut),
+                Kind::Responses => answer.events(responses::Events::new(frame(head)), fault, cut),
+            };
+            let mut response = Response::new(events);
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+            return Ok(response);
+        }
+        let (finished, cached_tokens) = answer.collect().await;
+        let head = Head { cached_tokens, ..head };
+        let text = match (kind, finished.first()) {
+            (Kind::Openai(api), _) => chat::body(api, &head, &finished),
+            (Kind::Messages, Some(choice)) => messages::body(&head, choice),
+            (Kind::Responses, Some(choice)) => frame(head).finish(choice),
+            (_, None) => return Err(ApiError::engine_dead()),
+        };
+        if matches!(fault, Fault::Reset { .. }) {
+            cut.store(true, Ordering::Relaxed);
+        }
+        let mut response = json(StatusCode::OK, text);
+        if let (Kind::Openai(_), Some(value)) = (kind, self.orca(headers)) {
+            response.headers_mut().insert("endpoint-load-metrics", value);
+        }
+        Ok(response)
+    }
+
+    fn head(&self, kind: Kind, headers: &HeaderMap, prompt_tokens: u32, adapter: Option<&str>) -> Head {
+        let client_id = headers.get("x-request-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
+        let random = format!("{:016x}", rand::random::<u64>());
+        let id = match kind {
+            Kind::Openai(Api::Completions) => format!("cmpl-{}", client_id.unwrap_or(random)),
+            Kind::Openai(Api::Chat) | Kind::Messages => format!("chatcmpl-{}", client_id.unwrap_or(random)),
+            Kind::Responses => format!("resp_{random}"),
+        };
+        Head {
+            id,
+            created: unix_seconds(),
+            model: adapter.unwrap_or(&self.options.pool.served_model).to_owned(),
+            prompt_tokens,
+            cached_tokens: 0,
+            details: self.options.switches.prompt_tokens_details,
+        }
+    }
+
+    fn check_tools(&self, body: &Map<String, Value>) -> Result<(), ApiError> {
+        let tools = body.get("tools").and_then(Value::as_array).is_some_and(|tools| !tools.is_empty());
+        if !tools || self.options.switches.tool_call_parser {
+            return Ok(());
+        }
+        match body.get("tool_choice") {
+            Some(Value::String(choice)) if choice == "none" => Ok(()),
+            Some(Value::String(choice)) if choice == "required" => {
+                Err(ApiError::tools_without_parser(r#"tool_choice="required" requires --tool-call-parser to be set"#))
+            }
+            Some(Value::Object(choice)) => {
+                let name = choice.get("function").and_then(|function| function["name"].as_str()).unwrap_or("");
+                let message = format!(r#"tool_choice=function "{name}" requires --tool-call-parser to be set"#);
+                Err(ApiError::tools_without_parser(&message))
+            }
+            _ => Err(ApiError::tools_without_parser(
+                r#""auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set"#,
+            )),
+        }
+    }
+
+    /// The load header, when the client asks for it in a format that vLLM knows.
+    fn orca(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        let format = headers.get("endpoint-load-metrics-format")?.to_str().ok()?.to_ascii_uppercase();
+        let gauges = self.driver.gauges();
+        let (waiting, kv) = (gauges.waiting as f64, gauges.kv_usage);
+        let value = match format.as_str() {
+            "TEXT" => {
+                format!("TEXT named_metrics.num_requests_waiting={waiting:?}, named_metrics.kv_cache_usage_perc={kv:?}")
+            }
+            "JSON" => format!(
+                r#"JSON {{"named_metrics": {{"num_requests_waiting": {waiting:?}, "kv_cache_usage_perc": {kv:?}}}}}"#
+            ),
+            _ => return None,
+        };
+        HeaderValue::from_str(&value).ok()
+    }
+
+    fn models(&self) -> String {
+        let created = unix_seconds();
+        let root = quote(&self.options.pool.model_name);
+        let max_model_len = self.options.pool.limits.max_model_len;
+        let data: Vec<String> = self
+            .names
+            .iter()
+            .map(|name| {
+                format!(
+                    r#"{{"id":{},"object":"model","created":{created},"owned_by":"vllm","root":{root},"parent":null,"max_model_len":{max_model_len},"permission":[{{"id":"modelperm-{:016x}","object":"model_permission","created":{created},"allow_create_engine":false,"allow_sampling":true,"allow_logprobs":true,"allow_search_indices":false,"allow_view":true,"allow_fine_tuning":false,"organization":"*","group":null,"is_blocking":false}}]}}"#,
+                    quote(name),
+                    rand::random::<u64>()
+                )
+            })
+            .collect();
+        format!(r#"{{"object":"list","data":[{}]}}"#, data.join(","))
+    }
+
+    fn page(&self) -> String {
+        metrics::page(
+            &self.options.pool.served_model,
+            &self.options.pool.limits,
+            &self.driver.snapshot(),
+            &lock(&self.http),
+            self.created.duration_since(UNIX_EPOCH).unwrap_or_default(),
+        )
+    }
+
+    async fn metrics(&self, fault: Fault) -> Response<Body> {
+        let page = match fault {
+            Fault::MetricsAbsent => return json(StatusCode::NOT_FOUND, r#"{"detail":"Not Found"}"#.into()),
+            Fault::MetricsStale => lock(&self.stale).clone(),
+            Fault::MetricsZero => observe::with_gauges(&self.page(), "0.0"),
+            Fault::MetricsNan => observe::with_gauges(&self.page(), "NaN"),
+            Fault::MetricsAbsurd => observe::with_gauges(&self.page(), "1e+300"),
+            Fault::MetricsBroken => {
+                "<html><body>vllm:num_requests_running{ is not a number\u{0}</body></html>\n".into()
+            }
+            Fault::MetricsSlow { delay } => {
+                tokio::time::sleep(delay).await;
+                self.page()
+            }
+            _ => self.page(),
+        };
+        let mut response = Response::new(Body::from(page));
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=1.0.0; charset=utf-8"));
+        response
+    }
+
+    fn count_tokens(&self, body: &Map<String, Value>) -> Result<Response<Body>, ApiError> {
+        validate(body, &["messages"])?;
+        self.check_model(body)?;
+        let tokens = messages::prompt(body).tokens;
+        let text = format!(r#"{{"input_tokens":{tokens},"context_management":{{"original_input_tokens":{tokens}}}}}"#);
+        Ok(json(StatusCode::OK, text))
+    }
+
+    fn tokenize(&self, body: &Map<String, Value>) -> Result<Response<Body>, ApiError> {
+        validate(body, &[])?;
+        self.check_model(body)?;
+        let prompt = match (body.get("prompt").and_then(Value::as_str), body.get("messages").and_then(Value::as_array))
+        {
+            (Some(prompt), _) => Prompt::plain(prompt),
+            (None, Some(messages)) => Prompt::chat(&[], messages),
+            (None, None) => {
+                validate(body, &["prompt"])?;
+                Prompt::default()
+            }
+        };
+        let ids: Vec<String> = (0..prompt.tokens).map(|number| number.to_string()).collect();
+        let strings = if flag(body, "return_token_strs") {
+            format!("[{}]", ids.iter().map(|id| quote(id)).collect::<Vec<_>>().join(","))
+        } else {
+            "null".into()
+        };
+        let max_model_len = self.options.pool.limits.max_model_len;
+        let (count, ids) = (prompt.tokens, ids.join(","));
+        Ok(json(
+            StatusCode::OK,
+            format!(r#"{{"count":{count},"max_model_len":{max_model_len},"tokens":[{ids}],"token_strs":{strings}}}"#),
+        ))
+    }
+}
+
+/// The prompts of `/v1/completions` or inputs of `/v1/embeddings`: a text, token ids, or a batch of either.
+pub(super) fn completion_prompts(prompt: &Value) -> Vec<Prompt> {
+    match prompt {
+        Value::String(text) => vec![Prompt::plain(text)],
+        Value::Array(items) if items.first().is_some_and(Value::is_number) => vec![Prompt::ids(items)],
+        Value::Array(items) => items.iter().flat_map(completion_prompts).collect(),
+        _ => vec![Prompt::plain("")],
+    }
+}
+
+pub(super) fn json(status: StatusCode, body: String) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+pub(super) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,5 @@
+//! What the core promises of its forecasts, its prices and its affinity, held against the engine.
+
+mod latency;
+mod prices;
+mod spiral;
