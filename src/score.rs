@@ -24,7 +24,7 @@
 //!
 //! # Inputs and configuration
 //!
-//! Candidates with their forecasts ([`latency`](crate::latency)) and estimates; the policy's `weights`, `objective`,
+//! Candidates with their forecasts ([`latency`]) and estimates; the policy's `weights`, `objective`,
 //! `quality_normalisation`, and the prices that hold now ([`prices`](crate::prices)).
 //!
 //! # Limits
