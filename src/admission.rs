@@ -26,9 +26,9 @@
 //! **Saturation.** With `overload.action` `shed`, a request all of whose candidates are saturated is answered with 429. Instances of
 //! another model that it may use and that are not saturated serve it instead, if they keep what it insists on.
 //!
-//! `Retry-After` of a 429 is 1 to 60 s: for `ttft` how much the shortest forecast is above the limit, for `tpot` the shortest forecast of a
-//! whole answer, for `saturated` when the first instance may be free of its queue. Waiting does not change quality and price, so those
-//! say 60. Of several missed constraints the refusal names the last that would have to be given up.
+//! `Retry-After` of what is missed here is 1 to 60 s: for `ttft` how much the shortest forecast is above the limit, for `tpot` the shortest
+//! forecast of a whole answer, for `saturated` when the first instance may be free of its queue. Waiting does not change quality and price,
+//! so those say 60. Of several missed constraints the refusal names the last that would have to be given up.
 //!
 //! # Inputs and configuration
 //!
