@@ -119,90 +119,26 @@ fn nothing_names_a_machine() {
 }
 
 #[test]
-fn the_map_in_lib_rs_is_complete() {
-    let lib = read("src/core/lib.rs");
-    let modules: BTreeSet<&str> = lib
-        .lines()
-        .filter_map(|line| line.strip_prefix("pub mod ").or_else(|| line.strip_prefix("mod "))?.strip_suffix(';'))
-        .collect();
-    let rows = lib.lines().filter_map(|line| line.strip_prefix("//! | ")?.split(" |").next());
-    let map: BTreeSet<&str> =
-        rows.map(|cell| cell.trim_matches(['[', ']', '`'])).filter(|cell| *cell != "module").collect();
-    assert!(!modules.is_empty());
-    assert_eq!(map, modules, "the map in src/core/lib.rs and its modules differ");
-}
-
-#[test]
-fn readme_explains_every_field_of_the_configuration() {
-    let readme = read("README.md");
-    let sections = rust_files().filter(|file| file.starts_with("src/core/config/"));
-    let raw: String = sections.map(|file| read(&file)).collect();
-    let mut fields: BTreeSet<String> = raw
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("pub(super) ")?.split_once(':'))
-        .map(|(field, _)| field.trim())
-        .filter(|field| field.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
-        // A field that is only for people has its name in `rename`.
-        .map(|field| field.trim_start_matches('_').to_owned())
-        .collect();
-    assert!(fields.len() > 70, "src/core/config declares its fields in another way: {fields:?}");
-    keys(&serde_json::from_str(&read("envoy/routebalance.json")).unwrap(), &mut fields);
-    // As a whole word, in code or in a table: `pools[].name` explains `name`.
-    let words: BTreeSet<&str> = readme.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
-    let missing: Vec<String> = fields.into_iter().filter(|field| !words.contains(field.as_str())).collect();
-    check(&missing, "README.md does not explain these fields");
-}
-
-#[test]
-fn readme_explains_every_field_of_a_plan_file() {
-    let mut fields = BTreeSet::new();
-    for file in [
-        "src/lab/planning/file.rs",
-        "src/lab/planning/file/raw.rs",
-        "src/lab/planning/file/scores.rs",
-        "src/lab/planning/profiles.rs",
-    ] {
-        let text = read(file);
-        let mut structs = text.split("struct ").skip(1);
-        let is_read = |body: &&str| ["PlanFile {", "Raw", "ProfileRow {"].iter().any(|name| body.starts_with(name));
-        for body in structs.by_ref().filter(is_read) {
-            let lines = body.lines().skip(1).take_while(|line| *line != "}");
-            let named = lines.filter_map(|line| {
-                Some(line.trim().trim_start_matches("pub(super) ").trim_start_matches("pub ").split_once(": ")?.0)
-            });
-            fields.extend(
-                named.filter(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')).map(str::to_owned),
-            );
-        }
-    }
-    // Where the file is, and the fields that stand for a column each of the same form.
-    fields.remove("folder");
-    assert!(fields.len() > 40, "plan files declare their fields in another way: {fields:?}");
-    keys(&serde_json::from_str(&read("envoy/plan.json")).unwrap(), &mut fields);
-    let readme = read("README.md");
-    let section = readme
-        .split("\n## ")
-        .find(|section| section.starts_with("Planning"))
-        .expect("README has a section on planning");
-    let words: BTreeSet<&str> = section.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
-    let is_explained = |field: &String| {
-        let by_parts =
-            |(time, statistic): (&str, &str)| words.contains(time) && words.contains(format!("_{statistic}").as_str());
-        words.contains(field.as_str()) || field.split_once('_').is_some_and(by_parts)
+fn the_map_names_every_module_and_every_crate() {
+    let readme = read("src/README.md");
+    let table = |heading: &str, cell: usize| {
+        let section = readme.split("\n## ").find(|section| section.starts_with(heading)).expect("the section is there");
+        let cells = section.lines().filter_map(|line| line.strip_prefix('|')?.split('|').nth(cell));
+        let code = cells.filter_map(|cell| cell.trim().strip_prefix('`')?.strip_suffix('`'));
+        code.map(str::to_owned).collect::<BTreeSet<String>>()
     };
-    let missing: Vec<String> = fields.into_iter().filter(|field| !is_explained(field)).collect();
-    check(&missing, "README.md does not explain these fields of a plan file");
-}
-
-fn keys(value: &Value, into: &mut BTreeSet<String>) {
-    match value {
-        Value::Object(fields) => {
-            into.extend(fields.keys().cloned());
-            fields.values().for_each(|value| keys(value, into));
-        }
-        Value::Array(items) => items.iter().for_each(|item| keys(item, into)),
-        _ => {}
-    }
+    let lib = read("src/core/lib.rs");
+    let modules = lib.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
+    let modules: BTreeSet<String> = modules.map(str::to_owned).collect();
+    assert_eq!(table("The map", 0), modules, "the map and the modules of src/core/lib.rs differ");
+    let members = files().into_iter().filter_map(|file| {
+        let folder = file.strip_suffix("Cargo.toml")?.trim_end_matches('/').to_owned();
+        // The top package is the command line; crates outside of the workspace are no part of the house.
+        (!folder.starts_with("vendor") && !folder.ends_with("cargo-fuzz")).then_some(folder)
+    });
+    let members: BTreeSet<String> =
+        members.map(|folder| if folder.is_empty() { "src/cli".into() } else { folder }).collect();
+    assert_eq!(table("The crates", 1), members, "the table of crates and the packages differ");
 }
 
 #[test]

@@ -1,4 +1,44 @@
 //! Which candidates keep what a request insists on, and what is given up, or refused, when none does.
+//!
+//! # Formula
+//!
+//! A policy, and a request where the policy trusts its headers, may insist on times, a budget and a quality. A candidate keeps
+//!
+//! - **ttft, tpot** if the probability that the time is within the limit, `P(actual / predicted <= limit / predicted)`, is at least
+//!   `slo.confidence`. Its distribution is the histogram of what the responses of that pool have shown; before there are any, a logistic
+//!   one with scale 0.2 in the logarithm, so that 0.7 wants the limit to be 1.18 times the prediction;
+//! - **budget** if the probability that the answer ends before the budget does is at least `slo.confidence`. USD leave `(usd - prompt
+//!   tokens * input tariff) / output tariff` tokens, shared by all answers asked for; the length is log-normal through the predicted
+//!   median, P80 and P90;
+//! - **quality** if the predicted quality is at least `quality_min`.
+//!
+//! Where no candidate keeps all: `tiered` gives up one constraint after the other in the order of relaxation until one keeps the rest (of a
+//! request that gives up its budget in USD, the model of the smallest worst-case cost is left); `relaxed` gives up all; `strict`
+//! answers 429. The log's `relaxed` lists what was given up.
+//!
+//! **A budget caps the answer**, whatever was admitted: `max_tokens` (or `max_completion_tokens`, `max_output_tokens`) becomes at most what
+//! the budget leaves of each answer, and at least 1, by the estimated prompt tokens. It is inserted where the request names none (less
+//! where so many might not fit in the model's context), and written anew where not every server reads the client's own spelling alike. A
+//! request that demands more than is left (`min_tokens`, or one token of each of `n` answers) is a 400, under `strict` a 429. A request has
+//! used its budget up if its cost has, or if its answer was cut at that limit (`budget_exhausted` in the log); if the prompt alone does,
+//! the response says `x-routebalance-budget-exhausted: true`.
+//!
+//! **Saturation.** With `overload.action` `shed`, a request all of whose candidates are saturated is answered with 429. Instances of
+//! another model that it may use and that are not saturated serve it instead, if they keep what it insists on.
+//!
+//! `Retry-After` of what is missed here is 1 to 60 s: for `ttft` how much the shortest forecast is above the limit, for `tpot` the shortest
+//! forecast of a whole answer, for `saturated` when the first instance may be free of its queue. Waiting does not change quality and price,
+//! so those say 60. Of several missed constraints the refusal names the last that would have to be given up.
+//!
+//! # Inputs and configuration
+//!
+//! Forecasts and their residuals, estimates, tariffs; `policies[]`: `slo`, `budget`, `quality_min`, `relaxation`, `overload`,
+//! `trust_request_headers`. The headers are in [`headers`]; what a budget leaves in [`spending`].
+//!
+//! # Limits
+//!
+//! Tokens of a prompt are estimated from its bytes, so a budget in USD is kept as well as that estimate is. What an instance has stored
+//! behind `previous_response_id` is prefilled again and not counted: neither its length nor its cost is known.
 
 pub mod headers;
 pub mod spending;

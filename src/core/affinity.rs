@@ -1,10 +1,41 @@
 //! Which instance has kept what a request needs: the prefill of its prompt's beginning, its session, its adapter.
 //!
-//! What is kept is worth the time that it saves, and enters the expected times of a candidate as that: never as a gate, so an
-//! instance that has the prefix and a queue loses against one that has neither as soon as its queue costs more than the prefill.
+//! # Formula
 //!
-//! [`Prefix`] hashes a prompt's beginning while the body is scanned; [`Keys`] are the names under which it is remembered;
-//! a [`Placement`] says which instance was sent it, and [`Memory`] what follows for the next request.
+//! What is kept is worth the time that it saves, and enters the expected times of a candidate as that: `cached` tokens need no prefill, an
+//! adapter that is not loaded costs `affinity.adapter_load_ms`. The longest match of a prompt on an instance, as a share of the prompt's
+//! bytes, is its estimated cached tokens.
+//!
+//! # Intent
+//!
+//! Never a gate or a bonus: an instance that has the prefix and a queue loses against one that has neither as soon as its queue costs more
+//! than the prefill, so cache affinity cannot pile all traffic on one instance. SLOs and the objectives `absolute` and `prices` see it; the
+//! published T has no prefill.
+//!
+//! # What is kept
+//!
+//! [`Prefix`] hashes a prompt's beginning while the body is scanned; [`Keys`] are the names under which it is remembered; a [`Placement`]
+//! says which instance was sent it, and [`Memory`] what follows for the next request.
+//!
+//! - **Prefixes.** The beginning is hashed in the order in which chat templates put it, whatever the order of the body's fields: the system
+//!   prompt (`system`, `instructions`, or a first message of the system), then the conversation with its roles, texts, images and calls of
+//!   tools. So a long system prompt is found again when it comes after the messages, when its text is a list of one part, and when the same
+//!   conversation comes through `/v1/chat/completions`, `/v1/messages` or `/v1/responses`; `/v1/completions` is apart. Definitions of
+//!   tools, `documents`, `chat_template`, `chat_template_kwargs`, `reasoning_effort`, `mm_processor_kwargs`, `cache_salt` and the like
+//!   change the whole beginning. There is a hash for all that stands before the conversation and up to 39 more for blocks, each covering
+//!   everything before it: the first eight have 256 bytes, each further one is a fifth of what is before it. Every worker notes which
+//!   instance it has sent which blocks, and reads the others' notes in every tick (50 ms). A match is given up after 10 minutes, or once as
+//!   many tokens were placed on the instance after it as fit in its KV cache (`limits.kv_tokens`).
+//! - **Sessions.** Requests with the same value in `affinity.session_header` are taken to continue each other: the instance of the last one
+//!   has kept as many tokens as that request's prompt and answer had. For prompts that are not rewritten from the first byte.
+//! - **Adapters.** A LoRA adapter that vLLM serves under a name of its own is listed in `models[].adapters`. A request for that name goes
+//!   to the instances of that model, `model` is left as it is, and an instance that does not report the adapter
+//!   (`vllm:lora_requests_info`), and was not sent its requests of late, is expected to answer `affinity.adapter_load_ms` later.
+//!
+//! # Limits
+//!
+//! Tools that two APIs write in different shapes are different tools. What other gateways send is not known. Instances must cache prefixes
+//! (vLLM does by default).
 
 mod memory;
 mod prefix;

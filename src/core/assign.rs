@@ -1,8 +1,29 @@
 //! A batch of requests to instances: longest processing time first (LPT), load reckoned after each choice.
 //!
-//! The published batch (RouteBalance, sections 8 and 9 of its specification): requests in the order of the longest answer that any
-//! model is expected to give, longest first; each is decided by the same router as a lone one, and the load that the next one
-//! sees holds what the batch has sent so far.
+//! # Rule
+//!
+//! As published (RouteBalance): requests in the order of the longest answer that any model is expected to give, longest first (of equal
+//! ones the first to arrive); each is decided by the same router as a lone one, and the load that the next one sees holds what the batch
+//! has sent so far. What waiting gains is the order only; without `batching` every request is decided when its body has come, on the load
+//! that all workers have written until then.
+//!
+//! - `adaptive`, by the share of instances where requests queue when the batch before was decided: below 0.3 a batch has 4 requests and
+//!   waits 50 ms, below 0.7 16 and 100 ms, else 32 and 200 ms; 8 and 100 ms at the start.
+//! - `fixed` is `size` and `window_ms`.
+//! - Every worker forms its own batches from what it sees, so the size is divided by the workers that have sent a request in the last 10
+//!   seconds. An adaptive batch does not wait for nobody: if at the worker's own rate of the last 400 ms fewer than one more request would
+//!   join within the window, it is decided at once. `max_wait_ms` caps the wait of each request. Workers look every 5 ms.
+//! - Decided at once in any case: what is refused or left to Envoy's own route, what continues a stored response (one instance holds it),
+//!   embeddings and `count_tokens` (they generate nothing), and bodies larger than `request.max_buffered_bytes`.
+//!
+//! # Configuration
+//!
+//! `policies[].batching`.
+//!
+//! # Limits
+//!
+//! Batches are formed per worker and per policy: workers see what the others have sent, but do not wait for each other. A client that
+//! leaves while its request waits costs nothing: no instance hears of it, and no counter has moved.
 
 mod batcher;
 

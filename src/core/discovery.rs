@@ -1,8 +1,30 @@
 //! The instances that Envoy's clusters have, and how the fleet follows them: hosts come and go, indices stay.
 //!
-//! The leading VM reads the admin listener's `/clusters?format=json`, keeps the roster of all instances and shares it; every VM
-//! applies it to its own fleet. An index is given to one address and kept while that may come back, so that counters, reports and
-//! stored responses go on meaning the same instance.
+//! # Rule
+//!
+//! The leading VM asks Envoy's admin listener for `/clusters?format=json` through a cluster that points there, keeps the roster of all
+//! instances and shares it; every VM applies it to its own fleet. An index is given to one address and kept while that may come back, so
+//! that counters, reports and stored responses go on meaning the same instance.
+//!
+//! - A pool with `"instances": "discover"` has the instances that its cluster has, wherever Envoy has them from (EDS, DNS, a file). A pool
+//!   whose instances are listed is followed likewise if `discovery` is configured: the list says which hosts may serve, Envoy whether they
+//!   are there.
+//! - A new host gets traffic within a period; one that has gone gets no new request, while its streams end by themselves and go on being
+//!   counted; one that comes back within ten minutes has its old counters.
+//! - A host that Envoy holds for ill (health checks, outlier detection, EDS health) is a candidate only where there is no other.
+//! - Where no instance is known yet, the request goes to the pool's cluster, and Envoy chooses.
+//!
+//! # Configuration
+//!
+//! `discovery`, `pools[].instances`, `envoy.endpoints_dir`. `render` writes a cluster for the admin listener, and for each discovered pool
+//! one that reads its endpoints from the file `<envoy.endpoints_dir>/<cluster>.yaml`, replaced by a rename. On Istio the bootstrap has such
+//! a cluster: `"discovery": {"cluster": "prometheus_stats"}`, and `pools[].cluster` is the name of the service's cluster, as
+//! `outbound|8000||vllm.default.svc.cluster.local`.
+//!
+//! # Limits
+//!
+//! Envoy's admin listener, and hosts with an IP address: no pipes, no internal listeners. Long answers are asked for less often, so that a
+//! worker parses at most 1 MB per second; `&filter=REGEX` in the path keeps them short.
 
 mod clusters;
 mod settings;

@@ -1,8 +1,37 @@
-//! How long a request takes on an instance under a load.
+//! How long a request takes on an instance under a load, for SLOs, the objectives and the access log.
 //!
-//! Two estimates. The published T of RouteBalance (decode only, section 6 of its specification), which its objective needs as it
-//! is, comes from the pool's profile. The [`forecast`] of the time to the first token, per token and to the end follows what a
-//! continuous-batching server does, step by step, and takes what was learnt of the pool's [`Speed`].
+//! Two estimates. The published T of RouteBalance (decode only), which its objective needs as it is, comes from the pool's profile. The
+//! [`forecast`] of the time to the first token, per token and to the end follows what a continuous-batching server does, and takes what was
+//! learnt of the pool's [`Speed`].
+//!
+//! # Formula
+//!
+//! A server works in steps: each decodes all `b` running sequences and prefills up to 2,048 tokens of waiting prompts, and a first token
+//! comes at the end of the step that ends its prompt.
+//!
+//! - `step(b) = tpot_ms (1 + tpot_growth_per_running * b + tpot_growth_per_thousand_context_tokens * KV tokens / 1,000)`, with `b` others
+//!   running, from the pool's profile. The KV tokens are the request's own and what is reported of the others, or for each of them a mean
+//!   prompt and half a mean answer.
+//! - `TTFT = overhead_ms + (prompt tokens ahead + own - cached) / prefill rate + steps * step(b)`. Ahead are two thirds of the prompts sent
+//!   that have no first token yet, and those that come before the step under way ends. `steps` are half of the step under way, the steps
+//!   that the prompts need, and on an instance without a free slot or free KV those until its queue has drained: a place comes free every
+//!   `L / b` steps, `L` being the mean answer's tokens.
+//! - `TPOT = step(b) + (b + 1) * P / L / prefill rate`: in a steady batch every sequence is followed by another one, whose prompt (`P`
+//!   tokens on average) the others wait for.
+//! - `E2E = TTFT + (output tokens - 1) * TPOT`.
+//!
+//! # Inputs and configuration
+//!
+//! The load now ([`reckoning`](crate::reckoning)), lengths, cached tokens, `pools[].profile` and `pools[].limits`. `P`, `L` and what
+//! follows are learnt per pool from responses and shared by all workers. `latency.estimate` chooses: `prior` is the profile as written;
+//! `both` (default) multiplies TTFT and TPOT by factors between 1/8 and 8, which about 100 responses make and no single one moves far;
+//! `learned` fits overhead, prefill rate and both numbers of `step` to responses alone (two straight lines, least squares that forget), and
+//! is `prior` until 30 streams of the pool have ended. In all three the ratios of actual to predicted TTFT and TPOT of about 300 responses
+//! are kept as histograms: the probability that an SLO is met.
+//!
+//! # Limits
+//!
+//! TTFT is learnt from streams, TPOT from responses with usage. TTFT and times per token that instances report are kept and decide nothing.
 
 mod residuals;
 mod speed;

@@ -1,19 +1,35 @@
 //! Prices that follow live load, so that a forecast that is wrong does not break the SLO.
 //!
+//! # Rule
+//!
 //! A plan says prices `alpha` and fractions `c` of the models at a few rates ([`DemandLevel`]). A [`Steering`] looks at the load every
 //! [`PERIOD`] and moves prices in steps:
 //!
 //! - the rate of requests is counted, and `alpha` and `c` are interpolated at it: what the plan would do;
-//! - a **surcharge** makes demand look higher than it is while the mean time to the first token (TTFT) is above its limit, and goes
-//!   back to 0 below. It moves along the demand axis, on which the plan shifts load to models with room, whatever makes
-//!   requests heavier than forecast; where that way leads to the slower models, it is not taken;
-//! - a model's fraction is scaled by the share of its instances that is left, and is **relieved** while the mean TTFT is above the
-//!   limit and its own far above both: its GPUs may be slower than the plan thinks;
-//! - prices are corrected by the dual ascent of RouterWise (section 3 of its specification), `delta_m += step (n_m - c_m)`, with what
-//!   models really got, within bounds: so that other prompts than the plan's sample still give its fractions.
+//! - a **surcharge** makes demand look higher than it is while the mean time to the first token (TTFT) is above its limit, and goes back to
+//!   0 below. It moves along the demand axis, on which the plan shifts load to models with room, whatever makes requests heavier than
+//!   forecast; where that way leads to the slower models, it is not taken;
+//! - a model's fraction is scaled by the share of its instances that is left, and is **relieved** while the mean TTFT is above the limit
+//!   and its own far above both: its GPUs may be slower than the plan thinks;
+//! - prices are corrected by the dual ascent of RouterWise (arXiv 2604.10907), `delta_m += step (n_m - c_m)`, with what models really got,
+//!   within bounds: so that other prompts than the plan's sample still give its fractions. Bounds are `max_correction` for each model
+//!   against the plan, and twice that for two models against each other.
 //!
-//! TTFT is what the latency model expects at the load of the moment, with its corrections by what responses have shown. Observed
-//! TTFT would come late, when a queue has been built, and not at all from a model that gets no requests.
+//! TTFT is what the latency model expects at the load of the moment, with its corrections by what responses have shown. Observed TTFT would
+//! come late, when a queue has been built, and not at all from a model that gets no requests.
+//!
+//! One worker does this for all, in shared data. Until something is counted, the prices of the highest level hold.
+//!
+//! # Configuration
+//!
+//! `policies[].demand_levels` (without more, prices follow the rate alone) and `policies[].online_prices`; `routebalance plan --apply`
+//! writes both.
+//!
+//! # Limits
+//!
+//! The mean time to the first token alone is held. All generating requests count, also those that name their model and those of other
+//! policies: a plan's policy should have nearly all of the traffic. Demand beyond what a setup can serve is spread, and the limit is lost.
+//! What is aimed at is .85 of the limit, so that a plan at its limit is followed at a little less quality.
 
 use std::time::Duration;
 

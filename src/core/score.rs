@@ -1,4 +1,36 @@
 //! Objectives: from estimates of (model, instance) pairs to an order of preference.
+//!
+//! # Formula
+//!
+//! Q is the expected quality, L the expected output tokens of that model (capped by the request), `C = prompt tokens * input tariff + L *
+//! output tariff`. A policy's `objective` says how candidates are compared.
+//!
+//! - **`absolute`** (ours, the default): `S = w_q Q / Q_ref - w_l (T + D) / (g T_ref) - w_c C / C_ref`. T is the whole time that the
+//!   request is expected to take (queue, prefill, decode), D the time by which it slows down the others on that instance. `T_ref` and
+//!   `C_ref` are the mean time and cost of a typical answer over the idle pools, `Q_ref` is the root mean square of the differences between
+//!   two models' `quality_prior` (at least 0.1). g >= 1 says how many times longer than on the idle fleet such a request takes now, over
+//!   the models, on the best instance of each (at most 8 times on any). Equal scores go to the instance that is expected to answer first.
+//! - **`paper`**, as published: `S = w_q Q + w_l (1 - T / max T) + w_c (1 - C / max C)`, maxima over this request's candidates; Q raw or
+//!   rescaled over them. `T = tau L` where a slot is free, `tau (D / b + L)` where requests queue: `tau = tpot_ms (1 +
+//!   tpot_growth_per_running * running)`, D = output tokens the instance still owes, b = running requests. Ties go to the instance with
+//!   fewer requests, then to the one that has waited longest for one.
+//! - **`prices`**: `S = Q - price` of the model (dual prices); among its instances the one that is expected to answer first.
+//! - `round_robin` and `least_load` are there to compare with.
+//!
+//! # Intent
+//!
+//! Units of `absolute` are the fleet's, so a queue costs what it costs: a saturated model spills over to the next one before its queue
+//! explodes. Where everything is slower, small models would not help, and g makes time count as much less.
+//!
+//! # Inputs and configuration
+//!
+//! Candidates with their forecasts ([`latency`]) and estimates; the policy's `weights`, `objective`,
+//! `quality_normalisation`, and the prices that hold now ([`prices`](crate::prices)).
+//!
+//! # Limits
+//!
+//! Nothing is expected of the future: at high load and high quality, prices that know the rate beforehand beat `absolute`, which does not
+//! (src/lab/README.md has the numbers).
 
 use std::cmp::Ordering;
 use std::time::Duration;

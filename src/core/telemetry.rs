@@ -1,8 +1,16 @@
-//! What an instance says about its load: a Prometheus `/metrics` page to a [`Page`], or an ORCA response header to a [`Load`];
-//! and how often it is asked.
+//! What an instance says about its load: a Prometheus `/metrics` page to a [`Page`], or an ORCA response header to a [`Load`]; and how
+//! often it is asked.
 //!
-//! Names of vLLM, SGLang and TensorRT-LLM (`trtllm-serve` and Triton's backend), each as its server exports them. A server with
-//! several engines has one row per engine: requests add up, and the fullest KV cache is the one that counts.
+//! | server | read on its metrics page |
+//! |---|---|
+//! | vLLM | running, waiting, KV use (old and new name), sleep state, LoRA adapters, tokens so far, TTFT and time per token so far |
+//! | SGLang | running, queue, token use, tokens so far, TTFT and time between tokens so far |
+//! | TensorRT-LLM (`trtllm-serve`, Triton) | running, waiting (scheduled), KV use, TTFT and TPOT so far |
+//!
+//! A page with several engines counts as one instance: requests add up, and the fullest KV cache is the one that counts. TTFT and times per
+//! token are part of the report, but nothing is decided by them: forecasts are corrected by this gateway's own responses.
+//!
+//! Configuration: `telemetry`. How reports become a load is said in [`reckoning`](crate::reckoning) and in src/README.md.
 
 mod metrics;
 mod orca;

@@ -152,7 +152,7 @@ impl Entrant {
     }
 }
 
-/// What a decision of ours takes inside Envoy for a body of 1 KB: the slowest that `bench body` measured (README).
+/// What a decision of ours takes inside Envoy for a body of 1 KB: the slowest that `bench body` measured (src/lab/README.md).
 pub const OUR_DECISION: Duration = Duration::from_micros(55);
 
 impl LabInputs<'_> {
