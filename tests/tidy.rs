@@ -291,6 +291,75 @@ fn modules_form_no_circle() {
     check(&findings, "LAYERS says who may name whom");
 }
 
+/// The crates from the inside out: what each may depend on. So a change of the lab rebuilds neither the core nor the filter.
+const CRATES: [(&str, &[&str]); 9] = [
+    ("src/core", &[]),
+    ("src/filter", &["core"]),
+    ("src/plan", &["core"]),
+    ("src/sim", &["core", "plan"]),
+    ("src/instance", &["core", "sim"]),
+    ("src/lab", &["core", "plan", "sim"]),
+    ("src/onnx", &[]),
+    (".", &["core", "instance", "lab", "plan", "sim"]),
+    ("tests/fuzz", &["core"]),
+];
+
+#[test]
+fn crates_form_no_circle() {
+    let mut findings = Vec::new();
+    let manifests = files().into_iter().filter(|file| file.ends_with("Cargo.toml") && !file.starts_with("vendor"));
+    for manifest in manifests.filter(|file| !file.contains("cargo-fuzz")) {
+        let folder = manifest.trim_end_matches("Cargo.toml").trim_end_matches('/');
+        let folder = if folder.is_empty() { "." } else { folder };
+        let Some((_, may)) = CRATES.iter().find(|(name, _)| *name == folder) else {
+            findings.push(format!("{folder} is not in CRATES"));
+            continue;
+        };
+        let text = read(&manifest);
+        let sections = text.split("\n[").filter(|section| {
+            section
+                .split(']')
+                .next()
+                .is_some_and(|head| head.ends_with("dependencies") && !head.starts_with("workspace"))
+        });
+        let named = sections.flat_map(|section| section.lines()).filter_map(|line| line.strip_prefix("routebalance-"));
+        for name in named.map(|line| line.split(['.', ' ']).next().unwrap_or_default()) {
+            if !may.contains(&name) {
+                findings.push(format!("{manifest}: {name}"));
+            }
+        }
+    }
+    check(&findings, "CRATES says which crate may depend on which");
+}
+
+/// What decides is tested without a socket: its crates, and those that they depend on, have none.
+#[test]
+fn the_pure_crates_need_no_socket_crate() {
+    for name in ["core", "plan", "sim"] {
+        let output = Command::new(env!("CARGO"))
+            .args([
+                "tree",
+                "--locked",
+                "--edges",
+                "all",
+                "--prefix",
+                "none",
+                "--package",
+                &format!("routebalance-{name}"),
+            ])
+            .current_dir(package_root())
+            .output()
+            .expect("cargo starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let tree = String::from_utf8_lossy(&output.stdout).into_owned();
+        let crates: BTreeSet<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
+        assert!(crates.contains("tract-core"), "cargo tree says something else: {tree}");
+        for socket in ["axum", "hyper", "mio", "reqwest", "socket2", "tokio"] {
+            assert!(!crates.contains(socket), "routebalance-{name} depends on {socket}");
+        }
+    }
+}
+
 #[test]
 fn names_from_the_root_are_seen_however_they_are_written() {
     let code = "use crate::{\n    alpha::{one, two},\n    beta as other,\n};\nfn f() {\n    g(crate::gamma::three, super::super::delta);\n}\n\

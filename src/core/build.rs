@@ -51,7 +51,9 @@ fn main() -> Result<()> {
     // What it prints would be taken for instructions to Cargo.
     let output = compiler.stdout(Stdio::null()).stderr(Stdio::piped()).output()?;
     if !output.status.success() {
-        return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
+        // As it stands: an error that `main` returns is shown with its lines joined.
+        eprintln!("{}", String::from_utf8_lossy(&output.stderr));
+        return Err(format!("{} is not compiled: see above", file.display()).into());
     }
     Ok(())
 }

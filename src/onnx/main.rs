@@ -102,7 +102,7 @@ fn compile(file: &Path, folder: &Path) -> Result<()> {
 
     fs::write(folder.join("predictor_plan.json"), serde_json::to_vec(&plan)?)?;
     fs::write(
-        out.join("predictor_constants.bin"),
+        folder.join("predictor_constants.bin"),
         constants.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>(),
     )?;
     let shape = format!(
