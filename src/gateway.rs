@@ -12,6 +12,7 @@ mod deciding;
 mod feedback;
 mod host;
 mod local;
+pub mod memory;
 mod probing;
 mod rerun;
 mod serving;

@@ -1,0 +1,2 @@
+//! Fuzzing.
+fn main() {}
