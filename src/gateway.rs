@@ -10,6 +10,7 @@ mod batching;
 mod checkup;
 mod deciding;
 mod feedback;
+mod holding;
 mod host;
 mod local;
 pub mod memory;
@@ -22,6 +23,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub use attempt::{Attempt, context_of};
+pub use holding::Holding;
 pub use host::{Body, Host, Map};
 
 use answering::Answer;

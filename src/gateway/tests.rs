@@ -99,7 +99,7 @@ fn a_request_goes_where_the_decision_says_and_its_load_ends_with_it() {
     assert_eq!(header(names::RUNG_RESPONSE_HEADER), Some("priors"));
     assert!(exchange.states[names::DECISION_STATE].contains(r#""completion_tokens":1"#));
     assert_eq!(open(&gateway, &host), 0);
-    assert!(gateway.streams.is_empty() && gateway.reruns.is_idle());
+    assert_eq!(gateway.holding(), Holding::default());
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn a_whole_answer_whose_instance_is_gone_is_asked_for_elsewhere() {
     gateway.on_response_headers(&mut host, 5, false);
     gateway.on_response_body(&mut host, 5, ANSWER.len(), true);
     gateway.on_end(&mut host, 5);
-    assert!(open(&gateway, &host) == 0 && gateway.reruns.is_idle());
+    assert!(open(&gateway, &host) == 0 && gateway.holding().reruns == (0, 0));
 }
 
 #[test]
@@ -277,7 +277,7 @@ fn no_order_of_callbacks_leaves_anything_behind() {
             gateway.on_end(&mut host, id);
         }
         assert_eq!(open(&gateway, &host), 0, "seed {seed}");
-        assert!(gateway.streams.is_empty() && gateway.reruns.is_idle(), "seed {seed}");
-        assert!(gateway.batchers.iter().flatten().all(|batcher| batcher.clone().take(1).is_empty()), "seed {seed}");
+        let Holding { requests, waiting, reruns, .. } = gateway.holding();
+        assert_eq!((requests, waiting, reruns), (0, 0, (0, 0)), "seed {seed}");
     }
 }

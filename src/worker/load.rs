@@ -9,6 +9,11 @@ use crate::reckoning::{self, Counters, Dispatch, LoadNow, Reports};
 use crate::shared::{Board, Key, Responses};
 
 impl Worker {
+    /// What this worker has sent and seen finished itself.
+    pub fn own_counters(&self) -> &Counters {
+        &self.counters
+    }
+
     /// The counters of all workers together.
     pub fn all_counters(&self, board: &impl Board) -> Counters {
         let mut sum = self.counters.clone();
