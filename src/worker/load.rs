@@ -122,10 +122,10 @@ impl Worker {
     }
 
     /// Remembers which instance holds a response.
-    pub fn remember_response(&mut self, board: &mut impl Board, id: &str, instance: usize) {
+    pub fn remember_response(&mut self, board: &mut impl Board, id: &str, instance: usize, now: Duration) {
         let Some(key) = self.index.key(instance) else { return };
         self.responses.insert(id, key);
-        if let Some(slot) = self.slot {
+        if let Some(slot) = self.owns_slot(now) {
             board.write(Key::Responses(slot), &self.responses.encode(), None);
         }
     }

@@ -40,8 +40,8 @@ impl<'a> Choices<'a> {
     }
 
     /// One of several.
-    pub fn pick<'b, T>(&mut self, among: &'b [T]) -> &'b T {
-        &among[self.below(among.len())]
+    pub fn pick<T: Copy>(&mut self, among: &[T]) -> T {
+        among[self.below(among.len())]
     }
 
     /// The next bytes as they are.
@@ -94,7 +94,7 @@ impl<'a> Choices<'a> {
 
     /// Bytes in pieces, cut anywhere.
     pub fn pieces<'b>(&mut self, bytes: &'b [u8]) -> Vec<&'b [u8]> {
-        if self.in_256(16) {
+        if self.in_256(16) && !bytes.is_empty() {
             return bytes.chunks(1).collect();
         }
         let mut cuts: Vec<usize> = (0..self.below(6)).map(|_| self.below(bytes.len().min(65_535) + 1)).collect();

@@ -27,7 +27,8 @@ pub fn mutated(corpus: &[Vec<u8>], longest: usize, random: &mut Random) -> Vec<u
 /// One change.
 fn havoc(input: &mut Vec<u8>, corpus: &[Vec<u8>], random: &mut Random) {
     let at = random.below(input.len() + 1);
-    let end = (at + 1 + random.below(1 << random.below(8))).min(input.len());
+    let length = 1 << random.below(8);
+    let end = (at + 1 + random.below(length)).min(input.len());
     match random.below(12) {
         0..=2 => set(input, at, random.bits() as u8),
         3 => {

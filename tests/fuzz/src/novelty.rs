@@ -57,6 +57,22 @@ pub fn take() -> Vec<usize> {
     SEEN.take()
 }
 
+thread_local! {
+    static TELLS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// From now on, what happens is told on standard error.
+pub fn tell_all() {
+    TELLS.set(true);
+}
+
+/// Tells what happens, where somebody wants to know.
+pub fn tell(what: impl FnOnce() -> String) {
+    if TELLS.get() {
+        eprintln!("{}", what());
+    }
+}
+
 /// A number as its order of magnitude: few numbers are told apart.
 pub fn magnitude(number: u64) -> u32 {
     u64::BITS - number.leading_zeros()

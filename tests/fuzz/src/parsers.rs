@@ -25,5 +25,5 @@ const APIS: [Api; 9] = [
 ];
 
 fn any_api(choices: &mut Choices<'_>) -> Api {
-    *choices.pick(&APIS)
+    choices.pick(&APIS)
 }

@@ -111,7 +111,7 @@ impl World {
                 upstream::answer_call(vm, choices);
             }
             223..=228 => {
-                let time = *choices.pick(&TIMES);
+                let time = choices.pick(&TIMES);
                 self.pass(choices, time);
             }
             229..=232 => self.boot(choices),
@@ -145,7 +145,7 @@ impl World {
 
     /// Ticks of all VMs or of one, after some time each; calls are answered between them.
     fn ticks(&mut self, choices: &mut Choices<'_>) {
-        let (time, count) = (*choices.pick(&TIMES), 1 + choices.below(4));
+        let (time, count) = (choices.pick(&TIMES), 1 + choices.below(4));
         let answers = choices.in_256(160);
         for _ in 0..count {
             self.pass(choices, time);
@@ -164,7 +164,7 @@ impl World {
 
     /// A request and its answer, most often whole and without a fault.
     fn conversation(&mut self, choices: &mut Choices<'_>) {
-        let time = *choices.pick(&TIMES[..10]);
+        let time = choices.pick(&TIMES[..10]);
         let at = choices.below(self.vms.len());
         let Some(vm) = self.vms.get_mut(at) else { return };
         let id = begin(vm, choices);
@@ -191,7 +191,7 @@ impl World {
 fn body(choices: &mut Choices<'_>) -> Vec<u8> {
     let bytes = choices.bytes_like(REQUESTS);
     let names: [&[u8]; 8] = [b"auto", b"auto", b"small", b"large", b"embedder", b"sql", b"org/small", b"nobody"];
-    let name = *choices.pick(&names);
+    let name = choices.pick(&names);
     let known = b"tiny-b";
     match bytes.windows(known.len()).position(|window| window == known) {
         Some(at) => [&bytes[..at], name, &bytes[at + known.len()..]].concat(),
@@ -202,12 +202,12 @@ fn body(choices: &mut Choices<'_>) -> Vec<u8> {
 
 /// A request begins.
 fn begin(vm: &mut Vm, choices: &mut Choices<'_>) -> u32 {
-    let prefix = *choices.pick(&PREFIXES);
+    let prefix = choices.pick(&PREFIXES);
     let path = format!("{prefix}{}", choices.pick(&CALLS));
     let mut request = owned(&[(":method", choices.pick(&METHODS)), (":path", &path), (":authority", "gateway")]);
     for _ in 0..choices.below(5) {
         let (name, values) = choices.pick(&HEADERS);
-        request.push(((*name).to_owned(), (*choices.pick(values)).to_owned()));
+        request.push(((*name).to_owned(), choices.pick(values).to_owned()));
     }
     if choices.in_256(8) {
         request.push(("x-large".to_owned(), "x".repeat(60_000)));
@@ -224,7 +224,7 @@ fn begin(vm: &mut Vm, choices: &mut Choices<'_>) -> u32 {
     let route = if route.is_empty() { "default" } else { route };
     let told = match choices.byte() % 8 {
         0 => None,
-        1 => Some(("xds.route_metadata.filter_metadata.routebalance.policy", *choices.pick(&["priced", "shed", "?"]))),
+        1 => Some(("xds.route_metadata.filter_metadata.routebalance.policy", choices.pick(&["priced", "shed", "?"]))),
         _ => Some(("xds.route_name", route)),
     };
     exchange.properties.extend(told.map(|(name, value)| (name.to_owned(), value.to_owned())));

@@ -98,6 +98,7 @@ impl Board for SharedBoard {
         let mut process = self.process.borrow_mut();
         process.calls += 1;
         assert!(bytes.len() <= RECORD_BYTES_MAX, "{key}: {} bytes", bytes.len());
+        crate::novelty::tell(|| format!("  VM {} writes {key}, {} bytes", self.owner, bytes.len()));
         if version.is_some() && process.failures > 0 {
             process.failures -= 1;
             return false;

@@ -1,6 +1,6 @@
 //! What instances and Envoy answer.
 
-use routebalance::gateway::memory::{Headers, header_of, owned};
+use routebalance::gateway::memory::{header_of, owned};
 use routebalance::names;
 use serde_json::json;
 
@@ -88,17 +88,17 @@ fn headers(vm: &mut Vm, id: u32, choices: &mut Choices<'_>) {
     }
     let mut headers = owned(&[(":status", choices.pick(&STATUSES)), ("content-type", choices.pick(&TYPES))]);
     if choices.in_256(60) {
-        headers.push((names::LOAD_RESPONSE_HEADER.to_owned(), (*choices.pick(&LOADS)).to_owned()));
+        headers.push((names::LOAD_RESPONSE_HEADER.to_owned(), choices.pick(&LOADS).to_owned()));
     }
     if choices.in_256(40) {
         let after = choices.pick(&["1", "0", "99999999999999999999", "-1", "soon", "Wed, 21 Oct 2015 07:28:00 GMT"]);
         headers.push((names::RETRY_AFTER_HEADER.to_owned(), (*after).to_owned()));
     }
     if choices.in_256(20) {
-        headers.push(("content-encoding".to_owned(), (*choices.pick(&["gzip", "identity", ""])).to_owned()));
+        headers.push(("content-encoding".to_owned(), choices.pick(&["gzip", "identity", ""]).to_owned()));
     }
     let address = address(vm, id, choices);
-    let details = *choices.pick(&DETAILS);
+    let details = choices.pick(&DETAILS);
     let properties = [("upstream.address", address.as_str()), ("response.code_details", details)];
     vm.response(id, headers, &properties, choices.in_256(24));
 }
@@ -113,7 +113,7 @@ pub(super) fn more_of_response(vm: &mut Vm, id: u32, choices: &mut Choices<'_>) 
         }
         200..=219 => vm.response_trailers(id),
         _ => {
-            let details = (*choices.pick(&ENDS)).to_owned();
+            let details = choices.pick(&ENDS).to_owned();
             if let Some(exchange) = vm.host.memory.exchanges.get_mut(&id) {
                 exchange.properties.insert("response.code_details".to_owned(), details);
             }
@@ -129,7 +129,7 @@ pub(super) fn attempt(vm: &mut Vm, id: u32, choices: &mut Choices<'_>) {
         vm.attempt(id, &address, choices.in_256(200), !choices.in_256(10));
     }
     if choices.in_256(200) {
-        vm.attempt_answers(id, *choices.pick(&[None, Some("500"), Some("503"), Some("200"), Some("429"), Some("x")]));
+        vm.attempt_answers(id, choices.pick(&[None, Some("500"), Some("503"), Some("200"), Some("429"), Some("x")]));
     }
 }
 

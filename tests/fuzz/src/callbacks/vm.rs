@@ -10,7 +10,7 @@ use routebalance::worker::Statistic;
 use serde::de::IgnoredAny;
 
 use super::host::Watched;
-use crate::novelty::{magnitude, see};
+use crate::novelty::{magnitude, see, tell};
 
 /// Calls of the host in one callback: a tick looks at every instance, slot and segment there is.
 const CALLS_MAX: u64 = 4_000;
@@ -27,6 +27,8 @@ pub(super) struct Vm {
     pub(super) calls: Vec<Call>,
     /// Whether rosters may be from outside: then an instance may lose its index while requests are there.
     pub(super) tampered: bool,
+    /// Whether it has given its claims back: what was under way is told to nobody any more.
+    has_left: bool,
     next: u32,
 }
 
@@ -55,16 +57,19 @@ impl Vm {
             attempts: BTreeMap::new(),
             calls: Vec::new(),
             tampered: false,
+            has_left: false,
             next: ROOT,
         }
     }
 
     /// A callback of this context.
-    fn enter<R>(&mut self, context: u32, f: impl FnOnce(&mut Gateway, &mut Watched) -> R) -> R {
+    fn enter<R>(&mut self, context: u32, what: &str, f: impl FnOnce(&mut Gateway, &mut Watched) -> R) -> R {
+        tell(|| format!("{:?} VM {}: {context} {what}", self.host.memory.time, self.host.memory.board.owner));
         self.host.memory.current = context;
         self.host.calls.set(0);
         self.host.memory.board.process.borrow_mut().calls = 0;
         let result = f(&mut self.gateway, &mut self.host);
+        self.host.memory.calls.iter().for_each(|call| tell(|| format!("  calls {} {:?}", call.cluster, call.headers)));
         self.calls.append(&mut self.host.memory.calls);
         self.check_work();
         self.check_counters();
@@ -89,7 +94,7 @@ impl Vm {
                 (counters.finished_prompt_tokens, counters.dispatched_prompt_tokens),
                 (counters.finished_output_tokens, counters.dispatched_output_tokens),
             ];
-            if !self.tampered {
+            if !self.tampered && !self.has_left {
                 assert!(pairs.iter().all(|(finished, dispatched)| finished <= dispatched), "{counters:?}");
             }
             open += counters.outstanding_requests();
@@ -124,7 +129,7 @@ impl Vm {
         let length = header_of(&exchange.request, "content-length").and_then(|length| length.parse().ok());
         self.host.memory.exchanges.insert(id, exchange);
         self.streams.insert(id, Stream { length, is_whole, ..Stream::default() });
-        let flow = self.enter(id, |gateway, host| gateway.on_request_headers(host, id, is_whole));
+        let flow = self.enter(id, "request headers", |gateway, host| gateway.on_request_headers(host, id, is_whole));
         self.went(id, flow, is_whole);
         id
     }
@@ -142,14 +147,14 @@ impl Vm {
         stream.received.extend_from_slice(piece);
         exchange.body.extend_from_slice(piece);
         let size = exchange.body.len();
-        let flow = self.enter(id, |gateway, host| gateway.on_request_body(host, id, size, is_whole));
+        let flow = self.enter(id, "request body", |gateway, host| gateway.on_request_body(host, id, size, is_whole));
         self.went(id, flow, is_whole);
     }
 
     pub(super) fn request_trailers(&mut self, id: u32) {
         let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.is_whole) else { return };
         stream.is_whole = true;
-        let flow = self.enter(id, |gateway, host| gateway.on_request_trailers(host, id));
+        let flow = self.enter(id, "request trailers", |gateway, host| gateway.on_request_trailers(host, id));
         self.went(id, flow, true);
     }
 
@@ -233,11 +238,11 @@ impl Vm {
         self.host.memory.current = id;
         let Some(context) = context_of(&self.host) else { return };
         let mut attempt = Attempt::default();
-        let flow = self.enter(id, |gateway, host| {
+        let flow = self.enter(id, "attempt", |gateway, host| {
             attempt.on_request_headers(host, knows.then_some(gateway), context, is_whole || size == 0)
         });
         if flow == Flow::Pause && self.host.memory.exchanges.get(&id).is_some_and(|e| e.answered.is_none()) {
-            self.enter(id, |_, host| {
+            self.enter(id, "attempt body", |_, host| {
                 attempt.on_request_body(host, size, is_whole);
                 if !is_whole {
                     attempt.on_request_trailers(host);
@@ -264,7 +269,7 @@ impl Vm {
                 exchange.response = vec![(":status".to_owned(), status.to_owned())];
             }
         }
-        self.enter(id, |gateway, host| {
+        self.enter(id, "attempt answers", |gateway, host| {
             if status.is_some() {
                 attempt.on_response_headers(host, Some(gateway), id);
             }
@@ -274,7 +279,7 @@ impl Vm {
 
     fn end_attempt(&mut self, id: u32) {
         if let Some(mut attempt) = self.attempts.remove(&id) {
-            self.enter(id, |gateway, host| attempt.on_done(host, Some(gateway), id));
+            self.enter(id, "attempt over", |gateway, host| attempt.on_done(host, Some(gateway), id));
         }
     }
 
@@ -286,7 +291,7 @@ impl Vm {
         for (name, value) in properties {
             exchange.properties.insert((*name).to_owned(), (*value).to_owned());
         }
-        let flow = self.enter(id, |gateway, host| gateway.on_response_headers(host, id, is_whole));
+        let flow = self.enter(id, "response headers", |gateway, host| gateway.on_response_headers(host, id, is_whole));
         see(("response", flow == Flow::Continue));
         self.host.memory.woken.clear();
     }
@@ -295,19 +300,19 @@ impl Vm {
         if let Some(exchange) = self.host.memory.exchanges.get_mut(&id) {
             exchange.response_body = piece.to_vec();
         }
-        self.enter(id, |gateway, host| gateway.on_response_body(host, id, piece.len(), is_whole));
+        self.enter(id, "response body", |gateway, host| gateway.on_response_body(host, id, piece.len(), is_whole));
     }
 
     pub(super) fn response_trailers(&mut self, id: u32) {
-        self.enter(id, |gateway, host| gateway.on_response_trailers(host, id));
+        self.enter(id, "response trailers", |gateway, host| gateway.on_response_trailers(host, id));
     }
 
     /// The stream is over; a callback for it may come all the same.
     pub(super) fn end(&mut self, id: u32, only_logs: bool) {
         self.end_attempt(id);
-        self.enter(id, |gateway, host| gateway.release(host, id));
+        self.enter(id, "log", |gateway, host| gateway.release(host, id));
         if !only_logs {
-            self.enter(id, |gateway, host| gateway.on_end(host, id));
+            self.enter(id, "end", |gateway, host| gateway.on_end(host, id));
             self.host.memory.exchanges.remove(&id);
             self.streams.remove(&id);
             assert!(!self.gateway.has(id), "{id} is over, and still there");
@@ -317,7 +322,7 @@ impl Vm {
     // === the root context ===
 
     pub(super) fn tick(&mut self) {
-        self.enter(ROOT, |gateway, host| gateway.on_tick(host, ROOT));
+        self.enter(ROOT, "tick", |gateway, host| gateway.on_tick(host, ROOT));
         assert_eq!(self.host.memory.current, ROOT, "what follows is about the root context");
         self.resumed();
     }
@@ -327,13 +332,14 @@ impl Vm {
         let has_headers = answer.is_some();
         self.host.memory.call_response = answer.unwrap_or_default();
         let size = self.host.memory.call_response.1.len();
-        self.enter(ROOT, |gateway, host| gateway.on_call_response(host, ROOT, number, has_headers, size));
+        self.enter(ROOT, "call answered", |gateway, host| gateway.on_call_response(host, ROOT, number, has_headers, size));
         assert_eq!(self.host.memory.current, ROOT, "what follows is about the root context");
         self.resumed();
     }
 
     pub(super) fn leave(&mut self) {
-        self.enter(ROOT, |gateway, host| gateway.on_done(host));
+        self.has_left = true;
+        self.enter(ROOT, "leave", |gateway, host| gateway.on_done(host));
     }
 
     /// Everything ends: nothing is left.

@@ -15,7 +15,7 @@ use super::host::Watched;
 use super::vm::Vm;
 use crate::choices::Choices;
 use crate::material::{CONFIGURATIONS, PREDICTED};
-use crate::novelty::{magnitude, see};
+use crate::novelty::{magnitude, see, tell};
 
 /// VMs at the same time.
 const VMS_MAX: usize = 4;
@@ -71,6 +71,7 @@ impl World {
         let mut vm = Vm::new(gateway, host);
         vm.tampered = self.process.borrow().tampered;
         see(("boot", which));
+        tell(|| format!("VM {owner} begins with configuration {which}"));
         self.vms.push(vm);
     }
 
@@ -149,6 +150,7 @@ impl World {
                 bytes.extend(choices.raw(120));
             }
         }
+        tell(|| format!("{key} becomes {bytes:?}"));
         see(("tamper", key.to_string().split('.').nth(2), magnitude(bytes.len() as u64)));
         process.tamper(key, &bytes);
         drop(process);

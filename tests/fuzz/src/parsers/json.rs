@@ -31,8 +31,8 @@ pub(super) fn value(choices: &mut Choices<'_>, names: &[&str], depth: usize) -> 
         16..=35 => Value::Bool(choices.in_256(128)),
         36..=59 => Value::from(choices.below(70_000) % 40_000),
         60..=67 => Value::from(choices.number()),
-        68..=75 => Number::from_f64(*choices.pick(&NUMBERS)).map_or(Value::Null, Value::Number),
-        76..=139 => Value::from(*choices.pick(&TEXTS)),
+        68..=75 => Number::from_f64(choices.pick(&NUMBERS)).map_or(Value::Null, Value::Number),
+        76..=139 => Value::from(choices.pick(&TEXTS)),
         140..=155 => Value::from(String::from_utf8_lossy(&choices.raw(24)).into_owned()),
         156..=159 => Value::from("long ".repeat(choices.below(400))),
         160..=199 if depth < DEPTH_MAX => {
@@ -49,7 +49,7 @@ pub(super) fn object(choices: &mut Choices<'_>, names: &[&str], depth: usize) ->
         let name = if choices.in_256(12) {
             String::from_utf8_lossy(&choices.raw(12)).into_owned()
         } else {
-            (*choices.pick(names)).to_owned()
+            choices.pick(names).to_owned()
         };
         fields.insert(name, value(choices, names, depth));
     }

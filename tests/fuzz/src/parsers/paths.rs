@@ -29,7 +29,7 @@ pub fn paths(data: &[u8]) {
         return small_body(&mut choices);
     }
     let path = String::from_utf8_lossy(&choices.bytes_like(&PATHS)).into_owned();
-    let method = *choices.pick(&["POST", "GET", "DELETE", "", "post"]);
+    let method = choices.pick(&["POST", "GET", "DELETE", "", "post"]);
     let call = openai::call_of(method, &path);
     let own = openai::path_of_call(&path);
     assert!(path.ends_with(own), "{own:?} is no end of {path:?}");

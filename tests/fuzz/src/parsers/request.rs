@@ -69,7 +69,7 @@ pub fn request(data: &[u8]) {
     if let (Ok(result), Ok(again)) = (&result, &again) {
         compare(result, again);
     }
-    see((api, result.is_ok(), result.as_ref().err().map(|error| error.to_string().len())));
+    see((api as u8, result.is_ok(), result.as_ref().err().map(|error| error.to_string().len())));
     let oracle = serde_json::from_slice::<Value>(&body);
     match (&oracle, &result) {
         (Err(problem), _) => check_invalid(&body, problem, &result),
@@ -181,7 +181,7 @@ fn check_fields(api: Api, fields: &Map<String, Value>, prompt: &Prompt) {
 
 /// A patched body says what was asked for, and everything else as before.
 fn check_patches(api: Api, body: &[u8], fields: &Map<String, Value>, prompt: &Prompt, choices: &mut Choices<'_>) {
-    let served = *choices.pick(&["org/small", "auto", "a \"quoted\" \\ name", "\u{1f600}", ""]);
+    let served = choices.pick(&["org/small", "auto", "a \"quoted\" \\ name", "\u{1f600}", ""]);
     let limit = (api.generates() && choices.in_256(128)).then(|| 1 + choices.below(60_000) as u32);
     let patches = prompt.patches(api, served, limit);
     let once = patched(&patches, body).expect("patches are the body's own");
@@ -192,7 +192,7 @@ fn check_patches(api: Api, body: &[u8], fields: &Map<String, Value>, prompt: &Pr
     let after = said(&once);
     assert_eq!(after, expected(api, fields, served, limit, &after), "{patches:?}");
     // The same body for another model, as if it had not been changed before.
-    let (other, other_limit) = (*choices.pick(&["org/large", served]), limit.map(|limit| limit / 2 + 1));
+    let (other, other_limit) = (choices.pick(&["org/large", served]), limit.map(|limit| limit / 2 + 1));
     let patches = prompt.patches_after(&patches, api, other, other_limit);
     let twice = patched(&patches, &once).expect("patches are the patched body's own");
     let after = said(&twice);

@@ -50,9 +50,9 @@ pub fn metrics(data: &[u8]) {
 
 /// A line as Prometheus writes it.
 fn line(choices: &mut Choices<'_>, page: &mut String, expected: &mut Load) {
-    let labels = *choices.pick(&["", "{engine=\"0\"}", "{a=\"}\\\" b\",model_name=\"x y\"}", "{engine=\"1\",}"]);
+    let labels = choices.pick(&["", "{engine=\"0\"}", "{a=\"}\\\" b\",model_name=\"x y\"}", "{engine=\"1\",}"]);
     let count = f64::from(choices.byte());
-    let end = *choices.pick(&["\n", "\r\n", " 1700000000000\n", "\n# HELP x y\n\n"]);
+    let end = choices.pick(&["\n", "\r\n", " 1700000000000\n", "\n# HELP x y\n\n"]);
     match choices.byte() % 6 {
         0 => {
             page.push_str(&format!("vllm:num_requests_running{labels} {count}{end}"));
@@ -121,9 +121,10 @@ pub fn clusters(data: &[u8]) {
         let read = discovery::parse(&answer);
         see((read.is_some(), read.as_ref().map(Vec::len)));
         let Some(read) = read else { return };
-        let value: Value = serde_json::from_slice(&answer).expect("what was read is JSON");
-        let listed = value["cluster_statuses"].as_array().map(Vec::len);
-        assert_eq!(Some(read.len()), listed);
+        // What is not read may hold what no string can be.
+        if let Ok(value) = serde_json::from_slice::<Value>(&answer) {
+            assert_eq!(Some(read.len()), value["cluster_statuses"].as_array().map(Vec::len));
+        }
         let hosts = read.iter().flat_map(|cluster| &cluster.hosts);
         assert!(hosts.clone().all(|host| host.address.parse::<SocketAddr>().is_ok()), "{read:?}");
         return;
@@ -133,10 +134,10 @@ pub fn clusters(data: &[u8]) {
         let name = format!("pool-{number}");
         let (mut hosts, mut there) = (Vec::new(), Vec::new());
         for _ in 0..choices.below(6) {
-            let ip = *choices.pick(&["10.0.0.1", "::1", "2001:db8::7", "localhost", "10.0.0.256"]);
-            let port = *choices.pick(&[1, 80, 65_535, 65_536]);
-            let health = *choices.pick(&["HEALTHY", "DEGRADED", "UNKNOWN", "UNHEALTHY", "DRAINING", "TIMEOUT"]);
-            let flag = *choices.pick(&["", "", "failed_active_health_check", "failed_outlier_check", "pending_active_hc"]);
+            let ip = choices.pick(&["10.0.0.1", "::1", "2001:db8::7", "localhost", "10.0.0.256"]);
+            let port = choices.pick(&[1, 80, 65_535, 65_536]);
+            let health = choices.pick(&["HEALTHY", "DEGRADED", "UNKNOWN", "UNHEALTHY", "DRAINING", "TIMEOUT"]);
+            let flag = choices.pick(&["", "", "failed_active_health_check", "failed_outlier_check", "pending_active_hc"]);
             let mut status = json!({"eds_health_status": health});
             if !flag.is_empty() {
                 status[flag] = json!(true);
