@@ -22,7 +22,7 @@ pub struct Target {
 
 /// All of them.
 pub const TARGETS: [Target; 10] = [
-    Target { name: "callbacks", run: callbacks::callbacks, longest: 4_096 },
+    Target { name: "callbacks", run: callbacks::callbacks, longest: 512 },
     Target { name: "request", run: parsers::request::request, longest: 4_096 },
     Target { name: "response", run: parsers::response::response, longest: 4_096 },
     Target { name: "stream", run: parsers::response::stream, longest: 4_096 },

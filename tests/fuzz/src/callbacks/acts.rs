@@ -145,7 +145,7 @@ impl World {
 
     /// Ticks of all VMs or of one, after some time each; calls are answered between them.
     fn ticks(&mut self, choices: &mut Choices<'_>) {
-        let (time, count) = (choices.pick(&TIMES), 1 + choices.below(4));
+        let (time, count) = (choices.pick(&TIMES), [1, 1, 1, 2, 2, 5][choices.below(6)]);
         let answers = choices.in_256(160);
         for _ in 0..count {
             self.pass(choices, time);

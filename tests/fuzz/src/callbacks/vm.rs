@@ -115,7 +115,8 @@ impl Vm {
                 }
             };
             let is_plain = name.bytes().all(|b| b.is_ascii_graphic()) && name.len() < 300;
-            assert!(is_plain && name.starts_with("routebalance."), "the statistic {name:?}");
+            assert!(is_plain, "the statistic {name:?}");
+            assert!(self.tampered || name.starts_with("routebalance."), "the statistic {name:?}");
             see(name);
         }
     }
@@ -228,6 +229,9 @@ impl Vm {
 
     /// Another attempt at this address; the one before is over.
     pub(super) fn attempt(&mut self, id: u32, address: &str, is_whole: bool, knows: bool) {
+        if !self.streams.get(&id).is_some_and(|stream| stream.has_gone) {
+            return;
+        }
         let Some(exchange) = self.host.memory.exchanges.get_mut(&id).filter(|e| e.answered.is_none()) else { return };
         exchange.attempts += 1;
         exchange.properties.insert("upstream.address".to_owned(), address.to_owned());

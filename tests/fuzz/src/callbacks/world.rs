@@ -43,9 +43,12 @@ impl World {
     pub(super) fn begin(choices: &mut Choices<'_>) -> World {
         let time = Duration::from_secs(1_000);
         let mut world = World { process: Rc::default(), vms: Vec::new(), time, booted: 0 };
-        for _ in 0..=choices.below(3) {
-            world.boot(choices);
-        }
+        let vms = match choices.byte() {
+            0..=149 => 1,
+            150..=229 => 2,
+            _ => 3,
+        };
+        (0..vms).for_each(|_| world.boot(choices));
         world.pass(choices, Duration::from_millis(50));
         world.tick_all();
         world
@@ -151,7 +154,7 @@ impl World {
             }
         }
         tell(|| format!("{key} becomes {bytes:?}"));
-        see(("tamper", key.to_string().split('.').nth(2), magnitude(bytes.len() as u64)));
+        see(("tamper", std::mem::discriminant(&key), magnitude(bytes.len() as u64)));
         process.tamper(key, &bytes);
         drop(process);
         self.vms.iter_mut().for_each(|vm| vm.tampered = true);
