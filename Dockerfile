@@ -7,6 +7,7 @@ COPY .cargo .cargo
 COPY envoy envoy
 COPY models models
 COPY src src
+COPY tests/fuzz tests/fuzz
 COPY vendor vendor
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/build/target \
     cargo build --release --locked --bin routebalance && cp target/release/routebalance /usr/local/bin/

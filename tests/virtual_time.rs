@@ -31,7 +31,7 @@ use routebalance_instance::prompts::PromptSet;
 use serde_json::{Value, json};
 use tokio::task::{JoinHandle, JoinSet};
 
-use host::{Call, Headers, Memory, Process, ROOT, value};
+use host::{Call, Headers, Memory, Process, ROOT, Wakes, value};
 use rendered::{Cluster, Host, Rendered};
 
 /// What the names of the filter's statistics begin with.
@@ -91,6 +91,7 @@ struct Proxy {
 struct Worker {
     gateway: Gateway,
     host: Memory,
+    wakes: Wakes,
     /// The number of the last context.
     context: u32,
 }
@@ -231,7 +232,9 @@ impl Proxy {
         let process = Process::new();
         let worker = |owner| {
             let mut host = Memory::new(process.clone());
-            Mutex::new(Worker { gateway: Gateway::new(router.clone(), owner, &mut host), host, context: ROOT })
+            process.tell_time(&mut host);
+            let gateway = Gateway::new(router.clone(), owner, &mut host);
+            Mutex::new(Worker { gateway, host, wakes: Wakes::default(), context: ROOT })
         };
         let unknown = router.unpredicted();
         let said = format!("the predictor does not know {}: their priors decide\n", unknown.join(", "));
@@ -253,9 +256,11 @@ impl Proxy {
     /// Calls a worker's gateway in this context, and does what it asks for.
     fn enter<R>(self: &Arc<Self>, worker: usize, context: u32, f: impl FnOnce(&mut Gateway, &mut Memory) -> R) -> R {
         let mut locked = lock(&self.workers[worker]);
-        let Worker { gateway, host, .. } = &mut *locked;
+        let Worker { gateway, host, wakes, .. } = &mut *locked;
+        host.board.clone().tell_time(host);
         host.current = context;
         let result = f(gateway, host);
+        wakes.tell(host);
         let (calls, statistics) = (std::mem::take(&mut host.calls), gateway.worker.statistics.take());
         drop(locked);
         self.show(statistics);
@@ -326,7 +331,7 @@ async fn answer(proxy: Weak<Proxy>, network: Network, worker: usize, call: Call)
     proxy.enter(worker, ROOT, |gateway, host| {
         let size = body.len();
         host.call_response = (headers, body);
-        gateway.on_call_response(host, ROOT, call.token, true, size);
+        gateway.on_call_response(host, ROOT, call.number, true, size);
     });
 }
 

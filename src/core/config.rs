@@ -14,7 +14,7 @@ mod raw;
 mod secret;
 mod telemetry;
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -41,7 +41,11 @@ pub struct ConfigError {
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "configuration field {}: {}", self.field, self.problem)
+        // Names and values of the file are cited as they are, and the log has a line for it.
+        let sentence = format!("configuration field {}: {}", self.field, self.problem);
+        sentence
+            .chars()
+            .try_for_each(|c| if c.is_control() { write!(f, "{}", c.escape_default()) } else { f.write_char(c) })
     }
 }
 

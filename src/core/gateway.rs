@@ -10,8 +10,10 @@ mod batching;
 mod checkup;
 mod deciding;
 mod feedback;
+mod holding;
 mod host;
 mod local;
+pub mod memory;
 mod probing;
 mod rerun;
 mod serving;
@@ -21,6 +23,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub use attempt::{Attempt, context_of};
+pub use holding::Holding;
 pub use host::{Body, Host, Map};
 
 use answering::Answer;

@@ -321,6 +321,11 @@ impl Worker {
         self.slot.filter(|_| !self.has_left && now <= self.owns_until)
     }
 
+    /// Whether the place is surely this worker's configuration's.
+    fn owns_place(&self, now: Duration) -> Option<usize> {
+        self.place.filter(|_| !self.has_left && now <= self.owns_until)
+    }
+
     /// Counts the workers that have sent a request lately: the one on Envoy's main thread never does.
     fn count_workers(&mut self, board: &impl Board, now: Duration) {
         let mut serving: usize = 1;

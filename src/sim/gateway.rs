@@ -305,9 +305,9 @@ impl Gateway {
     }
 
     /// A client scores an answer at this worker.
-    pub(super) fn score(&mut self, worker: usize, index: usize, score: f64) {
+    pub(super) fn score(&mut self, worker: usize, index: usize, score: f64, now: Duration) {
         if let Some((worker, board)) = self.at_board(worker) {
-            worker.score(board, &Feedback { id: index.to_string(), score });
+            worker.score(board, &Feedback { id: index.to_string(), score }, now);
         }
     }
 

@@ -12,6 +12,7 @@ use hyper::http::request::Parts;
 use hyper::{Request, Response};
 use routebalance_core::gateway::{Attempt, Flow, Gateway, context_of};
 use routebalance_core::names;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -115,6 +116,8 @@ impl Life {
             let mut worker = lock(&proxy.workers[worker]);
             worker.context += 1;
             let id = worker.context + 1;
+            worker.wakes.0.insert(id, Arc::default());
+            let connection = Some(connection);
             worker.host.exchanges.insert(id, Exchange { request, connection, ..Exchange::default() });
             id
         };
@@ -131,7 +134,12 @@ impl Life {
     }
 
     fn set(&self, property: &'static str, value: &str) {
-        self.exchange(|exchange| drop(exchange.properties.insert(property, value.to_owned())));
+        self.exchange(|exchange| drop(exchange.properties.insert(property.to_owned(), value.to_owned())));
+    }
+
+    /// Tells that the gateway has answered the request, or lets it go on.
+    fn wake(&self) -> Arc<Notify> {
+        lock(&self.proxy.workers[self.worker]).wakes.0.get(&self.id).map(Arc::clone).expect("it lives")
     }
 
     async fn run(&self, body: Incoming, client: Client) {
@@ -218,7 +226,7 @@ impl Life {
     /// After a callback: the request is answered, held back, or goes on.
     fn goes_on(&self, flow: Flow, sent: &mut Vec<u8>) -> Result<(), Stop> {
         self.exchange(|exchange| match exchange.answered.take() {
-            Some(answer) => Err(answer.into()),
+            Some(answer) => Err(Local::from(answer).into()),
             None => {
                 if flow == Flow::Continue {
                     sent.append(&mut exchange.body);
@@ -230,12 +238,12 @@ impl Life {
 
     /// Waits until the gateway lets the request go on.
     async fn resumed(&self) -> Result<(), Local> {
-        let wake = self.exchange(|exchange| Arc::clone(&exchange.wake));
+        let wake = self.wake();
         loop {
             if let Some(answer) = self.exchange(|exchange| exchange.answered.take()) {
-                return Err(answer);
+                return Err(answer.into());
             }
-            if self.exchange(|exchange| exchange.is_resumed) {
+            if self.exchange(|exchange| exchange.resumed > 0) {
                 return Ok(());
             }
             wake.notified().await;
@@ -244,10 +252,10 @@ impl Life {
 
     /// Waits until the gateway answers by itself.
     async fn answered(&self) -> Local {
-        let wake = self.exchange(|exchange| Arc::clone(&exchange.wake));
+        let wake = self.wake();
         loop {
             if let Some(answer) = self.exchange(|exchange| exchange.answered.take()) {
-                return answer;
+                return answer.into();
             }
             wake.notified().await;
         }
@@ -359,7 +367,7 @@ impl Life {
         self.gateway(|gateway, host, id| attempt.on_request_headers(host, Some(gateway), id, is_empty));
         if let Some(answer) = self.exchange(|exchange| exchange.answered.take()) {
             self.gateway(|gateway, host, id| attempt.on_done(host, Some(gateway), id));
-            return Err(answer);
+            return Err(answer.into());
         }
         if !is_empty {
             self.gateway(|_, host, _| attempt.on_request_body(host, size, true));
@@ -395,7 +403,7 @@ impl Life {
             let is_over = answer.body.is_empty();
             self.gateway(|gateway, host, id| gateway.on_response_headers(host, id, is_over));
             match self.exchange(|exchange| exchange.answered.take()) {
-                Some(other) => answer = Local { details: answer.details, ..other },
+                Some(other) => answer = Local { details: answer.details, ..other.into() },
                 None => break,
             }
         }
@@ -407,7 +415,7 @@ impl Life {
 
     /// A piece of an answer passes the filter.
     fn pass(&self, piece: Bytes, is_over: bool, pieces: &UnboundedSender<Piece>) {
-        self.exchange(|exchange| exchange.piece = piece.to_vec());
+        self.exchange(|exchange| exchange.response_body = piece.to_vec());
         self.gateway(|gateway, host, id| gateway.on_response_body(host, id, piece.len(), is_over));
         let _ = pieces.send(Ok(piece));
     }
@@ -442,7 +450,10 @@ impl Life {
         let line = self.log_line();
         lock(&self.proxy.access_log).push_str(&line);
         self.gateway(|gateway, host, id| gateway.on_end(host, id));
-        lock(&self.proxy.workers[self.worker]).host.exchanges.remove(&self.id);
+        let mut worker = lock(&self.proxy.workers[self.worker]);
+        worker.host.exchanges.remove(&self.id);
+        worker.wakes.0.remove(&self.id);
+        drop(worker);
         self.proxy.active.fetch_sub(1, Ordering::Relaxed);
     }
 

@@ -66,6 +66,11 @@ impl<T> Batcher<T> {
         Some(self.waiting.remove(at)?.request)
     }
 
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// Whether nobody waits.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()

@@ -210,6 +210,7 @@ pub(super) fn ms(seconds: f64) -> f64 {
 
 /// Hands Envoy the reason why a request was not routed.
 pub(super) fn publish_unrouted(host: &mut impl Host, request_id: &str, outcome: &str, reason: &str) {
+    let reason = beginning(reason, REASON_BYTES_MAX);
     publish(host, request_id, &serde_json::json!({ "rung": "untouched", "outcome": outcome, "reason": reason }));
 }
 
@@ -231,12 +232,18 @@ pub(super) fn publish_feedback(
 /// Longest id of a request in the log, bytes: clients choose it.
 const REQUEST_ID_BYTES_MAX: usize = 256;
 
+/// Longest reason in the log, bytes: it may cite a name or a header of the client's.
+const REASON_BYTES_MAX: usize = 512;
+
+/// The beginning of a text, of at most so many bytes.
+fn beginning(text: &str, bytes: usize) -> &str {
+    let end = (0..=bytes).rev().find(|at| text.is_char_boundary(*at));
+    if text.len() > bytes { text.get(..end.unwrap_or_default()).unwrap_or_default() } else { text }
+}
+
 /// Cuts an id that is longer than the log has it.
 pub(super) fn shorten(request_id: &mut String) {
-    if request_id.len() > REQUEST_ID_BYTES_MAX {
-        let cut = (0..=REQUEST_ID_BYTES_MAX).rev().find(|at| request_id.is_char_boundary(*at));
-        request_id.truncate(cut.unwrap_or_default());
-    }
+    request_id.truncate(beginning(request_id, REQUEST_ID_BYTES_MAX).len());
 }
 
 /// The end of a JSON object rather than a whole one: where nothing was published, the log's line is valid without it. The id is in

@@ -1,7 +1,7 @@
 //! A feedback on its way in: who may send it, its body as it comes, and what it is answered with.
 
+use super::Host;
 use crate::learning::feedback::{self, Feedback};
-use crate::shared::Board;
 use crate::worker::{Scored, Worker};
 
 /// A feedback that is refused: status and one sentence.
@@ -50,9 +50,10 @@ impl Incoming {
     }
 
     /// The body is whole: counts the score, and says what to answer and to log.
-    pub(super) fn finish(&self, board: &mut impl Board, worker: &mut Worker) -> Result<Accepted, (u16, String)> {
+    pub(super) fn finish(&self, host: &mut impl Host, worker: &mut Worker) -> Result<Accepted, (u16, String)> {
         let feedback = Feedback::parse(&self.0).map_err(|sentence| (400, sentence))?;
-        match worker.score(board, &feedback) {
+        let now = host.now();
+        match worker.score(host, &feedback, now) {
             Scored::Unknown => Err((404, "No recent decision has this id: it is unknown, or too long ago. The header x-routebalance-decision-id of a response has it.".to_owned())),
             Scored::Already => Err((409, "The request with this id was scored already.".to_owned())),
             Scored::Accepted(decision) => {

@@ -50,11 +50,10 @@ pub(super) struct Reruns {
     calls: BTreeMap<u32, u32>,
 }
 
-#[cfg(test)]
 impl Reruns {
-    /// Whether nobody waits.
-    pub(super) fn is_idle(&self) -> bool {
-        self.waiting == 0 && self.bytes == 0
+    /// How many wait and the bytes of their bodies, and how many calls are under way.
+    pub(super) fn held(&self) -> ((usize, usize), usize) {
+        ((self.waiting, self.bytes), self.calls.len())
     }
 }
 

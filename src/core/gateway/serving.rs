@@ -219,7 +219,8 @@ impl Serving {
         }
         if let (Some(id), false) = (seen.response_id.as_deref(), self.response_known) {
             self.response_known = true;
-            worker.remember_response(host, id, dispatch.instance);
+            let now = host.now();
+            worker.remember_response(host, id, dispatch.instance, now);
         }
     }
 

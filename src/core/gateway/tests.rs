@@ -1,6 +1,7 @@
 use std::time::Duration;
 
-use scene::{ROOT, Scene};
+use memory::ROOT;
+use scene::Scene;
 use serde_json::{Value, json};
 
 use super::*;
@@ -58,7 +59,7 @@ fn tick(gateway: &mut Gateway, host: &mut Scene, ticks: u32, page: impl Fn(&str)
         gateway.on_tick(host, ROOT);
         assert_eq!(host.current, ROOT, "what follows is about the root context");
         let scrapes =
-            |call: &scene::Call| call.headers.iter().any(|(name, value)| name == ":path" && value == "/metrics");
+            |call: &memory::Call| call.headers.iter().any(|(name, value)| name == ":path" && value == "/metrics");
         let (scrapes, others): (Vec<_>, Vec<_>) = std::mem::take(&mut host.calls).into_iter().partition(scrapes);
         host.calls = others;
         for call in scrapes {
@@ -98,7 +99,7 @@ fn a_request_goes_where_the_decision_says_and_its_load_ends_with_it() {
     assert_eq!(header(names::RUNG_RESPONSE_HEADER), Some("priors"));
     assert!(exchange.states[names::DECISION_STATE].contains(r#""completion_tokens":1"#));
     assert_eq!(open(&gateway, &host), 0);
-    assert!(gateway.streams.is_empty() && gateway.reruns.is_idle());
+    assert_eq!(gateway.holding(), Holding::default());
 }
 
 #[test]
@@ -120,7 +121,7 @@ fn what_is_not_decided_is_refused_passed_or_answered() {
         }
         let flow = gateway.on_request_headers(&mut host, 9, body.is_empty());
         let flow = if body.is_empty() { flow } else { gateway.on_request_body(&mut host, 9, body.len(), true) };
-        let answered = host.exchange(9).answered.as_ref().map(|(status, ..)| *status);
+        let answered = host.exchange(9).answered.as_ref().map(|answer| answer.status);
         assert_eq!((answered, flow == Flow::Pause), (status, status.is_some()), "{path} {why}");
         gateway.on_end(&mut host, 9);
         assert!(gateway.streams.is_empty() && open(&gateway, &host) == 0, "{path}");
@@ -179,7 +180,7 @@ fn a_whole_answer_whose_instance_is_gone_is_asked_for_elsewhere() {
     host.current = ROOT;
     gateway.on_call_response(&mut host, ROOT, call.number, true, ANSWER.len());
     assert_eq!(
-        host.exchange(5).answered.as_ref().map(|(status, _, body)| (*status, body.len())),
+        host.exchange(5).answered.as_ref().map(|answer| (answer.status, answer.body.len())),
         Some((200, ANSWER.len()))
     );
     // Envoy shows the answer as it would any other.
@@ -187,7 +188,7 @@ fn a_whole_answer_whose_instance_is_gone_is_asked_for_elsewhere() {
     gateway.on_response_headers(&mut host, 5, false);
     gateway.on_response_body(&mut host, 5, ANSWER.len(), true);
     gateway.on_end(&mut host, 5);
-    assert!(open(&gateway, &host) == 0 && gateway.reruns.is_idle());
+    assert!(open(&gateway, &host) == 0 && gateway.holding().reruns == (0, 0));
 }
 
 #[test]
@@ -212,13 +213,13 @@ fn a_request_that_breaks_two_instances_is_given_to_no_third() {
         }
         attempt.on_done(&host, Some(&mut gateway), 5);
     }
-    let answered = host.exchange(5).answered.as_ref().map(|(status, ..)| *status);
+    let answered = host.exchange(5).answered.as_ref().map(|answer| answer.status);
     assert_eq!((attempts, answered), (vec![Flow::Pause; 2], Some(502)));
     // A VM that does not know the request gives no body to the wrong model.
     let mut host = Scene::default();
     host.request(6, CHAT, &[], STREAM);
     Attempt::default().on_request_headers(&mut host, None, 6, false);
-    assert_eq!(host.exchange(6).answered.as_ref().map(|(status, ..)| *status), Some(503));
+    assert_eq!(host.exchange(6).answered.as_ref().map(|answer| answer.status), Some(503));
 }
 
 /// Whatever callbacks come, in whatever order: nothing fails, and what has ended holds nothing.
@@ -276,7 +277,7 @@ fn no_order_of_callbacks_leaves_anything_behind() {
             gateway.on_end(&mut host, id);
         }
         assert_eq!(open(&gateway, &host), 0, "seed {seed}");
-        assert!(gateway.streams.is_empty() && gateway.reruns.is_idle(), "seed {seed}");
-        assert!(gateway.batchers.iter().flatten().all(|batcher| batcher.clone().take(1).is_empty()), "seed {seed}");
+        let Holding { requests, waiting, reruns, .. } = gateway.holding();
+        assert_eq!((requests, waiting, reruns), (0, 0, (0, 0)), "seed {seed}");
     }
 }

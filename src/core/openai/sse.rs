@@ -26,6 +26,8 @@ pub(super) struct Events {
     has_data: bool,
     done: Done,
     after_carriage_return: bool,
+    /// Whether the first line is over, which may begin with a byte order mark.
+    after_first_line: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,8 +51,9 @@ enum Field {
 struct Done(Option<usize>);
 
 const DONE: &[u8] = b"[DONE]";
-/// Longer than all names of fields and events that matter.
-const NAME_BYTES_MAX: usize = 8;
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+/// Longer than all names of fields and events that matter, a byte order mark included.
+const NAME_BYTES_MAX: usize = 9;
 
 impl Events {
     /// Takes the next token off the front of `rest`; None when all of it is used up.
@@ -68,11 +71,7 @@ impl Events {
                     self.end_line()
                 }
                 (b':', Line::Field) => {
-                    self.line = Line::Colon(match self.field.as_slice() {
-                        b"data" => Field::Data,
-                        b"event" => Field::Event,
-                        _ => Field::Other,
-                    });
+                    self.line = Line::Colon(self.named());
                     *rest = after;
                     None
                 }
@@ -99,6 +98,17 @@ impl Events {
             }
         }
         None
+    }
+
+    /// The field whose name was read.
+    fn named(&self) -> Field {
+        let name = self.field.as_slice();
+        let name = if self.after_first_line { name } else { name.strip_prefix(BYTE_ORDER_MARK).unwrap_or(name) };
+        match name {
+            b"data" => Field::Data,
+            b"event" => Field::Event,
+            _ => Field::Other,
+        }
     }
 
     fn begin_value<'a>(&mut self, field: Field) -> Option<Token<'a>> {
@@ -141,6 +151,7 @@ impl Events {
         };
         self.line = Line::Field;
         self.field.clear();
+        self.after_first_line = true;
         token
     }
 }
@@ -213,6 +224,9 @@ mod tests {
             ("data:\n\n", ";|"),
             ("no colon at all\n\n", "|"),
             ("data: cut", "cut"),
+            ("\u{feff}data: x\n\n\u{feff}data: y\n\n", "x;||"),
+            ("\u{feff}event: error\n\n", "E|"),
+            ("\u{feff}event_: error\n\n", "|"),
         ];
         for (stream, expected) in rows {
             assert_eq!(tokens([stream.as_bytes()].into_iter()), expected, "{stream:?} whole");

@@ -12,7 +12,10 @@ pub fn encode_shown<'a>(identity: u64, gauges: impl Iterator<Item = &'a str>) ->
     writer.0
 }
 
-/// The names of gauges from bytes; none if they are another configuration's, or broken.
+/// The names of gauges from bytes; none if they are another configuration's, or broken. What no name can be is none.
 pub fn decode_shown(bytes: &[u8], identity: u64) -> Vec<String> {
-    Reader::open(bytes, identity).and_then(|mut reader| reader.rows(Reader::text)).unwrap_or_default()
+    let read = Reader::open(bytes, identity).and_then(|mut reader| reader.rows(Reader::text));
+    let mut names = read.unwrap_or_default();
+    names.retain(|name| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic()));
+    names
 }

@@ -70,7 +70,7 @@ impl Worker {
 
     /// Takes over what Envoy says of its clusters, and tells the other workers.
     pub(super) fn discovered(&mut self, board: &mut impl Board, clusters: &[ClusterHosts], now: Duration) {
-        let Some(place) = self.place else { return };
+        let Some(place) = self.owns_place(now) else { return };
         let counters = self.all_counters(board);
         let outstanding = |i: usize| counters.0.get(i).map_or(0, InstanceCounters::outstanding_requests);
         let mut roster = self.roster.clone();

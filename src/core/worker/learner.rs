@@ -1,5 +1,7 @@
 //! What this VM has learnt, its exchange with the other workers, and the decisions that clients may still score.
 
+use std::time::Duration;
+
 use super::speeds::SpeedExchange;
 use super::{SWAP_ATTEMPTS, Worker};
 use crate::config::Drill;
@@ -270,8 +272,9 @@ impl Worker {
     }
 
     /// Scores the answer to an earlier request, whichever worker has served it.
-    pub fn score(&mut self, board: &mut impl Board, feedback: &Feedback) -> Scored {
+    pub fn score(&mut self, board: &mut impl Board, feedback: &Feedback, now: Duration) -> Scored {
         let own = self.learner.slot;
+        let is_owned = self.owns_slot(now).is_some();
         let subjects = &self.learner.shared_beliefs.subjects;
         let others = (0..self.slots.in_use()).filter(|slot| Some(*slot) != own);
         let found = own.into_iter().chain(others).find_map(|slot| {
@@ -285,7 +288,9 @@ impl Worker {
                 learner.beliefs.learn(&decision.lesson(feedback.score));
                 learner.learned.offsets = learner.beliefs.offsets();
                 learner.shared_beliefs.unwritten = true;
-                learner.write(board);
+                if is_owned {
+                    learner.write(board);
+                }
                 Scored::Accepted(decision)
             }
         }

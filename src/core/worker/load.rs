@@ -9,6 +9,11 @@ use crate::reckoning::{self, Counters, Dispatch, LoadNow, Reports};
 use crate::shared::{Board, Key, Responses};
 
 impl Worker {
+    /// What this worker has sent and seen finished itself.
+    pub fn own_counters(&self) -> &Counters {
+        &self.counters
+    }
+
     /// The counters of all workers together.
     pub fn all_counters(&self, board: &impl Board) -> Counters {
         let mut sum = self.counters.clone();
@@ -117,10 +122,10 @@ impl Worker {
     }
 
     /// Remembers which instance holds a response.
-    pub fn remember_response(&mut self, board: &mut impl Board, id: &str, instance: usize) {
+    pub fn remember_response(&mut self, board: &mut impl Board, id: &str, instance: usize, now: Duration) {
         let Some(key) = self.index.key(instance) else { return };
         self.responses.insert(id, key);
-        if let Some(slot) = self.slot {
+        if let Some(slot) = self.owns_slot(now) {
             board.write(Key::Responses(slot), &self.responses.encode(), None);
         }
     }

@@ -369,7 +369,7 @@ fn what_was_learnt_stays_through_reloads_and_other_tenants() {
     let placement: Placement = keys.placement(1, 10, 0, 10, now);
     world.vm(1).worker.place(placement);
     let World { vms, board, .. } = &mut world;
-    vms[1].as_mut().unwrap().worker.remember_response(board, "resp_1", 2);
+    vms[1].as_mut().unwrap().worker.remember_response(board, "resp_1", 2, now);
     world.run(SECOND);
     let factor = |world: &mut World<Bytes>, vm: usize| world.vm(vm).worker.learner.learned().correction(0);
     let taught = factor(&mut world, 0);

@@ -200,7 +200,7 @@ impl Simulation<'_> {
         let quality = template.zip(outcome.model).and_then(|(template, model)| template.quality.get(model));
         let other = worker.saturating_add(1).checked_rem(self.options.workers).unwrap_or(worker);
         if let (Some(score), Some(home)) = (quality, self.gateways.get_mut(gateway)) {
-            home.score(other, index, *score);
+            home.score(other, index, *score, self.now);
         }
     }
 

@@ -1,0 +1,142 @@
+//! What inputs are made of: recordings of a real vLLM and of Envoy, compiled in.
+
+/// Bodies of requests, as clients have sent them.
+pub const REQUESTS: &[&[u8]] = &[
+    include_bytes!("../../fixtures/vllm-small/chat-n2.req"),
+    include_bytes!("../../fixtures/vllm-small/chat-stream-usage.req"),
+    include_bytes!("../../fixtures/vllm-small/chat-tools-auto.req"),
+    include_bytes!("../../fixtures/vllm-small/chat-tools-named-stream.req"),
+    include_bytes!("../../fixtures/vllm-small/chat.req"),
+    include_bytes!("../../fixtures/vllm-small/completions-batch2.req"),
+    include_bytes!("../../fixtures/vllm-small/completions-stream.req"),
+    include_bytes!("../../fixtures/vllm-small/completions.req"),
+    include_bytes!("../../fixtures/vllm-small/err-embeddings.req"),
+    include_bytes!("../../fixtures/vllm-small/err-invalid-json.req"),
+    include_bytes!("../../fixtures/vllm-small/err-missing-messages.req"),
+    include_bytes!("../../fixtures/vllm-small/err-no-model.req"),
+    include_bytes!("../../fixtures/vllm-small/messages-count.req"),
+    include_bytes!("../../fixtures/vllm-small/messages-stream.req"),
+    include_bytes!("../../fixtures/vllm-small/messages.req"),
+    include_bytes!("../../fixtures/vllm-small/responses-previous.req"),
+    include_bytes!("../../fixtures/vllm-small/responses-stream.req"),
+    include_bytes!("../../fixtures/vllm-small/responses.req"),
+];
+
+/// Bodies of responses, whole ones and streams, of healthy instances and of others.
+pub const RESPONSES: &[&[u8]] = &[
+    include_bytes!("../../fixtures/vllm-small/chat-stream-continuous-usage.body"),
+    include_bytes!("../../fixtures/vllm-small/chat-stream-n2.body"),
+    include_bytes!("../../fixtures/vllm-small/chat-stream.body"),
+    include_bytes!("../../fixtures/vllm-small/chat-tools-named-stream.body"),
+    include_bytes!("../../fixtures/vllm-small/chat.body"),
+    include_bytes!("../../fixtures/vllm-small/completions-stream.body"),
+    include_bytes!("../../fixtures/vllm-small/completions.body"),
+    include_bytes!("../../fixtures/vllm-small/drained-server-stream.body"),
+    include_bytes!("../../fixtures/vllm-small/hung-server-stream.body"),
+    include_bytes!("../../fixtures/vllm-small/killed-server-stream.body"),
+    include_bytes!("../../fixtures/vllm-small/killed-worker-stream.body"),
+    include_bytes!("../../fixtures/vllm-small/messages-count.body"),
+    include_bytes!("../../fixtures/vllm-small/messages-stream.body"),
+    include_bytes!("../../fixtures/vllm-small/messages.body"),
+    include_bytes!("../../fixtures/vllm-small/overload-chat.body"),
+    include_bytes!("../../fixtures/vllm-small/overload-race-chat-stream.body"),
+    include_bytes!("../../fixtures/vllm-small/overload-race-messages-stream.body"),
+    include_bytes!("../../fixtures/vllm-small/responses-stream.body"),
+    include_bytes!("../../fixtures/vllm-small/responses.body"),
+];
+
+/// Pages of `/metrics`.
+pub const PAGES: &[&[u8]] = &[
+    include_bytes!("../../fixtures/vllm-small/metrics-dp2.txt"),
+    include_bytes!("../../fixtures/vllm-small/metrics-lora.txt"),
+    include_bytes!("../../fixtures/vllm-small/metrics-plain.txt"),
+    include_bytes!("../../fixtures/vllm-small/metrics-pressure.txt"),
+];
+
+/// An answer of Envoy's admin listener to `/clusters?format=json`.
+pub const CLUSTERS: &[u8] = include_bytes!("../../fixtures/envoy/clusters.json");
+
+/// Small configurations that have every feature between them.
+pub const CONFIGURATIONS: &[&[u8]] = &[
+    include_bytes!("../configurations/plain.json"),
+    include_bytes!("../configurations/policies.json"),
+    include_bytes!("../configurations/batches.json"),
+    include_bytes!("../configurations/discovered.json"),
+    include_bytes!("../configurations/neighbour.json"),
+    include_bytes!("../configurations/drills.json"),
+    include_bytes!("../configurations/predicted.json"),
+];
+
+/// The place of the configuration whose predictor runs, which costs more time than all others.
+pub const PREDICTED: usize = CONFIGURATIONS.len() - 1;
+
+/// Words that parsers look for.
+pub const WORDS: &[&[u8]] = &[
+    b"\"model\":",
+    b"\"auto\"",
+    b"\"small\"",
+    b"\"large\"",
+    b"\"embedder\"",
+    b"\"sql\"",
+    b"\"stream\":true",
+    b"\"stream_options\":{\"include_usage\":true}",
+    b"\"max_tokens\":",
+    b"\"max_completion_tokens\":",
+    b"\"max_output_tokens\":",
+    b"\"n\":2",
+    b"\"best_of\":",
+    b"\"min_tokens\":1",
+    b"\"messages\":[",
+    b"\"prompt\":",
+    b"\"input\":",
+    b"\"previous_response_id\":\"resp_1\"",
+    b"\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":3,\"total_tokens\":10}",
+    b"\"finish_reason\":\"stop\"",
+    b"\"finish_reason\":\"length\"",
+    b"\"error\":{\"message\":\"x\",\"code\":503}",
+    b"\"tools\":[{\"type\":\"function\"}]",
+    b"\"cache_salt\":\"x\"",
+    b"data: ",
+    b"data: [DONE]\n\n",
+    b"event: error\n",
+    b"\n\n",
+    b"\r\n",
+    b"\r\n\r\n",
+    b": keep-alive\n\n",
+    b"null",
+    b"true",
+    b"1e999",
+    b"-0",
+    b"NaN",
+    b"-Infinity",
+    b"\\ud83d",
+    b"\\ude00",
+    b"\\u0000",
+    b"\\\"",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b"{}",
+    b"[]",
+    b",",
+    b":",
+    b"\"",
+    b"18446744073709551616",
+    b"4294967296",
+    b"vllm:num_requests_running{engine=\"0\"} ",
+    b"vllm:num_requests_waiting ",
+    b"vllm:kv_cache_usage_perc ",
+    b"vllm:lora_requests_info{running_lora_adapters=\"sql\",waiting_lora_adapters=\"\"} ",
+    b"vllm:engine_sleep_state{sleep_state=\"awake\"} ",
+    b"\"cluster_statuses\":[",
+    b"\"host_statuses\":[",
+    b"\"eds_health_status\":\"DRAINING\"",
+    b"\"address\":{\"socket_address\":{\"address\":\"10.0.0.1\",\"port_value\":5}}",
+    b"JSON {\"named_metrics\": {\"num_requests_waiting\": 3}}",
+    b"TEXT named_metrics.kv_cache_usage_perc=0.5",
+    b"routebalance",
+    b"\x1f\x8b\x08\x00",
+    b"\xef\xbb\xbf",
+    b"\xff\xfe",
+];
