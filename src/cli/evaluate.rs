@@ -13,7 +13,7 @@ use crate::check::check;
 
 /// Arguments of `evaluate`.
 #[derive(Args, Clone, Debug)]
-pub struct EvaluateArgs {
+pub struct EvaluateCommand {
     #[command(flatten)]
     lab: evaluate::EvaluateArgs,
     #[command(flatten)]
@@ -24,8 +24,8 @@ pub struct EvaluateArgs {
 ///
 /// # Errors
 /// The configuration does not load, the result cannot be read or written, or Envoy does not start.
-pub fn run(args: &EvaluateArgs) -> Result<ExitCode> {
-    let EvaluateArgs { lab: args, real } = args;
+pub fn run(command: &EvaluateCommand) -> Result<ExitCode> {
+    let EvaluateCommand { lab: args, real } = command;
     if let Some(result) = &args.from {
         page::render(result, args.html.as_deref(), args.plots.as_deref())?;
         return Ok(ExitCode::SUCCESS);

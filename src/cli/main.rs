@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 use routebalance_cli::bench::{self, BenchArgs};
 use routebalance_cli::check::{check, summary, warnings};
 use routebalance_cli::demo::{self, DemoArgs};
-use routebalance_cli::evaluate::{self, EvaluateArgs};
+use routebalance_cli::evaluate::{self, EvaluateCommand};
 use routebalance_cli::fleet::{self, FleetArgs};
 use routebalance_cli::render::render;
 use routebalance_instance::prompts::PromptSet;
@@ -53,7 +53,7 @@ enum Command {
     /// Plan which model gets which GPUs, and what requests to each should cost
     Plan(PlanArgs),
     /// Measure the router in virtual time
-    Evaluate(EvaluateArgs),
+    Evaluate(EvaluateCommand),
     /// Run the emulated instances of a configuration
     Fleet(FleetArgs),
     /// Run one emulated instance

@@ -358,14 +358,14 @@ fn aim(title: &str, row: &Compared) -> Aim {
 mod tests {
     use clap::{CommandFactory, Parser};
 
-    use super::super::EvaluateArgs;
+    use super::super::EvaluateCommand;
     use super::*;
     use crate::answer::Usage;
 
     #[derive(Debug, Parser)]
     struct Cli {
         #[command(flatten)]
-        args: EvaluateArgs,
+        args: EvaluateCommand,
     }
 
     #[test]

@@ -329,6 +329,8 @@ mod tests {
     #[test]
     fn every_request_of_the_robustness_preset_can_be_had() {
         let config = Config::parse(include_bytes!("../../../envoy/routebalance.json")).unwrap();
+        // The preset's files stand where users start commands: at the top of the repository.
+        std::env::set_current_dir(crate::package_root()).unwrap();
         let args = Cli::parse_from(["evaluate"]).args.lab;
         let (grounds, _) = grounds(&config, &args, Some(Preset::Robustness)).unwrap();
         let wishes = Wishes { policies: Some(vec!["shortest-queue".to_owned()]), ..Wishes::default() };

@@ -144,7 +144,7 @@ fn what_cannot_be_applied_is_said() {
 #[test]
 fn the_example_s_gateway_is_as_planned() {
     use crate::planning::file::{Overrides, PlanFile};
-    let envoy = Path::new(env!("CARGO_MANIFEST_DIR")).join("envoy");
+    let envoy = crate::package_root().join("envoy");
     let file = PlanFile::read(&envoy.join("plan.json"), &Overrides::default()).unwrap();
     let (problem, notes) = file.problem().unwrap();
     let planned = crate::planning::sweep::plan(&problem, notes).unwrap();
