@@ -3,7 +3,7 @@
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::Action;
 
-use crate::envoy::Envoy;
+use crate::envoy::{Envoy, action};
 use crate::shared::Shared;
 use routebalance_core::gateway::{Attempt, Gateway, context_of};
 
@@ -41,15 +41,15 @@ impl HttpContext for AttemptContext {
         let flow = self.with(|attempt, gateway, id| attempt.on_request_headers(&mut Envoy, gateway, id, end_of_stream));
         // A body goes to no other model as it is: without its gateway, nobody knows what to change.
         let ended = |attempt: &mut Attempt| attempt.on_request_headers(&mut Envoy, None, id, end_of_stream);
-        flow.unwrap_or_else(|| ended(&mut self.attempt)).into()
+        action(flow.unwrap_or_else(|| ended(&mut self.attempt)))
     }
 
     fn on_http_request_body(&mut self, size: usize, end_of_stream: bool) -> Action {
-        self.attempt.on_request_body(&mut Envoy, size, end_of_stream).into()
+        action(self.attempt.on_request_body(&mut Envoy, size, end_of_stream))
     }
 
     fn on_http_request_trailers(&mut self, _trailers: usize) -> Action {
-        self.attempt.on_request_trailers(&mut Envoy).into()
+        action(self.attempt.on_request_trailers(&mut Envoy))
     }
 
     fn on_http_response_headers(&mut self, _headers: usize, _end_of_stream: bool) -> Action {

@@ -107,11 +107,10 @@ impl Host for Envoy {
     }
 }
 
-impl From<Flow> for Action {
-    fn from(flow: Flow) -> Action {
-        match flow {
-            Flow::Continue => Action::Continue,
-            Flow::Pause => Action::Pause,
-        }
+/// What a callback answers the host.
+pub(super) fn action(flow: Flow) -> Action {
+    match flow {
+        Flow::Continue => Action::Continue,
+        Flow::Pause => Action::Pause,
     }
 }

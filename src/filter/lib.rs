@@ -3,6 +3,7 @@
 #![cfg(target_os = "wasi")]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::unreachable)]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+#![allow(missing_docs, reason = "what `proxy_wasm::main!` writes has no documentation")]
 #![allow(clippy::disallowed_types, reason = "the host's random numbers come from a hasher's state")]
 #![allow(clippy::disallowed_methods, reason = "the host's clock is read here, and handed to the core")]
 

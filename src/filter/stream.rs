@@ -3,7 +3,7 @@
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::{Action, MapType};
 
-use crate::envoy::Envoy;
+use crate::envoy::{Envoy, action};
 use crate::host;
 use crate::shared::Shared;
 use routebalance_core::gateway::{Flow, Gateway};
@@ -21,7 +21,7 @@ impl StreamContext {
     }
 
     fn with(&self, f: impl FnOnce(&mut Gateway, &mut Envoy, u32) -> Flow) -> Action {
-        self.gateway.with(|gateway| f(gateway, &mut Envoy, self.id)).unwrap_or(Flow::Continue).into()
+        action(self.gateway.with(|gateway| f(gateway, &mut Envoy, self.id)).unwrap_or(Flow::Continue))
     }
 }
 
