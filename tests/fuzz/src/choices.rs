@@ -30,7 +30,8 @@ impl<'a> Choices<'a> {
 
     /// A number below `n`, which is at most 65,536; 0 if `n` is 0.
     pub fn below(&mut self, n: usize) -> usize {
-        let drawn = if n > 256 { self.0.arbitrary::<u16>().unwrap_or_default().into() } else { usize::from(self.byte()) };
+        let drawn =
+            if n > 256 { self.0.arbitrary::<u16>().unwrap_or_default().into() } else { usize::from(self.byte()) };
         drawn % n.max(1)
     }
 

@@ -25,6 +25,8 @@ pub(super) struct Vm {
     pub(super) attempts: BTreeMap<u32, Attempt>,
     /// Calls that nobody has answered.
     pub(super) calls: Vec<Call>,
+    /// Names of decisions, as clients have got them.
+    pub(super) decisions: Vec<String>,
     /// Whether rosters may be from outside: then an instance may lose its index while requests are there.
     pub(super) tampered: bool,
     /// Whether it has given its claims back: what was under way is told to nobody any more.
@@ -56,6 +58,7 @@ impl Vm {
             streams: BTreeMap::new(),
             attempts: BTreeMap::new(),
             calls: Vec::new(),
+            decisions: Vec::new(),
             tampered: false,
             has_left: false,
             next: ROOT,
@@ -297,6 +300,8 @@ impl Vm {
         }
         let flow = self.enter(id, "response headers", |gateway, host| gateway.on_response_headers(host, id, is_whole));
         see(("response", flow == Flow::Continue));
+        let seen = self.host.memory.exchanges.get(&id).map(|exchange| exchange.response.as_slice()).unwrap_or_default();
+        self.decisions.extend(header_of(seen, names::DECISION_ID_RESPONSE_HEADER).map(str::to_owned));
         self.host.memory.woken.clear();
     }
 
@@ -336,7 +341,9 @@ impl Vm {
         let has_headers = answer.is_some();
         self.host.memory.call_response = answer.unwrap_or_default();
         let size = self.host.memory.call_response.1.len();
-        self.enter(ROOT, "call answered", |gateway, host| gateway.on_call_response(host, ROOT, number, has_headers, size));
+        self.enter(ROOT, "call answered", |gateway, host| {
+            gateway.on_call_response(host, ROOT, number, has_headers, size)
+        });
         assert_eq!(self.host.memory.current, ROOT, "what follows is about the root context");
         self.resumed();
     }

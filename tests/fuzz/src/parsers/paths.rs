@@ -52,10 +52,8 @@ pub fn paths(data: &[u8]) {
 }
 
 fn small_body(choices: &mut Choices<'_>) {
-    let body = choices.bytes_like(&[
-        br#"{"id":"0123456789abcdef","score":0.5}"#,
-        br#"{"text":"What is 2 + 2?","repeat":3}"#,
-    ]);
+    let body =
+        choices.bytes_like(&[br#"{"id":"0123456789abcdef","score":0.5}"#, br#"{"text":"What is 2 + 2?","repeat":3}"#]);
     let value = serde_json::from_slice::<Value>(&body).ok();
     let feedback = Feedback::parse(&body);
     if let Ok(feedback) = &feedback {

@@ -73,7 +73,9 @@ pub fn records(data: &[u8]) {
                 stays("slots", &bytes, |bytes| Slots::decode(bytes).encode());
                 check_slots(&mut Slots::decode(&bytes));
             }
-            1 => stays("health", &record(&mut choices, 0), |bytes| shared::encode_health(&shared::decode_health(bytes))),
+            1 => {
+                stays("health", &record(&mut choices, 0), |bytes| shared::encode_health(&shared::decode_health(bytes)))
+            }
             2 => loads(&mut choices, fixture),
             3 => roster(&mut choices, fixture),
             4 => {

@@ -75,8 +75,10 @@ fn line(choices: &mut Choices<'_>, page: &mut String, expected: &mut Load) {
             ));
             expected.awake = Some(expected.awake.unwrap_or(true) && is_awake);
         }
-        4 => page.push_str(&format!("vllm:num_requests_running{labels} {}{end}", choices.pick(&["NaN", "-1", "+Inf", "x"]))),
-        _ => page.push_str(&format!("vllm:num_requests_running_other{labels} {count}{end}# vllm:num_requests_running 7\n")),
+        4 => page
+            .push_str(&format!("vllm:num_requests_running{labels} {}{end}", choices.pick(&["NaN", "-1", "+Inf", "x"]))),
+        _ => page
+            .push_str(&format!("vllm:num_requests_running_other{labels} {count}{end}# vllm:num_requests_running 7\n")),
     }
 }
 
@@ -137,7 +139,8 @@ pub fn clusters(data: &[u8]) {
             let ip = choices.pick(&["10.0.0.1", "::1", "2001:db8::7", "localhost", "10.0.0.256"]);
             let port = choices.pick(&[1, 80, 65_535, 65_536]);
             let health = choices.pick(&["HEALTHY", "DEGRADED", "UNKNOWN", "UNHEALTHY", "DRAINING", "TIMEOUT"]);
-            let flag = choices.pick(&["", "", "failed_active_health_check", "failed_outlier_check", "pending_active_hc"]);
+            let flag =
+                choices.pick(&["", "", "failed_active_health_check", "failed_outlier_check", "pending_active_hc"]);
             let mut status = json!({"eds_health_status": health});
             if !flag.is_empty() {
                 status[flag] = json!(true);
