@@ -225,6 +225,10 @@ fn a_broken_file_is_refused_with_its_place() {
         let refusal = Config::parse(text.as_bytes()).unwrap_err().to_string();
         assert!(refusal.contains(expected), "{text:?}: {refusal}");
     }
+    let mut json = reference();
+    json["unknown_model"] = "two\nlines".into();
+    let refusal = Config::parse(json.to_string().as_bytes()).unwrap_err().to_string();
+    assert!(refusal.contains(r"two\nlines") && !refusal.contains('\n'), "{refusal}");
 }
 
 #[test]

@@ -128,6 +128,26 @@ fn what_is_not_decided_is_refused_passed_or_answered() {
     }
 }
 
+/// A header may have 60 KB, and a log has a line for each request.
+#[test]
+fn what_a_client_says_does_not_fill_the_log() {
+    let mut host = Scene::default();
+    let policy =
+        json!([{"name": "balanced", "weights": {"quality": 1, "latency": 1, "cost": 1}, "budget": {"usd": 1}}]);
+    let mut gateway = gateway(&mut host, &json!({"policies": policy, "routes": [], "default_policy": "balanced"}));
+    let encoding = "\u{e9}".repeat(30_000);
+    host.request(9, CHAT, &[("content-encoding", &encoding)], AUTO);
+    gateway.on_request_headers(&mut host, 9, false);
+    let path = format!("/v1/models/{encoding}");
+    host.request(10, &path, &[], b"");
+    host.exchanges.get_mut(&10).unwrap().request[0].1 = "GET".to_owned();
+    gateway.on_request_headers(&mut host, 10, true);
+    for id in [9, 10] {
+        let line = &host.exchange(id).states[names::DECISION_STATE];
+        assert!(line.len() < 1_000, "{} bytes", line.len());
+    }
+}
+
 #[test]
 fn requests_of_a_batch_wait_and_are_resumed_in_the_tick() {
     let mut host = Scene::default();

@@ -75,7 +75,7 @@ fn records_come_back_as_they_were() {
     responses.insert("resp_1", 5);
     let back = Responses::decode(&responses.encode());
     assert_eq!((back.holder("resp_1"), back.holder("resp_2"), back.holder("x")), (Some(5), Some(4), None));
-    let shown = encode_shown(4, ["a", "b.c"].into_iter());
+    let shown = encode_shown(4, ["a", "", "no\0name", "b.c"].into_iter());
     assert_eq!((decode_shown(&shown, 4), decode_shown(&shown, 5)), (vec!["a".to_owned(), "b.c".to_owned()], vec![]));
 }
 

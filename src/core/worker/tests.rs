@@ -6,7 +6,7 @@ use world::{MS, PERIOD, TICK, World, address, configuration};
 use crate::affinity::{Keys, Placement};
 use crate::config::Config;
 use crate::learning::lengths::Lesson;
-use crate::shared::{Board, Bytes, MAX_SLOTS, Memory, SLOT_TTL};
+use crate::shared::{Board, Bytes, Key, MAX_SLOTS, Memory, SLOT_TTL};
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -451,7 +451,6 @@ fn dead_hosts_do_not_slow_the_scraping_of_live_ones() {
 #[test]
 fn workers_of_another_version_do_not_meet_these() {
     // Keys have the version in them, and no two keys are the same.
-    use crate::shared::Key;
     let keys = [
         Key::Slots,
         Key::Health,
@@ -493,6 +492,11 @@ fn a_worker_that_was_held_up_writes_nothing_over_its_slots_new_owner() {
     // It wakes up in a callback, before any tick.
     world.vm(0).paused_until = Duration::ZERO;
     world.finish(0);
+    let (now, key) = (world.now(), Key::Responses(slot.unwrap()));
+    let World { vms, board, .. } = &mut world;
+    let before = board.read(key);
+    vms[0].as_mut().unwrap().worker.remember_response(board, "resp_1", 2, now);
+    assert_eq!(board.read(key), before, "the responses are the heir's");
     let counters = world.vms[1].as_ref().unwrap().worker.all_counters(&world.board);
     assert_eq!(counters.0[1].outstanding_requests(), 1, "the heir's request is still there");
     world.run(SECOND);

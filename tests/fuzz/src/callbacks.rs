@@ -7,6 +7,7 @@
 mod acts;
 mod board;
 mod host;
+mod stories;
 mod upstream;
 mod vm;
 mod world;

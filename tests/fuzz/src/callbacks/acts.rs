@@ -96,7 +96,9 @@ impl World {
     /// Does what the input says.
     pub(super) fn act(&mut self, choices: &mut Choices<'_>) {
         match choices.byte() {
-            0..=59 => self.conversation(choices),
+            0..=43 => self.conversation(choices),
+            44..=51 => self.score(choices),
+            52..=59 => self.stall(choices),
             60..=84 => {
                 let Some(vm) = self.vm(choices) else { return };
                 begin(vm, choices);

@@ -25,6 +25,8 @@ pub(super) struct Vm {
     pub(super) attempts: BTreeMap<u32, Attempt>,
     /// Calls that nobody has answered.
     pub(super) calls: Vec<Call>,
+    /// Names of decisions, as clients have got them.
+    pub(super) decisions: Vec<String>,
     /// Whether rosters may be from outside: then an instance may lose its index while requests are there.
     pub(super) tampered: bool,
     /// Whether it has given its claims back: what was under way is told to nobody any more.
@@ -56,6 +58,7 @@ impl Vm {
             streams: BTreeMap::new(),
             attempts: BTreeMap::new(),
             calls: Vec::new(),
+            decisions: Vec::new(),
             tampered: false,
             has_left: false,
             next: ROOT,
@@ -297,6 +300,8 @@ impl Vm {
         }
         let flow = self.enter(id, "response headers", |gateway, host| gateway.on_response_headers(host, id, is_whole));
         see(("response", flow == Flow::Continue));
+        let seen = self.host.memory.exchanges.get(&id).map(|exchange| exchange.response.as_slice()).unwrap_or_default();
+        self.decisions.extend(header_of(seen, names::DECISION_ID_RESPONSE_HEADER).map(str::to_owned));
         self.host.memory.woken.clear();
     }
 

@@ -60,7 +60,7 @@ impl World {
             return;
         }
         let which = match choices.byte() {
-            255 => PREDICTED,
+            252.. => PREDICTED,
             byte => usize::from(byte) % PREDICTED,
         };
         let router = ROUTERS.with(|routers| routers[which].clone());
