@@ -14,6 +14,7 @@ mod holding;
 mod host;
 mod local;
 pub mod memory;
+mod outcome;
 mod probing;
 mod rerun;
 mod serving;
@@ -25,6 +26,7 @@ use std::time::Duration;
 pub use attempt::{Attempt, context_of};
 pub use holding::Holding;
 pub use host::{Body, Host, Map};
+pub use outcome::{Outcome, Subject};
 
 use answering::Answer;
 use batching::Held;

@@ -38,51 +38,27 @@ pub use settings::Settings;
 pub use watch::{Sight, Watch, quiet_allowed};
 
 use crate::fleet::Fleet;
+use crate::names::named;
 use crate::reckoning::{InstanceReport, LoadNow, Standing};
 
-/// What went wrong with a request, or with all that an instance holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Failure {
-    /// No answer: nobody there, a reset or silence before the first byte, or an answer that Envoy retried elsewhere.
-    Unanswered,
-    /// A status of 5xx by the instance itself.
-    Status,
-    /// An error event inside a stream of status 200.
-    ErrorEvent,
-    /// A response that ended before its end.
-    Truncated,
-    /// No progress for `health.stall_ms` on any request, though some are there.
-    Stalled,
-    /// The instance has more to do than it takes. That is load, not illness.
-    Busy,
-    /// A status of 4xx that no peer gives.
-    Refused,
-}
-
-impl Failure {
-    /// The kind's name in statistics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Failure::Unanswered => "unanswered",
-            Failure::Status => "status",
-            Failure::ErrorEvent => "error_event",
-            Failure::Truncated => "truncated",
-            Failure::Stalled => "stalled",
-            Failure::Busy => "busy",
-            Failure::Refused => "refused",
-        }
+named! {
+    /// What went wrong with a request, or with all that an instance holds.
+    pub enum Failure {
+        /// No answer: nobody there, a reset or silence before the first byte, or an answer that Envoy retried elsewhere.
+        Unanswered = "unanswered",
+        /// A status of 5xx by the instance itself.
+        Status = "status",
+        /// An error event inside a stream of status 200.
+        ErrorEvent = "error_event",
+        /// A response that ended before its end.
+        Truncated = "truncated",
+        /// No progress for `health.stall_ms` on any request, though some are there.
+        Stalled = "stalled",
+        /// The instance has more to do than it takes. That is load, not illness.
+        Busy = "busy",
+        /// A status of 4xx that no peer gives.
+        Refused = "refused",
     }
-
-    /// All kinds.
-    pub const ALL: [Failure; 7] = [
-        Failure::Unanswered,
-        Failure::Status,
-        Failure::ErrorEvent,
-        Failure::Truncated,
-        Failure::Stalled,
-        Failure::Busy,
-        Failure::Refused,
-    ];
 }
 
 /// What was seen of an instance.

@@ -8,12 +8,14 @@ mod candidates;
 mod fallbacks;
 mod holding;
 mod naming;
+mod reason;
 mod unread;
 
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use reason::{RefusalReason, UntouchedReason};
 pub use unread::{Packed, packed};
 
 use admitting::Entrants;
@@ -27,40 +29,26 @@ use crate::features;
 use crate::fleet::{Budget, Constraint, Constraints, Model, ModelKind, Objective};
 use crate::latency::Forecast;
 use crate::learning::{Learned, exploration, lengths, speed};
+use crate::names::named;
 use crate::openai::{Api, Ending, Observed, Prompt};
 use crate::predictor::{Estimate, Prediction, Predictor};
 use crate::reckoning::{Dispatch, LoadNow, Standing};
 use crate::score::{self, References};
 
-/// The step of the ladder on which a decision was made. A lower step is a worse decision, never an error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Rung {
-    /// Prediction and fresh reports.
-    Fused,
-    /// No prediction: the priors of the models.
-    Priors,
-    /// No fresh report of the chosen instance: this gateway's own counters.
-    Reckoned,
-    /// No load at all: weights and profiles alone.
-    Static,
-    /// Not decided here: Envoy's own route and balancing.
-    Untouched,
-}
-
-impl Rung {
-    /// The rung's name in headers, metrics and logs.
-    pub fn name(self) -> &'static str {
-        match self {
-            Rung::Fused => "fused",
-            Rung::Priors => "priors",
-            Rung::Reckoned => "reckoned",
-            Rung::Static => "static",
-            Rung::Untouched => "untouched",
-        }
+named! {
+    /// The step of the ladder on which a decision was made, best first. A lower step is a worse decision, never an error.
+    pub enum Rung {
+        /// Prediction and fresh reports.
+        Fused = "fused",
+        /// No prediction: the priors of the models.
+        Priors = "priors",
+        /// No fresh report of the chosen instance: this gateway's own counters.
+        Reckoned = "reckoned",
+        /// No load at all: weights and profiles alone.
+        Static = "static",
+        /// Not decided here: Envoy's own route and balancing.
+        Untouched = "untouched",
     }
-
-    /// All rungs, best first.
-    pub const ALL: [Rung; 5] = [Rung::Fused, Rung::Priors, Rung::Reckoned, Rung::Static, Rung::Untouched];
 }
 
 /// What is asked of the router.
@@ -119,7 +107,7 @@ pub enum Verdict {
         max_tokens: Option<u32>,
     },
     /// Leave it to Envoy's own route, for this reason.
-    Untouched(&'static str),
+    Untouched(UntouchedReason),
 }
 
 /// An error that a request is answered with.
@@ -128,7 +116,7 @@ pub struct Refusal {
     /// HTTP status.
     pub status: u16,
     /// Why, in one word for machines.
-    pub reason: &'static str,
+    pub reason: RefusalReason,
     /// One sentence for the client.
     pub message: String,
     /// When another attempt may succeed.
@@ -139,7 +127,7 @@ pub struct Refusal {
 
 impl Refusal {
     /// A request that is wrong, whenever it comes.
-    pub fn new(status: u16, reason: &'static str, message: impl Into<String>) -> Refusal {
+    pub fn new(status: u16, reason: RefusalReason, message: impl Into<String>) -> Refusal {
         Refusal { status, reason, message: message.into(), retry_after: None, param: None }
     }
 }
@@ -394,7 +382,7 @@ impl Router {
         outlook: impl FnOnce(&[usize]) -> Cow<'o, Outlook>,
     ) -> Verdict {
         if self.config.drills(Drill::Router) {
-            return Verdict::Untouched("drill");
+            return Verdict::Untouched(UntouchedReason::Drill);
         }
         let models = match self.allowed_models(ask) {
             Ok(models) => models,
@@ -404,7 +392,7 @@ impl Router {
             return Verdict::Refused(refusal);
         }
         let Some(policy) = self.config.policies.get(ask.policy) else {
-            return Verdict::Untouched("no_policy");
+            return Verdict::Untouched(UntouchedReason::NoPolicy);
         };
         let outlook = outlook(&models);
         let Outlook { estimates: unlearned_all, familiarity, prototype } = outlook.as_ref();
@@ -439,7 +427,7 @@ impl Router {
         };
         let model = pool.model;
         let (Some(estimate), Some((unlearned, predicted))) = (estimates.get(model), unlearned_all.get(model)) else {
-            return Verdict::Untouched("no_candidate");
+            return Verdict::Untouched(UntouchedReason::NoCandidate);
         };
         let prompt_tokens = self.config.fleet.model_of(pool).map_or(prompt.text, |model| prompt.at(model));
         let answer = self.answer(ask, pool, prompt_tokens);
@@ -500,7 +488,7 @@ impl Router {
         let may = |i: &usize| pools.get(*i).is_some_and(|pool| pool.discovered && models.contains(&pool.model));
         let first = std::iter::once(self.config.envoy.default_pool).chain(0..pools.len()).find(may);
         let Some((index, pool)) = first.and_then(|index| Some((index, pools.get(index)?))) else {
-            return Verdict::Untouched("no_candidate");
+            return Verdict::Untouched(UntouchedReason::NoCandidate);
         };
         Verdict::Pooled { pool: index, max_tokens: self.cap(ask, pool, PromptTokens::of(ask.prompt)).0 }
     }

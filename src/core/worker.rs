@@ -20,7 +20,7 @@ pub use fetching::{Answer, Fetch, Purpose, Question, Scrape};
 pub use learner::{Learner, Scored};
 pub use placements::Placements;
 pub use prices::Prices;
-pub use statistics::{Statistic, Statistics};
+pub use statistics::{Counter, Gauge, Histogram, Statistic, Statistics};
 
 use crate::discovery::Roster;
 use crate::reckoning::{Counters, Glimpse, Reports};
@@ -243,7 +243,7 @@ impl Worker {
             }
             orphans.into_iter().for_each(|(orphan, owner)| self.retire(board, orphan, owner));
             if slot.is_none() && (self.slot.is_some() || self.owns_until.is_zero()) {
-                self.statistics.count("without_slot");
+                self.statistics.count(Counter::WithoutSlot);
                 self.statistics.warn("all slots are taken: this worker's load is not shared with the others");
             }
             self.slots_version = None;

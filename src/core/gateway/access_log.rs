@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::Host;
+use super::{Host, Outcome};
 use crate::config::Config;
 use crate::learning::feedback::Feedback;
 use crate::names::{self, DECISION_STATE};
 use crate::openai::{Api, Observed, Prompt};
-use crate::router::Decision;
+use crate::router::{Decision, Rung};
 
 /// What the log says of a routed request. Fields of the response are absent until they are known.
 #[derive(Serialize)]
@@ -209,9 +209,10 @@ pub(super) fn ms(seconds: f64) -> f64 {
 }
 
 /// Hands Envoy the reason why a request was not routed.
-pub(super) fn publish_unrouted(host: &mut impl Host, request_id: &str, outcome: &str, reason: &str) {
+pub(super) fn publish_unrouted(host: &mut impl Host, request_id: &str, outcome: Outcome, reason: &str) {
     let reason = beginning(reason, REASON_BYTES_MAX);
-    publish(host, request_id, &serde_json::json!({ "rung": "untouched", "outcome": outcome, "reason": reason }));
+    let (rung, outcome) = (Rung::Untouched.name(), outcome.name());
+    publish(host, request_id, &serde_json::json!({ "rung": rung, "outcome": outcome, "reason": reason }));
 }
 
 /// Hands Envoy an accepted feedback: which model's answer to which request was scored, how, and how probable that model was.
@@ -223,8 +224,9 @@ pub(super) fn publish_feedback(
     propensity: f64,
 ) {
     let Feedback { id, score } = feedback;
+    let (rung, outcome) = (Rung::Untouched.name(), Outcome::Feedback.name());
     let event = serde_json::json!({
-        "rung": "untouched", "outcome": "feedback", "id": id, "model": model, "score": score, "propensity": propensity
+        "rung": rung, "outcome": outcome, "id": id, "model": model, "score": score, "propensity": propensity
     });
     publish(host, request_id, &event);
 }

@@ -7,6 +7,7 @@ use super::deciding::{self, Pending};
 use super::{Flow, Gateway, Host, LOOK, Phase};
 use crate::assign::{self, Assigned};
 use crate::router::{Outlook, Verdict};
+use crate::worker::{Counter, Histogram};
 
 /// A request that waits.
 pub(super) struct Held {
@@ -104,14 +105,15 @@ impl Gateway {
         let assigned = assign::assign(&worker.router, asked, loads, worker.learner.learned(), now);
         let decision = host.now().saturating_sub(now);
         let batch_size = batch.len();
-        worker.statistics.count("batches");
-        worker.statistics.observe("batch_size", batch_size as u64);
+        worker.statistics.count(Counter::Batches);
+        worker.statistics.observe(Histogram::BatchSize, batch_size as u64);
         let mut batch: Vec<Option<(u32, Box<Held>)>> = batch.into_iter().map(Some).collect();
         let mut decided = Vec::with_capacity(batch_size);
         for (batch_position, Assigned { request, verdict }) in assigned.into_iter().enumerate() {
             let Some((id, held)) = batch.get_mut(request).and_then(Option::take) else { continue };
             let waited = now.saturating_sub(held.arrived);
-            worker.statistics.observe("batch_wait_ms", u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
+            let waited_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+            worker.statistics.observe(Histogram::BatchWaitMs, waited_ms);
             let batched = Batched { batch_size, batch_position, batch_wait_ms: ms(waited.as_secs_f64()) };
             let verdict = deciding::claimed(host, worker, &held.pending, verdict, now);
             let scan = held.pending.reading.scan_time;

@@ -12,9 +12,9 @@ use crate::config::RETRIES;
 use crate::fleet::Constraints;
 use crate::names;
 use crate::openai::{Api, Patch, Prompt, RequestScan};
-use crate::router::{Ask, Decision, Packed, Refusal, Verdict, packed};
+use crate::router::{Ask, Decision, Packed, Refusal, RefusalReason, UntouchedReason, Verdict, packed};
 use crate::shared::Board;
-use crate::worker::Worker;
+use crate::worker::{Counter, Histogram, Worker};
 
 /// A request whose body comes.
 pub(super) struct Reading {
@@ -105,12 +105,12 @@ impl Gateway {
         let packed = packed(&said, &encoding);
         match packed {
             Packed::Unreadable if api.is_guessed() || !self.refuses_unread(host) => {
-                return self.leave(host, id, api, "encoded_body");
+                return self.leave(host, id, api, UntouchedReason::EncodedBody);
             }
             Packed::Unreadable | Packed::Broken => {
                 let encoding = if said.is_empty() { encoding } else { said };
                 let message = format!("A body in the encoding `{encoding}` cannot be read.");
-                return self.refuse(host, id, Some(api), &Refusal::new(415, "encoded_body", message));
+                return self.refuse(host, id, Some(api), &Refusal::new(415, RefusalReason::EncodedBody, message));
             }
             Packed::Never | Packed::Unpacked => {}
         }
@@ -163,11 +163,11 @@ impl Gateway {
         let mut prompt = if whole {
             match reading.scan.finish() {
                 Ok(prompt) => prompt,
-                Err(_) if api.is_guessed() => return self.leave(host, id, api, "other_path"),
+                Err(_) if api.is_guessed() => return self.leave(host, id, api, UntouchedReason::OtherPath),
                 Err(error) => {
                     let unpacked =
                         if reading.packed == Packed::Unpacked { " It was read as Envoy has unpacked it." } else { "" };
-                    let refusal = Refusal::new(400, "body", format!("{error}{unpacked}"));
+                    let refusal = Refusal::new(400, RefusalReason::Body, format!("{error}{unpacked}"));
                     return self.refuse(host, id, Some(api), &refusal);
                 }
             }
@@ -176,7 +176,7 @@ impl Gateway {
             let names_model = prompt.model.is_some() || reading.deployment.is_some();
             let Reading { policy, constraints, packed, .. } = &reading;
             match self.worker.router.too_large(*policy, constraints.as_ref(), names_model, *packed) {
-                Some(_) if api.is_guessed() => return self.leave(host, id, api, "other_path"),
+                Some(_) if api.is_guessed() => return self.leave(host, id, api, UntouchedReason::OtherPath),
                 Some(refusal) => return self.refuse(host, id, Some(api), &refusal),
                 None => prompt,
             }
@@ -207,7 +207,7 @@ impl Gateway {
             Verdict::Untouched(reason) => self.leave(host, id, pending.reading.api, reason),
             Verdict::Pooled { pool, max_tokens } => {
                 self.pass_to_pool(host, pool, max_tokens, &pending);
-                self.leave(host, id, pending.reading.api, "no_instance")
+                self.leave(host, id, pending.reading.api, UntouchedReason::NoInstance)
             }
             Verdict::Refused(refusal) => self.refuse(host, id, Some(pending.reading.api), &refusal),
             Verdict::Decided(decision) => {
@@ -238,7 +238,7 @@ impl Gateway {
             host.set_header(Map::Request, names::TIMEOUT_HEADER, Some(&limit.as_millis().to_string()));
         }
         let asks_load = config.telemetry.orca && ask_for_load(host);
-        let counter = format!("decisions.{}.{}", pool.name, decision.rung.name());
+        self.worker.statistics.count(Counter::Decisions { pool: &pool.name, rung: decision.rung });
         let is_common = config.names_no_model(prompt.model.as_deref());
         timing.patch = host.now().saturating_sub(now);
         let mut entry = Entry::new(reading.api, config, reading.policy, &prompt, &decision, timing);
@@ -249,9 +249,8 @@ impl Gateway {
         if let Some(id) = &decision_id {
             worker.remember_decision(host, id, &decision);
         }
-        worker.statistics.count(&counter);
         let decision_us = u64::try_from(timing.decision.as_micros()).unwrap_or(u64::MAX);
-        worker.statistics.observe("decision_us", decision_us);
+        worker.statistics.observe(Histogram::DecisionUs, decision_us);
         worker.dispatch(host, &decision.dispatch(), now);
         if let Some(placement) = decision.placement(&reading.keys, now) {
             worker.place(placement);

@@ -10,6 +10,7 @@ use crate::names;
 use crate::openai::{self, Api};
 use crate::reckoning::Reports;
 use crate::router::Decision;
+use crate::worker::Counter;
 
 /// Time between two looks for requests whose instance is stuck.
 const LOOK_PERIOD: Duration = Duration::from_millis(200);
@@ -168,7 +169,7 @@ impl Gateway {
         let next = whole.asking.next(|instance, at| self.is_stuck(instance, at, reports, records));
         let asked = next.and_then(|instance| Some((instance, self.call(host, id, &whole, instance)?)));
         if let Some((instance, call)) = asked {
-            self.worker.statistics.count("reruns");
+            self.worker.statistics.count(Counter::Reruns);
             self.carry(host, id, instance, now);
             whole.asking.ask(instance, now, call);
         }

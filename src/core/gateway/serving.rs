@@ -17,7 +17,7 @@ use crate::reckoning::Dispatch;
 use crate::router::Decision;
 use crate::shared::Board;
 use crate::telemetry;
-use crate::worker::Worker;
+use crate::worker::{Counter, Worker};
 
 /// What was made of a request when it was sent.
 pub(super) struct Sent {
@@ -168,7 +168,7 @@ impl Serving {
             return;
         }
         self.moved = true;
-        worker.statistics.count("served_by_fallback");
+        worker.statistics.count(Counter::ServedByFallback);
         let now = host.now();
         self.carry(host, worker, instance, now);
         if let Some(placement) = self.decision.placement(&self.keys, now) {
@@ -176,7 +176,7 @@ impl Serving {
         }
         let pool = worker.router.config().fleet.pool_of(instance).map(|(pool, _)| pool);
         if pool.is_some_and(|pool| self.decision.serve_at(pool)) {
-            worker.statistics.count("served_by_other_model");
+            worker.statistics.count(Counter::ServedByOtherModel);
             if let Some(id) = &self.sent.decision_id {
                 worker.remember_decision(host, id, &self.decision);
             }
@@ -188,7 +188,7 @@ impl Serving {
     pub(super) fn carry(&mut self, board: &mut impl Board, worker: &mut Worker, instance: usize, now: Duration) {
         if let Some(dispatch) = self.dispatch.as_mut().filter(|dispatch| dispatch.instance != instance) {
             worker.move_to(board, dispatch, instance, now);
-            worker.statistics.count("moves");
+            worker.statistics.count(Counter::Moves);
         }
     }
 

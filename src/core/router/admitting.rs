@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::candidates::PromptTokens;
-use super::{Ask, Refusal, Router};
+use super::{Ask, Refusal, RefusalReason, Router};
 use crate::admission::{self, Admitted, Missed, Prospect, Saturation, headers, spending};
 use crate::fleet::{Budget, Constraint, Constraints, Mode, Policy, Pool};
 use crate::latency::Speed;
@@ -36,7 +36,7 @@ impl Router {
         };
         headers::constraints(&policy.constraints, values)
             .map(Some)
-            .map_err(|error| Refusal::new(400, "header", error.to_string()))
+            .map_err(|error| Refusal::new(400, RefusalReason::Header, error.to_string()))
     }
 
     /// What a request insists on.
@@ -93,7 +93,7 @@ impl Router {
         if let Some(most) = asked.max_tokens.filter(|most| *most < asked.min_tokens) {
             let message =
                 format!("`min_tokens` is {}, and the answer may have {most} tokens at most.", asked.min_tokens);
-            return Err(Refusal::new(400, "min_tokens", message));
+            return Err(Refusal::new(400, RefusalReason::MinTokens, message));
         }
         let fleet = &self.config.fleet;
         let suffices = |candidate: &Candidate| {
@@ -113,8 +113,8 @@ impl Router {
         }
         let message = "The budget leaves fewer tokens than the request demands.";
         Err(match constraints.mode {
-            Mode::Strict => Refusal::new(429, Constraint::Budget.name(), message),
-            Mode::Tiered | Mode::Relaxed => Refusal::new(400, "min_tokens", message),
+            Mode::Strict => Refusal::new(429, RefusalReason::Budget, message),
+            Mode::Tiered | Mode::Relaxed => Refusal::new(400, RefusalReason::MinTokens, message),
         })
     }
 
@@ -215,7 +215,7 @@ fn missed_refusal(missed: &Missed, constraints: &Constraints) -> Refusal {
     };
     Refusal {
         status: 429,
-        reason: missed.constraint.name(),
+        reason: missed.constraint.into(),
         message,
         retry_after: Some(missed.retry_after),
         param: None,
@@ -225,7 +225,7 @@ fn missed_refusal(missed: &Missed, constraints: &Constraints) -> Refusal {
 fn saturated_refusal(retry_after: Duration) -> Refusal {
     Refusal {
         status: 429,
-        reason: "saturated",
+        reason: RefusalReason::Saturated,
         message: "Every instance that may serve this request is saturated.".to_owned(),
         retry_after: Some(retry_after),
         param: None,

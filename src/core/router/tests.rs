@@ -86,7 +86,7 @@ fn the_models_that_a_request_may_use() {
     let unknown = chat("gpt-2");
     assert_eq!(
         passing.route(&ask(&unknown, &passing, "cost"), Some(&idle(&passing)), &Learned::default()),
-        Verdict::Untouched("unknown_model")
+        Verdict::Untouched(UntouchedReason::UnknownModel)
     );
     // A server may know the name all the same, and would generate without the budget.
     let budget = Budget { usd: None, tokens: Some(9) };
@@ -118,7 +118,10 @@ fn the_ladder() {
         assert_eq!(rung(&blind, None), Rung::Static);
     }
     let off = router(&[("/drill", json!(["router"]))]);
-    assert_eq!(off.route(&ask(&prompt, &off, "balanced"), None, &Learned::default()), Verdict::Untouched("drill"));
+    assert_eq!(
+        off.route(&ask(&prompt, &off, "balanced"), None, &Learned::default()),
+        Verdict::Untouched(UntouchedReason::Drill)
+    );
 }
 
 #[test]

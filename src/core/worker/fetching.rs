@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Worker, is_due};
+use super::{Counter, Worker, is_due};
 use crate::discovery::{self, ANSWER_BYTES_MAX};
 use crate::fleet::Presence;
 use crate::reckoning::{Counters, InstanceCounters};
@@ -223,17 +223,17 @@ impl Worker {
         let Some(report) = self.reports.0.get_mut(scrape.instance) else { return };
         self.unwritten_reports = true;
         let outcome = match answer {
-            Answer::Nothing => "scrapes.failed",
+            Answer::Nothing => Counter::ScrapesFailed,
             Answer::NobodyThere => {
                 report.nobody_there();
-                "scrapes.failed"
+                Counter::ScrapesFailed
             }
             Answer::Page(load) => {
                 report.answered(scrape.asked_at, load, scrape.own);
-                if load.running.is_some() { "scrapes.ok" } else { "scrapes.unusable" }
+                if load.running.is_some() { Counter::ScrapesOk } else { Counter::ScrapesUnusable }
             }
         };
-        if outcome == "scrapes.failed" {
+        if outcome == Counter::ScrapesFailed {
             self.scraper.silent.insert(scrape.instance, scrape.asked_at);
         } else {
             self.scraper.silent.remove(&scrape.instance);
@@ -257,12 +257,12 @@ impl Worker {
         let is_readable = status == Some(200) && answer.len() <= ANSWER_BYTES_MAX;
         match discovery::parse(if is_readable { answer } else { &[] }) {
             Some(clusters) => {
-                self.statistics.count("discoveries.ok");
+                self.statistics.count(Counter::DiscoveriesOk);
                 if self.leads {
                     self.discovered(board, &clusters, now);
                 }
             }
-            None => self.statistics.count("discoveries.failed"),
+            None => self.statistics.count(Counter::DiscoveriesFailed),
         }
         if let Some(discovery) = self.router.config().discovery.as_ref() {
             let bytes = if is_readable { answer.len() } else { 0 };

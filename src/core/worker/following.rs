@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::Worker;
+use super::{Counter, Gauge, Worker};
 use crate::discovery::{ClusterHosts, Roster};
 use crate::fleet::Presence;
 use crate::reckoning::{Dispatch, Glimpse, InstanceCounters, InstanceReport};
@@ -85,12 +85,9 @@ impl Worker {
             }
         }
         for (i, pool) in self.router.config().fleet.pools.iter().enumerate() {
-            for (name, presence) in
-                [("present_instances", Presence::Present), ("unhealthy_instances", Presence::Unhealthy)]
-            {
-                let count = self.roster.count(i, presence) as u64;
-                self.statistics.set(&format!("{name}.{}", pool.name), count);
-            }
+            let count = |presence| self.roster.count(i, presence) as u64;
+            self.statistics.set(Gauge::PresentInstances { pool: &pool.name }, count(Presence::Present));
+            self.statistics.set(Gauge::UnhealthyInstances { pool: &pool.name }, count(Presence::Unhealthy));
         }
     }
 
@@ -113,7 +110,7 @@ impl Worker {
                     && report.glimpsed(&glimpse)
                 {
                     self.unwritten_reports = true;
-                    self.statistics.count("header_reports");
+                    self.statistics.count(Counter::HeaderReports);
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Worker;
+use super::{Gauge, Worker};
 use crate::config::{Config, Drill};
 use crate::prices::{LivePrices, Observation, PERIOD};
 use crate::shared::{self, Board, Key, Version};
@@ -90,10 +90,10 @@ impl Worker {
             let Some(steering) = steering else { continue };
             for (model, price) in config.fleet.models.iter().zip(&steering.prices) {
                 let micro = (price * 1e6).round() as u64;
-                statistics.set(&format!("price_micro.{}.{}", policy.name, model.name), micro);
+                statistics.set(Gauge::PriceMicro { policy: &policy.name, model: &model.name }, micro);
             }
             let milli = (steering.surcharge * 1e3).round() as u64;
-            statistics.set(&format!("surcharge_milli.{}", policy.name), milli);
+            statistics.set(Gauge::SurchargeMilli { policy: &policy.name }, milli);
         }
     }
 }

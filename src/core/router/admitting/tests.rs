@@ -108,7 +108,7 @@ fn the_policy_and_the_request_insist() {
     assert!(free.relaxed.is_empty());
     let strict = Constraints { quality_min: Some(0.999), mode: Mode::Strict, ..Constraints::default() };
     let refusal = refused(route(&quality, &prompt(json!({})), Some(strict), IDLE));
-    assert_eq!((refusal.status, refusal.reason), (429, "quality"));
+    assert_eq!((refusal.status, refusal.reason.name()), (429, "quality"));
     // What generates nothing has neither quality nor length.
     let mut scan = RequestScan::new(Api::Embeddings);
     scan.push(br#"{"input":"text"}"#);
@@ -204,7 +204,7 @@ fn more_demanded_than_left() {
         (json!({"min_tokens": 10, "max_tokens": 9}), tokens(49, Mode::Strict), (400, "min_tokens")),
     ] {
         let refusal = refused(route(&router, &prompt(fields.clone()), constraints, IDLE));
-        assert_eq!((refusal.status, refusal.reason), expected, "{fields}");
+        assert_eq!((refusal.status, refusal.reason.name()), expected, "{fields}");
     }
     // The dear models leave too little of the budget, a cheap one enough.
     let usd = Some(Constraints { budget: Budget { usd: Some(1e-4), tokens: None }, ..Constraints::default() });
@@ -230,7 +230,7 @@ fn saturation_sheds_or_serves() {
         match (route(&router, &prompt(json!({})), None, load), expected) {
             (Verdict::Decided(decision), Ok(saturated)) => assert_eq!(decision.saturated, saturated, "{overload}"),
             (Verdict::Refused(refusal), Err(reason)) => {
-                assert_eq!((refusal.status, refusal.reason), (429, reason), "{overload}");
+                assert_eq!((refusal.status, refusal.reason.name()), (429, reason), "{overload}");
                 assert!(refusal.retry_after >= Some(Duration::from_secs(1)));
             }
             (verdict, _) => panic!("{overload}: {verdict:?}"),
