@@ -369,6 +369,33 @@ fn telemetry_md_has_a_row_for_every_statistic_and_every_reason() {
     check(&findings, "envoy/TELEMETRY.md and the core's names differ");
 }
 
+/// The names that a record has in JSON: its own fields, and those of the groups that are flattened into it.
+fn names_in_json(record: &str, structs: &BTreeMap<String, Fields>) -> Vec<String> {
+    let mut names = Vec::new();
+    for (field, kind) in &structs[record] {
+        let inner = kind.trim_start_matches("Option<").trim_end_matches('>').trim_start_matches("&'a ");
+        // A forecast is told by its times.
+        let inner = if inner == "Forecast" { "Times" } else { inner };
+        if structs.contains_key(inner) && field != "response" {
+            names.extend(names_in_json(inner, structs));
+        } else {
+            names.push(field.clone());
+        }
+    }
+    names
+}
+
+#[test]
+fn telemetry_md_explains_every_field_of_the_log() {
+    let files = ["gateway/access_log.rs", "router/decision.rs"].map(|name| format!("src/core/{name}"));
+    let structs = structs(&files);
+    for (record, section) in [("Routed<'a>", "`decision` of a routed request"), ("Response", "`decision.response`")] {
+        let names = names_in_json(record, &structs);
+        assert!(names.len() > 8, "{record} declares its fields in another way: {names:?}");
+        assert_eq!(first_cells("envoy/TELEMETRY.md", section, "field"), names, "{section}, in the order of the log");
+    }
+}
+
 /// What Cargo can do by itself, as far as the documents need it, and tools that have names of their own.
 const CARGO: [&str; 11] = ["add", "build", "check", "clippy", "deny", "doc", "fmt", "install", "run", "rustc", "test"];
 

@@ -175,7 +175,7 @@ impl Gateway {
                 None => worker.router.route(&ask, loads, learned),
             };
             let Verdict::Decided(decision) = decided else { return None };
-            let is_ours = !decision.probe || worker.claim(&mut self.board, decision.instance, now);
+            let is_ours = !decision.to.probe || worker.claim(&mut self.board, decision.to.instance, now);
             verdict = Some((decision, keys));
             if is_ours {
                 break;
@@ -192,10 +192,10 @@ impl Gateway {
             worker.place(placement);
         }
         Choice {
-            instance: decision.instance,
-            fallbacks: decision.fallbacks.clone(),
+            instance: decision.to.instance,
+            fallbacks: decision.to.fallbacks.clone(),
             dispatch: decision.dispatch(),
-            max_tokens: decision.max_tokens,
+            max_tokens: decision.because.max_tokens,
             decision: Some(decision),
         }
     }
@@ -266,7 +266,7 @@ impl Gateway {
     /// A worker learns from a whole answer, as the filter does.
     pub(super) fn learn(&mut self, worker: usize, decision: &Decision, timing: &Timing) {
         let Some((worker, _)) = self.at_board(worker) else { return };
-        let expectation = decision.expectation;
+        let expectation = decision.expected.expectation;
         if let Some(lesson) = expectation.and_then(|expectation| expectation.lesson(timing.output_tokens, false)) {
             worker.learner.learn_length(&lesson);
         }

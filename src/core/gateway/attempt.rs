@@ -32,15 +32,15 @@ impl Plan {
         let fleet = &config.fleet;
         let target = |i: &usize| {
             let (index, pool) = fleet.pool_of(*i)?;
-            let elsewhere = decision.elsewhere.iter().find(|elsewhere| elsewhere.pool == index)?;
+            let elsewhere = decision.to.elsewhere.iter().find(|elsewhere| elsewhere.pool == index)?;
             let address = fleet.instances.get(*i)?.address.clone();
             Some((address, prompt.patches_after(done, api, &pool.served_model, elsewhere.max_tokens)))
         };
-        let elsewhere = decision.fallbacks.iter().filter_map(target).collect();
+        let elsewhere = decision.to.fallbacks.iter().filter_map(target).collect();
         Plan {
             elsewhere,
             api,
-            first: decision.instance,
+            first: decision.to.instance,
             first_is_silent: false,
             suspect: Suspect::default(),
             passed: Vec::new(),

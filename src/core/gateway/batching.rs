@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::access_log::{Batched, Timing, ms};
+use super::access_log::{Batched, Timing};
 use super::deciding::{self, Pending};
 use super::{Flow, Gateway, Host, LOOK, Phase};
 use crate::assign::{self, Assigned};
-use crate::router::{Outlook, Verdict};
+use crate::router::{Outlook, Verdict, milliseconds};
 use crate::worker::{Counter, Histogram};
 
 /// A request that waits.
@@ -114,7 +114,7 @@ impl Gateway {
             let waited = now.saturating_sub(held.arrived);
             let waited_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
             worker.statistics.observe(Histogram::BatchWaitMs, waited_ms);
-            let batched = Batched { batch_size, batch_position, batch_wait_ms: ms(waited.as_secs_f64()) };
+            let batched = Batched { batch_size, batch_position, batch_wait_ms: milliseconds(waited.as_secs_f64()) };
             let verdict = deciding::claimed(host, worker, &held.pending, verdict, now);
             let scan = held.pending.reading.scan_time;
             let timing = Timing { scan, decision, batch: Some(batched), ..Timing::default() };

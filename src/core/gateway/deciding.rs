@@ -223,11 +223,11 @@ impl Gateway {
         let now = host.now();
         let config = self.worker.router.config();
         let address = |i: &usize| config.fleet.instances.get(*i).map(|i| i.address.as_str());
-        let Some(pool) = config.fleet.pools.get(decision.pool) else { return };
+        let Some(pool) = config.fleet.pools.get(decision.to.pool) else { return };
         let endpoints: Vec<&str> =
-            std::iter::once(&decision.instance).chain(&decision.fallbacks).filter_map(address).collect();
-        let served_model = decision.adapter.as_ref().unwrap_or(&pool.served_model);
-        let patches = prompt.patches(reading.api, served_model, decision.max_tokens);
+            std::iter::once(&decision.to.instance).chain(&decision.to.fallbacks).filter_map(address).collect();
+        let served_model = decision.to.adapter.as_ref().unwrap_or(&pool.served_model);
+        let patches = prompt.patches(reading.api, served_model, decision.because.max_tokens);
         let patched = patch_body(host, &patches, buffered);
         set_length(host, reading.content_length, buffered, patched);
         let plan = Plan::new(config, reading.api, &prompt, &decision, &patches);
@@ -238,14 +238,15 @@ impl Gateway {
             host.set_header(Map::Request, names::TIMEOUT_HEADER, Some(&limit.as_millis().to_string()));
         }
         let asks_load = config.telemetry.orca && ask_for_load(host);
-        self.worker.statistics.count(Counter::Decisions { pool: &pool.name, rung: decision.rung });
+        self.worker.statistics.count(Counter::Decisions { pool: &pool.name, rung: decision.because.rung });
         let is_common = config.names_no_model(prompt.model.as_deref());
         timing.patch = host.now().saturating_sub(now);
         let mut entry = Entry::new(reading.api, config, reading.policy, &prompt, &decision, timing);
-        let worker = &mut self.worker;
-        let decision_id = worker.learner.decision_id().filter(|_| decision.generates());
+        let decision_id = self.worker.learner.decision_id().filter(|_| decision.generates());
         entry.decision_id.clone_from(&decision_id);
-        entry.publish(host, self.streams.get(&id).map_or("", |stream| &stream.request_id));
+        let request_id = self.streams.get(&id).map_or("", |stream| &stream.request_id);
+        entry.publish(host, request_id, config, &decision);
+        let worker = &mut self.worker;
         if let Some(id) = &decision_id {
             worker.remember_decision(host, id, &decision);
         }
@@ -305,7 +306,7 @@ pub(super) fn claimed(
 ) -> Verdict {
     for _ in 0..CLAIM_ATTEMPTS {
         let Verdict::Decided(decision) = &verdict else { break };
-        if !decision.probe || worker.claim(board, decision.instance, now) {
+        if !decision.to.probe || worker.claim(board, decision.to.instance, now) {
             break;
         }
         verdict = ask_router(board, worker, pending, now);

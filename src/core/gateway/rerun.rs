@@ -93,14 +93,14 @@ impl Gateway {
     ) -> Option<Whole> {
         let is_small = size <= BODY_BYTES_MAX && self.reruns.bytes.saturating_add(size) <= BODIES_BYTES_MAX;
         let may = is_small && api != Api::Responses && self.worker.router.config().health.enabled;
-        if decision.fallbacks.is_empty() || !may {
+        if decision.to.fallbacks.is_empty() || !may {
             return None;
         }
         let headers = self.headers_as_sent(host)?;
         let body = host.body(Body::Request, 0, size);
         self.reruns.bytes = self.reruns.bytes.saturating_add(body.len());
         self.reruns.waiting = self.reruns.waiting.saturating_add(1);
-        Some(Whole { headers, body, asking: Asking::new(decision.instance, host.now(), &decision.fallbacks) })
+        Some(Whole { headers, body, asking: Asking::new(decision.to.instance, host.now(), &decision.to.fallbacks) })
     }
 
     /// The request's headers as another instance may get them: none of a connection's, none of Envoy's own, and the path as the route

@@ -120,19 +120,19 @@ impl Serving {
         }
         let config = worker.router.config();
         let mut set = |name, value: &str| host.set_header(Map::Response, name, Some(value));
-        if let Some(model) = config.fleet.models.get(self.decision.model) {
+        if let Some(model) = config.fleet.models.get(self.decision.to.model) {
             set(names::MODEL_RESPONSE_HEADER, &model.name);
         }
-        if let Some(pool) = config.fleet.pools.get(self.decision.pool) {
+        if let Some(pool) = config.fleet.pools.get(self.decision.to.pool) {
             set(names::POOL_RESPONSE_HEADER, &pool.name);
         }
-        let rung = if is_unhonoured { names::RUNG_UNHONOURED } else { self.decision.rung.name() };
+        let rung = if is_unhonoured { names::RUNG_UNHONOURED } else { self.decision.because.rung.name() };
         set(names::RUNG_RESPONSE_HEADER, rung);
         set(names::DECISION_US_RESPONSE_HEADER, &self.sent.decision_us.to_string());
         if let Some(id) = &self.sent.decision_id {
             set(names::DECISION_ID_RESPONSE_HEADER, id);
         }
-        if self.decision.prompt_exhausts_budget {
+        if self.decision.because.budget_exhausted {
             set(names::BUDGET_EXHAUSTED_RESPONSE_HEADER, "true");
         }
         if let Some(upstream) = upstream.filter(|_| config.expose_endpoint) {
@@ -164,7 +164,7 @@ impl Serving {
 
     /// An instance serves: where it is not the chosen one, everything that was said of that one is now said of it.
     fn follow(&mut self, host: &mut impl Host, worker: &mut Worker, instance: usize, address: &str) {
-        if instance == self.decision.instance {
+        if instance == self.decision.to.instance {
             return;
         }
         self.moved = true;
@@ -181,7 +181,7 @@ impl Serving {
                 worker.remember_decision(host, id, &self.decision);
             }
         }
-        self.sent.entry.moved(worker.router.config(), &self.decision, address);
+        self.sent.entry.moved(address);
     }
 
     /// The load of the request goes with it to another instance.
@@ -258,8 +258,9 @@ impl Serving {
         let seen = self.response.as_ref().map_or(&nothing, ResponseScan::observed);
         let ttft = self.first_byte.map(|at| at.saturating_sub(self.started));
         let e2e = host.now().saturating_sub(self.started);
-        self.sent.entry.answered(worker.router.config(), &self.decision, seen, ttft, e2e);
-        self.sent.entry.publish(host, request_id);
+        let config = worker.router.config();
+        self.sent.entry.answered(config, &mut self.decision, seen, ttft, e2e);
+        self.sent.entry.publish(host, request_id, config, &self.decision);
     }
 
     /// The API that was called.

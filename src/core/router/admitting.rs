@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::candidates::PromptTokens;
-use super::{Ask, Refusal, RefusalReason, Router};
+use super::{Ask, Refusal, RefusalReason, Router, milliseconds};
 use crate::admission::{self, Admitted, Missed, Prospect, Saturation, headers, spending};
 use crate::fleet::{Budget, Constraint, Constraints, Mode, Policy, Pool};
 use crate::latency::Speed;
@@ -198,8 +198,7 @@ fn cap(prompt: &Prompt, left: Option<u32>, prompt_tokens: f64, max_model_len: u3
 }
 
 fn missed_refusal(missed: &Missed, constraints: &Constraints) -> Refusal {
-    // To the microsecond.
-    let milliseconds = |limit: Option<Duration>| (limit.unwrap_or_default().as_secs_f64() * 1e6).round() / 1e3;
+    let milliseconds = |limit: Option<Duration>| milliseconds(limit.unwrap_or_default().as_secs_f64());
     let message = match missed.constraint {
         Constraint::Ttft => {
             format!("No instance is expected to send the first token within {} ms.", milliseconds(constraints.slo.ttft))

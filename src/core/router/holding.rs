@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Ask, Decision, Router, candidates};
+use super::{Ask, Decision, Expected, Router, candidates};
 use crate::affinity::{Keys, Memory, Placement, Recall};
 use crate::latency::Forecast;
 use crate::openai::{Api, Prompt};
@@ -49,7 +49,7 @@ fn kind(api: Api) -> Api {
 impl Decision {
     /// What its instance holds once it has served the request; `None` where nothing is generated.
     pub fn placement(&self, keys: &Keys, now: Duration) -> Option<Placement> {
-        let Decision { instance, prompt_tokens, cached_tokens, output_tokens, .. } = *self;
-        self.generates().then(|| keys.placement(instance, prompt_tokens, cached_tokens, output_tokens, now))
+        let Expected { prompt_tokens, cached_tokens, output_tokens, .. } = self.expected;
+        self.generates().then(|| keys.placement(self.to.instance, prompt_tokens, cached_tokens, output_tokens, now))
     }
 }

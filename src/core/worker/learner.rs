@@ -256,13 +256,13 @@ impl Worker {
     pub fn remember_decision(&self, board: &mut impl Board, id: &str, decision: &Decision) {
         let Learner { slot, takes_feedback, shared_beliefs, .. } = &self.learner;
         let Some(slot) = slot.filter(|_| *takes_feedback && !id.is_empty()) else { return };
-        let (quality, quality_sd) = decision.unrevised_quality;
+        let (quality, quality_sd) = decision.quality.unrevised;
         let recent = RecentDecision {
-            model: decision.model,
-            prototype: decision.prototype,
+            model: decision.to.model,
+            prototype: decision.quality.prototype,
             quality,
             quality_sd,
-            propensity: decision.propensity,
+            propensity: decision.draw.propensity,
             scored: false,
         };
         Learner::change_segment(board, slot, id, |segment| {

@@ -53,7 +53,7 @@ fn refused(verdict: Verdict) -> Refusal {
 }
 
 fn pool(router: &Router, decision: &Decision) -> String {
-    router.config().fleet.pools[decision.pool].name.clone()
+    router.config().fleet.pools[decision.to.pool].name.clone()
 }
 
 const IDLE: LoadNow = LoadNow {
@@ -80,7 +80,7 @@ fn times_are_kept_with_confidence() {
         confidence,
         ..Constraints::default()
     };
-    let predicted = plain.forecast.tpot;
+    let predicted = plain.expected.forecast.tpot;
     let ratio = |confidence: f64| {
         let none = Residuals::default();
         (1..500).map(|i| f64::from(i) / 100.0).find(|r| none.probability_within(1.0, *r) >= confidence).unwrap()
@@ -90,7 +90,7 @@ fn times_are_kept_with_confidence() {
         for (tpot, expected) in [(enough, true), (enough * 0.97, false)] {
             let decision = decided(route(&router, &prompt(json!({})), Some(insist(tpot, confidence)), IDLE));
             assert_eq!(pool(&router, &decision) == "qwen2.5-72b", expected, "{confidence} {tpot}");
-            assert!(decision.relaxed.is_empty());
+            assert!(decision.because.relaxed.is_empty());
         }
     }
 }
@@ -103,9 +103,9 @@ fn the_policy_and_the_request_insist() {
         policy["relaxation"] = json!({"mode": "tiered", "order": ["quality", "ttft"]});
     });
     let decision = decided(route(&quality, &prompt(json!({})), None, IDLE));
-    assert_eq!(decision.relaxed, [Constraint::Quality, Constraint::Ttft]);
+    assert_eq!(decision.because.relaxed, [Constraint::Quality, Constraint::Ttft]);
     let free = decided(route(&quality, &prompt(json!({})), Some(Constraints::default()), IDLE));
-    assert!(free.relaxed.is_empty());
+    assert!(free.because.relaxed.is_empty());
     let strict = Constraints { quality_min: Some(0.999), mode: Mode::Strict, ..Constraints::default() };
     let refusal = refused(route(&quality, &prompt(json!({})), Some(strict), IDLE));
     assert_eq!((refusal.status, refusal.reason.name()), (429, "quality"));
@@ -117,7 +117,7 @@ fn the_policy_and_the_request_insist() {
     let constraints = Some(Constraints { budget: Budget { usd: None, tokens: Some(1) }, ..strict });
     let ask = Ask { constraints, ..Ask::new(Api::Embeddings, &embedding, policy) };
     let decision = decided(quality.route(&ask, None, &Learned::default()));
-    assert_eq!((decision.max_tokens, decision.output_tokens), (None, 0));
+    assert_eq!((decision.because.max_tokens, decision.expected.output_tokens), (None, 0));
 }
 
 #[test]
@@ -170,8 +170,8 @@ fn budgets() {
         (json!({"n": 49}), 49, Some(1)),
     ] {
         let decision = decided(route(&router, &prompt(fields.clone()), budget(None, Some(tokens)), IDLE));
-        assert_eq!(decision.max_tokens, expected, "{tokens} {:.80}", fields.to_string());
-        assert!(decision.output_tokens <= u64::from(tokens), "the rest will not be written: {decision:?}");
+        assert_eq!(decision.because.max_tokens, expected, "{tokens} {:.80}", fields.to_string());
+        assert!(decision.expected.output_tokens <= u64::from(tokens), "the rest will not be written: {decision:?}");
     }
     // Nobody keeps it: the cheapest model, one token, and a flag.
     let poor = decided(route(&router, &prompt(json!({})), budget(Some(1e-9), None), IDLE));
@@ -209,8 +209,8 @@ fn more_demanded_than_left() {
     // The dear models leave too little of the budget, a cheap one enough.
     let usd = Some(Constraints { budget: Budget { usd: Some(1e-4), tokens: None }, ..Constraints::default() });
     let decision = decided(route(&router, &prompt(json!({"min_tokens": 1_000})), usd, IDLE));
-    assert!(decision.max_tokens.is_none_or(|most| most >= 1_000), "{decision:?}");
-    for elsewhere in &decision.elsewhere {
+    assert!(decision.because.max_tokens.is_none_or(|most| most >= 1_000), "{decision:?}");
+    for elsewhere in &decision.to.elsewhere {
         assert!(elsewhere.max_tokens.is_none_or(|most| most >= 1_000), "{elsewhere:?}");
     }
 }
@@ -228,7 +228,9 @@ fn saturation_sheds_or_serves() {
     ] {
         let router = router(|policy| policy["overload"] = overload.clone());
         match (route(&router, &prompt(json!({})), None, load), expected) {
-            (Verdict::Decided(decision), Ok(saturated)) => assert_eq!(decision.saturated, saturated, "{overload}"),
+            (Verdict::Decided(decision), Ok(saturated)) => {
+                assert_eq!(decision.because.saturated, saturated, "{overload}")
+            }
             (Verdict::Refused(refusal), Err(reason)) => {
                 assert_eq!((refusal.status, refusal.reason.name()), (429, reason), "{overload}");
                 assert!(refusal.retry_after >= Some(Duration::from_secs(1)));
