@@ -2,7 +2,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests start processes")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -368,6 +368,41 @@ fn names_from_the_root_are_seen_however_they_are_written() {
     let named = named_from_the_root("src/core/alpha/one.rs", &lines);
     let named: Vec<(usize, &str)> = named.iter().map(|(line, name)| (*line, name.as_str())).collect();
     assert_eq!(named, [(2, "alpha"), (3, "beta"), (6, "gamma"), (6, "delta"), (8, "everything"), (9, "crate")]);
+}
+
+/// The name that a line declares with one of these words: `struct`, `fn`.
+fn declared<'a>(line: &'a str, words: &[&str]) -> Option<&'a str> {
+    let mut rest = line.trim_start();
+    if let Some(after) = rest.strip_prefix("pub") {
+        let after = if after.starts_with('(') { after.split_once(')')?.1 } else { after };
+        rest = after.strip_prefix(' ')?;
+    }
+    for word in ["const ", "async ", "unsafe "] {
+        rest = rest.strip_prefix(word).unwrap_or(rest);
+    }
+    let name = words.iter().find_map(|word| rest.strip_prefix(word)?.strip_prefix(' '))?;
+    Some(&name[..name.find(|c| !is_of_a_word(c)).unwrap_or(name.len())]).filter(|name| !name.is_empty())
+}
+
+/// Who reads `Settings` or searches for it has one thing to find.
+#[test]
+fn no_two_types_of_the_core_have_one_name() {
+    let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for file in rust_files().filter(|file| module_of(file).is_some()) {
+        for (number, line) in code(&file) {
+            // A type inside of an implementation is named by its trait.
+            let alias = declared(&line, &["type"]).filter(|_| !line.starts_with(' '));
+            if let Some(name) = declared(&line, &["struct", "enum", "trait", "union"]).or(alias) {
+                places.entry(name.to_owned()).or_default().push(format!("{file}:{number}"));
+            }
+        }
+    }
+    assert!(places.len() > 200, "types are declared in another way: {places:?}");
+    let twice = places.iter().filter(|(_, places)| places.len() > 1);
+    check(
+        &twice.map(|(name, places)| format!("{name}: {}", places.join(", "))).collect::<Vec<_>>(),
+        "a second type of one name",
+    );
 }
 
 #[test]

@@ -32,8 +32,8 @@ mod settings;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-pub use clusters::{ClusterHosts, Host, parse};
-pub use settings::Settings;
+pub use clusters::{ClusterHost, ClusterHosts, parse};
+pub use settings::DiscoverySettings;
 
 use crate::fleet::{Fleet, Instance, Pool, Presence};
 

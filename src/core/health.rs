@@ -32,9 +32,9 @@ use std::time::Duration;
 
 pub use asking::{Asked, Asking, of_call};
 pub use case::Case;
-pub use judge::{Attempts, Outcome, Suspect, of_answer, of_interruption, of_silence, retry_after};
+pub use judge::{AnswerOutcome, Attempts, Suspect, of_answer, of_interruption, of_silence, retry_after};
 pub use record::Record;
-pub use settings::Settings;
+pub use settings::HealthSettings;
 pub use watch::{Sight, Watch, quiet_allowed};
 
 use crate::fleet::Fleet;
@@ -117,7 +117,7 @@ impl Records {
         event: Event,
         (sent, now): (Duration, Duration),
         is_peer: impl Fn(u32) -> bool,
-        settings: &Settings,
+        settings: &HealthSettings,
     ) -> bool {
         let speaks_against = match event {
             Event::Failed(_) | Event::Suspected(_) | Event::Refused { .. } | Event::Busy(_) => true,
@@ -164,7 +164,7 @@ impl Records {
     }
 
     /// Whether something may be remembered of an instance; what is over makes room.
-    fn has_room(&mut self, instance: u32, now: Duration, settings: &Settings) -> bool {
+    fn has_room(&mut self, instance: u32, now: Duration, settings: &HealthSettings) -> bool {
         if !self.0.contains_key(&instance) && self.0.len() >= RECORDS_MAX {
             self.0.retain(|_, record| !record.is_over(now, settings));
         }
@@ -186,7 +186,7 @@ impl Records {
     }
 
     /// Claims a half-open instance for a probe; false if it is not half-open, or another worker was faster.
-    pub fn claim(&mut self, instance: u32, now: Duration, settings: &Settings) -> bool {
+    pub fn claim(&mut self, instance: u32, now: Duration, settings: &HealthSettings) -> bool {
         let Some(record) = self.0.get_mut(&instance) else { return false };
         if record.standing(now, settings) != Standing::HalfOpen {
             return false;
@@ -197,7 +197,7 @@ impl Records {
     }
 
     /// How an instance stands.
-    pub fn standing(&self, instance: u32, now: Duration, settings: &Settings) -> Standing {
+    pub fn standing(&self, instance: u32, now: Duration, settings: &HealthSettings) -> Standing {
         self.0.get(&instance).map_or(Standing::Healthy, |record| record.standing(now, settings))
     }
 
@@ -207,7 +207,7 @@ impl Records {
         instance: u32,
         report: Option<&InstanceReport>,
         now: Duration,
-        settings: &Settings,
+        settings: &HealthSettings,
     ) -> bool {
         self.0.get(&instance).is_some_and(|record| record.is_silent(now, settings))
             || report.is_some_and(|report| report.unreachable > 0)
@@ -222,7 +222,7 @@ impl Records {
     }
 
     /// Tells the loads how their instances stand.
-    pub fn stand(&self, loads: &mut [LoadNow], fleet: &Fleet, now: Duration, settings: &Settings) {
+    pub fn stand(&self, loads: &mut [LoadNow], fleet: &Fleet, now: Duration, settings: &HealthSettings) {
         if self.0.is_empty() || !settings.enabled {
             return;
         }

@@ -310,7 +310,7 @@ impl Router {
                 output_tokens_p80: chosen.output_tokens_p80 as u64,
                 output_tokens_p90: answer.tokens(estimate.output_tokens_p90) as u64,
                 output_tokens_correction: learned.correction(model),
-                expectation: answer.is_one().then_some(lengths::Expectation {
+                expectation: answer.is_one().then_some(lengths::LengthExpectation {
                     model,
                     output_tokens: unlearned.output_tokens,
                     max_tokens: max_tokens.or(ask.prompt.max_tokens),

@@ -16,7 +16,7 @@ mod statistics;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-pub use fetching::{Answer, Fetch, Purpose, Question, Scrape};
+pub use fetching::{Fetch, Purpose, Question, Scrape, ScrapeAnswer};
 pub use learner::{Learner, Scored};
 pub use placements::Placements;
 pub use prices::Prices;
@@ -83,7 +83,7 @@ pub struct Worker {
     reports: Reports,
     unwritten_reports: bool,
     /// How reports are trusted, at the period in which they come.
-    telemetry: telemetry::Settings,
+    telemetry: telemetry::TelemetrySettings,
     /// Time between two reports of an instance.
     period: Duration,
     /// What response headers have shown this VM, the latest of each instance, until the leader must have read it.

@@ -4,13 +4,13 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-fn host(address: &str, presence: Presence) -> Host {
-    Host { address: address.to_owned(), presence }
+fn host(address: &str, presence: Presence) -> ClusterHost {
+    ClusterHost { address: address.to_owned(), presence }
 }
 
 #[test]
 fn a_recorded_answer_is_read() {
-    let cluster = |name: &str, hosts: Vec<Host>| ClusterHosts { cluster: name.to_owned(), hosts };
+    let cluster = |name: &str, hosts: Vec<ClusterHost>| ClusterHosts { cluster: name.to_owned(), hosts };
     let (there, ill) = (Presence::Present, Presence::Unhealthy);
     let mut clusters = parse(include_bytes!("../../../tests/fixtures/envoy/clusters.json")).unwrap();
     clusters.sort_by(|a, b| a.cluster.cmp(&b.cluster));

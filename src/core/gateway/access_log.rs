@@ -14,7 +14,7 @@ use crate::openai::{Api, Observed, Prompt};
 use crate::router::{Because, Decision, Draw, Expected, ExpectedQuality, Rung, milliseconds};
 
 /// What the log says of a routed request beside its decision.
-pub(super) struct Entry {
+pub(super) struct LogEntry {
     /// `None` where feedback is not taken.
     pub(super) decision_id: Option<String>,
     api: Api,
@@ -26,7 +26,7 @@ pub(super) struct Entry {
     is_unhonoured: bool,
     stream: bool,
     body_bytes: u64,
-    timing: Timing,
+    timing: DecisionTiming,
     /// `None` until the request is over.
     response: Option<Response>,
 }
@@ -80,7 +80,7 @@ struct Response {
 
 /// How long the parts of a decision took.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Timing {
+pub(super) struct DecisionTiming {
     pub(super) scan: Duration,
     pub(super) decision: Duration,
     pub(super) patch: Duration,
@@ -97,17 +97,17 @@ pub(super) struct Batched {
     pub(super) batch_wait_ms: f64,
 }
 
-impl Entry {
+impl LogEntry {
     pub(super) fn new(
         api: Api,
         config: &Config,
         policy: usize,
         prompt: &Prompt,
         decision: &Decision,
-        timing: Timing,
-    ) -> Entry {
+        timing: DecisionTiming,
+    ) -> LogEntry {
         let endpoint = config.fleet.instances.get(decision.to.instance).map(|i| i.address.clone()).unwrap_or_default();
-        Entry {
+        LogEntry {
             decision_id: None,
             api,
             policy,

@@ -11,14 +11,14 @@ use crate::worker::Counter;
 const DISCARDED_BYTES_MAX: u64 = 1 << 30;
 
 /// An answer that waits until its request has come.
-pub(super) struct Answer {
+pub(super) struct OwnAnswer {
     status: u16,
     headers: Vec<(&'static str, String)>,
     body: String,
     discarded: u64,
 }
 
-impl Answer {
+impl OwnAnswer {
     fn send(&self, host: &mut impl Host) {
         let headers: Vec<(&str, &str)> = self.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
         host.respond(self.status, &headers, self.body.as_bytes());
@@ -50,11 +50,11 @@ impl Gateway {
         Flow::Pause
     }
 
-    fn own_answer(&self, status: u16, headers: Vec<(&'static str, String)>, body: String) -> Answer {
+    fn own_answer(&self, status: u16, headers: Vec<(&'static str, String)>, body: String) -> OwnAnswer {
         let origin = self.worker.router.config().allow_origin.clone();
         let origin = origin.map(|origin| (names::ALLOW_ORIGIN_RESPONSE_HEADER, origin));
         let own = [("content-type", "application/json".to_owned())].into_iter().chain(origin);
-        Answer { status, headers: own.chain(headers).collect(), body, discarded: 0 }
+        OwnAnswer { status, headers: own.chain(headers).collect(), body, discarded: 0 }
     }
 
     pub(super) fn refuse(&mut self, host: &mut impl Host, id: u32, api: Option<Api>, refusal: &Refusal) -> Flow {

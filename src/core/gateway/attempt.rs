@@ -12,7 +12,7 @@ use crate::openai::{self, Api, Patch, Prompt};
 use crate::router::{Decision, RefusalReason};
 
 /// What attempts after the first need to know of a request.
-pub(super) struct Plan {
+pub(super) struct AttemptPlan {
     /// For the address of every instance of another model among the fall-backs, what makes the body ask for that model.
     elsewhere: Vec<(String, Vec<Patch>)>,
     api: Api,
@@ -26,9 +26,9 @@ pub(super) struct Plan {
     given_up: bool,
 }
 
-impl Plan {
+impl AttemptPlan {
     /// `done` has been applied to the body.
-    pub(super) fn new(config: &Config, api: Api, prompt: &Prompt, decision: &Decision, done: &[Patch]) -> Plan {
+    pub(super) fn new(config: &Config, api: Api, prompt: &Prompt, decision: &Decision, done: &[Patch]) -> AttemptPlan {
         let fleet = &config.fleet;
         let target = |i: &usize| {
             let (index, pool) = fleet.pool_of(*i)?;
@@ -37,7 +37,7 @@ impl Plan {
             Some((address, prompt.patches_after(done, api, &pool.served_model, elsewhere.max_tokens)))
         };
         let elsewhere = decision.to.fallbacks.iter().filter_map(target).collect();
-        Plan {
+        AttemptPlan {
             elsewhere,
             api,
             first: decision.to.instance,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::access_log::{Batched, Timing};
+use super::access_log::{Batched, DecisionTiming};
 use super::deciding::{self, Pending};
 use super::{Flow, Gateway, Host, LOOK, Phase};
 use crate::assign::{self, Assigned};
@@ -10,7 +10,7 @@ use crate::router::{Outlook, Verdict, milliseconds};
 use crate::worker::{Counter, Histogram};
 
 /// A request that waits.
-pub(super) struct Held {
+pub(super) struct HeldRequest {
     pending: Pending,
     outlook: Outlook,
     arrived: Duration,
@@ -30,7 +30,7 @@ impl Gateway {
         if let Some(Some(batcher)) = self.batchers.get_mut(policy) {
             batcher.push(id, arrived, ());
         }
-        self.set_phase(id, Phase::Waiting(Box::new(Held { pending, outlook, arrived })));
+        self.set_phase(id, Phase::Waiting(Box::new(HeldRequest { pending, outlook, arrived })));
         let flow = self.flush(host, policy, Some(id)).unwrap_or(Flow::Pause);
         host.enter(id);
         Ok(flow)
@@ -77,7 +77,11 @@ impl Gateway {
     }
 
     /// Decides the next batch of a policy, if one is due.
-    fn decide_batch(&mut self, host: &mut impl Host, policy: usize) -> Option<Vec<(u32, Pending, Verdict, Timing)>> {
+    fn decide_batch(
+        &mut self,
+        host: &mut impl Host,
+        policy: usize,
+    ) -> Option<Vec<(u32, Pending, Verdict, DecisionTiming)>> {
         let now = host.now();
         let workers = self.worker.serving_workers();
         let batcher = self.batchers.get_mut(policy)?.as_mut()?;
@@ -90,7 +94,7 @@ impl Gateway {
         if let (Some(loads), Some(batcher)) = (&loads, self.batchers.get_mut(policy)?) {
             batcher.adapt(assign::queueing_share(loads));
         }
-        let mut batch: Vec<(u32, Box<Held>)> = Vec::with_capacity(ids.len());
+        let mut batch: Vec<(u32, Box<HeldRequest>)> = Vec::with_capacity(ids.len());
         for id in ids {
             match self.take_phase(id) {
                 Phase::Waiting(mut held) => {
@@ -107,7 +111,7 @@ impl Gateway {
         let batch_size = batch.len();
         worker.statistics.count(Counter::Batches);
         worker.statistics.observe(Histogram::BatchSize, batch_size as u64);
-        let mut batch: Vec<Option<(u32, Box<Held>)>> = batch.into_iter().map(Some).collect();
+        let mut batch: Vec<Option<(u32, Box<HeldRequest>)>> = batch.into_iter().map(Some).collect();
         let mut decided = Vec::with_capacity(batch_size);
         for (batch_position, Assigned { request, verdict }) in assigned.into_iter().enumerate() {
             let Some((id, held)) = batch.get_mut(request).and_then(Option::take) else { continue };
@@ -117,7 +121,7 @@ impl Gateway {
             let batched = Batched { batch_size, batch_position, batch_wait_ms: milliseconds(waited.as_secs_f64()) };
             let verdict = deciding::claimed(host, worker, &held.pending, verdict, now);
             let scan = held.pending.reading.scan_time;
-            let timing = Timing { scan, decision, batch: Some(batched), ..Timing::default() };
+            let timing = DecisionTiming { scan, decision, batch: Some(batched), ..Timing::default() };
             decided.push((id, held.pending, verdict, timing));
         }
         Some(decided)

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::attempt::Plan;
+use super::attempt::AttemptPlan;
 use super::{Host, Map};
-use crate::health::{self, Attempts, Event, Failure, Outcome};
+use crate::health::{self, AnswerOutcome, Attempts, Event, Failure};
 use crate::names;
 use crate::openai::{Observed, Prompt};
 use crate::router::Decision;
@@ -72,7 +72,7 @@ impl Checkup {
         decision: &Decision,
         served_by: Option<usize>,
         (status, content_type, details): (u16, &str, &str),
-        plan: &Plan,
+        plan: &AttemptPlan,
     ) {
         self.status = status;
         self.readable = host.header(Map::Response, "content-encoding").is_none_or(|e| e == "identity")
@@ -141,7 +141,8 @@ impl Checkup {
     /// The response has ended by itself.
     pub(super) fn ended(&mut self, host: &mut impl Host, worker: &mut Worker, seen: &Observed) {
         let Checkup { status, retry_after, bytes, readable, common, names_ours, .. } = *self;
-        let event = health::of_answer(&Outcome { status, retry_after, seen, bytes, readable, common, names_ours });
+        let event =
+            health::of_answer(&AnswerOutcome { status, retry_after, seen, bytes, readable, common, names_ours });
         self.settle(host, worker, event);
     }
 

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::access_log::{Entry, Timing};
-use super::attempt::Plan;
+use super::access_log::{DecisionTiming, LogEntry};
+use super::attempt::AttemptPlan;
 use super::checkup::Checkup;
 use super::serving::{Sent, Serving};
 use super::{Body, Flow, Gateway, Host, Map, PIECE, Phase};
@@ -17,7 +17,7 @@ use crate::shared::Board;
 use crate::worker::{Counter, Histogram, Worker};
 
 /// A request whose body comes.
-pub(super) struct Reading {
+pub(super) struct RequestReading {
     pub(super) api: Api,
     pub(super) policy: usize,
     /// The model that the path names.
@@ -38,7 +38,7 @@ pub(super) struct Reading {
 
 /// A request that has been read as far as it is going to be.
 pub(super) struct Pending {
-    pub(super) reading: Reading,
+    pub(super) reading: RequestReading,
     pub(super) prompt: Prompt,
     /// Bytes of the body that are in the host's buffer.
     buffered: usize,
@@ -115,7 +115,7 @@ impl Gateway {
             Packed::Never | Packed::Unpacked => {}
         }
         let policy = self.policy(host);
-        let mut headers = Headers::default();
+        let mut headers = RequestHeaders::default();
         let constraints = match self.worker.router.header_constraints(policy, |name| headers.take(host, name)) {
             Err(refusal) => return self.refuse(host, id, Some(api), &refusal),
             Ok(constraints) => constraints,
@@ -129,7 +129,7 @@ impl Gateway {
         } else {
             RequestScan::new(api)
         };
-        let reading = Reading {
+        let reading = RequestReading {
             api,
             policy,
             deployment,
@@ -155,7 +155,7 @@ impl Gateway {
         &mut self,
         host: &mut impl Host,
         id: u32,
-        mut reading: Reading,
+        mut reading: RequestReading,
         whole: bool,
         buffered: usize,
     ) -> Flow {
@@ -174,7 +174,7 @@ impl Gateway {
         } else {
             let prompt = reading.scan.so_far();
             let names_model = prompt.model.is_some() || reading.deployment.is_some();
-            let Reading { policy, constraints, packed, .. } = &reading;
+            let RequestReading { policy, constraints, packed, .. } = &reading;
             match self.worker.router.too_large(*policy, constraints.as_ref(), names_model, *packed) {
                 Some(_) if api.is_guessed() => return self.leave(host, id, api, UntouchedReason::OtherPath),
                 Some(refusal) => return self.refuse(host, id, Some(api), &refusal),
@@ -201,7 +201,7 @@ impl Gateway {
         id: u32,
         pending: Pending,
         verdict: Verdict,
-        timing: Timing,
+        timing: DecisionTiming,
     ) -> Flow {
         match verdict {
             Verdict::Untouched(reason) => self.leave(host, id, pending.reading.api, reason),
@@ -218,7 +218,14 @@ impl Gateway {
     }
 
     /// Carries a decision out.
-    fn dispatch(&mut self, host: &mut impl Host, id: u32, pending: Pending, decision: Decision, mut timing: Timing) {
+    fn dispatch(
+        &mut self,
+        host: &mut impl Host,
+        id: u32,
+        pending: Pending,
+        decision: Decision,
+        mut timing: DecisionTiming,
+    ) {
         let Pending { reading, prompt, buffered, complete, .. } = pending;
         let now = host.now();
         let config = self.worker.router.config();
@@ -230,7 +237,7 @@ impl Gateway {
         let patches = prompt.patches(reading.api, served_model, decision.because.max_tokens);
         let patched = patch_body(host, &patches, buffered);
         set_length(host, reading.content_length, buffered, patched);
-        let plan = Plan::new(config, reading.api, &prompt, &decision, &patches);
+        let plan = AttemptPlan::new(config, reading.api, &prompt, &decision, &patches);
         direct(host, &pool.cluster, Some(&endpoints.join(",")), prompt.stream, Some(id));
         let least = config.health.answer_limit;
         let knows_length = !prompt.stream && reading.api != Api::Named;
@@ -241,7 +248,7 @@ impl Gateway {
         self.worker.statistics.count(Counter::Decisions { pool: &pool.name, rung: decision.because.rung });
         let is_common = config.names_no_model(prompt.model.as_deref());
         timing.patch = host.now().saturating_sub(now);
-        let mut entry = Entry::new(reading.api, config, reading.policy, &prompt, &decision, timing);
+        let mut entry = LogEntry::new(reading.api, config, reading.policy, &prompt, &decision, timing);
         let decision_id = self.worker.learner.decision_id().filter(|_| decision.generates());
         entry.decision_id.clone_from(&decision_id);
         let request_id = self.streams.get(&id).map_or("", |stream| &stream.request_id);
@@ -264,14 +271,14 @@ impl Gateway {
     }
 
     /// Asks the router, and says how long it took.
-    fn route(&mut self, host: &mut impl Host, pending: &mut Pending) -> (Verdict, Timing) {
+    fn route(&mut self, host: &mut impl Host, pending: &mut Pending) -> (Verdict, DecisionTiming) {
         let asked_at = host.now();
         let worker = &mut self.worker;
         pending.recall(worker, asked_at);
         let verdict = ask_router(host, worker, pending, asked_at);
         let verdict = claimed(host, worker, pending, verdict, asked_at);
         let decision = host.now().saturating_sub(asked_at);
-        (verdict, Timing { scan: pending.reading.scan_time, decision, ..Timing::default() })
+        (verdict, DecisionTiming { scan: pending.reading.scan_time, decision, ..Timing::default() })
     }
 
     /// Makes Envoy send the request to a pool, wherever it likes to.
@@ -342,9 +349,9 @@ fn ask_for_load(host: &mut impl Host) -> bool {
 
 /// The request's headers, read when the first one is asked for.
 #[derive(Default)]
-pub(super) struct Headers(Option<Vec<(String, String)>>);
+pub(super) struct RequestHeaders(Option<Vec<(String, String)>>);
 
-impl Headers {
+impl RequestHeaders {
     /// All values of a header.
     pub(super) fn values(&mut self, host: &impl Host, name: &str) -> Vec<String> {
         let all = self.0.get_or_insert_with(|| host.headers(Map::Request));

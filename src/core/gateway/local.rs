@@ -109,7 +109,7 @@ impl Gateway {
     pub(super) fn finish_feedback(&mut self, host: &mut impl Host, id: u32, incoming: &feedback::Incoming) -> Flow {
         match incoming.finish(host, &mut self.worker) {
             Err((status, message)) => self.refuse_feedback(host, id, status, &message),
-            Ok(feedback::Accepted { feedback, model, propensity }) => {
+            Ok(feedback::AcceptedFeedback { feedback, model, propensity }) => {
                 access_log::publish_feedback(host, self.request_id(id), &feedback, &model, propensity);
                 self.worker.statistics.count(Counter::FeedbackAccepted);
                 self.answer(host, id, 200, feedback.accepted(&model))

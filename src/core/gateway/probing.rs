@@ -19,7 +19,7 @@ pub(super) struct Probing {
 }
 
 #[derive(Serialize)]
-struct Answer<'a> {
+struct ProbeAnswer<'a> {
     chars: u64,
     estimated_tokens: u64,
     slots: Vec<u16>,
@@ -86,7 +86,7 @@ fn answer(host: &impl Host, router: &Router, probe: &Probe) -> Option<String> {
         last = Some((features, prediction));
     }
     let (features, prediction) = last?;
-    let answer = Answer {
+    let answer = ProbeAnswer {
         chars: probe.text.chars(),
         estimated_tokens: probe.text.estimated_tokens(),
         slots: features.slots.iter().map(|(slot, _)| *slot).collect(),

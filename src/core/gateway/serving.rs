@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use super::access_log::Entry;
-use super::attempt::Plan;
+use super::access_log::LogEntry;
+use super::attempt::AttemptPlan;
 use super::checkup::Checkup;
-use super::deciding::Reading;
+use super::deciding::RequestReading;
 use super::rerun::{Served, Whole};
 use super::{Body, Host, Map, PIECE};
 use crate::affinity::{Keys, Placement};
 use crate::health::Suspect;
-use crate::learning::speed::Timing;
+use crate::learning::speed::AnswerTiming;
 use crate::names;
 use crate::openai::{Api, Observed, ResponseScan};
 use crate::reckoning::Dispatch;
@@ -23,10 +23,10 @@ use crate::worker::{Counter, Worker};
 pub(super) struct Sent {
     pub(super) checkup: Checkup,
     /// What further attempts need to know.
-    pub(super) plan: Plan,
+    pub(super) plan: AttemptPlan,
     /// What another instance needs to be asked for the answer.
     pub(super) whole: Option<Whole>,
-    pub(super) entry: Entry,
+    pub(super) entry: LogEntry,
     /// The name by which a client may score the answer.
     pub(super) decision_id: Option<String>,
     pub(super) decision_us: u64,
@@ -62,8 +62,8 @@ pub(super) struct Serving {
 
 impl Serving {
     /// A request that was sent just now.
-    pub(super) fn new(reading: Reading, decision: Decision, sent: Sent, now: Duration) -> Serving {
-        let Reading { api, started, keys, .. } = reading;
+    pub(super) fn new(reading: RequestReading, decision: Decision, sent: Sent, now: Duration) -> Serving {
+        let RequestReading { api, started, keys, .. } = reading;
         Serving {
             api,
             started,
@@ -243,7 +243,7 @@ impl Serving {
         }
         // A request that was tried twice took the time of both.
         let first_token = self.first_byte.map(|at| at.saturating_sub(self.sent_at));
-        let timing = Timing::of(seen, self.is_sse, first_token, now.saturating_sub(self.sent_at));
+        let timing = AnswerTiming::of(seen, self.is_sse, first_token, now.saturating_sub(self.sent_at));
         if let Some(lesson) = timing.filter(|_| !self.moved).and_then(|timing| self.decision.speed_lesson(&timing)) {
             worker.learner.learn_speed(&lesson);
         }

@@ -1,6 +1,6 @@
 //! The callbacks of one request: headers held, body scanned as it comes, decision carried out, response observed, counters released once.
 
-use super::deciding::Headers;
+use super::deciding::RequestHeaders;
 use super::{Body, Flow, Gateway, Host, Map, Outcome, PIECE, Phase, Stream, access_log};
 use crate::names;
 use crate::openai::{self, Api, Call};
@@ -207,7 +207,7 @@ impl Gateway {
 
     /// Whether limits of the request's policy, or of its own headers, would be lost on what is not read.
     pub(super) fn refuses_unread(&self, host: &mut impl Host) -> bool {
-        let mut headers = Headers::default();
+        let mut headers = RequestHeaders::default();
         let policy = self.policy(host);
         self.worker.router.loses_limits(policy, |name| headers.values(host, name))
     }

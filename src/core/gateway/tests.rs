@@ -59,7 +59,7 @@ fn tick(gateway: &mut Gateway, host: &mut Scene, ticks: u32, page: impl Fn(&str)
         gateway.on_tick(host, ROOT);
         assert_eq!(host.current, ROOT, "what follows is about the root context");
         let scrapes =
-            |call: &memory::Call| call.headers.iter().any(|(name, value)| name == ":path" && value == "/metrics");
+            |call: &memory::HostCall| call.headers.iter().any(|(name, value)| name == ":path" && value == "/metrics");
         let (scrapes, others): (Vec<_>, Vec<_>) = std::mem::take(&mut host.calls).into_iter().partition(scrapes);
         host.calls = others;
         for call in scrapes {

@@ -40,7 +40,7 @@ const TPOT_TOKENS_MIN: u64 = 8;
 
 /// What a decision expected of a request's times.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Expectation {
+pub struct SpeedExpectation {
     /// Index of the pool.
     pub pool: usize,
     /// The forecast that was decided with.
@@ -51,7 +51,7 @@ pub struct Expectation {
 
 /// What a whole response has shown.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Timing {
+pub struct AnswerTiming {
     /// Seconds from dispatch to the first token; `None` if the response came in one piece.
     pub ttft: Option<f64>,
     /// Seconds from dispatch to the end.
@@ -60,11 +60,11 @@ pub struct Timing {
     pub output_tokens: u64,
 }
 
-impl Timing {
+impl AnswerTiming {
     /// Of a response that came to its end, `ttft` and `e2e` after the request was sent; nothing if it holds an error. A response
     /// that is no stream has no first token of its own, and without usage nobody knows how many tokens there were.
-    pub fn of(seen: &Observed, stream: bool, ttft: Option<Duration>, e2e: Duration) -> Option<Timing> {
-        (seen.ended && !seen.error_event).then(|| Timing {
+    pub fn of(seen: &Observed, stream: bool, ttft: Option<Duration>, e2e: Duration) -> Option<AnswerTiming> {
+        (seen.ended && !seen.error_event).then(|| AnswerTiming {
             ttft: ttft.filter(|_| stream).map(|ttft| ttft.as_secs_f64()),
             e2e: e2e.as_secs_f64(),
             output_tokens: seen.usage.map_or(0, |usage| usage.completion_tokens),
@@ -74,29 +74,29 @@ impl Timing {
 
 /// What a response teaches.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Lesson {
-    expectation: Expectation,
+pub struct SpeedLesson {
+    expectation: SpeedExpectation,
     ttft: Option<f64>,
     tpot: Option<f64>,
     output_tokens: f64,
 }
 
-impl Lesson {
+impl SpeedLesson {
     /// The pool that it is about.
     pub fn pool(&self) -> usize {
         self.expectation.pool
     }
 }
 
-impl Expectation {
+impl SpeedExpectation {
     /// What a whole response to one question with one answer teaches. From one that came in one piece, the time per token is
     /// what is left without the expected time to the first.
-    pub fn lesson(&self, timing: &Timing) -> Lesson {
+    pub fn lesson(&self, timing: &AnswerTiming) -> SpeedLesson {
         let positive = |seconds: f64| (seconds.is_finite() && seconds > 0.0).then_some(seconds);
         let decode = timing.e2e - timing.ttft.unwrap_or(self.forecast.ttft);
         let steps = timing.output_tokens.saturating_sub(1) as f64;
         let tpot = if timing.output_tokens >= TPOT_TOKENS_MIN { positive(decode / steps) } else { None };
-        Lesson {
+        SpeedLesson {
             expectation: *self,
             ttft: timing.ttft.and_then(positive),
             tpot,
@@ -160,8 +160,8 @@ impl Default for Speeds {
 
 impl Speeds {
     /// Learns from a response.
-    pub fn learn(&mut self, lesson: &Lesson) {
-        let Expectation { pool, forecast, prompt_tokens } = &lesson.expectation;
+    pub fn learn(&mut self, lesson: &SpeedLesson) {
+        let SpeedExpectation { pool, forecast, prompt_tokens } = &lesson.expectation;
         let (Some(ttft_key), Some(tpot_key)) = (Time::Ttft.key(*pool), Time::Tpot.key(*pool)) else { return };
         if let Ok(key) = u32::try_from(*pool)
             && lesson.output_tokens > 0.0
@@ -212,8 +212,8 @@ impl Speeds {
         if location.is_finite() { location.clamp(-LN_FACTOR_MAX, LN_FACTOR_MAX) } else { 0.0 }
     }
 
-    fn line(&self, key: u32) -> Option<Line> {
-        Line::fitted(&self.lines.combined(key))
+    fn line(&self, key: u32) -> Option<FittedLine> {
+        FittedLine::fitted(&self.lines.combined(key))
     }
 
     /// What decisions read: the speed of so many pools.
@@ -260,11 +260,11 @@ impl Speeds {
 
     /// A step's time over the other sequences in it. The time per token of a response holds the prefills of others, too; they
     /// are taken out as the forecast puts them in.
-    fn step(&self, pool: usize) -> Option<Line> {
+    fn step(&self, pool: usize) -> Option<FittedLine> {
         let tpot = self.line(Time::Tpot.key(pool)?)?;
         let first = self.line(Time::Ttft.key(pool)?);
         let prefills = first.zip(self.traffic(pool)).map_or(0.0, |(f, t)| t.prompt_tokens / t.output_tokens * f.slope);
-        Some(Line { at_zero: (tpot.at_zero - prefills).max(0.0), slope: (tpot.slope - prefills).max(0.0) })
+        Some(FittedLine { at_zero: (tpot.at_zero - prefills).max(0.0), slope: (tpot.slope - prefills).max(0.0) })
     }
 
     /// What this worker writes for the others.
@@ -339,7 +339,7 @@ impl SpeedTallies {
 
 /// `at_zero + slope x`, neither below 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Line {
+struct FittedLine {
     at_zero: f64,
     slope: f64,
 }
@@ -347,13 +347,13 @@ struct Line {
 /// Share of the variance of x about 0 that samples must show before their slope is believed.
 const SPREAD_MIN: f64 = 1e-3;
 
-impl Line {
+impl FittedLine {
     fn at(self, x: f64) -> f64 {
         self.at_zero + self.slope * x
     }
 
     /// Least squares; a line that would fall, or start below 0, is the best one that does not.
-    fn fitted(tally: &Tally<5>) -> Option<Line> {
+    fn fitted(tally: &Tally<5>) -> Option<FittedLine> {
         let [one, x, xx, y, xy] = tally.sums;
         if tally.weight < LINE_RESPONSES || one <= 0.0 {
             return None;
@@ -362,11 +362,11 @@ impl Line {
         let spread = determinant > SPREAD_MIN * one * xx;
         let slope = if spread { (one * xy - x * y) / determinant } else { 0.0 };
         let line = if slope <= 0.0 {
-            Line { at_zero: y / one, slope: 0.0 }
+            FittedLine { at_zero: y / one, slope: 0.0 }
         } else {
-            Line { at_zero: (y - slope * x) / one, slope }
+            FittedLine { at_zero: (y - slope * x) / one, slope }
         };
-        let line = if line.at_zero < 0.0 { Line { at_zero: 0.0, slope: (xy / xx).max(0.0) } } else { line };
+        let line = if line.at_zero < 0.0 { FittedLine { at_zero: 0.0, slope: (xy / xx).max(0.0) } } else { line };
         (line.at_zero.is_finite() && line.slope.is_finite()).then_some(line)
     }
 }

@@ -137,7 +137,7 @@ impl Router {
     }
 
     /// What a request, and its budget, allow its answer to be on a pool.
-    pub(super) fn answer(&self, ask: &Ask<'_>, pool: &Pool, prompt_tokens: f64) -> Answer {
+    pub(super) fn answer(&self, ask: &Ask<'_>, pool: &Pool, prompt_tokens: f64) -> AnswerLimits {
         let model = self.config.fleet.model_of(pool).filter(|m| m.kind == ModelKind::Generate);
         let model = model.filter(|_| ask.api.generates());
         let answers =
@@ -145,7 +145,7 @@ impl Router {
         let asked = ask.prompt.max_tokens.map_or(f64::INFINITY, f64::from).max(1.0);
         let budget = self.constraints(ask).budget;
         let left = model.and_then(|m| spending::tokens_left(&budget, &m.tariff, prompt_tokens, answers));
-        Answer { answers, asked: asked.min(f64::from(pool.limits.max_model_len)), left }
+        AnswerLimits { answers, asked: asked.min(f64::from(pool.limits.max_model_len)), left }
     }
 }
 
@@ -162,7 +162,7 @@ struct Offer {
 }
 
 /// How long the answer to a request may be.
-pub(super) struct Answer {
+pub(super) struct AnswerLimits {
     /// Answers asked for; 0 where nothing is generated.
     answers: f64,
     /// Most tokens of each that client and context allow.
@@ -171,7 +171,7 @@ pub(super) struct Answer {
     left: Option<u32>,
 }
 
-impl Answer {
+impl AnswerLimits {
     /// Whether anything is generated.
     pub(super) fn generates(&self) -> bool {
         self.answers > 0.0

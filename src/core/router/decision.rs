@@ -139,7 +139,7 @@ pub struct Expected {
     pub output_tokens_correction: f64,
     /// What the answer's length is to be compared with, uncorrected; `None` where that would teach nothing.
     #[serde(skip)]
-    pub expectation: Option<lengths::Expectation>,
+    pub expectation: Option<lengths::LengthExpectation>,
     /// Expected time, seconds: the objective's T.
     #[serde(rename = "predicted_seconds")]
     pub seconds: f64,
@@ -228,7 +228,7 @@ impl Decision {
     }
 
     /// What a response teaches about the length of the model's answers, if it teaches anything.
-    pub fn lesson(&self, seen: &Observed) -> Option<lengths::Lesson> {
+    pub fn lesson(&self, seen: &Observed) -> Option<lengths::LengthLesson> {
         let usage = seen.usage.filter(|_| self.is_lesson(seen))?;
         self.expected.expectation?.lesson(usage.completion_tokens, seen.ending == Some(Ending::Limit))
     }
@@ -253,10 +253,11 @@ impl Decision {
     }
 
     /// What a whole, successful response teaches about the speed of its pool, if it has one answer to one prompt.
-    pub fn speed_lesson(&self, timing: &speed::Timing) -> Option<speed::Lesson> {
+    pub fn speed_lesson(&self, timing: &speed::AnswerTiming) -> Option<speed::SpeedLesson> {
         self.expected.expectation?;
         let prompt_tokens = self.prefill_tokens() as f64;
-        let expectation = speed::Expectation { pool: self.to.pool, forecast: self.expected.forecast, prompt_tokens };
+        let expectation =
+            speed::SpeedExpectation { pool: self.to.pool, forecast: self.expected.forecast, prompt_tokens };
         Some(expectation.lesson(timing))
     }
 }

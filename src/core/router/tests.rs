@@ -185,8 +185,8 @@ fn hosts_of_envoys_clusters_are_followed() {
     assert_ne!(decided(route(&router, &chat("auto"))).to.pool, 3, "or another model answers");
     let mut roster = Roster::of(&router.config().fleet, Duration::ZERO);
     let first = roster.0.len();
-    let host = |n: usize, presence| crate::discovery::Host { address: format!("10.0.0.{n}:1"), presence };
-    let mut follow = |router: &mut Router, hosts: Vec<crate::discovery::Host>| {
+    let host = |n: usize, presence| crate::discovery::ClusterHost { address: format!("10.0.0.{n}:1"), presence };
+    let mut follow = |router: &mut Router, hosts: Vec<crate::discovery::ClusterHost>| {
         let cluster = router.config().fleet.pools[3].cluster.clone();
         let answer = [crate::discovery::ClusterHosts { cluster, hosts }];
         roster.update(&router.config().fleet.pools, &answer, |_| 0, Duration::ZERO);
@@ -385,7 +385,7 @@ fn only_single_answers_teach_lengths() {
 
 #[test]
 fn feedback_on_a_model_moves_the_choice_and_back() {
-    use crate::learning::beliefs::{Beliefs, Lesson};
+    use crate::learning::beliefs::{Beliefs, QualityLesson};
     let router = router(&[]);
     let prompt = chat("auto");
     let mut beliefs = Beliefs::default();
@@ -395,7 +395,7 @@ fn feedback_on_a_model_moves_the_choice_and_back() {
     };
     let score = |decision: &Decision, score: f64| {
         let (quality, quality_sd) = decision.quality.unrevised;
-        Lesson { model: decision.to.model, prototype: decision.quality.prototype, score, quality, quality_sd }
+        QualityLesson { model: decision.to.model, prototype: decision.quality.prototype, score, quality, quality_sd }
     };
     let first = route(&beliefs);
     (0..30).for_each(|_| beliefs.learn(&score(&first, 0.0)));
@@ -488,7 +488,11 @@ fn what_an_instance_has_kept_is_worth_the_time_that_it_saves() {
         let mut loads = idle(&router);
         let without = decide(Held::default(), &loads);
         let with = decide(held, &loads);
-        assert_eq!((with.to.instance, with.expected.cached_tokens, with.to.adapter.as_deref()), (holder, cached, adapter), "{name}");
+        assert_eq!(
+            (with.to.instance, with.expected.cached_tokens, with.to.adapter.as_deref()),
+            (holder, cached, adapter),
+            "{name}"
+        );
         assert_ne!(without.to.instance, holder, "{name}");
         assert!(with.expected.forecast.ttft < without.expected.forecast.ttft, "{name}");
         assert!(with.expected.forecast.e2e < without.expected.forecast.e2e, "{name}");

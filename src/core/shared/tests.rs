@@ -96,7 +96,7 @@ fn rows_are_found_by_their_instance_whatever_fleet_their_writer_has() {
         let now = index(now);
         let own: Vec<_> = rows.iter().map(|row| row.map_or(InstanceCounters::default(), |i| all.0[i])).collect();
         assert_eq!(read_counters(&encode_counters(&all, 1, &before), 1, &now), Some(Counters(own.clone())));
-        let mut memory = Memory::default();
+        let mut memory = MemoryBoard::default();
         assert!(memory.write_counters(3, 1, &all, &before));
         let mut sum = Counters::new(now.len());
         assert!(memory.add_counters(3, 1, &now, &mut sum) && !memory.add_counters(2, 1, &now, &mut sum));
@@ -291,7 +291,7 @@ fn the_ring_of_responses_is_bounded() {
 fn lengths() -> Lengths {
     let mut lengths = Lengths::default();
     for (model, residual) in [(0, 0.7), (3, -0.2), (0, 0.4)] {
-        lengths.learn(&lengths::Lesson { model, residual, censored: false });
+        lengths.learn(&lengths::LengthLesson { model, residual, censored: false });
     }
     lengths
 }
@@ -299,7 +299,7 @@ fn lengths() -> Lengths {
 fn beliefs() -> Beliefs {
     let mut beliefs = Beliefs::default();
     for (model, prototype) in [(0, None), (0, Some(0)), (4, Some(255)), (4, Some(255))] {
-        beliefs.learn(&beliefs::Lesson { model, prototype, score: 1.0, quality: 0.4, quality_sd: 0.1 });
+        beliefs.learn(&beliefs::QualityLesson { model, prototype, score: 1.0, quality: 0.4, quality_sd: 0.1 });
     }
     beliefs
 }
@@ -348,7 +348,7 @@ fn what_was_learnt_of_a_model_or_a_pool_stays_with_it_through_a_change_of_the_fl
     assert_eq!((own.keys().collect::<Vec<_>>(), foreign.len()), (vec![3], 1));
     let mut heir = Lengths::default();
     heir.adopt(own);
-    heir.learn(&lengths::Lesson { model: 0, residual: 0.1, censored: false });
+    heir.learn(&lengths::LengthLesson { model: 0, residual: 0.1, censored: false });
     let (back, foreign) = decode_lengths(&encode_lengths(&heir, &foreign, &after), &before);
     let (was, _) = decode_lengths(&bytes, &before);
     assert_eq!((back.get(0), back.get(3)), (was.get(0), was.get(3)), "rolled back, nothing is lost");
@@ -402,7 +402,7 @@ fn a_record_keeps_so_many_foreign_rows_and_no_more() {
         models: (0..n).map(|i| Model { name: format!("x{i}"), ..taught().models[0].clone() }).collect(),
         ..Fleet::default()
     };
-    (0..1_000).for_each(|model| lengths.learn(&lengths::Lesson { model, residual: 0.1, censored: false }));
+    (0..1_000).for_each(|model| lengths.learn(&lengths::LengthLesson { model, residual: 0.1, censored: false }));
     let bytes = encode_lengths(&lengths, &Foreign::new(), &Subjects::lengths(&models(1_000), 9));
     let (own, foreign) = decode_lengths(&bytes, &Subjects::lengths(&models(3), 9));
     assert_eq!((own.len(), foreign.len()), (3, 256));
@@ -413,12 +413,12 @@ fn speeds() -> Speeds {
     let forecast =
         Forecast { ttft: 0.2, tpot: 0.02, uncorrected_ttft: 0.2, uncorrected_tpot: 0.02, ..Forecast::default() };
     for i in 0..80_u32 {
-        let expectation = speed::Expectation {
+        let expectation = speed::SpeedExpectation {
             pool: 1,
             forecast: Forecast { batch: f64::from(i % 9), prefill_tokens: f64::from(i % 5) * 100.0, ..forecast },
             prompt_tokens: 300.0,
         };
-        speeds.learn(&expectation.lesson(&speed::Timing { ttft: Some(0.3), e2e: 1.3, output_tokens: 41 }));
+        speeds.learn(&expectation.lesson(&speed::AnswerTiming { ttft: Some(0.3), e2e: 1.3, output_tokens: 41 }));
     }
     speeds
 }

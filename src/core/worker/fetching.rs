@@ -55,7 +55,7 @@ pub struct Scrape {
 
 /// What came of a scrape.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Answer {
+pub enum ScrapeAnswer {
     /// A page that shows this load.
     Page(Load),
     /// Nobody is there.
@@ -192,17 +192,17 @@ impl Worker {
     fn scraped(&mut self, scrape: &Scrape, status: Option<u16>, page: &[u8], now: Duration) {
         // Envoy answers for an instance that it cannot reach: with nothing at all after a time-out, else with a 503 of its own.
         let answer = match status {
-            None => Answer::Nothing,
-            Some(502..=504) => Answer::NobodyThere,
+            None => ScrapeAnswer::Nothing,
+            Some(502..=504) => ScrapeAnswer::NobodyThere,
             // Nobody reads the page.
-            Some(_) if !self.waits_for(scrape) => Answer::Nothing,
+            Some(_) if !self.waits_for(scrape) => ScrapeAnswer::Nothing,
             Some(_) => {
                 let Page { load, adapters } = telemetry::parse_metrics(page);
                 self.scraper.schedule.parsed(page.len());
                 if let Some(adapters) = adapters {
                     self.loaded(scrape.instance, &adapters, now);
                 }
-                Answer::Page(load)
+                ScrapeAnswer::Page(load)
             }
         };
         self.reported(scrape, answer);
@@ -215,7 +215,7 @@ impl Worker {
     }
 
     /// This came of a scrape: what [`Worker::fetched`] does once it has read the page.
-    pub fn reported(&mut self, scrape: &Scrape, answer: Answer) {
+    pub fn reported(&mut self, scrape: &Scrape, answer: ScrapeAnswer) {
         self.scraper.asked.remove(&scrape.instance);
         if !self.waits_for(scrape) {
             return;
@@ -223,12 +223,12 @@ impl Worker {
         let Some(report) = self.reports.0.get_mut(scrape.instance) else { return };
         self.unwritten_reports = true;
         let outcome = match answer {
-            Answer::Nothing => Counter::ScrapesFailed,
-            Answer::NobodyThere => {
+            ScrapeAnswer::Nothing => Counter::ScrapesFailed,
+            ScrapeAnswer::NobodyThere => {
                 report.nobody_there();
                 Counter::ScrapesFailed
             }
-            Answer::Page(load) => {
+            ScrapeAnswer::Page(load) => {
                 report.answered(scrape.asked_at, load, scrape.own);
                 if load.running.is_some() { Counter::ScrapesOk } else { Counter::ScrapesUnusable }
             }

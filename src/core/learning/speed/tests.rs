@@ -2,7 +2,7 @@ use super::*;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
-fn expectation(ttft: f64, tpot: f64) -> Expectation {
+fn expectation(ttft: f64, tpot: f64) -> SpeedExpectation {
     let forecast = Forecast {
         ttft,
         tpot,
@@ -14,11 +14,11 @@ fn expectation(ttft: f64, tpot: f64) -> Expectation {
         batch: 8.0,
         ..Forecast::default()
     };
-    Expectation { pool: 0, forecast, prompt_tokens: 300.0 }
+    SpeedExpectation { pool: 0, forecast, prompt_tokens: 300.0 }
 }
 
-fn timing(ttft: f64, tpot: f64) -> Timing {
-    Timing { ttft: Some(ttft), e2e: ttft + 99.0 * tpot, output_tokens: 100 }
+fn timing(ttft: f64, tpot: f64) -> AnswerTiming {
+    AnswerTiming { ttft: Some(ttft), e2e: ttft + 99.0 * tpot, output_tokens: 100 }
 }
 
 #[test]
@@ -48,10 +48,11 @@ fn a_single_response_moves_no_factor_far_and_no_factor_leaves_its_bounds() {
 
 #[test]
 fn a_response_in_one_piece_teaches_the_time_per_token_only() {
-    let lesson = expectation(0.2, 0.02).lesson(&Timing { ttft: None, e2e: 0.2 + 99.0 * 0.03, output_tokens: 100 });
+    let lesson =
+        expectation(0.2, 0.02).lesson(&AnswerTiming { ttft: None, e2e: 0.2 + 99.0 * 0.03, output_tokens: 100 });
     assert_eq!(lesson.ttft, None);
     assert!((lesson.tpot.unwrap() - 0.03).abs() < 1e-12);
-    let short = expectation(0.2, 0.02).lesson(&Timing { ttft: Some(0.2), e2e: 0.21, output_tokens: 2 });
+    let short = expectation(0.2, 0.02).lesson(&AnswerTiming { ttft: Some(0.2), e2e: 0.21, output_tokens: 2 });
     assert_eq!(short.tpot, None);
 }
 
@@ -122,7 +123,7 @@ fn workers_share_what_they_have_seen_and_heirs_go_on() {
 fn what_is_no_time_teaches_nothing() {
     let mut speeds = Speeds::default();
     for (ttft, e2e) in [(f64::NAN, f64::NAN), (-1.0, -2.0), (0.0, 0.0), (f64::INFINITY, f64::INFINITY)] {
-        speeds.learn(&expectation(0.2, 0.02).lesson(&Timing { ttft: Some(ttft), e2e, output_tokens: 100 }));
+        speeds.learn(&expectation(0.2, 0.02).lesson(&AnswerTiming { ttft: Some(ttft), e2e, output_tokens: 100 }));
         speeds.learn(&expectation(f64::NAN, 0.0).lesson(&timing(0.2, 0.02)));
     }
     let speed = speeds.speeds(1, Basis::Both)[0];
