@@ -405,6 +405,24 @@ fn no_two_types_of_the_core_have_one_name() {
     );
 }
 
+/// Crates whose functions have names that say what comes out.
+const NAMED: [&str; 2] = ["core", "filter"];
+
+/// `Index::of` says nothing where it is read, and cannot be searched for.
+#[test]
+fn no_function_is_called_by_a_preposition() {
+    const WORDS: [&str; 8] = ["of", "at", "by", "is", "on", "with", "to", "in"];
+    let mut findings = Vec::new();
+    for file in rust_files().filter(|file| crate_of(file).is_some_and(|name| NAMED.contains(&name))) {
+        for (number, line) in read(&file).lines().enumerate() {
+            if let Some(name) = declared(line, &["fn"]).filter(|name| WORDS.contains(name)) {
+                findings.push(format!("{file}:{}: fn {name}", number + 1));
+            }
+        }
+    }
+    check(&findings, "a name says what comes out");
+}
+
 #[test]
 fn no_math_problem_is_in_the_repository() {
     // An id or a split is short; a problem is not.

@@ -81,7 +81,7 @@ impl Default for Prospect {
 }
 
 impl Prospect {
-    fn of(&self, constraint: Constraint) -> f64 {
+    fn probability(&self, constraint: Constraint) -> f64 {
         match constraint {
             Constraint::Ttft => self.ttft,
             Constraint::Tpot => self.tpot,
@@ -124,7 +124,7 @@ pub fn admit(
         return Ok(Admitted { candidates, relaxed: Vec::new() });
     }
     let keeps = |prospect: &Prospect, active: &[Constraint]| {
-        active.iter().all(|constraint| prospect.of(*constraint) >= constraints.confidence)
+        active.iter().all(|constraint| prospect.probability(*constraint) >= constraints.confidence)
     };
     let active = |given_up: usize| set.get(given_up..).unwrap_or_default();
     let given_up = (0..set.len()).find(|n| prospects.iter().any(|p| keeps(p, active(*n)))).unwrap_or(set.len());

@@ -168,7 +168,7 @@ impl Router {
         };
         let models = config.fleet.models.iter().zip(&predicted);
         let priors = models.map(|(model, position)| Estimate::prior(model, &spread(position))).collect();
-        let references = References::of(&config.fleet);
+        let references = References::from_fleet(&config.fleet);
         Router { config, predictor, predicted, priors, references }
     }
 
@@ -237,7 +237,7 @@ impl Router {
             .enumerate()
             .map(|(model, (estimate, _))| learned.applied(model, prototype, estimate))
             .collect();
-        let prompt = PromptTokens::of(ask.prompt);
+        let prompt = PromptTokens::from_prompt(ask.prompt);
         let candidates = self.candidates(ask, &models, &estimates, prompt, loads, learned);
         let entrants = self.admit((ask, policy), candidates, &estimates, prompt, loads, learned);
         let Entrants { admitted, saturated } = match entrants {
@@ -264,7 +264,7 @@ impl Router {
         let (Some(estimate), Some((unlearned, predicted))) = (estimates.get(model), unlearned_all.get(model)) else {
             return Verdict::Untouched(UntouchedReason::NoCandidate);
         };
-        let prompt_tokens = self.config.fleet.model_of(pool).map_or(prompt.text, |model| prompt.at(model));
+        let prompt_tokens = self.config.fleet.model_of(pool).map_or(prompt.text, |model| prompt.for_model(model));
         let answer = self.answer(ask, pool, prompt_tokens);
         let (max_tokens, budget_left) = self.cap(ask, pool, prompt);
         let budget = self.constraints(ask).budget;
@@ -332,7 +332,7 @@ impl Router {
         let Some((index, pool)) = first.and_then(|index| Some((index, pools.get(index)?))) else {
             return Verdict::Untouched(UntouchedReason::NoCandidate);
         };
-        Verdict::Pooled { pool: index, max_tokens: self.cap(ask, pool, PromptTokens::of(ask.prompt)).0 }
+        Verdict::Pooled { pool: index, max_tokens: self.cap(ask, pool, PromptTokens::from_prompt(ask.prompt)).0 }
     }
 
     /// What is expected of each model's answer to a prompt, if these models may answer it.

@@ -105,7 +105,7 @@ impl Worker {
     pub fn new(router: Router, owner: u64, now: Duration) -> Worker {
         let owner = owner.max(1);
         let config = router.config();
-        let index = Index::of(&config.fleet);
+        let index = Index::from_fleet(&config.fleet);
         let telemetry = config.telemetry.clone();
         Worker {
             statistics: Statistics::new(config),
@@ -135,7 +135,7 @@ impl Worker {
             telemetry,
             glimpses: BTreeMap::new(),
             unwritten_glimpses: false,
-            roster: Roster::of(&config.fleet, Duration::ZERO),
+            roster: Roster::from_fleet(&config.fleet, Duration::ZERO),
             roster_version: None,
             scraper: fetching::Scraper::default(),
             asker: fetching::Asker::default(),

@@ -166,7 +166,7 @@ impl Gateway {
                 sequence,
                 draw,
                 constraints: arrival.constraints,
-                prices: worker.prices.of(arrival.policy),
+                prices: worker.prices.of_policy(arrival.policy),
                 ..Ask::new(Api::ChatCompletions, &template.prompt, arrival.policy)
             };
             let (loads, learned) = (loads.as_deref(), worker.learner.learned());

@@ -216,7 +216,7 @@ fn whoever_is_left_keeps_the_rest() {
         assert!(!candidates.is_empty());
         assert_eq!(relaxed, order.constraints()[..relaxed.len()]);
         let keeps = |i: usize, given_up: usize| {
-            order.constraints()[given_up..].iter().all(|c| prospects[i].of(*c) >= constraints.confidence)
+            order.constraints()[given_up..].iter().all(|c| prospects[i].probability(*c) >= constraints.confidence)
         };
         assert!(candidates.iter().all(|c| keeps(c.instance, relaxed.len())));
         assert!((0..relaxed.len()).all(|fewer| (0..n).all(|i| !keeps(i, fewer))));

@@ -54,7 +54,7 @@ impl Pending {
     /// Looks up what instances have kept of what the request needs, and what models cost.
     pub(super) fn recall(&mut self, worker: &Worker, now: Duration) {
         let Pending { reading, prompt, .. } = self;
-        self.prices = worker.prices.of(reading.policy).map(<[f64]>::to_vec);
+        self.prices = worker.prices.of_policy(reading.policy).map(<[f64]>::to_vec);
         reading.keys = worker.router.keys(reading.api, prompt, reading.session.as_deref());
         self.recall = worker.router.recall(&worker.placements.memory, &reading.keys, prompt, now);
     }

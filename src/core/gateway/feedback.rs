@@ -25,7 +25,7 @@ pub(super) fn admit(
     }
     let secret = worker.router.config().learning.feedback_secret.as_ref();
     let guess = authorization.and_then(feedback::bearer).unwrap_or_default();
-    if !secret.is_some_and(|secret| secret.is(guess)) {
+    if !secret.is_some_and(|secret| secret.accepts(guess)) {
         return Err((401, "The authorization header does not carry the feedback secret."));
     }
     if content_length.is_some_and(|length| length > feedback::BODY_BYTES_MAX as u64) {

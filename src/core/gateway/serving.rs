@@ -243,7 +243,7 @@ impl Serving {
         }
         // A request that was tried twice took the time of both.
         let first_token = self.first_byte.map(|at| at.saturating_sub(self.sent_at));
-        let timing = AnswerTiming::of(seen, self.is_sse, first_token, now.saturating_sub(self.sent_at));
+        let timing = AnswerTiming::from_response(seen, self.is_sse, first_token, now.saturating_sub(self.sent_at));
         if let Some(lesson) = timing.filter(|_| !self.moved).and_then(|timing| self.decision.speed_lesson(&timing)) {
             worker.learner.learn_speed(&lesson);
         }

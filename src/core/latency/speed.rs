@@ -33,7 +33,7 @@ pub struct Pace {
 
 impl Pace {
     /// The pace that a profile promises.
-    pub fn of(profile: &LatencyProfile) -> Pace {
+    pub fn from_profile(profile: &LatencyProfile) -> Pace {
         let step = profile.tpot_ms / 1e3;
         Pace {
             overhead: profile.overhead_ms / 1e3,
@@ -96,7 +96,7 @@ impl Default for Speed {
 impl Speed {
     /// The pace learnt, or else what the profile promises.
     pub fn pace_on(&self, profile: &LatencyProfile) -> Pace {
-        self.pace.unwrap_or_else(|| Pace::of(profile))
+        self.pace.unwrap_or_else(|| Pace::from_profile(profile))
     }
 
     /// What forecasts read of it, for a pool with this profile.

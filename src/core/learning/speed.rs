@@ -63,7 +63,7 @@ pub struct AnswerTiming {
 impl AnswerTiming {
     /// Of a response that came to its end, `ttft` and `e2e` after the request was sent; nothing if it holds an error. A response
     /// that is no stream has no first token of its own, and without usage nobody knows how many tokens there were.
-    pub fn of(seen: &Observed, stream: bool, ttft: Option<Duration>, e2e: Duration) -> Option<AnswerTiming> {
+    pub fn from_response(seen: &Observed, stream: bool, ttft: Option<Duration>, e2e: Duration) -> Option<AnswerTiming> {
         (seen.ended && !seen.error_event).then(|| AnswerTiming {
             ttft: ttft.filter(|_| stream).map(|ttft| ttft.as_secs_f64()),
             e2e: e2e.as_secs_f64(),
@@ -177,7 +177,7 @@ impl Speeds {
             self.learn_factor(ttft_key, ttft / forecast.uncorrected_ttft);
             self.learn_residual(ttft_key, ttft / forecast.ttft);
             if let Some(step) = self.step(*pool) {
-                let rest = ttft - forecast.steps * step.at(forecast.running);
+                let rest = ttft - forecast.steps * step.value_at(forecast.running);
                 self.learn_line(ttft_key, forecast.prefill_tokens, rest, forecast.ttft);
             }
         }
@@ -200,7 +200,7 @@ impl Speeds {
 
     /// A sample of a line; `about` is the size of what is predicted, which the error is relative to.
     fn learn_line(&mut self, key: u32, x: f64, y: f64, about: f64) {
-        let off = self.line(key).map_or(0.0, |line| (y - line.at(x)).abs() / about);
+        let off = self.line(key).map_or(0.0, |line| (y - line.value_at(x)).abs() / about);
         let weight = (HUBER / off).min(1.0) / about.powi(2);
         self.lines.add(key, 1.0, [weight, weight * x, weight * x * x, weight * y, weight * x * y]);
     }
@@ -348,7 +348,7 @@ struct FittedLine {
 const SPREAD_MIN: f64 = 1e-3;
 
 impl FittedLine {
-    fn at(self, x: f64) -> f64 {
+    fn value_at(self, x: f64) -> f64 {
         self.at_zero + self.slope * x
     }
 

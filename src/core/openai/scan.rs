@@ -475,7 +475,7 @@ impl Scanner {
 
     fn decode(&mut self, mut bytes: &[u8], sink: &mut impl Sink) {
         while let (false, Some((&byte, rest))) = (self.split_char.is_empty(), bytes.split_first()) {
-            let joined = self.split_char.with(byte);
+            let joined = self.split_char.followed_by(byte);
             self.split_char = SplitChar::default();
             match str::from_utf8(joined.bytes()) {
                 Ok(character) => sink.text(character),
@@ -497,7 +497,7 @@ impl Scanner {
             sink.text(chunk.valid());
             let is_incomplete = || str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none());
             if left == 0 && is_incomplete() {
-                self.split_char = SplitChar::of(invalid);
+                self.split_char = SplitChar::from_bytes(invalid);
             } else if !invalid.is_empty() {
                 sink.text("\u{FFFD}");
             }

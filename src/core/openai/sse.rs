@@ -125,7 +125,7 @@ impl Events {
     fn value<'a>(&mut self, field: EventField, value: &'a [u8]) -> Option<Token<'a>> {
         match field {
             EventField::Data => {
-                self.done = self.done.with(value);
+                self.done = self.done.after(value);
                 Some(Token::Data(value))
             }
             EventField::Event => {
@@ -163,7 +163,7 @@ impl Default for Done {
 }
 
 impl Done {
-    fn with(self, data: &[u8]) -> Done {
+    fn after(self, data: &[u8]) -> Done {
         Done(self.0.and_then(|alike| DONE.get(alike..)?.starts_with(data).then_some(alike + data.len())))
     }
 

@@ -75,7 +75,7 @@ impl Router {
 
     /// The limit of each answer's tokens that is written at a pool, see [`cap`], and what the budget leaves there.
     pub(super) fn cap(&self, ask: &Ask<'_>, pool: &Pool, prompt: PromptTokens) -> (Option<u32>, Option<u32>) {
-        let prompt_tokens = self.config.fleet.model_of(pool).map_or(prompt.text, |model| prompt.at(model));
+        let prompt_tokens = self.config.fleet.model_of(pool).map_or(prompt.text, |model| prompt.for_model(model));
         let left = self.answer(ask, pool, prompt_tokens).left();
         (cap(ask.prompt, left, prompt_tokens, pool.limits.max_model_len), left)
     }
@@ -99,9 +99,9 @@ impl Router {
         let suffices = |candidate: &Candidate| {
             let Some((_, pool)) = fleet.pool_of(candidate.instance) else { return true };
             let Some(model) = fleet.model_of(pool) else { return true };
-            let answers = self.answer(ask, pool, prompt.at(model)).count();
+            let answers = self.answer(ask, pool, prompt.for_model(model)).count();
             let least = asked.min_tokens.max(if answers > 1.0 { 1 } else { 0 });
-            let left = spending::tokens_for_each(&constraints.budget, &model.tariff, prompt.at(model), answers);
+            let left = spending::tokens_for_each(&constraints.budget, &model.tariff, prompt.for_model(model), answers);
             answers == 0.0 || left.is_none_or(|left| left >= least)
         };
         if constraints.budget == Budget::default() || candidates.is_empty() {
@@ -138,7 +138,7 @@ impl Router {
                 let (Some(model), Some(estimate)) = (fleet.model_of(pool), estimates.get(pool.model)) else {
                     return Prospect::default();
                 };
-                let prompt_tokens = prompt.at(model);
+                let prompt_tokens = prompt.for_model(model);
                 let answer = self.answer(ask, pool, prompt_tokens);
                 if !answer.generates() {
                     return Prospect::default();

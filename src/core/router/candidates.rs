@@ -105,7 +105,7 @@ impl Router {
         learned: &Learned,
     ) -> Option<Offer> {
         let model = self.config.fleet.model_of(pool)?;
-        let (tariff, prompt_tokens) = (&model.tariff, prompt.at(model));
+        let (tariff, prompt_tokens) = (&model.tariff, prompt.for_model(model));
         let answer = self.answer(ask, pool, prompt_tokens);
         let output_tokens = answer.tokens(estimate.output_tokens);
         let work = answer.work(prompt_tokens, estimate);
@@ -125,12 +125,12 @@ impl Router {
     /// Expected output tokens on the model that would write most of them.
     pub(crate) fn longest_output_tokens(&self, ask: &Ask<'_>, outlook: &Outlook, learned: &Learned) -> f64 {
         let models = self.allowed_models(ask).unwrap_or_default();
-        let prompt = PromptTokens::of(ask.prompt);
+        let prompt = PromptTokens::from_prompt(ask.prompt);
         let pools = self.config.fleet.pools.iter().filter(|pool| models.contains(&pool.model));
         let tokens = pools.filter_map(|pool| {
             let (estimate, _) = outlook.estimates.get(pool.model)?;
             let estimate = learned.applied(pool.model, outlook.prototype, estimate);
-            let prompt_tokens = prompt.at(self.config.fleet.model_of(pool)?);
+            let prompt_tokens = prompt.for_model(self.config.fleet.model_of(pool)?);
             Some(self.answer(ask, pool, prompt_tokens).tokens(estimate.output_tokens))
         });
         tokens.fold(0.0, f64::max)
@@ -226,7 +226,7 @@ pub(super) struct PromptTokens {
 }
 
 impl PromptTokens {
-    pub(super) fn of(prompt: &Prompt) -> PromptTokens {
+    pub(super) fn from_prompt(prompt: &Prompt) -> PromptTokens {
         let texts =
             [prompt.text.tokens_to_read(), prompt.unread.estimated_tokens(), prompt.replaced_tokens, prompt.token_ids];
         let tokens = texts.into_iter().fold(0_u64, u64::saturating_add) as f64 + prompt.tool_bytes as f64 / 4.0;
@@ -237,7 +237,7 @@ impl PromptTokens {
     }
 
     /// What the prompt is to a model.
-    pub(super) fn at(self, model: &Model) -> f64 {
+    pub(super) fn for_model(self, model: &Model) -> f64 {
         self.text + self.media_parts * model.tokens_per_media_part
     }
 }

@@ -16,7 +16,7 @@ impl Router {
 
     /// What the instances hold of what a request needs.
     pub fn recall(&self, memory: &Memory, keys: &Keys, prompt: &Prompt, now: Duration) -> Recall {
-        memory.recall(keys, candidates::PromptTokens::of(prompt).text, now)
+        memory.recall(keys, candidates::PromptTokens::from_prompt(prompt).text, now)
     }
 
     /// The adapter that a request asks for.

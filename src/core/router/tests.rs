@@ -183,7 +183,7 @@ fn hosts_of_envoys_clusters_are_followed() {
     let verdict = router.route(&limited, Some(&idle(&router)), &Learned::default());
     assert_eq!(verdict, Verdict::Pooled { pool: 3, max_tokens: Some(9) }, "the budget holds there, too");
     assert_ne!(decided(route(&router, &chat("auto"))).to.pool, 3, "or another model answers");
-    let mut roster = Roster::of(&router.config().fleet, Duration::ZERO);
+    let mut roster = Roster::from_fleet(&router.config().fleet, Duration::ZERO);
     let first = roster.0.len();
     let host = |n: usize, presence| crate::discovery::ClusterHost { address: format!("10.0.0.{n}:1"), presence };
     let mut follow = |router: &mut Router, hosts: Vec<crate::discovery::ClusterHost>| {

@@ -43,7 +43,7 @@ fn report(dispatched: u64) -> InstanceReport {
 }
 
 fn index(addresses: &[&str]) -> Index {
-    Index::of(&fleet(addresses))
+    Index::from_fleet(&fleet(addresses))
 }
 
 /// The counters of these instances that a record has for this owner.
@@ -123,7 +123,7 @@ fn rows_are_found_by_their_instance_whatever_fleet_their_writer_has() {
 fn an_address_that_has_moved_to_another_pool_means_the_instance_that_is_there() {
     let mut moved = fleet(&[A, B, A]);
     moved.instances[0].presence = Presence::Gone;
-    let index = Index::of(&moved);
+    let index = Index::from_fleet(&moved);
     assert_eq!(index.find(moved.instances[0].key, 9), Some(2));
     assert_eq!(index.find(moved.instances[0].key, 0), Some(0), "a writer with the same fleet means what it says");
 }
@@ -131,7 +131,7 @@ fn an_address_that_has_moved_to_another_pool_means_the_instance_that_is_there() 
 #[test]
 fn broken_records_and_those_of_another_version_or_owner_are_absent() {
     let fleet = fleet(&[A, B]);
-    let index = Index::of(&fleet);
+    let index = Index::from_fleet(&fleet);
     let bytes = encode_counters(&Counters(vec![counters(1), counters(1)]), 7, &index);
     let mut other_version = bytes.clone();
     other_version[0] ^= 1;
@@ -142,7 +142,7 @@ fn broken_records_and_those_of_another_version_or_owner_are_absent() {
         let decoded = read_counters(&bytes[..cut], 7, &index);
         assert!(decoded.is_none_or(|c| c.0.len() == 2 && c.0[1] == InstanceCounters::default()), "cut at {cut}");
     }
-    let roster = Roster::of(&fleet, SECOND);
+    let roster = Roster::from_fleet(&fleet, SECOND);
     let bytes = encode_roster(&roster, &[], 9);
     assert_eq!(decode_roster(&bytes, 8), None, "another configuration");
     for cut in 1..bytes.len() {
@@ -556,7 +556,7 @@ fn prices_go_on_with_whoever_reads_them() {
     let mut live = LivePrices::default();
     let counters = |n: u64| Counters(vec![counters(n); fleet.instances.len()]);
     for n in 0..20 {
-        let seen = Observation::of(&fleet, &counters(3 * n), &[], &[]);
+        let seen = Observation::from_fleet(&fleet, &counters(3 * n), &[], &[]);
         live.step(&policies, &seen, SECOND * u32::try_from(n).unwrap());
     }
     let bytes = encode_prices(&live, fingerprint);

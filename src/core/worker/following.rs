@@ -53,7 +53,7 @@ impl Worker {
         let replaced = self.router.follow(&roster);
         let fleet = &self.router.config().fleet;
         let instances = fleet.instances.len();
-        self.index = Index::of(fleet);
+        self.index = Index::from_fleet(fleet);
         self.counters.0.resize_with(instances, InstanceCounters::default);
         self.reports.0.resize_with(instances, InstanceReport::default);
         self.placements.memory.follow(fleet, &replaced);
@@ -125,7 +125,7 @@ impl Worker {
         let mut counters = self.all_counters(board);
         counters.finish(*answered);
         let own = counters.0.get(answered.instance).copied().unwrap_or_default();
-        if let Some(glimpse) = Glimpse::of(load, now, own) {
+        if let Some(glimpse) = Glimpse::from_load(load, now, own) {
             self.glimpses.insert(answered.instance, glimpse);
             self.unwritten_glimpses = true;
         }

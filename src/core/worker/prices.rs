@@ -26,8 +26,8 @@ impl Prices {
     }
 
     /// What a policy's models cost now; `None` for what the policy says.
-    pub fn of(&self, policy: usize) -> Option<&[f64]> {
-        self.live.of(policy)
+    pub fn of_policy(&self, policy: usize) -> Option<&[f64]> {
+        self.live.of_policy(policy)
     }
 
     /// The prices of all policies.
@@ -56,7 +56,7 @@ impl Worker {
         let counters = self.all_counters(board);
         let loads = self.loads_by(board, &counters, now, 0.5);
         let config = self.router.config();
-        let seen = Observation::of(&config.fleet, &counters, &loads, &self.learner.learned().speeds);
+        let seen = Observation::from_fleet(&config.fleet, &counters, &loads, &self.learner.learned().speeds);
         let mut moved = self.prices.live.clone();
         moved.step(&config.policies, &seen, now);
         // Another VM may have been faster: then its prices are read in the next tick.

@@ -117,7 +117,7 @@ impl Gateway {
             ..Ask::new(Api::ChatCompletions, &asked.template.prompt, asked.arrival.policy)
         };
         let asks = batch.iter().map(|asked| {
-            let prices = vm.prices.of(asked.arrival.policy);
+            let prices = vm.prices.of_policy(asked.arrival.policy);
             (Ask { held: asked.recall.held(), prices, ..ask(asked) }, &asked.outlook)
         });
         let assigned = assign::assign(&vm.router, asks.collect(), loads, vm.learner.learned(), now);

@@ -112,7 +112,7 @@ enum EventKind {
 // === impl Kind ===
 
 impl EventKind {
-    fn of(event: &str) -> EventKind {
+    fn named(event: &str) -> EventKind {
         match event {
             "content_block_delta" => EventKind::Content,
             "message_stop" => EventKind::Stop,
@@ -376,7 +376,7 @@ impl Sink for AnswerReading {
             (Text::Json, _) => self.generate("\""),
             (Text::Message { is_error }, _) => self.evidence.message_end(is_error),
             (Text::None, AnswerKey::Type) if !kept.cut => {
-                self.kind = match EventKind::of(kept.text) {
+                self.kind = match EventKind::named(kept.text) {
                     EventKind::Other => self.kind,
                     kind => kind,
                 };
