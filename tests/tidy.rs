@@ -423,6 +423,40 @@ fn no_function_is_called_by_a_preposition() {
     check(&findings, "a name says what comes out");
 }
 
+/// Crates whose functions are short.
+const SHORT: [&str; 6] = ["cli", "core", "filter", "lab", "onnx", "sim"];
+const FUNCTION_LINES_MAX: usize = 80;
+
+#[test]
+fn no_function_is_too_long() {
+    let mut findings = Vec::new();
+    let mut functions = 0;
+    for file in rust_files().filter(|file| crate_of(file).is_some_and(|name| SHORT.contains(&name))) {
+        let code = code(&file);
+        for (index, (number, line)) in code.iter().enumerate() {
+            let Some(name) = declared(line, &["fn"]) else { continue };
+            let indent = &line[..line.len() - line.trim_start().len()];
+            // As rustfmt writes it, its last line stands as far left as its first, if it has several.
+            let ends = |line: &str| {
+                line.strip_prefix(indent)
+                    .is_some_and(|rest| matches!(rest, "}" | ");") || rest.starts_with(") -> ") && rest.ends_with(';'))
+            };
+            let end = if line.ends_with([';', '}']) { Some(line) } else { None };
+            let end = end.map_or_else(
+                || code[index..].iter().find(|(_, line)| ends(line)).map(|(end, _)| *end),
+                |_| Some(*number),
+            );
+            let lines = end.map_or(0, |end| end + 1 - number);
+            functions += 1;
+            if lines > FUNCTION_LINES_MAX {
+                findings.push(format!("{file}:{number}: fn {name} has {lines} lines"));
+            }
+        }
+    }
+    assert!(functions > 2_000, "functions are written in another way: {functions} were found");
+    check(&findings, "what a function does has parts with names");
+}
+
 #[test]
 fn no_math_problem_is_in_the_repository() {
     // An id or a split is short; a problem is not.

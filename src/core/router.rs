@@ -10,6 +10,7 @@ mod fallbacks;
 mod holding;
 mod naming;
 mod reason;
+mod record;
 mod unread;
 
 use std::borrow::Cow;
@@ -21,21 +22,19 @@ pub use decision::{Because, Decision, Destination, Draw, Elsewhere, Expected, Ex
 pub use reason::{RefusalReason, UntouchedReason};
 pub use unread::{Packed, packed};
 
-use admitting::Entrants;
 use candidates::PromptTokens;
+use record::{Chosen, RoutedAsk};
 
-use crate::admission::spending;
 use crate::affinity::Held;
 use crate::config::{Config, Drill};
 use crate::discovery::{self, Roster};
 use crate::features;
-use crate::fleet::{Budget, Constraint, Constraints, Model, ModelKind, Objective};
-use crate::latency::Forecast;
-use crate::learning::{Learned, exploration, lengths, speed};
+use crate::fleet::{Constraints, Model, ModelKind};
+use crate::learning::{Learned, exploration};
 use crate::names::named;
-use crate::openai::{Api, Ending, Observed, Prompt};
+use crate::openai::{Api, Prompt};
 use crate::predictor::{Estimate, Prediction, Predictor};
-use crate::reckoning::{Dispatch, LoadNow, Standing};
+use crate::reckoning::LoadNow;
 use crate::score::{self, References};
 
 named! {
@@ -230,20 +229,17 @@ impl Router {
             return Verdict::Untouched(UntouchedReason::NoPolicy);
         };
         let outlook = outlook(&models);
-        let Outlook { estimates: unlearned_all, familiarity, prototype } = outlook.as_ref();
-        let (familiarity, prototype) = (*familiarity, *prototype);
-        let estimates: Vec<Estimate> = unlearned_all
-            .iter()
-            .enumerate()
-            .map(|(model, (estimate, _))| learned.applied(model, prototype, estimate))
-            .collect();
+        let unlearned = outlook.estimates.iter().enumerate();
+        let estimates: Vec<Estimate> =
+            unlearned.map(|(model, (estimate, _))| learned.applied(model, outlook.prototype, estimate)).collect();
         let prompt = PromptTokens::from_prompt(ask.prompt);
         let candidates = self.candidates(ask, &models, &estimates, prompt, loads, learned);
         let entrants = self.admit((ask, policy), candidates, &estimates, prompt, loads, learned);
-        let Entrants { admitted, saturated } = match entrants {
+        let entrants = match entrants {
             Ok(entrants) => entrants,
             Err(refusal) => return Verdict::Refused(refusal),
         };
+        let admitted = &entrants.admitted;
         let prices = ask.prices.unwrap_or(&policy.prices);
         let scores = score::scores(&admitted.candidates, policy, prices, &self.references, ask.sequence);
         let ranking = score::Ranking::new(&admitted.candidates, &scores, policy.objective);
@@ -255,73 +251,18 @@ impl Router {
             let i = *firsts.get(choice.position)?;
             let candidate = admitted.candidates.get(i)?;
             let (pool_index, pool) = self.config.fleet.pool_of(candidate.instance)?;
-            Some((choice, candidate, *scores.get(i)?, pool_index, pool))
+            Some(Chosen { candidate, score: *scores.get(i)?, choice, pool_index, pool })
         });
-        let Some((choice, chosen, score, pool_index, pool)) = chosen else {
+        let Some(chosen) = chosen else {
             return self.without_candidate(ask, &models);
         };
-        let model = pool.model;
-        let (Some(estimate), Some((unlearned, predicted))) = (estimates.get(model), unlearned_all.get(model)) else {
-            return Verdict::Untouched(UntouchedReason::NoCandidate);
-        };
-        let prompt_tokens = self.config.fleet.model_of(pool).map_or(prompt.text, |model| prompt.for_model(model));
-        let answer = self.answer(ask, pool, prompt_tokens);
-        let (max_tokens, budget_left) = self.cap(ask, pool, prompt);
-        let budget = self.constraints(ask).budget;
-        let prompt_usd = self.config.fleet.model_of(pool).map_or(0.0, |m| prompt_tokens * m.tariff.usd_per_input_token);
-        let cached_tokens = ask.held.cached_tokens(chosen.instance, prompt_tokens);
-        let fallbacks = self.fallbacks(ask, chosen, pool_index, (&admitted.candidates, &ranking, &firsts), loads);
-        Verdict::Decided(Box::new(Decision {
-            to: Destination {
-                model,
-                pool: pool_index,
-                instance: chosen.instance,
-                elsewhere: self.elsewhere(ask, pool_index, &fallbacks, prompt, unlearned_all),
-                fallbacks,
-                probe: loads.and_then(|l| l.get(chosen.instance)).is_some_and(|l| l.standing == Standing::HalfOpen),
-                adapter: self.adapter(ask.prompt).map(str::to_owned),
-            },
-            because: Because {
-                rung: rung(
-                    *predicted || familiarity.is_some(),
-                    loads.map(|l| l.get(chosen.instance).copied().unwrap_or_default()),
-                ),
-                candidates: admitted.candidates.len(),
-                relaxed: admitted.relaxed,
-                saturated,
-                budget,
-                budget_exhausted: spending::is_exhausted(&budget, prompt_usd),
-                max_tokens,
-                budget_left,
-                score,
-                price: (policy.objective == Objective::Prices).then(|| prices.get(model).copied().unwrap_or(0.0)),
-            },
-            quality: ExpectedQuality {
-                predicted: *predicted,
-                mean: chosen.quality,
-                sd: estimate.quality_sd,
-                unrevised: (unlearned.quality, unlearned.quality_sd),
-                familiarity: familiarity.filter(|_| *predicted),
-                prototype: prototype.filter(|_| *predicted),
-            },
-            draw: Draw { propensity: choice.propensity, explored: choice.explored },
-            expected: Expected {
-                output_tokens: chosen.output_tokens as u64,
-                output_tokens_p80: chosen.output_tokens_p80 as u64,
-                output_tokens_p90: answer.tokens(estimate.output_tokens_p90) as u64,
-                output_tokens_correction: learned.correction(model),
-                expectation: answer.is_one().then_some(lengths::LengthExpectation {
-                    model,
-                    output_tokens: unlearned.output_tokens,
-                    max_tokens: max_tokens.or(ask.prompt.max_tokens),
-                }),
-                seconds: chosen.seconds,
-                forecast: chosen.forecast,
-                usd: chosen.usd,
-                prompt_tokens: prompt_tokens as u64,
-                cached_tokens: cached_tokens as u64,
-            },
-        }))
+        let Chosen { candidate, pool_index, .. } = chosen;
+        let fallbacks = self.fallbacks(ask, candidate, pool_index, (&admitted.candidates, &ranking, &firsts), loads);
+        let question =
+            RoutedAsk { ask, policy, outlook: outlook.as_ref(), estimates: &estimates, prompt, loads, learned };
+        let decision = self.decision(&question, &chosen, &entrants, fallbacks);
+        decision
+            .map_or(Verdict::Untouched(UntouchedReason::NoCandidate), |decision| Verdict::Decided(Box::new(decision)))
     }
 
     /// Where nobody is known who could serve: Envoy may know hosts of a discovered pool, and the default one comes first.
@@ -367,17 +308,6 @@ impl Router {
                 )
             })
             .collect()
-    }
-}
-
-/// The step on which a decision stands: the worst of what it had to do without. A predictor that has said what it knows has not failed,
-/// even where it does not know the model.
-fn rung(predicted: bool, load: Option<LoadNow>) -> Rung {
-    match (load, predicted) {
-        (None, _) => Rung::Static,
-        (Some(load), _) if load.trust <= 0.0 => Rung::Reckoned,
-        (Some(_), false) => Rung::Priors,
-        (Some(_), true) => Rung::Fused,
     }
 }
 
