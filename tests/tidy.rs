@@ -457,6 +457,30 @@ fn no_function_is_too_long() {
     check(&findings, "what a function does has parts with names");
 }
 
+/// A time that is a number says its unit; else it is a `Duration`.
+#[test]
+fn times_of_the_core_say_their_unit() {
+    const TIMES: [&str; 6] = ["ttft", "tpot", "e2e", "time", "wait", "age"];
+    let mut findings = Vec::new();
+    for file in rust_files().filter(|file| module_of(file).is_some()) {
+        for (number, line) in code(&file) {
+            let field = line.trim_start().trim_start_matches("pub(super) ").trim_start_matches("pub(crate) ");
+            let field = field.trim_start_matches("pub ").split_once(": ");
+            let is_number = |kind: &str| {
+                let kind = kind.trim_end_matches(',').trim_start_matches("Option<").trim_end_matches('>');
+                matches!(kind, "f64" | "f32" | "u64" | "u32")
+            };
+            if let Some((name, kind)) = field
+                && is_number(kind)
+                && TIMES.iter().any(|time| name.split('_').next_back() == Some(time))
+            {
+                findings.push(format!("{file}:{number}: {}", line.trim()));
+            }
+        }
+    }
+    check(&findings, "times say their unit");
+}
+
 #[test]
 fn no_math_problem_is_in_the_repository() {
     // An id or a split is short; a problem is not.

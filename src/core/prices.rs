@@ -123,9 +123,9 @@ impl Observation {
             let forecast = latency::forecast(&pool.profile, &pool.limits, load, &usual, speed);
             let slowdown = load.standing.slowdown();
             // As the router does, the instance that is expected to end first.
-            if slowdown * forecast.e2e < *soonest {
-                *soonest = slowdown * forecast.e2e;
-                now.ttft_seconds = Some(slowdown * forecast.ttft);
+            if slowdown * forecast.e2e_seconds < *soonest {
+                *soonest = slowdown * forecast.e2e_seconds;
+                now.ttft_seconds = Some(slowdown * forecast.ttft_seconds);
             }
         }
         for (now, (all, there, _)) in seen.models.iter_mut().zip(places) {

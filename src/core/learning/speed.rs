@@ -53,9 +53,9 @@ pub struct SpeedExpectation {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AnswerTiming {
     /// Seconds from dispatch to the first token; `None` if the response came in one piece.
-    pub ttft: Option<f64>,
+    pub ttft_seconds: Option<f64>,
     /// Seconds from dispatch to the end.
-    pub e2e: f64,
+    pub e2e_seconds: f64,
     /// Output tokens; 0 if they are not known.
     pub output_tokens: u64,
 }
@@ -65,8 +65,8 @@ impl AnswerTiming {
     /// that is no stream has no first token of its own, and without usage nobody knows how many tokens there were.
     pub fn from_response(seen: &Observed, stream: bool, ttft: Option<Duration>, e2e: Duration) -> Option<AnswerTiming> {
         (seen.ended && !seen.error_event).then(|| AnswerTiming {
-            ttft: ttft.filter(|_| stream).map(|ttft| ttft.as_secs_f64()),
-            e2e: e2e.as_secs_f64(),
+            ttft_seconds: ttft.filter(|_| stream).map(|ttft| ttft.as_secs_f64()),
+            e2e_seconds: e2e.as_secs_f64(),
             output_tokens: seen.usage.map_or(0, |usage| usage.completion_tokens),
         })
     }
@@ -76,8 +76,8 @@ impl AnswerTiming {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SpeedLesson {
     expectation: SpeedExpectation,
-    ttft: Option<f64>,
-    tpot: Option<f64>,
+    ttft_seconds: Option<f64>,
+    tpot_seconds: Option<f64>,
     output_tokens: f64,
 }
 
@@ -93,13 +93,13 @@ impl SpeedExpectation {
     /// what is left without the expected time to the first.
     pub fn lesson(&self, timing: &AnswerTiming) -> SpeedLesson {
         let positive = |seconds: f64| (seconds.is_finite() && seconds > 0.0).then_some(seconds);
-        let decode = timing.e2e - timing.ttft.unwrap_or(self.forecast.ttft);
+        let decode = timing.e2e_seconds - timing.ttft_seconds.unwrap_or(self.forecast.ttft_seconds);
         let steps = timing.output_tokens.saturating_sub(1) as f64;
-        let tpot = if timing.output_tokens >= TPOT_TOKENS_MIN { positive(decode / steps) } else { None };
+        let tpot_seconds = if timing.output_tokens >= TPOT_TOKENS_MIN { positive(decode / steps) } else { None };
         SpeedLesson {
             expectation: *self,
-            ttft: timing.ttft.and_then(positive),
-            tpot,
+            ttft_seconds: timing.ttft_seconds.and_then(positive),
+            tpot_seconds,
             output_tokens: timing.output_tokens as f64,
         }
     }
@@ -168,17 +168,17 @@ impl Speeds {
         {
             self.traffic.add(key, 1.0, [*prompt_tokens, lesson.output_tokens]);
         }
-        if let Some(tpot) = lesson.tpot {
-            self.learn_factor(tpot_key, tpot / forecast.uncorrected_tpot);
-            self.learn_residual(tpot_key, tpot / forecast.tpot);
-            self.learn_line(tpot_key, forecast.batch, tpot, forecast.tpot);
+        if let Some(tpot) = lesson.tpot_seconds {
+            self.learn_factor(tpot_key, tpot / forecast.uncorrected_tpot_seconds);
+            self.learn_residual(tpot_key, tpot / forecast.tpot_seconds);
+            self.learn_line(tpot_key, forecast.batch, tpot, forecast.tpot_seconds);
         }
-        if let Some(ttft) = lesson.ttft {
-            self.learn_factor(ttft_key, ttft / forecast.uncorrected_ttft);
-            self.learn_residual(ttft_key, ttft / forecast.ttft);
+        if let Some(ttft) = lesson.ttft_seconds {
+            self.learn_factor(ttft_key, ttft / forecast.uncorrected_ttft_seconds);
+            self.learn_residual(ttft_key, ttft / forecast.ttft_seconds);
             if let Some(step) = self.step(*pool) {
                 let rest = ttft - forecast.steps * step.value_at(forecast.running);
-                self.learn_line(ttft_key, forecast.prefill_tokens, rest, forecast.ttft);
+                self.learn_line(ttft_key, forecast.prefill_tokens, rest, forecast.ttft_seconds);
             }
         }
     }
@@ -235,11 +235,11 @@ impl Speeds {
         let pace = || {
             let (first, step) = (self.line(ttft_key)?, self.step(pool)?);
             Some(Pace {
-                overhead: first.at_zero,
-                prompt_token: first.slope,
-                step: step.at_zero,
-                step_per_running: step.slope,
-                step_per_context_token: 0.0,
+                overhead_seconds: first.at_zero,
+                prompt_token_seconds: first.slope,
+                step_seconds: step.at_zero,
+                step_seconds_per_running: step.slope,
+                step_seconds_per_context_token: 0.0,
             })
         };
         Speed {

@@ -85,7 +85,7 @@ struct Seen {
     /// Requests of others by the report.
     foreign: f64,
     /// Age of the report, seconds.
-    age_s: f64,
+    age_seconds: f64,
     unreachable: bool,
 }
 
@@ -200,8 +200,8 @@ fn see(
     match report.requests(max_running).filter(|_| trust > 0.0) {
         Some((running, waiting)) => {
             let foreign = (running + waiting - report.own.outstanding_requests() as f64).max(0.0);
-            let age_s = report.at.map_or(0.0, |at| now.saturating_sub(at).as_secs_f64());
-            Seen { trust, running, waiting, foreign, age_s, ..alone }
+            let age_seconds = report.at.map_or(0.0, |at| now.saturating_sub(at).as_secs_f64());
+            Seen { trust, running, waiting, foreign, age_seconds, ..alone }
         }
         None => alone,
     }
@@ -241,7 +241,7 @@ impl<'a> Surroundings<'a> {
         let profile = &pool.profile;
         let tpot = profile.tpot_ms / 1e3 * (1.0 + profile.tpot_growth_per_running * seen.running);
         let running_share = seen.running / (seen.running + seen.waiting).max(1.0);
-        (1.0 - seen.age_s * running_share / (self.tokens_prior * tpot)).clamp(0.0, 1.0)
+        (1.0 - seen.age_seconds * running_share / (self.tokens_prior * tpot)).clamp(0.0, 1.0)
     }
 
     #[inline]

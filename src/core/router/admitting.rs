@@ -168,9 +168,9 @@ impl Router {
                 let ttft = |limit: Duration| speed.probability_ttft_within(c.ttft_seconds, limit.as_secs_f64());
                 let tpot = |limit: Duration| speed.probability_tpot_within(c.tpot_seconds, limit.as_secs_f64());
                 Prospect {
-                    ttft: slo.ttft.map_or(1.0, ttft),
+                    ttft_probability: slo.ttft.map_or(1.0, ttft),
                     // A response without tokens has no time per token.
-                    tpot: slo.tpot.filter(|_| c.output_tokens > 0.0).map_or(1.0, tpot),
+                    tpot_probability: slo.tpot.filter(|_| c.output_tokens > 0.0).map_or(1.0, tpot),
                     ..of_pool
                 }
             })

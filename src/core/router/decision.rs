@@ -166,8 +166,9 @@ struct Times {
 }
 
 fn in_milliseconds<S: Serializer>(forecast: &Forecast, serializer: S) -> Result<S::Ok, S::Error> {
-    let Forecast { ttft, tpot, e2e, .. } = *forecast;
-    let [predicted_ttft_ms, predicted_tpot_ms, predicted_e2e_ms] = [ttft, tpot, e2e].map(milliseconds);
+    let Forecast { ttft_seconds, tpot_seconds, e2e_seconds, .. } = *forecast;
+    let [predicted_ttft_ms, predicted_tpot_ms, predicted_e2e_ms] =
+        [ttft_seconds, tpot_seconds, e2e_seconds].map(milliseconds);
     Times { predicted_ttft_ms, predicted_tpot_ms, predicted_e2e_ms }.serialize(serializer)
 }
 
@@ -218,7 +219,8 @@ impl Decision {
         }
         let allowed = self.expected.expectation.and_then(|expectation| expectation.max_tokens).map_or(0, u64::from);
         let more_tokens = self.expected.output_tokens_p90.max(allowed).saturating_sub(self.expected.output_tokens);
-        let seconds = 2.0 * (self.expected.forecast.e2e + self.expected.forecast.tpot * more_tokens as f64);
+        let seconds =
+            2.0 * (self.expected.forecast.e2e_seconds + self.expected.forecast.tpot_seconds * more_tokens as f64);
         Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).max(least))
     }
 

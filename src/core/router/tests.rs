@@ -494,8 +494,8 @@ fn what_an_instance_has_kept_is_worth_the_time_that_it_saves() {
             "{name}"
         );
         assert_ne!(without.to.instance, holder, "{name}");
-        assert!(with.expected.forecast.ttft < without.expected.forecast.ttft, "{name}");
-        assert!(with.expected.forecast.e2e < without.expected.forecast.e2e, "{name}");
+        assert!(with.expected.forecast.ttft_seconds < without.expected.forecast.ttft_seconds, "{name}");
+        assert!(with.expected.forecast.e2e_seconds < without.expected.forecast.e2e_seconds, "{name}");
         loads[holder].running = 60.0;
         let elsewhere = decide(held, &loads);
         assert_ne!(elsewhere.to.instance, holder, "{name}: its load costs more");
@@ -587,6 +587,6 @@ fn whole_answers_have_a_limit_where_nobody_reports() {
     assert_eq!(short, Some(least));
     let long = decide(10_000, None);
     let limit = long.answer_limit(least).unwrap().as_secs_f64();
-    let bound = 2.0 * 10_000.0 * long.expected.forecast.tpot;
+    let bound = 2.0 * 10_000.0 * long.expected.forecast.tpot_seconds;
     assert!((bound..1.5 * bound).contains(&limit), "{limit} {bound}");
 }

@@ -410,15 +410,24 @@ fn a_record_keeps_so_many_foreign_rows_and_no_more() {
 
 fn speeds() -> Speeds {
     let mut speeds = Speeds::default();
-    let forecast =
-        Forecast { ttft: 0.2, tpot: 0.02, uncorrected_ttft: 0.2, uncorrected_tpot: 0.02, ..Forecast::default() };
+    let forecast = Forecast {
+        ttft_seconds: 0.2,
+        tpot_seconds: 0.02,
+        uncorrected_ttft_seconds: 0.2,
+        uncorrected_tpot_seconds: 0.02,
+        ..Forecast::default()
+    };
     for i in 0..80_u32 {
         let expectation = speed::SpeedExpectation {
             pool: 1,
             forecast: Forecast { batch: f64::from(i % 9), prefill_tokens: f64::from(i % 5) * 100.0, ..forecast },
             prompt_tokens: 300.0,
         };
-        speeds.learn(&expectation.lesson(&speed::AnswerTiming { ttft: Some(0.3), e2e: 1.3, output_tokens: 41 }));
+        speeds.learn(&expectation.lesson(&speed::AnswerTiming {
+            ttft_seconds: Some(0.3),
+            e2e_seconds: 1.3,
+            output_tokens: 41,
+        }));
     }
     speeds
 }
@@ -463,7 +472,12 @@ fn broken_records_of_speed_break_no_forecast() {
         for basis in [Basis::Learned, Basis::Both] {
             let speed = reader.speed(1, basis);
             let forecast = latency::forecast(&pool.profile, &pool.limits, &load, &work, &speed);
-            let times = [forecast.ttft, forecast.tpot, forecast.e2e, speed.probability_ttft_within(0.2, 0.3)];
+            let times = [
+                forecast.ttft_seconds,
+                forecast.tpot_seconds,
+                forecast.e2e_seconds,
+                speed.probability_ttft_within(0.2, 0.3),
+            ];
             assert!(times.iter().all(|time| time.is_finite() && *time >= 0.0), "{at} {value} {basis:?}: {times:?}");
         }
     }

@@ -96,12 +96,13 @@ fn run(
                     counters.finish(r.dispatch);
                     let (ttft, e2e) = (r.first.unwrap() - r.at, at - r.at);
                     if event.id > requests as u64 / 5 {
-                        errors.ttft.push(r.forecast.ttft / ttft - 1.0);
+                        errors.ttft.push(r.forecast.ttft_seconds / ttft - 1.0);
                         errors.e2e.push(r.forecast.e2e_of(f64::from(r.output)) / e2e - 1.0);
                     }
                     let expectation =
                         SpeedExpectation { pool: 0, forecast: r.forecast, prompt_tokens: f64::from(r.prompt) };
-                    let timing = AnswerTiming { ttft: Some(ttft), e2e, output_tokens: u64::from(r.output) };
+                    let timing =
+                        AnswerTiming { ttft_seconds: Some(ttft), e2e_seconds: e2e, output_tokens: u64::from(r.output) };
                     speeds.learn(&expectation.lesson(&timing));
                 }
                 _ => {}

@@ -222,7 +222,7 @@ impl Simulation<'_> {
         let ttft = outcome.ttft.map(|ttft| ttft.as_secs_f64());
         if let (Some(decision), Some(e2e)) = (decision.filter(|_| ttft.is_some() || is_whole), outcome.e2e) {
             let output_tokens = u64::from(outcome.output_tokens);
-            let timing = AnswerTiming { ttft, e2e: e2e.as_secs_f64(), output_tokens };
+            let timing = AnswerTiming { ttft_seconds: ttft, e2e_seconds: e2e.as_secs_f64(), output_tokens };
             gateway.learn(worker, decision, &timing);
         }
     }

@@ -80,7 +80,7 @@ fn times_are_kept_with_confidence() {
         confidence,
         ..Constraints::default()
     };
-    let predicted = plain.expected.forecast.tpot;
+    let predicted = plain.expected.forecast.tpot_seconds;
     let ratio = |confidence: f64| {
         let none = Residuals::default();
         (1..500).map(|i| f64::from(i) / 100.0).find(|r| none.probability_within(1.0, *r) >= confidence).unwrap()
