@@ -229,6 +229,7 @@ fn what_the_client_caps_is_what_is_expected() {
         let mut body = json!({"model": "Qwen2.5-7B-Instruct", "messages": messages});
         body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         decided(router.route(&ask(&prompt(Api::ChatCompletions, &body), &router, "cost"), None, &Learned::default()))
+            .expected
             .output_tokens
     };
     assert_eq!(capped(json!({"max_tokens": 5})), 5);
@@ -369,7 +370,7 @@ fn only_single_answers_teach_lengths() {
     let expects = |api: Api, body: Value| {
         let prompt = prompt(api, &body);
         let ask = Ask { api, ..ask(&prompt, &router, "cost") };
-        decided(router.route(&ask, Some(&idle(&router)), &Learned::default())).expectation
+        decided(router.route(&ask, Some(&idle(&router)), &Learned::default())).expected.expectation
     };
     let messages = json!([{"role": "user", "content": "Why?"}]);
     let one = expects(Api::ChatCompletions, json!({"messages": messages, "max_tokens": 7})).unwrap();
@@ -520,13 +521,13 @@ fn an_ejected_instance_is_a_candidate_only_where_there_is_no_other() {
     assert_eq!(named(&[(first, Standing::Ejected)]).to.fallbacks, [first], "the last resort of a retry");
     assert_eq!(named(&[(first, Standing::Degraded(0.5))]).to.instance, second, "a lower weight, a worse score");
     let all = named(&[(first, Standing::Ejected), (second, Standing::Ejected)]);
-    assert!(pool.instances.contains(&all.instance) && !all.probe, "a pool is never emptied");
+    assert!(pool.instances.contains(&all.to.instance) && !all.to.probe, "a pool is never emptied");
     assert_eq!(named(&[(first, Standing::Doubted)]).to.instance, second);
     let both = named(&[(first, Standing::Doubted), (second, Standing::Doubted)]);
-    assert_eq!(both.candidates, 2, "doubts about all are doubts about nobody");
+    assert_eq!(both.because.candidates, 2, "doubts about all are doubts about nobody");
     assert_eq!(named(&[(first, Standing::Doubted), (second, Standing::Ejected)]).to.instance, first);
     let probe = named(&[(first, Standing::Ejected), (second, Standing::HalfOpen)]);
-    assert_eq!((probe.instance, probe.probe), (second, true));
+    assert_eq!((probe.to.instance, probe.to.probe), (second, true));
     // Whoever leaves the choice to the gateway does not notice that a whole pool is gone, not even at first: retries reach other models.
     let choice = decide("auto", "quality", &[]);
     let models: Vec<usize> = choice
@@ -560,10 +561,13 @@ fn a_model_that_the_predictor_does_not_know_is_no_failure() {
         decided(router.route(&ask(&chat(model), &router, "balanced"), Some(&loads), &Learned::default()))
     };
     let known = decide("Qwen2.5-72B-Instruct");
-    assert_eq!((known.rung, known.predicted, known.familiarity.is_some()), (Rung::Fused, true, true));
+    assert_eq!(
+        (known.because.rung, known.quality.predicted, known.quality.familiarity.is_some()),
+        (Rung::Fused, true, true)
+    );
     let unknown = decide("our-own");
-    assert_eq!((unknown.rung, unknown.predicted), (Rung::Fused, false));
-    assert_eq!((unknown.familiarity, unknown.prototype), (None, None));
+    assert_eq!((unknown.because.rung, unknown.quality.predicted), (Rung::Fused, false));
+    assert_eq!((unknown.quality.familiarity, unknown.quality.prototype), (None, None));
 }
 
 /// Without reports a whole answer is given twice the time of its upper quantile, or of what its client allows.

@@ -140,8 +140,12 @@ fn budgets() {
         Some(Constraints { budget: Budget { usd, tokens }, ..Constraints::default() })
     };
     let dear = decided(route(&router, &prompt(json!({"max_tokens": 50})), budget(Some(1.0), None), IDLE));
-    assert_eq!((pool(&router, &dear).as_str(), dear.max_tokens), ("qwen2.5-72b", None), "it never comes to the cap");
-    assert!(!dear.prompt_exhausts_budget && dear.relaxed.is_empty());
+    assert_eq!(
+        (pool(&router, &dear).as_str(), dear.because.max_tokens),
+        ("qwen2.5-72b", None),
+        "it never comes to the cap"
+    );
+    assert!(!dear.because.budget_exhausted && dear.because.relaxed.is_empty());
     // A cap is written where it is below the client's own, and where the client has none.
     for (fields, tokens, expected) in [
         (json!({"max_tokens": 50}), 51, None),
@@ -177,10 +181,10 @@ fn budgets() {
     let poor = decided(route(&router, &prompt(json!({})), budget(Some(1e-9), None), IDLE));
     let fleet = &router.config().fleet;
     let least = fleet.models.iter().map(|m| m.tariff.usd_per_output_token).filter(|p| *p > 0.0).fold(1.0, f64::min);
-    assert_eq!(fleet.models[poor.model].tariff.usd_per_output_token, least);
-    assert_eq!((poor.relaxed.as_slice(), poor.max_tokens), ([Constraint::Budget].as_slice(), Some(1)));
-    assert!(poor.prompt_exhausts_budget);
-    let lesson = poor.expectation.unwrap();
+    assert_eq!(fleet.models[poor.to.model].tariff.usd_per_output_token, least);
+    assert_eq!((poor.because.relaxed.as_slice(), poor.because.max_tokens), ([Constraint::Budget].as_slice(), Some(1)));
+    assert!(poor.because.budget_exhausted);
+    let lesson = poor.expected.expectation.unwrap();
     assert_eq!(lesson.max_tokens, Some(1), "an answer cut by us teaches as one cut by the client does");
 }
 
