@@ -61,7 +61,7 @@ const fn kind_of(byte: u8) -> CharKind {
         b'(' | b'[' | b'{' => CharKind::Open,
         b')' | b']' | b'}' => CharKind::Close,
         b'+' | b'-' | b'*' | b'/' | b'=' | b'<' | b'>' | b'^' | b'%' => CharKind::Operator,
-        b'\'' | b'"' | b'`' => Kind::Quote,
+        b'\'' | b'"' | b'`' => CharKind::Quote,
         b'.' | b',' | b';' | b':' => CharKind::Stop,
         b'?' => CharKind::Question,
         b'\\' | b'$' => CharKind::Markup,

@@ -121,7 +121,7 @@ impl Gateway {
             let batched = Batched { batch_size, batch_position, batch_wait_ms: milliseconds(waited.as_secs_f64()) };
             let verdict = deciding::claimed(host, worker, &held.pending, verdict, now);
             let scan = held.pending.reading.scan_time;
-            let timing = DecisionTiming { scan, decision, batch: Some(batched), ..Timing::default() };
+            let timing = DecisionTiming { scan, decision, batch: Some(batched), ..DecisionTiming::default() };
             decided.push((id, held.pending, verdict, timing));
         }
         Some(decided)

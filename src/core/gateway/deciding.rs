@@ -278,7 +278,7 @@ impl Gateway {
         let verdict = ask_router(host, worker, pending, asked_at);
         let verdict = claimed(host, worker, pending, verdict, asked_at);
         let decision = host.now().saturating_sub(asked_at);
-        (verdict, DecisionTiming { scan: pending.reading.scan_time, decision, ..Timing::default() })
+        (verdict, DecisionTiming { scan: pending.reading.scan_time, decision, ..DecisionTiming::default() })
     }
 
     /// Makes Envoy send the request to a pool, wherever it likes to.
