@@ -9,6 +9,11 @@ use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
 use routebalance_cli::setup::package_root;
+use routebalance_core::gateway::{Outcome, Subject};
+use routebalance_core::health::Failure;
+use routebalance_core::names;
+use routebalance_core::router::{RefusalReason, Rung, UntouchedReason};
+use routebalance_core::worker::{Counter, Gauge, Histogram};
 use serde_json::Value;
 
 fn read(name: &str) -> String {
@@ -317,6 +322,78 @@ fn the_planners_readme_explains_every_field_of_a_plan_file() {
     let fields: usize = objects.iter().map(|(_, fields)| fields.len()).sum();
     assert!(fields > 60, "plan files declare their fields in another way: {objects:?}");
     explains("src/lab/planning/README.md", "The plan file", &objects);
+}
+
+/// The first cells of the rows of a section's table whose heading row begins so, without backticks.
+fn first_cells(document: &str, section: &str, column: &str) -> Vec<String> {
+    let text = read(document);
+    let lines = parts(&text).0.into_iter().map(|line| line.text).skip_while(|line| heading(line) != Some(section));
+    let section = lines.skip(1).take_while(|line| heading(line).is_none());
+    let cells = section.skip_while(|line| !line.starts_with(&format!("| {column} |"))).skip(2);
+    let cells = cells.map_while(|line| line.strip_prefix("| ")?.split(" |").next());
+    cells.map(|cell| cell.replace('`', "")).collect()
+}
+
+#[test]
+fn telemetry_md_has_a_row_for_every_statistic_and_every_reason() {
+    fn of<T>(all: &[T], name: impl Fn(&T) -> String) -> Vec<String> {
+        all.iter().map(name).collect()
+    }
+    let rungs = of(&Rung::ALL, Rung::to_string).into_iter().chain([names::RUNG_UNHONOURED.to_owned()]).collect();
+    // A part of a name that differs stands behind a space.
+    let counters = of(Counter::ALL, |counter| format!("{} {}", counter.name(), counter.parts()).trim_end().to_owned());
+    let gauges = of(Gauge::ALL, |gauge| format!("{} {}", gauge.name(), gauge.parts()).trim_end().to_owned());
+    let tables = [
+        ("Counters", "name", counters),
+        ("Gauges", "name", gauges),
+        ("Histograms", "name", of(&Histogram::ALL, Histogram::to_string)),
+        ("Rungs", "rung", rungs),
+        ("Why a request was refused", "reason", of(&RefusalReason::ALL, RefusalReason::to_string)),
+        ("Why a request was left alone", "reason", of(&UntouchedReason::ALL, UntouchedReason::to_string)),
+        ("Outcomes", "outcome", of(&Outcome::ALL, Outcome::to_string)),
+        ("Outcomes", "reason of answered and returned", of(&Subject::ALL, Subject::to_string)),
+        ("Kinds of failure", "kind", of(&Failure::ALL, Failure::to_string)),
+    ];
+    let mut findings = Vec::new();
+    for (section, column, expected) in tables {
+        let column = column.replace("answered and returned", "`answered` and `returned`");
+        let rows = first_cells("envoy/TELEMETRY.md", section, &column);
+        let missing = expected.iter().filter(|name| !rows.contains(name));
+        findings.extend(missing.map(|name| format!("{section}: no row for `{name}`")));
+        let unknown = rows.iter().filter(|row| !expected.contains(row));
+        findings.extend(unknown.map(|row| format!("{section}: nothing is called `{row}`")));
+        if rows.len() > expected.len() {
+            findings.push(format!("{section}: something has two rows"));
+        }
+    }
+    check(&findings, "envoy/TELEMETRY.md and the core's names differ");
+}
+
+/// The names that a record has in JSON: its own fields, and those of the groups that are flattened into it.
+fn names_in_json(record: &str, structs: &BTreeMap<String, Fields>) -> Vec<String> {
+    let mut names = Vec::new();
+    for (field, kind) in &structs[record] {
+        let inner = kind.trim_start_matches("Option<").trim_end_matches('>').trim_start_matches("&'a ");
+        // A forecast is told by its times.
+        let inner = if inner == "Forecast" { "Times" } else { inner };
+        if structs.contains_key(inner) && field != "response" {
+            names.extend(names_in_json(inner, structs));
+        } else {
+            names.push(field.clone());
+        }
+    }
+    names
+}
+
+#[test]
+fn telemetry_md_explains_every_field_of_the_log() {
+    let files = ["gateway/access_log.rs", "router/decision.rs"].map(|name| format!("src/core/{name}"));
+    let structs = structs(&files);
+    for (record, section) in [("Routed<'a>", "`decision` of a routed request"), ("Response", "`decision.response`")] {
+        let names = names_in_json(record, &structs);
+        assert!(names.len() > 8, "{record} declares its fields in another way: {names:?}");
+        assert_eq!(first_cells("envoy/TELEMETRY.md", section, "field"), names, "{section}, in the order of the log");
+    }
 }
 
 /// What Cargo can do by itself, as far as the documents need it, and tools that have names of their own.

@@ -2,7 +2,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests start processes")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -368,6 +368,117 @@ fn names_from_the_root_are_seen_however_they_are_written() {
     let named = named_from_the_root("src/core/alpha/one.rs", &lines);
     let named: Vec<(usize, &str)> = named.iter().map(|(line, name)| (*line, name.as_str())).collect();
     assert_eq!(named, [(2, "alpha"), (3, "beta"), (6, "gamma"), (6, "delta"), (8, "everything"), (9, "crate")]);
+}
+
+/// The name that a line declares with one of these words: `struct`, `fn`.
+fn declared<'a>(line: &'a str, words: &[&str]) -> Option<&'a str> {
+    let mut rest = line.trim_start();
+    if let Some(after) = rest.strip_prefix("pub") {
+        let after = if after.starts_with('(') { after.split_once(')')?.1 } else { after };
+        rest = after.strip_prefix(' ')?;
+    }
+    for word in ["const ", "async ", "unsafe "] {
+        rest = rest.strip_prefix(word).unwrap_or(rest);
+    }
+    let name = words.iter().find_map(|word| rest.strip_prefix(word)?.strip_prefix(' '))?;
+    Some(&name[..name.find(|c| !is_of_a_word(c)).unwrap_or(name.len())]).filter(|name| !name.is_empty())
+}
+
+/// Who reads `Settings` or searches for it has one thing to find.
+#[test]
+fn no_two_types_of_the_core_have_one_name() {
+    let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for file in rust_files().filter(|file| module_of(file).is_some()) {
+        for (number, line) in code(&file) {
+            // A type inside of an implementation is named by its trait.
+            let alias = declared(&line, &["type"]).filter(|_| !line.starts_with(' '));
+            if let Some(name) = declared(&line, &["struct", "enum", "trait", "union"]).or(alias) {
+                places.entry(name.to_owned()).or_default().push(format!("{file}:{number}"));
+            }
+        }
+    }
+    assert!(places.len() > 200, "types are declared in another way: {places:?}");
+    let twice = places.iter().filter(|(_, places)| places.len() > 1);
+    check(
+        &twice.map(|(name, places)| format!("{name}: {}", places.join(", "))).collect::<Vec<_>>(),
+        "a second type of one name",
+    );
+}
+
+/// Crates whose functions have names that say what comes out.
+const NAMED: [&str; 2] = ["core", "filter"];
+
+/// `Index::of` says nothing where it is read, and cannot be searched for.
+#[test]
+fn no_function_is_called_by_a_preposition() {
+    const WORDS: [&str; 8] = ["of", "at", "by", "is", "on", "with", "to", "in"];
+    let mut findings = Vec::new();
+    for file in rust_files().filter(|file| crate_of(file).is_some_and(|name| NAMED.contains(&name))) {
+        for (number, line) in read(&file).lines().enumerate() {
+            if let Some(name) = declared(line, &["fn"]).filter(|name| WORDS.contains(name)) {
+                findings.push(format!("{file}:{}: fn {name}", number + 1));
+            }
+        }
+    }
+    check(&findings, "a name says what comes out");
+}
+
+/// Crates whose functions are short.
+const SHORT: [&str; 6] = ["cli", "core", "filter", "lab", "onnx", "sim"];
+const FUNCTION_LINES_MAX: usize = 80;
+
+#[test]
+fn no_function_is_too_long() {
+    let mut findings = Vec::new();
+    let mut functions = 0;
+    for file in rust_files().filter(|file| crate_of(file).is_some_and(|name| SHORT.contains(&name))) {
+        let code = code(&file);
+        for (index, (number, line)) in code.iter().enumerate() {
+            let Some(name) = declared(line, &["fn"]) else { continue };
+            let indent = &line[..line.len() - line.trim_start().len()];
+            // As rustfmt writes it, its last line stands as far left as its first, if it has several.
+            let ends = |line: &str| {
+                line.strip_prefix(indent)
+                    .is_some_and(|rest| matches!(rest, "}" | ");") || rest.starts_with(") -> ") && rest.ends_with(';'))
+            };
+            let end = if line.ends_with([';', '}']) { Some(line) } else { None };
+            let end = end.map_or_else(
+                || code[index..].iter().find(|(_, line)| ends(line)).map(|(end, _)| *end),
+                |_| Some(*number),
+            );
+            let lines = end.map_or(0, |end| end + 1 - number);
+            functions += 1;
+            if lines > FUNCTION_LINES_MAX {
+                findings.push(format!("{file}:{number}: fn {name} has {lines} lines"));
+            }
+        }
+    }
+    assert!(functions > 2_000, "functions are written in another way: {functions} were found");
+    check(&findings, "what a function does has parts with names");
+}
+
+/// A time that is a number says its unit; else it is a `Duration`.
+#[test]
+fn times_of_the_core_say_their_unit() {
+    const TIMES: [&str; 6] = ["ttft", "tpot", "e2e", "time", "wait", "age"];
+    let mut findings = Vec::new();
+    for file in rust_files().filter(|file| module_of(file).is_some()) {
+        for (number, line) in code(&file) {
+            let field = line.trim_start().trim_start_matches("pub(super) ").trim_start_matches("pub(crate) ");
+            let field = field.trim_start_matches("pub ").split_once(": ");
+            let is_number = |kind: &str| {
+                let kind = kind.trim_end_matches(',').trim_start_matches("Option<").trim_end_matches('>');
+                matches!(kind, "f64" | "f32" | "u64" | "u32")
+            };
+            if let Some((name, kind)) = field
+                && is_number(kind)
+                && TIMES.iter().any(|time| name.split('_').next_back() == Some(time))
+            {
+                findings.push(format!("{file}:{number}: {}", line.trim()));
+            }
+        }
+    }
+    check(&findings, "times say their unit");
 }
 
 #[test]

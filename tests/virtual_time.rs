@@ -31,7 +31,7 @@ use routebalance_instance::prompts::PromptSet;
 use serde_json::{Value, json};
 use tokio::task::{JoinHandle, JoinSet};
 
-use host::{Call, Headers, Memory, Process, ROOT, Wakes, value};
+use host::{Headers, HostCall, Memory, Process, ROOT, Wakes, value};
 use rendered::{Cluster, Host, Rendered};
 
 /// What the names of the filter's statistics begin with.
@@ -317,7 +317,7 @@ impl Proxy {
 }
 
 /// Answers a call of a gateway. What nobody answers in time, Envoy answers itself.
-async fn answer(proxy: Weak<Proxy>, network: Network, worker: usize, call: Call) {
+async fn answer(proxy: Weak<Proxy>, network: Network, worker: usize, call: HostCall) {
     let (headers, body) = if call.cluster == "routebalance-admin" {
         let is_known = value(&call.headers, ":path") == Some("/clusters?format=json");
         match proxy.upgrade() {
@@ -339,7 +339,7 @@ fn status(status: u16) -> Headers {
     vec![(":status".to_owned(), status.to_string())]
 }
 
-async fn ask_instance(proxy: &Weak<Proxy>, network: &Network, call: &Call) -> (Headers, Vec<u8>) {
+async fn ask_instance(proxy: &Weak<Proxy>, network: &Network, call: &HostCall) -> (Headers, Vec<u8>) {
     let named = value(&call.headers, routebalance_core::names::ENDPOINT_HEADER).map(str::to_owned);
     let mut named: std::vec::IntoIter<String> = Vec::from_iter(named).into_iter();
     let host = proxy.upgrade().and_then(|proxy| proxy.choose(&call.cluster, &mut named, &[]));

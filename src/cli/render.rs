@@ -476,7 +476,7 @@ pub fn endpoints(cluster: &str, hosts: &[(SocketAddr, &str)]) -> String {
 }
 
 /// Envoy's own admin listener, where the filter reads which hosts the clusters have.
-fn admin_cluster(yaml: &mut String, config: &Config, discovery: &discovery::Settings) -> anyhow::Result<()> {
+fn admin_cluster(yaml: &mut String, config: &Config, discovery: &discovery::DiscoverySettings) -> anyhow::Result<()> {
     let name = quoted(&discovery.cluster);
     let (ip, port) = (config.envoy.admin.ip(), config.envoy.admin.port());
     write!(

@@ -63,9 +63,9 @@ const RETRY_MIN: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Prospect {
     /// The first token comes in time.
-    pub ttft: f64,
+    pub ttft_probability: f64,
     /// The others do.
-    pub tpot: f64,
+    pub tpot_probability: f64,
     /// The predicted quality suffices: 0 or 1.
     pub quality: f64,
     /// The answer ends before the budget does.
@@ -76,15 +76,15 @@ pub struct Prospect {
 
 impl Default for Prospect {
     fn default() -> Self {
-        Prospect { ttft: 1.0, tpot: 1.0, quality: 1.0, budget: 1.0, worst_usd: 0.0 }
+        Prospect { ttft_probability: 1.0, tpot_probability: 1.0, quality: 1.0, budget: 1.0, worst_usd: 0.0 }
     }
 }
 
 impl Prospect {
-    fn of(&self, constraint: Constraint) -> f64 {
+    fn probability(&self, constraint: Constraint) -> f64 {
         match constraint {
-            Constraint::Ttft => self.ttft,
-            Constraint::Tpot => self.tpot,
+            Constraint::Ttft => self.ttft_probability,
+            Constraint::Tpot => self.tpot_probability,
             Constraint::Quality => self.quality,
             Constraint::Budget => self.budget,
         }
@@ -124,7 +124,7 @@ pub fn admit(
         return Ok(Admitted { candidates, relaxed: Vec::new() });
     }
     let keeps = |prospect: &Prospect, active: &[Constraint]| {
-        active.iter().all(|constraint| prospect.of(*constraint) >= constraints.confidence)
+        active.iter().all(|constraint| prospect.probability(*constraint) >= constraints.confidence)
     };
     let active = |given_up: usize| set.get(given_up..).unwrap_or_default();
     let given_up = (0..set.len()).find(|n| prospects.iter().any(|p| keeps(p, active(*n)))).unwrap_or(set.len());

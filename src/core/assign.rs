@@ -79,9 +79,9 @@ pub fn assign(
                 .config()
                 .fleet
                 .pools
-                .get(decision.pool)
+                .get(decision.to.pool)
                 .map_or(f64::INFINITY, |p| f64::from(p.limits.max_running));
-            if let Some(load) = loads.as_mut().and_then(|l| l.get_mut(decision.instance)) {
+            if let Some(load) = loads.as_mut().and_then(|l| l.get_mut(decision.to.instance)) {
                 *load = load.after(&decision.dispatch(), max_running, now);
             }
         }

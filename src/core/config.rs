@@ -121,11 +121,11 @@ pub struct Config {
     /// What instances have kept of earlier requests.
     pub affinity: Affinity,
     /// Load reports.
-    pub telemetry: crate::telemetry::Settings,
+    pub telemetry: crate::telemetry::TelemetrySettings,
     /// How Envoy is asked for the hosts of its clusters; `None` if it is not.
-    pub discovery: Option<crate::discovery::Settings>,
+    pub discovery: Option<crate::discovery::DiscoverySettings>,
     /// Passive health.
-    pub health: crate::health::Settings,
+    pub health: crate::health::HealthSettings,
     /// Largest request body that is held back until it is whole.
     pub max_buffered_bytes: u64,
     /// How a request's body may be packed.

@@ -32,8 +32,8 @@ mod settings;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-pub use clusters::{ClusterHosts, Host, parse};
-pub use settings::Settings;
+pub use clusters::{ClusterHost, ClusterHosts, parse};
+pub use settings::DiscoverySettings;
 
 use crate::fleet::{Fleet, Instance, Pool, Presence};
 
@@ -70,7 +70,7 @@ pub struct Roster(pub Vec<Member>);
 
 impl Roster {
     /// The roster that a fleet has now.
-    pub fn of(fleet: &Fleet, now: Duration) -> Roster {
+    pub fn from_fleet(fleet: &Fleet, now: Duration) -> Roster {
         let member =
             |i: &Instance| Member { address: i.address.clone(), pool: i.pool, presence: i.presence, since: now };
         Roster(fleet.instances.iter().map(member).collect())

@@ -33,7 +33,7 @@ pub struct Features {
 
 /// The kind of an ASCII character; the order is that of [`Scan::kinds`].
 #[derive(Clone, Copy)]
-enum Kind {
+enum CharKind {
     Lower,
     Upper,
     Digit,
@@ -51,29 +51,29 @@ enum Kind {
 }
 const KINDS: usize = 14;
 
-const fn kind_of(byte: u8) -> Kind {
+const fn kind_of(byte: u8) -> CharKind {
     match byte {
-        b'a'..=b'z' => Kind::Lower,
-        b'A'..=b'Z' => Kind::Upper,
-        b'0'..=b'9' => Kind::Digit,
-        b'\n' => Kind::Newline,
-        0..=b' ' | 0x7f => Kind::Blank,
-        b'(' | b'[' | b'{' => Kind::Open,
-        b')' | b']' | b'}' => Kind::Close,
-        b'+' | b'-' | b'*' | b'/' | b'=' | b'<' | b'>' | b'^' | b'%' => Kind::Operator,
-        b'\'' | b'"' | b'`' => Kind::Quote,
-        b'.' | b',' | b';' | b':' => Kind::Stop,
-        b'?' => Kind::Question,
-        b'\\' | b'$' => Kind::Markup,
-        128.. => Kind::NonAscii,
-        _ => Kind::Symbol,
+        b'a'..=b'z' => CharKind::Lower,
+        b'A'..=b'Z' => CharKind::Upper,
+        b'0'..=b'9' => CharKind::Digit,
+        b'\n' => CharKind::Newline,
+        0..=b' ' | 0x7f => CharKind::Blank,
+        b'(' | b'[' | b'{' => CharKind::Open,
+        b')' | b']' | b'}' => CharKind::Close,
+        b'+' | b'-' | b'*' | b'/' | b'=' | b'<' | b'>' | b'^' | b'%' => CharKind::Operator,
+        b'\'' | b'"' | b'`' => CharKind::Quote,
+        b'.' | b',' | b';' | b':' => CharKind::Stop,
+        b'?' => CharKind::Question,
+        b'\\' | b'$' => CharKind::Markup,
+        128.. => CharKind::NonAscii,
+        _ => CharKind::Symbol,
     }
 }
 
 /// The kind of every byte.
 #[expect(clippy::indexing_slicing, reason = "evaluated by the compiler: a wrong index fails the build")]
-const KIND_TABLE: [Kind; 256] = {
-    let mut table = [Kind::Symbol; 256];
+const KIND_TABLE: [CharKind; 256] = {
+    let mut table = [CharKind::Symbol; 256];
     let mut byte = 0;
     while byte < table.len() {
         table[byte] = kind_of(byte as u8);
@@ -223,8 +223,8 @@ impl Scan {
     fn text(&mut self, text: &str) {
         let mut rest = text.as_bytes();
         while let Some((&byte, after)) = rest.split_first() {
-            let kind = KIND_TABLE.get(usize::from(byte)).copied().unwrap_or(Kind::Symbol);
-            if let Kind::Lower | Kind::Upper = kind {
+            let kind = KIND_TABLE.get(usize::from(byte)).copied().unwrap_or(CharKind::Symbol);
+            if let CharKind::Lower | CharKind::Upper = kind {
                 rest = self.letters(rest);
                 continue;
             }
@@ -232,21 +232,21 @@ impl Scan {
             self.add(kind, 1);
             self.end_word();
             match kind {
-                Kind::Digit => {
+                CharKind::Digit => {
                     self.digits_in_run += 1;
                     self.tokens.token(fnv1a(FNV_OFFSET, byte));
                     self.line_chars += 1;
                     continue;
                 }
-                Kind::Newline => {
+                CharKind::Newline => {
                     self.end_number();
                     self.end_line();
                     continue;
                 }
-                Kind::Blank => {
+                CharKind::Blank => {
                     self.indented_lines += u32::from(self.line_chars == 0 && (byte == b' ' || byte == b'\t'));
                 }
-                Kind::NonAscii => {
+                CharKind::NonAscii => {
                     let mut hash = fnv1a(FNV_OFFSET, byte);
                     while let Some((&next @ 0x80..0xc0, after)) = rest.split_first() {
                         hash = fnv1a(hash, next);
@@ -254,13 +254,13 @@ impl Scan {
                     }
                     self.tokens.token(hash);
                 }
-                Kind::Open => {
+                CharKind::Open => {
                     self.depth += 1;
                     self.deepest = self.deepest.max(self.depth);
                     self.tokens.token(fnv1a(FNV_OFFSET, byte));
                 }
                 _ => {
-                    self.depth = self.depth.saturating_sub(u32::from(matches!(kind, Kind::Close)));
+                    self.depth = self.depth.saturating_sub(u32::from(matches!(kind, CharKind::Close)));
                     self.tokens.token(fnv1a(FNV_OFFSET, byte));
                 }
             }
@@ -287,8 +287,8 @@ impl Scan {
         self.word_hash = hash;
         self.word_letters += letters;
         self.line_chars += letters;
-        self.add(Kind::Upper, upper);
-        self.add(Kind::Lower, letters - upper);
+        self.add(CharKind::Upper, upper);
+        self.add(CharKind::Lower, letters - upper);
         rest
     }
 
@@ -320,13 +320,13 @@ impl Scan {
         self.line_chars = 0;
     }
 
-    fn add(&mut self, kind: Kind, chars: u32) {
+    fn add(&mut self, kind: CharKind, chars: u32) {
         if let Some(count) = self.kinds.get_mut(kind as usize) {
             *count += chars;
         }
     }
 
-    fn kind(&self, kind: Kind) -> u32 {
+    fn kind(&self, kind: CharKind) -> u32 {
         self.kinds.get(kind as usize).copied().unwrap_or(0)
     }
 }
@@ -397,8 +397,8 @@ pub fn extract(window: &TextWindow) -> Features {
     let classes = window.counts();
     let (distinct, occurrences) = (scan.tokens.slots.len() as u32, scan.tokens.occurrences);
     let chars = scan.kinds.iter().sum();
-    let letters = scan.kind(Kind::Lower) + scan.kind(Kind::Upper);
-    let newlines = scan.kind(Kind::Newline);
+    let letters = scan.kind(CharKind::Lower) + scan.kind(CharKind::Upper);
+    let newlines = scan.kind(CharKind::Newline);
     let count = |n: u32| log2(u64::from(n));
     let [loops, branches, declarations, methods, asks, maths, writing, questions] = scan.groups;
     let surface = [
@@ -409,16 +409,16 @@ pub fn extract(window: &TextWindow) -> Features {
         count(distinct),
         share(distinct, occurrences),
         share(letters, chars),
-        share(scan.kind(Kind::Upper), letters),
-        share(scan.kind(Kind::Digit), chars),
-        share(scan.kind(Kind::Blank) + newlines, chars),
-        share(scan.kind(Kind::NonAscii), chars),
-        share(scan.kind(Kind::Open) + scan.kind(Kind::Close), chars),
-        share(scan.kind(Kind::Operator), chars),
-        share(scan.kind(Kind::Quote), chars),
-        share(scan.kind(Kind::Stop), chars),
-        count(scan.kind(Kind::Question)),
-        count(scan.kind(Kind::Markup)),
+        share(scan.kind(CharKind::Upper), letters),
+        share(scan.kind(CharKind::Digit), chars),
+        share(scan.kind(CharKind::Blank) + newlines, chars),
+        share(scan.kind(CharKind::NonAscii), chars),
+        share(scan.kind(CharKind::Open) + scan.kind(CharKind::Close), chars),
+        share(scan.kind(CharKind::Operator), chars),
+        share(scan.kind(CharKind::Quote), chars),
+        share(scan.kind(CharKind::Stop), chars),
+        count(scan.kind(CharKind::Question)),
+        count(scan.kind(CharKind::Markup)),
         share(letters, scan.words),
         share(scan.long_words, scan.words),
         count(scan.numbers),

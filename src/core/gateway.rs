@@ -14,6 +14,7 @@ mod holding;
 mod host;
 mod local;
 pub mod memory;
+mod outcome;
 mod probing;
 mod rerun;
 mod serving;
@@ -25,10 +26,11 @@ use std::time::Duration;
 pub use attempt::{Attempt, context_of};
 pub use holding::Holding;
 pub use host::{Body, Host, Map};
+pub use outcome::{Outcome, Subject};
 
-use answering::Answer;
-use batching::Held;
-use deciding::Reading;
+use answering::OwnAnswer;
+use batching::HeldRequest;
+use deciding::RequestReading;
 use probing::Probing;
 use serving::Serving;
 
@@ -89,9 +91,9 @@ enum Phase {
     /// Asked for a decision, and left to Envoy's own route.
     Untouched(Api),
     /// Headers are held while the body comes.
-    Reading(Box<Reading>),
+    Reading(Box<RequestReading>),
     /// The whole request is held until its batch is decided.
-    Waiting(Box<Held>),
+    Waiting(Box<HeldRequest>),
     /// A question to the predictor: headers are held while the body comes.
     Probing(Box<Probing>),
     /// Sent to an instance.
@@ -99,7 +101,7 @@ enum Phase {
     /// A feedback whose body comes.
     Feedback(feedback::Incoming),
     /// Its answer is certain, and waits until all of it is here.
-    Answering(Box<Answer>),
+    Answering(Box<OwnAnswer>),
 }
 
 impl Gateway {

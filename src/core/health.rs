@@ -32,57 +32,33 @@ use std::time::Duration;
 
 pub use asking::{Asked, Asking, of_call};
 pub use case::Case;
-pub use judge::{Attempts, Outcome, Suspect, of_answer, of_interruption, of_silence, retry_after};
+pub use judge::{AnswerOutcome, Attempts, Suspect, of_answer, of_interruption, of_silence, retry_after};
 pub use record::Record;
-pub use settings::Settings;
+pub use settings::HealthSettings;
 pub use watch::{Sight, Watch, quiet_allowed};
 
 use crate::fleet::Fleet;
+use crate::names::named;
 use crate::reckoning::{InstanceReport, LoadNow, Standing};
 
-/// What went wrong with a request, or with all that an instance holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Failure {
-    /// No answer: nobody there, a reset or silence before the first byte, or an answer that Envoy retried elsewhere.
-    Unanswered,
-    /// A status of 5xx by the instance itself.
-    Status,
-    /// An error event inside a stream of status 200.
-    ErrorEvent,
-    /// A response that ended before its end.
-    Truncated,
-    /// No progress for `health.stall_ms` on any request, though some are there.
-    Stalled,
-    /// The instance has more to do than it takes. That is load, not illness.
-    Busy,
-    /// A status of 4xx that no peer gives.
-    Refused,
-}
-
-impl Failure {
-    /// The kind's name in statistics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Failure::Unanswered => "unanswered",
-            Failure::Status => "status",
-            Failure::ErrorEvent => "error_event",
-            Failure::Truncated => "truncated",
-            Failure::Stalled => "stalled",
-            Failure::Busy => "busy",
-            Failure::Refused => "refused",
-        }
+named! {
+    /// What went wrong with a request, or with all that an instance holds.
+    pub enum Failure {
+        /// No answer: nobody there, a reset or silence before the first byte, or an answer that Envoy retried elsewhere.
+        Unanswered = "unanswered",
+        /// A status of 5xx by the instance itself.
+        Status = "status",
+        /// An error event inside a stream of status 200.
+        ErrorEvent = "error_event",
+        /// A response that ended before its end.
+        Truncated = "truncated",
+        /// No progress for `health.stall_ms` on any request, though some are there.
+        Stalled = "stalled",
+        /// The instance has more to do than it takes. That is load, not illness.
+        Busy = "busy",
+        /// A status of 4xx that no peer gives.
+        Refused = "refused",
     }
-
-    /// All kinds.
-    pub const ALL: [Failure; 7] = [
-        Failure::Unanswered,
-        Failure::Status,
-        Failure::ErrorEvent,
-        Failure::Truncated,
-        Failure::Stalled,
-        Failure::Busy,
-        Failure::Refused,
-    ];
 }
 
 /// What was seen of an instance.
@@ -141,7 +117,7 @@ impl Records {
         event: Event,
         (sent, now): (Duration, Duration),
         is_peer: impl Fn(u32) -> bool,
-        settings: &Settings,
+        settings: &HealthSettings,
     ) -> bool {
         let speaks_against = match event {
             Event::Failed(_) | Event::Suspected(_) | Event::Refused { .. } | Event::Busy(_) => true,
@@ -188,7 +164,7 @@ impl Records {
     }
 
     /// Whether something may be remembered of an instance; what is over makes room.
-    fn has_room(&mut self, instance: u32, now: Duration, settings: &Settings) -> bool {
+    fn has_room(&mut self, instance: u32, now: Duration, settings: &HealthSettings) -> bool {
         if !self.0.contains_key(&instance) && self.0.len() >= RECORDS_MAX {
             self.0.retain(|_, record| !record.is_over(now, settings));
         }
@@ -210,7 +186,7 @@ impl Records {
     }
 
     /// Claims a half-open instance for a probe; false if it is not half-open, or another worker was faster.
-    pub fn claim(&mut self, instance: u32, now: Duration, settings: &Settings) -> bool {
+    pub fn claim(&mut self, instance: u32, now: Duration, settings: &HealthSettings) -> bool {
         let Some(record) = self.0.get_mut(&instance) else { return false };
         if record.standing(now, settings) != Standing::HalfOpen {
             return false;
@@ -221,7 +197,7 @@ impl Records {
     }
 
     /// How an instance stands.
-    pub fn standing(&self, instance: u32, now: Duration, settings: &Settings) -> Standing {
+    pub fn standing(&self, instance: u32, now: Duration, settings: &HealthSettings) -> Standing {
         self.0.get(&instance).map_or(Standing::Healthy, |record| record.standing(now, settings))
     }
 
@@ -231,7 +207,7 @@ impl Records {
         instance: u32,
         report: Option<&InstanceReport>,
         now: Duration,
-        settings: &Settings,
+        settings: &HealthSettings,
     ) -> bool {
         self.0.get(&instance).is_some_and(|record| record.is_silent(now, settings))
             || report.is_some_and(|report| report.unreachable > 0)
@@ -246,7 +222,7 @@ impl Records {
     }
 
     /// Tells the loads how their instances stand.
-    pub fn stand(&self, loads: &mut [LoadNow], fleet: &Fleet, now: Duration, settings: &Settings) {
+    pub fn stand(&self, loads: &mut [LoadNow], fleet: &Fleet, now: Duration, settings: &HealthSettings) {
         if self.0.is_empty() || !settings.enabled {
             return;
         }

@@ -100,15 +100,15 @@ impl Work {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Forecast {
     /// To the first token.
-    pub ttft: f64,
+    pub ttft_seconds: f64,
     /// Per output token after the first.
-    pub tpot: f64,
+    pub tpot_seconds: f64,
     /// To the last token.
-    pub e2e: f64,
-    /// `ttft` before its correction.
-    pub uncorrected_ttft: f64,
-    /// `tpot` before its correction.
-    pub uncorrected_tpot: f64,
+    pub e2e_seconds: f64,
+    /// `ttft_seconds` before its correction.
+    pub uncorrected_ttft_seconds: f64,
+    /// `tpot_seconds` before its correction.
+    pub uncorrected_tpot_seconds: f64,
     /// Prompt tokens that are prefilled before the first token comes, this request's own and those before it.
     pub prefill_tokens: f64,
     /// Steps that pass before the first token comes, its own included.
@@ -124,16 +124,16 @@ impl Forecast {
     #[inline]
     pub fn after(self, seconds: f64) -> Forecast {
         Forecast {
-            ttft: self.ttft + seconds,
-            e2e: self.e2e + seconds,
-            uncorrected_ttft: self.uncorrected_ttft + seconds,
+            ttft_seconds: self.ttft_seconds + seconds,
+            e2e_seconds: self.e2e_seconds + seconds,
+            uncorrected_ttft_seconds: self.uncorrected_ttft_seconds + seconds,
             ..self
         }
     }
 
     /// Seconds to the last of so many tokens.
     pub fn e2e_of(&self, output_tokens: f64) -> f64 {
-        self.ttft + self.tpot * (output_tokens - 1.0).max(0.0)
+        self.ttft_seconds + self.tpot_seconds * (output_tokens - 1.0).max(0.0)
     }
 }
 
@@ -180,21 +180,31 @@ pub fn forecast_at(tempo: &Tempo, limits: &Limits, load: &LoadNow, work: &Work) 
     };
     let step = |others: f64, own_held: f64| {
         let held = others * held_each + own_held;
-        pace.step + pace.step_per_running * others + pace.step_per_context_token * held
+        pace.step_seconds + pace.step_seconds_per_running * others + pace.step_seconds_per_context_token * held
     };
-    let uncorrected_ttft =
-        pace.overhead + prefill_tokens * pace.prompt_token + steps * step(running, work.prompt_tokens);
+    let uncorrected_ttft_seconds =
+        pace.overhead_seconds + prefill_tokens * pace.prompt_token_seconds + steps * step(running, work.prompt_tokens);
 
     // Behind a queue, the batch stays as large as it is.
     let joining = (waiting - behind).max(0.0);
     let batch = (running + joining).min(f64::from(limits.max_running) - 1.0).max(0.0);
     let prefill_per_step = (batch + 1.0) * traffic.prompt_tokens / traffic.output_tokens;
-    let uncorrected_tpot = step(batch, mean_held(work)) + prefill_per_step * pace.prompt_token;
+    let uncorrected_tpot_seconds = step(batch, mean_held(work)) + prefill_per_step * pace.prompt_token_seconds;
 
-    let (ttft, tpot) = (uncorrected_ttft * tempo.ttft_factor, uncorrected_tpot * tempo.tpot_factor);
-    let forecast =
-        Forecast { ttft, tpot, e2e: 0.0, uncorrected_ttft, uncorrected_tpot, prefill_tokens, steps, running, batch };
-    Forecast { e2e: forecast.e2e_of(work.output_tokens), ..forecast }
+    let ttft_seconds = uncorrected_ttft_seconds * tempo.ttft_factor;
+    let tpot_seconds = uncorrected_tpot_seconds * tempo.tpot_factor;
+    let forecast = Forecast {
+        ttft_seconds,
+        tpot_seconds,
+        e2e_seconds: 0.0,
+        uncorrected_ttft_seconds,
+        uncorrected_tpot_seconds,
+        prefill_tokens,
+        steps,
+        running,
+        batch,
+    };
+    Forecast { e2e_seconds: forecast.e2e_of(work.output_tokens), ..forecast }
 }
 
 /// Seconds that a request takes on an idle instance that has nothing of it in its cache, by the profile.
@@ -208,8 +218,8 @@ pub fn idle_seconds(profile: &LatencyProfile, work: &Work) -> f64 {
 #[inline]
 pub fn delay_seconds(tempo: &Tempo, load: &LoadNow, work: &Work) -> f64 {
     let pace = &tempo.pace;
-    let prefill = (work.prompt_tokens - work.cached_tokens).max(0.0) * pace.prompt_token;
-    let longer_step = pace.step_per_running + pace.step_per_context_token * mean_held(work);
+    let prefill = (work.prompt_tokens - work.cached_tokens).max(0.0) * pace.prompt_token_seconds;
+    let longer_step = pace.step_seconds_per_running + pace.step_seconds_per_context_token * mean_held(work);
     load.running.max(0.0) * (longer_step * work.output_tokens + prefill)
 }
 

@@ -76,11 +76,36 @@ pub const RELAX_ORDER_HEADER: &str = "x-routebalance-relax-order";
 pub const OWN_HEADERS: &str = "x-routebalance-";
 /// Response header: why the filter has refused, one word.
 pub const REFUSED_REASON_RESPONSE_HEADER: &str = "x-routebalance-refused-reason";
-/// Its value where instances have failed at the request, and no other one is asked.
-pub const SUSPECT_REASON: &str = "suspect";
 /// Response header: `true` where the prompt alone uses the budget up.
 pub const BUDGET_EXHAUSTED_RESPONSE_HEADER: &str = "x-routebalance-budget-exhausted";
 /// Response header: whose browsers may read the answer.
 pub const ALLOW_ORIGIN_RESPONSE_HEADER: &str = "access-control-allow-origin";
 /// Response header: when to come again, seconds.
 pub const RETRY_AFTER_HEADER: &str = "retry-after";
+
+/// Declares an enum whose variants have names, and a list of all of them that cannot lack one.
+macro_rules! named {
+    ($(#[$meta:meta])* pub enum $kind:ident { $($(#[$note:meta])* $variant:ident = $name:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum $kind { $($(#[$note])* $variant,)+ }
+
+        impl $kind {
+            /// All of them, in the order of their declaration.
+            pub const ALL: [$kind; [$($kind::$variant,)+].len()] = [$($kind::$variant,)+];
+
+            /// Its name in statistics, headers and logs.
+            pub const fn name(self) -> &'static str {
+                match self { $($kind::$variant => $name,)+ }
+            }
+        }
+
+        impl ::std::fmt::Display for $kind {
+            fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+                f.write_str(self.name())
+            }
+        }
+    };
+}
+
+pub(crate) use named;

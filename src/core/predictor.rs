@@ -123,7 +123,7 @@ impl Predictor {
     /// Rebuilds the embedded plan; an error says what does not fit. Costs milliseconds: do it once.
     pub fn load() -> Result<Predictor, String> {
         let plan: Plan = serde_json::from_slice(PLAN).map_err(|error| format!("predictor plan: {error}"))?;
-        let facts = Facts::of(&plan)?;
+        let facts = Facts::from_plan(&plan)?;
         let (constants, _) = CONSTANTS.as_chunks::<4>();
         let constants: Vec<f32> = constants.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
         let source = plan.nodes.first().filter(|node| node.op == PlanOp::Source);
@@ -221,7 +221,7 @@ struct Facts {
 }
 
 impl Facts {
-    fn of(plan: &Plan) -> Result<Facts, String> {
+    fn from_plan(plan: &Plan) -> Result<Facts, String> {
         let version: u32 = fact(plan, "feature_version")?;
         if version != FEATURE_VERSION {
             return Err(format!(

@@ -86,7 +86,7 @@ pub struct Observation {
 
 impl Observation {
     /// Of a fleet, from all workers' counters, the loads now and the pools' speeds. Loads and speeds may be missing.
-    pub fn of(fleet: &Fleet, counters: &Counters, loads: &[LoadNow], speeds: &[Speed]) -> Observation {
+    pub fn from_fleet(fleet: &Fleet, counters: &Counters, loads: &[LoadNow], speeds: &[Speed]) -> Observation {
         let of = |m: &Model| ModelNow { generates: m.kind == ModelKind::Generate, ..ModelNow::default() };
         let mut seen = Observation { models: fleet.models.iter().map(of).collect(), ..Observation::default() };
         let (unknown, by_profile) = (LoadNow::default(), Speed::default());
@@ -123,9 +123,9 @@ impl Observation {
             let forecast = latency::forecast(&pool.profile, &pool.limits, load, &usual, speed);
             let slowdown = load.standing.slowdown();
             // As the router does, the instance that is expected to end first.
-            if slowdown * forecast.e2e < *soonest {
-                *soonest = slowdown * forecast.e2e;
-                now.ttft_seconds = Some(slowdown * forecast.ttft);
+            if slowdown * forecast.e2e_seconds < *soonest {
+                *soonest = slowdown * forecast.e2e_seconds;
+                now.ttft_seconds = Some(slowdown * forecast.ttft_seconds);
             }
         }
         for (now, (all, there, _)) in seen.models.iter_mut().zip(places) {
@@ -216,12 +216,12 @@ impl Steering {
         }
         let counts = self.count(seen, seconds);
         let Some(settings) = settings else {
-            self.prices = from_least(&Aim::at(levels, self.rate()).prices, seen);
+            self.prices = from_least(&Aim::for_rate(levels, self.rate()).prices, seen);
             return;
         };
         let share = seconds.min(STEP_SECONDS_MAX) / settings.time_constant.as_secs_f64().max(1e-3);
         self.look(levels, settings.ttft.as_secs_f64() * AIM, seen, share);
-        let aim = Aim::at(levels, self.demand(levels));
+        let aim = Aim::for_rate(levels, self.demand(levels));
         let fractions = self.fractions(&aim.fractions, seen);
         self.correct(&counts, &fractions, settings.max_correction, seconds, share);
         let corrected: Vec<f64> =
@@ -268,7 +268,7 @@ impl Steering {
         let mean = known().map(|(rate, ttft)| rate * ttft).sum::<f64>() / sent;
         let excess = bounded(mean / limit - 1.0, -1.0, 1.0);
         let demand = self.demand(levels);
-        let [here, ahead] = [demand, demand * (1.0 + AHEAD)].map(|rate| Aim::at(levels, rate).fractions);
+        let [here, ahead] = [demand, demand * (1.0 + AHEAD)].map(|rate| Aim::for_rate(levels, rate).fractions);
         let slope: f64 = here
             .iter()
             .zip(&ahead)
@@ -318,7 +318,7 @@ struct Aim {
 impl Aim {
     /// Between levels on straight lines; below the lowest as there. Beyond the highest with its prices, and the further requests go
     /// where it sends its last ones: as between the highest two levels, or to the cheapest models if there is but one.
-    fn at(levels: &[DemandLevel], rate: f64) -> Aim {
+    fn for_rate(levels: &[DemandLevel], rate: f64) -> Aim {
         let above = levels.iter().position(|level| level.rate >= rate);
         let before = above.and_then(|i| levels.get(i.checked_sub(1)?));
         match (before, above.and_then(|i| levels.get(i)), levels.last()) {
@@ -395,7 +395,7 @@ impl LivePrices {
     }
 
     /// A policy's prices now; `None` where they are fixed.
-    pub fn of(&self, policy: usize) -> Option<&[f64]> {
+    pub fn of_policy(&self, policy: usize) -> Option<&[f64]> {
         Some(&self.policies.get(policy)?.as_ref()?.prices)
     }
 

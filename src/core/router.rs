@@ -5,62 +5,52 @@
 
 mod admitting;
 mod candidates;
+mod decision;
 mod fallbacks;
 mod holding;
 mod naming;
+mod reason;
+mod record;
 mod unread;
 
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use decision::milliseconds;
+pub use decision::{Because, Decision, Destination, Draw, Elsewhere, Expected, ExpectedQuality};
+pub use reason::{RefusalReason, UntouchedReason};
 pub use unread::{Packed, packed};
 
-use admitting::Entrants;
 use candidates::PromptTokens;
+use record::{Chosen, RoutedAsk};
 
-use crate::admission::spending;
 use crate::affinity::Held;
 use crate::config::{Config, Drill};
 use crate::discovery::{self, Roster};
 use crate::features;
-use crate::fleet::{Budget, Constraint, Constraints, Model, ModelKind, Objective};
-use crate::latency::Forecast;
-use crate::learning::{Learned, exploration, lengths, speed};
-use crate::openai::{Api, Ending, Observed, Prompt};
+use crate::fleet::{Constraints, Model, ModelKind};
+use crate::learning::{Learned, exploration};
+use crate::names::named;
+use crate::openai::{Api, Prompt};
 use crate::predictor::{Estimate, Prediction, Predictor};
-use crate::reckoning::{Dispatch, LoadNow, Standing};
+use crate::reckoning::LoadNow;
 use crate::score::{self, References};
 
-/// The step of the ladder on which a decision was made. A lower step is a worse decision, never an error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Rung {
-    /// Prediction and fresh reports.
-    Fused,
-    /// No prediction: the priors of the models.
-    Priors,
-    /// No fresh report of the chosen instance: this gateway's own counters.
-    Reckoned,
-    /// No load at all: weights and profiles alone.
-    Static,
-    /// Not decided here: Envoy's own route and balancing.
-    Untouched,
-}
-
-impl Rung {
-    /// The rung's name in headers, metrics and logs.
-    pub fn name(self) -> &'static str {
-        match self {
-            Rung::Fused => "fused",
-            Rung::Priors => "priors",
-            Rung::Reckoned => "reckoned",
-            Rung::Static => "static",
-            Rung::Untouched => "untouched",
-        }
+named! {
+    /// The step of the ladder on which a decision was made, best first. A lower step is a worse decision, never an error.
+    pub enum Rung {
+        /// Prediction and fresh reports.
+        Fused = "fused",
+        /// No prediction: the priors of the models.
+        Priors = "priors",
+        /// No fresh report of the chosen instance: this gateway's own counters.
+        Reckoned = "reckoned",
+        /// No load at all: weights and profiles alone.
+        Static = "static",
+        /// Not decided here: Envoy's own route and balancing.
+        Untouched = "untouched",
     }
-
-    /// All rungs, best first.
-    pub const ALL: [Rung; 5] = [Rung::Fused, Rung::Priors, Rung::Reckoned, Rung::Static, Rung::Untouched];
 }
 
 /// What is asked of the router.
@@ -119,7 +109,7 @@ pub enum Verdict {
         max_tokens: Option<u32>,
     },
     /// Leave it to Envoy's own route, for this reason.
-    Untouched(&'static str),
+    Untouched(UntouchedReason),
 }
 
 /// An error that a request is answered with.
@@ -128,7 +118,7 @@ pub struct Refusal {
     /// HTTP status.
     pub status: u16,
     /// Why, in one word for machines.
-    pub reason: &'static str,
+    pub reason: RefusalReason,
     /// One sentence for the client.
     pub message: String,
     /// When another attempt may succeed.
@@ -139,176 +129,8 @@ pub struct Refusal {
 
 impl Refusal {
     /// A request that is wrong, whenever it comes.
-    pub fn new(status: u16, reason: &'static str, message: impl Into<String>) -> Refusal {
+    pub fn new(status: u16, reason: RefusalReason, message: impl Into<String>) -> Refusal {
         Refusal { status, reason, message: message.into(), retry_after: None, param: None }
-    }
-}
-
-/// What a request must say at a pool of another model than the chosen one.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Elsewhere {
-    /// Index of the pool.
-    pub pool: usize,
-    /// Index of its model.
-    pub model: usize,
-    /// The limit of each answer's tokens that is written there.
-    pub max_tokens: Option<u32>,
-    /// Tokens that the budget leaves there for each answer.
-    pub budget_left: Option<u32>,
-    /// Quality and its standard deviation there, before what feedback has taught.
-    pub unrevised_quality: (f64, f64),
-}
-
-/// Where a request goes, what is expected of it there, and why.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Decision {
-    /// Index of the model.
-    pub model: usize,
-    /// Index of the pool.
-    pub pool: usize,
-    /// Index of the instance.
-    pub instance: usize,
-    /// Where Envoy retries, best first: other instances of the pool, then of other models.
-    pub fallbacks: Vec<usize>,
-    /// What a request must say at the pools of other models among them.
-    pub elsewhere: Vec<Elsewhere>,
-    /// Whether the request probes a half-open instance: it must be claimed first, and if another worker was faster, the request
-    /// is to be decided anew.
-    pub probe: bool,
-    /// The step of the ladder.
-    pub rung: Rung,
-    /// Whether what is expected of the answer was predicted; false where the predictor does not know the model.
-    pub predicted: bool,
-    /// Estimated prompt tokens.
-    pub prompt_tokens: u64,
-    /// Of those, the ones that the instance is expected to have kept from an earlier request.
-    pub cached_tokens: u64,
-    /// The LoRA adapter that the client asks for by its name, which then stays as it is.
-    pub adapter: Option<String>,
-    /// Expected output tokens.
-    pub output_tokens: u64,
-    /// Output tokens that 4 of 5 such requests do not exceed.
-    pub output_tokens_p80: u64,
-    /// Output tokens that 9 of 10 such requests do not exceed.
-    pub output_tokens_p90: u64,
-    /// The learnt factor in the expected output tokens.
-    pub output_tokens_correction: f64,
-    /// What the answer's length is to be compared with, uncorrected; `None` where that would teach nothing.
-    pub expectation: Option<lengths::Expectation>,
-    /// Expected answer quality, 0 to 1.
-    pub quality: f64,
-    /// Standard deviation of `quality`.
-    pub quality_sd: f64,
-    /// Quality and its standard deviation before what feedback has taught: what a score is to be compared with.
-    pub unrevised_quality: (f64, f64),
-    /// Probability that this model was chosen, given the request and the load.
-    pub propensity: f64,
-    /// Whether exploration has drawn the model.
-    pub explored: bool,
-    /// How much the prompt resembles those that the predictor was trained on, 0 to 1; `None` without a prediction.
-    pub familiarity: Option<f64>,
-    /// The cluster of training prompts that the prompt is nearest to; `None` without a prediction.
-    pub prototype: Option<usize>,
-    /// Expected time, seconds: the objective's T.
-    pub seconds: f64,
-    /// Expected times of the response.
-    pub forecast: Forecast,
-    /// Expected cost, USD.
-    pub usd: f64,
-    /// The winner's score.
-    pub score: f64,
-    /// What a request to the model cost, units of quality; `None` unless the objective is `prices`.
-    pub price: Option<f64>,
-    /// How many candidates were scored.
-    pub candidates: usize,
-    /// Constraints that had to be given up.
-    pub relaxed: Vec<Constraint>,
-    /// Whether every candidate is saturated.
-    pub saturated: bool,
-    /// What the request may spend.
-    pub budget: Budget,
-    /// The limit of each answer's tokens that is written where there is a budget, and not every server reads the client's own as low.
-    pub max_tokens: Option<u32>,
-    /// Tokens that the budget leaves for each answer.
-    pub budget_left: Option<u32>,
-    /// Whether the prompt alone uses the budget up.
-    pub prompt_exhausts_budget: bool,
-}
-
-impl Decision {
-    /// Whether the answer is text, which can be scored.
-    pub fn generates(&self) -> bool {
-        self.output_tokens > 0
-    }
-
-    /// What the chosen instance is given to do.
-    pub fn dispatch(&self) -> Dispatch {
-        Dispatch { instance: self.instance, prompt_tokens: self.prefill_tokens(), output_tokens: self.output_tokens }
-    }
-
-    /// An instance of this pool serves the request, and not one of the chosen pool; whether that makes it another model. What was
-    /// expected of the chosen one teaches nothing then.
-    pub fn serve_at(&mut self, pool: usize) -> bool {
-        let Some(elsewhere) = self.elsewhere.iter().find(|elsewhere| elsewhere.pool == pool).copied() else {
-            return false;
-        };
-        self.pool = elsewhere.pool;
-        self.model = elsewhere.model;
-        self.max_tokens = elsewhere.max_tokens;
-        self.budget_left = elsewhere.budget_left;
-        self.unrevised_quality = elsewhere.unrevised_quality;
-        self.expectation = None;
-        true
-    }
-
-    /// How long a whole answer may take where no report says whether its instance works: twice the time of as many tokens as 9 of 10 such
-    /// answers have, or as the client allows if that is more, and `least` at least. `None` where there are reports.
-    pub fn answer_limit(&self, least: Duration) -> Option<Duration> {
-        if self.rung < Rung::Reckoned {
-            return None;
-        }
-        let allowed = self.expectation.and_then(|expectation| expectation.max_tokens).map_or(0, u64::from);
-        let more_tokens = self.output_tokens_p90.max(allowed).saturating_sub(self.output_tokens);
-        let seconds = 2.0 * (self.forecast.e2e + self.forecast.tpot * more_tokens as f64);
-        Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).max(least))
-    }
-
-    /// Prompt tokens that the instance has to prefill.
-    pub fn prefill_tokens(&self) -> u64 {
-        self.prompt_tokens.saturating_sub(self.cached_tokens)
-    }
-
-    /// What a response teaches about the length of the model's answers, if it teaches anything.
-    pub fn lesson(&self, seen: &Observed) -> Option<lengths::Lesson> {
-        let usage = seen.usage.filter(|_| self.is_lesson(seen))?;
-        self.expectation?.lesson(usage.completion_tokens, seen.ending == Some(Ending::Limit))
-    }
-
-    /// Whether an answer shows what the model does: it is whole, and ended by itself or at the limit that its request carried. One that
-    /// the server's context, a filter, Envoy or the client has cut says nothing.
-    pub fn is_lesson(&self, seen: &Observed) -> bool {
-        let limit = self.expectation.and_then(|expectation| expectation.max_tokens).map(u64::from);
-        let tokens = seen.usage.map(|usage| usage.completion_tokens);
-        let ended = match seen.ending {
-            None | Some(Ending::ByItself) => true,
-            Some(Ending::Limit) => limit.zip(tokens).is_some_and(|(limit, tokens)| tokens >= limit),
-            Some(Ending::Other) => false,
-        };
-        ended && seen.ended && !seen.error_event
-    }
-
-    /// Whether the request has used its budget up with this cost, or was cut where the budget ends.
-    pub fn exhausts_budget(&self, usd: f64, seen: &Observed) -> bool {
-        let is_limit = self.max_tokens.is_some() && self.max_tokens == self.budget_left;
-        spending::is_exhausted(&self.budget, usd) || (is_limit && seen.ending == Some(Ending::Limit))
-    }
-
-    /// What a whole, successful response teaches about the speed of its pool, if it has one answer to one prompt.
-    pub fn speed_lesson(&self, timing: &speed::Timing) -> Option<speed::Lesson> {
-        self.expectation?;
-        let prompt_tokens = self.prefill_tokens() as f64;
-        let expectation = speed::Expectation { pool: self.pool, forecast: self.forecast, prompt_tokens };
-        Some(expectation.lesson(timing))
     }
 }
 
@@ -345,7 +167,7 @@ impl Router {
         };
         let models = config.fleet.models.iter().zip(&predicted);
         let priors = models.map(|(model, position)| Estimate::prior(model, &spread(position))).collect();
-        let references = References::of(&config.fleet);
+        let references = References::from_fleet(&config.fleet);
         Router { config, predictor, predicted, priors, references }
     }
 
@@ -394,7 +216,7 @@ impl Router {
         outlook: impl FnOnce(&[usize]) -> Cow<'o, Outlook>,
     ) -> Verdict {
         if self.config.drills(Drill::Router) {
-            return Verdict::Untouched("drill");
+            return Verdict::Untouched(UntouchedReason::Drill);
         }
         let models = match self.allowed_models(ask) {
             Ok(models) => models,
@@ -404,23 +226,20 @@ impl Router {
             return Verdict::Refused(refusal);
         }
         let Some(policy) = self.config.policies.get(ask.policy) else {
-            return Verdict::Untouched("no_policy");
+            return Verdict::Untouched(UntouchedReason::NoPolicy);
         };
         let outlook = outlook(&models);
-        let Outlook { estimates: unlearned_all, familiarity, prototype } = outlook.as_ref();
-        let (familiarity, prototype) = (*familiarity, *prototype);
-        let estimates: Vec<Estimate> = unlearned_all
-            .iter()
-            .enumerate()
-            .map(|(model, (estimate, _))| learned.applied(model, prototype, estimate))
-            .collect();
-        let prompt = PromptTokens::of(ask.prompt);
+        let unlearned = outlook.estimates.iter().enumerate();
+        let estimates: Vec<Estimate> =
+            unlearned.map(|(model, (estimate, _))| learned.applied(model, outlook.prototype, estimate)).collect();
+        let prompt = PromptTokens::from_prompt(ask.prompt);
         let candidates = self.candidates(ask, &models, &estimates, prompt, loads, learned);
         let entrants = self.admit((ask, policy), candidates, &estimates, prompt, loads, learned);
-        let Entrants { admitted, saturated } = match entrants {
+        let entrants = match entrants {
             Ok(entrants) => entrants,
             Err(refusal) => return Verdict::Refused(refusal),
         };
+        let admitted = &entrants.admitted;
         let prices = ask.prices.unwrap_or(&policy.prices);
         let scores = score::scores(&admitted.candidates, policy, prices, &self.references, ask.sequence);
         let ranking = score::Ranking::new(&admitted.candidates, &scores, policy.objective);
@@ -432,66 +251,18 @@ impl Router {
             let i = *firsts.get(choice.position)?;
             let candidate = admitted.candidates.get(i)?;
             let (pool_index, pool) = self.config.fleet.pool_of(candidate.instance)?;
-            Some((choice, candidate, *scores.get(i)?, pool_index, pool))
+            Some(Chosen { candidate, score: *scores.get(i)?, choice, pool_index, pool })
         });
-        let Some((choice, chosen, score, pool_index, pool)) = chosen else {
+        let Some(chosen) = chosen else {
             return self.without_candidate(ask, &models);
         };
-        let model = pool.model;
-        let (Some(estimate), Some((unlearned, predicted))) = (estimates.get(model), unlearned_all.get(model)) else {
-            return Verdict::Untouched("no_candidate");
-        };
-        let prompt_tokens = self.config.fleet.model_of(pool).map_or(prompt.text, |model| prompt.at(model));
-        let answer = self.answer(ask, pool, prompt_tokens);
-        let (max_tokens, budget_left) = self.cap(ask, pool, prompt);
-        let budget = self.constraints(ask).budget;
-        let prompt_usd = self.config.fleet.model_of(pool).map_or(0.0, |m| prompt_tokens * m.tariff.usd_per_input_token);
-        let cached_tokens = ask.held.cached_tokens(chosen.instance, prompt_tokens);
-        let fallbacks = self.fallbacks(ask, chosen, pool_index, (&admitted.candidates, &ranking, &firsts), loads);
-        Verdict::Decided(Box::new(Decision {
-            model,
-            pool: pool_index,
-            instance: chosen.instance,
-            elsewhere: self.elsewhere(ask, pool_index, &fallbacks, prompt, unlearned_all),
-            fallbacks,
-            probe: loads.and_then(|l| l.get(chosen.instance)).is_some_and(|l| l.standing == Standing::HalfOpen),
-            rung: rung(
-                *predicted || familiarity.is_some(),
-                loads.map(|l| l.get(chosen.instance).copied().unwrap_or_default()),
-            ),
-            predicted: *predicted,
-            prompt_tokens: prompt_tokens as u64,
-            cached_tokens: cached_tokens as u64,
-            adapter: self.adapter(ask.prompt).map(str::to_owned),
-            output_tokens: chosen.output_tokens as u64,
-            output_tokens_p80: chosen.output_tokens_p80 as u64,
-            output_tokens_p90: answer.tokens(estimate.output_tokens_p90) as u64,
-            output_tokens_correction: learned.correction(model),
-            expectation: answer.is_one().then_some(lengths::Expectation {
-                model,
-                output_tokens: unlearned.output_tokens,
-                max_tokens: max_tokens.or(ask.prompt.max_tokens),
-            }),
-            quality: chosen.quality,
-            quality_sd: estimate.quality_sd,
-            unrevised_quality: (unlearned.quality, unlearned.quality_sd),
-            propensity: choice.propensity,
-            explored: choice.explored,
-            familiarity: familiarity.filter(|_| *predicted),
-            prototype: prototype.filter(|_| *predicted),
-            seconds: chosen.seconds,
-            forecast: chosen.forecast,
-            usd: chosen.usd,
-            score,
-            price: (policy.objective == Objective::Prices).then(|| prices.get(model).copied().unwrap_or(0.0)),
-            candidates: admitted.candidates.len(),
-            relaxed: admitted.relaxed,
-            saturated,
-            budget,
-            max_tokens,
-            budget_left,
-            prompt_exhausts_budget: spending::is_exhausted(&budget, prompt_usd),
-        }))
+        let Chosen { candidate, pool_index, .. } = chosen;
+        let fallbacks = self.fallbacks(ask, candidate, pool_index, (&admitted.candidates, &ranking, &firsts), loads);
+        let question =
+            RoutedAsk { ask, policy, outlook: outlook.as_ref(), estimates: &estimates, prompt, loads, learned };
+        let decision = self.decision(&question, &chosen, &entrants, fallbacks);
+        decision
+            .map_or(Verdict::Untouched(UntouchedReason::NoCandidate), |decision| Verdict::Decided(Box::new(decision)))
     }
 
     /// Where nobody is known who could serve: Envoy may know hosts of a discovered pool, and the default one comes first.
@@ -500,9 +271,9 @@ impl Router {
         let may = |i: &usize| pools.get(*i).is_some_and(|pool| pool.discovered && models.contains(&pool.model));
         let first = std::iter::once(self.config.envoy.default_pool).chain(0..pools.len()).find(may);
         let Some((index, pool)) = first.and_then(|index| Some((index, pools.get(index)?))) else {
-            return Verdict::Untouched("no_candidate");
+            return Verdict::Untouched(UntouchedReason::NoCandidate);
         };
-        Verdict::Pooled { pool: index, max_tokens: self.cap(ask, pool, PromptTokens::of(ask.prompt)).0 }
+        Verdict::Pooled { pool: index, max_tokens: self.cap(ask, pool, PromptTokens::from_prompt(ask.prompt)).0 }
     }
 
     /// What is expected of each model's answer to a prompt, if these models may answer it.
@@ -537,17 +308,6 @@ impl Router {
                 )
             })
             .collect()
-    }
-}
-
-/// The step on which a decision stands: the worst of what it had to do without. A predictor that has said what it knows has not failed,
-/// even where it does not know the model.
-fn rung(predicted: bool, load: Option<LoadNow>) -> Rung {
-    match (load, predicted) {
-        (None, _) => Rung::Static,
-        (Some(load), _) if load.trust <= 0.0 => Rung::Reckoned,
-        (Some(_), false) => Rung::Priors,
-        (Some(_), true) => Rung::Fused,
     }
 }
 

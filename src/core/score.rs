@@ -99,7 +99,7 @@ const LEAST_QUALITY_REFERENCE: f64 = 0.1;
 
 impl References {
     /// The references of a fleet, from its priors, profiles and tariffs alone, so that weights mean the same on every fleet.
-    pub fn of(fleet: &Fleet) -> References {
+    pub fn from_fleet(fleet: &Fleet) -> References {
         let (mut seconds, mut usd, mut pools) = (0.0, 0.0, 0.0);
         let mut qualities: Vec<f64> = Vec::new();
         for pool in &fleet.pools {

@@ -22,7 +22,7 @@ mod slots;
 use std::time::Duration;
 
 pub use affinity::{Journal, JournalReader, PLACEMENT_SEGMENTS};
-pub use board::{Board, Bytes, Key, Learnt, Memory, Version};
+pub use board::{Board, Bytes, Key, Learnt, MemoryBoard, Version};
 pub use health::{decode_health, encode_health};
 pub use index::Index;
 pub use learnt::{

@@ -20,7 +20,7 @@ mod settings;
 pub use metrics::parse_metrics;
 pub use orca::parse_orca;
 pub use schedule::{IN_FLIGHT_MAX, Rounds, Schedule, stretched};
-pub use settings::Settings;
+pub use settings::TelemetrySettings;
 
 /// A load as an instance reported it: unknown is None, zero is a measurement.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -78,22 +78,22 @@ const KV_USE_MAX: f64 = 1.5;
 const TOTAL_MAX: f64 = 1e15;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Gauge {
+enum LoadGauge {
     Running,
     Waiting,
     KvUse,
 }
 
 impl Load {
-    fn add(&mut self, gauge: Gauge, value: f64) {
-        let max = if gauge == Gauge::KvUse { KV_USE_MAX } else { REQUESTS_MAX };
+    fn add(&mut self, gauge: LoadGauge, value: f64) {
+        let max = if gauge == LoadGauge::KvUse { KV_USE_MAX } else { REQUESTS_MAX };
         if !(0.0..=max).contains(&value) {
             return;
         }
         match gauge {
-            Gauge::Running => self.running = Some(self.running.unwrap_or(0.0) + value),
-            Gauge::Waiting => self.waiting = Some(self.waiting.unwrap_or(0.0) + value),
-            Gauge::KvUse => self.kv_use = Some(self.kv_use.unwrap_or(0.0).max(value)),
+            LoadGauge::Running => self.running = Some(self.running.unwrap_or(0.0) + value),
+            LoadGauge::Waiting => self.waiting = Some(self.waiting.unwrap_or(0.0) + value),
+            LoadGauge::KvUse => self.kv_use = Some(self.kv_use.unwrap_or(0.0).max(value)),
         }
     }
 

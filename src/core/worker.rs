@@ -16,11 +16,11 @@ mod statistics;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-pub use fetching::{Answer, Fetch, Purpose, Question, Scrape};
+pub use fetching::{Fetch, Purpose, Question, Scrape, ScrapeAnswer};
 pub use learner::{Learner, Scored};
 pub use placements::Placements;
 pub use prices::Prices;
-pub use statistics::{Statistic, Statistics};
+pub use statistics::{Counter, Gauge, Histogram, Statistic, Statistics};
 
 use crate::discovery::Roster;
 use crate::reckoning::{Counters, Glimpse, Reports};
@@ -83,7 +83,7 @@ pub struct Worker {
     reports: Reports,
     unwritten_reports: bool,
     /// How reports are trusted, at the period in which they come.
-    telemetry: telemetry::Settings,
+    telemetry: telemetry::TelemetrySettings,
     /// Time between two reports of an instance.
     period: Duration,
     /// What response headers have shown this VM, the latest of each instance, until the leader must have read it.
@@ -105,7 +105,7 @@ impl Worker {
     pub fn new(router: Router, owner: u64, now: Duration) -> Worker {
         let owner = owner.max(1);
         let config = router.config();
-        let index = Index::of(&config.fleet);
+        let index = Index::from_fleet(&config.fleet);
         let telemetry = config.telemetry.clone();
         Worker {
             statistics: Statistics::new(config),
@@ -135,7 +135,7 @@ impl Worker {
             telemetry,
             glimpses: BTreeMap::new(),
             unwritten_glimpses: false,
-            roster: Roster::of(&config.fleet, Duration::ZERO),
+            roster: Roster::from_fleet(&config.fleet, Duration::ZERO),
             roster_version: None,
             scraper: fetching::Scraper::default(),
             asker: fetching::Asker::default(),
@@ -243,7 +243,7 @@ impl Worker {
             }
             orphans.into_iter().for_each(|(orphan, owner)| self.retire(board, orphan, owner));
             if slot.is_none() && (self.slot.is_some() || self.owns_until.is_zero()) {
-                self.statistics.count("without_slot");
+                self.statistics.count(Counter::WithoutSlot);
                 self.statistics.warn("all slots are taken: this worker's load is not shared with the others");
             }
             self.slots_version = None;

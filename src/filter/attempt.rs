@@ -17,11 +17,11 @@ pub(super) struct AttemptContext {
 
 impl AttemptContext {
     /// Runs `f` with the gateway that has the request, if any has; `None` if there is no request, or the gateway is in use.
-    fn with<R>(&mut self, f: impl FnOnce(&mut Attempt, Option<&mut Gateway>, u32) -> R) -> Option<R> {
+    fn run<R>(&mut self, f: impl FnOnce(&mut Attempt, Option<&mut Gateway>, u32) -> R) -> Option<R> {
         let id = self.request?;
         let attempt = &mut self.attempt;
-        match Shared::of(id) {
-            Some(shared) => shared.with(|gateway| f(attempt, Some(gateway), id)),
+        match Shared::that_has(id) {
+            Some(shared) => shared.run(|gateway| f(attempt, Some(gateway), id)),
             None => Some(f(attempt, None, id)),
         }
     }
@@ -29,7 +29,7 @@ impl AttemptContext {
 
 impl Context for AttemptContext {
     fn on_done(&mut self) -> bool {
-        self.with(|attempt, gateway, id| attempt.on_done(&Envoy, gateway, id));
+        self.run(|attempt, gateway, id| attempt.on_done(&Envoy, gateway, id));
         true
     }
 }
@@ -38,7 +38,7 @@ impl HttpContext for AttemptContext {
     fn on_http_request_headers(&mut self, _headers: usize, end_of_stream: bool) -> Action {
         self.request = context_of(&Envoy);
         let Some(id) = self.request else { return Action::Continue };
-        let flow = self.with(|attempt, gateway, id| attempt.on_request_headers(&mut Envoy, gateway, id, end_of_stream));
+        let flow = self.run(|attempt, gateway, id| attempt.on_request_headers(&mut Envoy, gateway, id, end_of_stream));
         // A body goes to no other model as it is: without its gateway, nobody knows what to change.
         let ended = |attempt: &mut Attempt| attempt.on_request_headers(&mut Envoy, None, id, end_of_stream);
         action(flow.unwrap_or_else(|| ended(&mut self.attempt)))
@@ -53,7 +53,7 @@ impl HttpContext for AttemptContext {
     }
 
     fn on_http_response_headers(&mut self, _headers: usize, _end_of_stream: bool) -> Action {
-        self.with(|attempt, gateway, id| attempt.on_response_headers(&mut Envoy, gateway, id));
+        self.run(|attempt, gateway, id| attempt.on_response_headers(&mut Envoy, gateway, id));
         Action::Continue
     }
 }

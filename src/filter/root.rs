@@ -45,7 +45,7 @@ impl Root {
             log::info!("routebalance: the predictor does not know {}: their priors decide", unknown.join(", "));
         }
         let gateway = Shared::new(router);
-        let tick = gateway.with(|gateway| gateway.tick_period()).unwrap_or(routebalance_core::gateway::TICK);
+        let tick = gateway.run(|gateway| gateway.tick_period()).unwrap_or(routebalance_core::gateway::TICK);
         self.gateway = Some(gateway);
         hostcalls::set_tick_period(tick).map_err(|status| format!("the host refuses a timer: {status:?}"))
     }
@@ -54,13 +54,13 @@ impl Root {
 impl Context for Root {
     fn on_http_call_response(&mut self, token: u32, headers: usize, body_size: usize, _trailers: usize) {
         if let Some(gateway) = &self.gateway {
-            gateway.with(|gateway| gateway.on_call_response(&mut Envoy, self.id, token, headers > 0, body_size));
+            gateway.run(|gateway| gateway.on_call_response(&mut Envoy, self.id, token, headers > 0, body_size));
         }
     }
 
     fn on_done(&mut self) -> bool {
         if let Some(gateway) = &self.gateway {
-            gateway.with(|gateway| gateway.on_done(&mut Envoy));
+            gateway.run(|gateway| gateway.on_done(&mut Envoy));
         }
         true
     }
@@ -79,7 +79,7 @@ impl RootContext for Root {
 
     fn on_tick(&mut self) {
         if let Some(gateway) = &self.gateway {
-            gateway.with(|gateway| gateway.on_tick(&mut Envoy, self.id));
+            gateway.run(|gateway| gateway.on_tick(&mut Envoy, self.id));
         }
     }
 

@@ -40,7 +40,7 @@ impl Shared {
     }
 
     /// The gateway that has the request of this context.
-    pub(super) fn of(context: u32) -> Option<Shared> {
+    pub(super) fn that_has(context: u32) -> Option<Shared> {
         let has = |shared: &Shared| shared.0.try_borrow().is_ok_and(|inner| inner.0.has(context));
         let find = |gateways: &RefCell<Vec<Weak<_>>>| {
             gateways.try_borrow().ok()?.iter().filter_map(Weak::upgrade).map(Shared).find(has)
@@ -49,7 +49,7 @@ impl Shared {
     }
 
     /// Runs `f` on the gateway, and shows what has happened; `None` if it is in use, which would be a defect but must not trap.
-    pub(super) fn with<R>(&self, f: impl FnOnce(&mut Gateway) -> R) -> Option<R> {
+    pub(super) fn run<R>(&self, f: impl FnOnce(&mut Gateway) -> R) -> Option<R> {
         let mut inner = self.0.try_borrow_mut().ok()?;
         let (gateway, metrics) = &mut *inner;
         let result = f(gateway);
@@ -70,7 +70,7 @@ impl Shared {
         method: impl FnOnce() -> Option<String>,
         path: impl FnOnce() -> Option<String>,
     ) -> bool {
-        self.with(|gateway| gateway.worker.router.config().drills(Drill::Vm)) == Some(true)
+        self.run(|gateway| gateway.worker.router.config().drills(Drill::Vm)) == Some(true)
             && method().as_deref() == Some("POST")
             && path().as_deref() == Some(names::DRILL_VM_PATH)
     }

@@ -20,8 +20,8 @@ impl StreamContext {
         StreamContext { gateway, id }
     }
 
-    fn with(&self, f: impl FnOnce(&mut Gateway, &mut Envoy, u32) -> Flow) -> Action {
-        action(self.gateway.with(|gateway| f(gateway, &mut Envoy, self.id)).unwrap_or(Flow::Continue))
+    fn run(&self, f: impl FnOnce(&mut Gateway, &mut Envoy, u32) -> Flow) -> Action {
+        action(self.gateway.run(|gateway| f(gateway, &mut Envoy, self.id)).unwrap_or(Flow::Continue))
     }
 }
 
@@ -33,36 +33,36 @@ impl HttpContext for StreamContext {
         if self.gateway.is_fatal(|| header(":method"), || header(":path")) {
             std::process::abort();
         }
-        self.with(|gateway, envoy, id| gateway.on_request_headers(envoy, id, end_of_stream))
+        self.run(|gateway, envoy, id| gateway.on_request_headers(envoy, id, end_of_stream))
     }
 
     fn on_http_request_body(&mut self, size: usize, end_of_stream: bool) -> Action {
-        self.with(|gateway, envoy, id| gateway.on_request_body(envoy, id, size, end_of_stream))
+        self.run(|gateway, envoy, id| gateway.on_request_body(envoy, id, size, end_of_stream))
     }
 
     fn on_http_request_trailers(&mut self, _trailers: usize) -> Action {
-        self.with(|gateway, envoy, id| gateway.on_request_trailers(envoy, id))
+        self.run(|gateway, envoy, id| gateway.on_request_trailers(envoy, id))
     }
 
     fn on_http_response_headers(&mut self, _headers: usize, end_of_stream: bool) -> Action {
-        self.with(|gateway, envoy, id| gateway.on_response_headers(envoy, id, end_of_stream))
+        self.run(|gateway, envoy, id| gateway.on_response_headers(envoy, id, end_of_stream))
     }
 
     fn on_http_response_body(&mut self, size: usize, end_of_stream: bool) -> Action {
-        self.with(|gateway, envoy, id| gateway.on_response_body(envoy, id, size, end_of_stream))
+        self.run(|gateway, envoy, id| gateway.on_response_body(envoy, id, size, end_of_stream))
     }
 
     fn on_http_response_trailers(&mut self, _trailers: usize) -> Action {
-        self.with(|gateway, envoy, id| gateway.on_response_trailers(envoy, id))
+        self.run(|gateway, envoy, id| gateway.on_response_trailers(envoy, id))
     }
 
     fn on_log(&mut self) {
-        self.gateway.with(|gateway| gateway.release(&mut Envoy, self.id));
+        self.gateway.run(|gateway| gateway.release(&mut Envoy, self.id));
     }
 }
 
 impl Drop for StreamContext {
     fn drop(&mut self) {
-        self.gateway.with(|gateway| gateway.on_end(&mut Envoy, self.id));
+        self.gateway.run(|gateway| gateway.on_end(&mut Envoy, self.id));
     }
 }

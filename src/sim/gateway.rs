@@ -12,14 +12,14 @@ use crate::workload::{Arrival, Template};
 use routebalance_core::affinity::{Keys, Recall};
 use routebalance_core::health::{Event, Records};
 use routebalance_core::learning::feedback::Feedback;
-use routebalance_core::learning::speed::Timing;
+use routebalance_core::learning::speed::AnswerTiming;
 use routebalance_core::openai::Api;
 use routebalance_core::random::Random;
 use routebalance_core::reckoning::{Counters, Dispatch, LoadNow, Reports};
 use routebalance_core::router::{Ask, Decision, Router, Verdict};
-use routebalance_core::shared::{Board, Memory};
+use routebalance_core::shared::{Board, MemoryBoard};
 use routebalance_core::telemetry::Load;
-use routebalance_core::worker::{Answer, Fetch, Purpose, Scrape, Worker};
+use routebalance_core::worker::{Fetch, Purpose, Scrape, ScrapeAnswer, Worker};
 
 /// Requests of a gateway that wait for their decisions, one batch after the other.
 #[derive(Clone, Debug, Default)]
@@ -58,7 +58,7 @@ const CLAIM_ATTEMPTS: usize = 4;
 pub struct Gateway {
     /// What a worker begins with.
     router: Router,
-    board: Memory,
+    board: MemoryBoard,
     /// The workers, each with the number that tells its VM from all others.
     workers: Vec<(u64, Worker)>,
     /// By worker, the requests that wait for each other.
@@ -78,7 +78,7 @@ impl Gateway {
         let mut gateway = Gateway {
             batchers: vec![Batchers::new(&router); workers],
             router,
-            board: Memory::default(),
+            board: MemoryBoard::default(),
             workers: Vec::new(),
             ticks_from,
             random,
@@ -103,7 +103,7 @@ impl Gateway {
 
     /// The process dies and starts again.
     pub(super) fn restart(&mut self, now: Duration) {
-        (self.board, self.turns, self.desk) = (Memory::default(), Turns::default(), Desk::default());
+        (self.board, self.turns, self.desk) = (MemoryBoard::default(), Turns::default(), Desk::default());
         (0..self.workers.len()).for_each(|worker| self.replace_worker(worker, now));
     }
 
@@ -122,7 +122,7 @@ impl Gateway {
     }
 
     /// A worker at its board.
-    fn at_board(&mut self, worker: usize) -> Option<(&mut Worker, &mut Memory)> {
+    fn at_board(&mut self, worker: usize) -> Option<(&mut Worker, &mut MemoryBoard)> {
         let (_, worker) = self.workers.get_mut(worker)?;
         Some((worker, &mut self.board))
     }
@@ -166,7 +166,7 @@ impl Gateway {
                 sequence,
                 draw,
                 constraints: arrival.constraints,
-                prices: worker.prices.of(arrival.policy),
+                prices: worker.prices.of_policy(arrival.policy),
                 ..Ask::new(Api::ChatCompletions, &template.prompt, arrival.policy)
             };
             let (loads, learned) = (loads.as_deref(), worker.learner.learned());
@@ -175,7 +175,7 @@ impl Gateway {
                 None => worker.router.route(&ask, loads, learned),
             };
             let Verdict::Decided(decision) = decided else { return None };
-            let is_ours = !decision.probe || worker.claim(&mut self.board, decision.instance, now);
+            let is_ours = !decision.to.probe || worker.claim(&mut self.board, decision.to.instance, now);
             verdict = Some((decision, keys));
             if is_ours {
                 break;
@@ -192,10 +192,10 @@ impl Gateway {
             worker.place(placement);
         }
         Choice {
-            instance: decision.instance,
-            fallbacks: decision.fallbacks.clone(),
+            instance: decision.to.instance,
+            fallbacks: decision.to.fallbacks.clone(),
             dispatch: decision.dispatch(),
-            max_tokens: decision.max_tokens,
+            max_tokens: decision.because.max_tokens,
             decision: Some(decision),
         }
     }
@@ -264,9 +264,9 @@ impl Gateway {
     }
 
     /// A worker learns from a whole answer, as the filter does.
-    pub(super) fn learn(&mut self, worker: usize, decision: &Decision, timing: &Timing) {
+    pub(super) fn learn(&mut self, worker: usize, decision: &Decision, timing: &AnswerTiming) {
         let Some((worker, _)) = self.at_board(worker) else { return };
-        let expectation = decision.expectation;
+        let expectation = decision.expected.expectation;
         if let Some(lesson) = expectation.and_then(|expectation| expectation.lesson(timing.output_tokens, false)) {
             worker.learner.learn_length(&lesson);
         }
@@ -318,7 +318,7 @@ impl Gateway {
     }
 
     /// This came of a scrape.
-    pub(super) fn reported(&mut self, vm: Vm, scrape: &Scrape, answer: Answer) {
+    pub(super) fn reported(&mut self, vm: Vm, scrape: &Scrape, answer: ScrapeAnswer) {
         if let Some(worker) = self.vm(vm) {
             worker.reported(scrape, answer);
         }

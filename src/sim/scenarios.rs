@@ -221,7 +221,7 @@ fn check_outcomes(outcomes: &[Outcome], faults: &[Scheduled], violations: &mut V
 pub fn decided(fleet: &Fleet, outcomes: &[Outcome]) -> Vec<usize> {
     let mut counts = vec![0_usize; fleet.instances.len()];
     for decision in outcomes.iter().filter_map(|o| o.decision.as_ref()) {
-        if let Some(count) = counts.get_mut(decision.instance) {
+        if let Some(count) = counts.get_mut(decision.to.instance) {
             *count = count.saturating_add(1);
         }
     }

@@ -21,7 +21,7 @@ use routebalance_core::health::{self, Asking, Suspect};
 use routebalance_core::random::Random;
 use routebalance_core::reckoning::Dispatch;
 use routebalance_core::router::Router;
-use routebalance_core::worker::{Answer, Scrape};
+use routebalance_core::worker::{Scrape, ScrapeAnswer};
 
 mod cascading;
 mod deciding;
@@ -111,7 +111,7 @@ enum Happening {
     Abort { instance: usize, job: u64 },
     Tick,
     Asked(Box<Asked>),
-    Told(Box<(Asked, Answer)>),
+    Told(Box<(Asked, ScrapeAnswer)>),
     Idle { flight: usize, attempt: usize },
     Expire { flight: usize },
     Leave { flight: usize },

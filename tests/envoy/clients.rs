@@ -196,8 +196,8 @@ fn sent(router: &Router, api: &str, asked: &str, left: u32) -> (u16, String) {
     match router.route(&ask, None, &Learned::default()) {
         Verdict::Refused(refusal) => (refusal.status, String::new()),
         Verdict::Decided(decision) => {
-            let served = &router.config().fleet.pools[decision.pool].served_model;
-            let patches = prompt.patches(api, served, decision.max_tokens);
+            let served = &router.config().fleet.pools[decision.to.pool].served_model;
+            let patches = prompt.patches(api, served, decision.because.max_tokens);
             let sent = patched(&patches, asked.as_bytes()).expect("its own patches");
             (0, String::from_utf8(sent).expect("text"))
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-pub(super) use routebalance_core::gateway::memory::{Call, Exchange, Headers, ROOT, header_of as value};
+pub(super) use routebalance_core::gateway::memory::{Exchange, Headers, HostCall, ROOT, header_of as value};
 use routebalance_core::gateway::memory::{LocalAnswer, MemoryHost};
 use routebalance_core::shared::{Board, Bytes, Key, Version};
 use tokio::sync::Notify;

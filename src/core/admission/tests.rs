@@ -37,7 +37,13 @@ fn all() -> Constraints {
 fn three(prospects: [(f64, f64, f64, f64); 3]) -> (Vec<Candidate>, Vec<Prospect>) {
     let candidates = vec![candidate(0, 0.6, 2.0), candidate(1, 3.2, 9.0), candidate(2, 1.7, 4.5)];
     let worst_usd = [1e-4, 4e-4, 1e-4];
-    let prospect = |((ttft, tpot, quality, budget), worst_usd)| Prospect { ttft, tpot, quality, budget, worst_usd };
+    let prospect = |((ttft, tpot, quality, budget), worst_usd)| Prospect {
+        ttft_probability: ttft,
+        tpot_probability: tpot,
+        quality,
+        budget,
+        worst_usd,
+    };
     (candidates, prospects.into_iter().zip(worst_usd).map(prospect).collect())
 }
 
@@ -153,10 +159,10 @@ fn strict_names_what_is_missed_and_when_to_come_again() {
         assert_eq!(outcome(prospects, &constraints), Err(Missed { constraint, retry_after }), "{constraint:?}");
     }
     let slow = vec![candidate(0, 12.3, 99.0), candidate(1, 7.1, 80.0)];
-    let missed = admit(slow, &[Prospect { ttft: 0.0, ..Prospect::default() }; 2], &strict).unwrap_err();
+    let missed = admit(slow, &[Prospect { ttft_probability: 0.0, ..Prospect::default() }; 2], &strict).unwrap_err();
     assert_eq!(missed.retry_after, seconds(7), "7.1 s less the limit of .5 s");
     for odd in [f64::NAN, f64::INFINITY, -3.0] {
-        let prospect = Prospect { ttft: 0.0, ..Prospect::default() };
+        let prospect = Prospect { ttft_probability: 0.0, ..Prospect::default() };
         let missed = admit(vec![candidate(0, odd, odd)], &[prospect], &strict).unwrap_err();
         assert!((RETRY_MIN..=RETRY_MAX).contains(&missed.retry_after), "{odd}");
     }
@@ -202,8 +208,8 @@ fn whoever_is_left_keeps_the_rest() {
         let n = 1 + round % 7;
         let prospects: Vec<Prospect> = (0..n)
             .map(|_| Prospect {
-                ttft: random(),
-                tpot: random(),
+                ttft_probability: random(),
+                tpot_probability: random(),
                 quality: random(),
                 budget: random(),
                 worst_usd: random(),
@@ -216,7 +222,7 @@ fn whoever_is_left_keeps_the_rest() {
         assert!(!candidates.is_empty());
         assert_eq!(relaxed, order.constraints()[..relaxed.len()]);
         let keeps = |i: usize, given_up: usize| {
-            order.constraints()[given_up..].iter().all(|c| prospects[i].of(*c) >= constraints.confidence)
+            order.constraints()[given_up..].iter().all(|c| prospects[i].probability(*c) >= constraints.confidence)
         };
         assert!(candidates.iter().all(|c| keeps(c.instance, relaxed.len())));
         assert!((0..relaxed.len()).all(|fewer| (0..n).all(|i| !keeps(i, fewer))));

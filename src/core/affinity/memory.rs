@@ -34,24 +34,24 @@ pub struct Placement {
 /// the memory at a time.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
-    instances: Vec<Instance>,
+    instances: Vec<InstanceMemory>,
     /// By key and instance.
-    young: BTreeMap<(u64, u32), Entry>,
+    young: BTreeMap<(u64, u32), HeldEntry>,
     /// What was remembered before the younger half.
-    old: BTreeMap<(u64, u32), Entry>,
+    old: BTreeMap<(u64, u32), HeldEntry>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Instance {
+struct InstanceMemory {
     kv_tokens: u64,
     /// All tokens that were ever placed in its KV cache.
     placed_tokens: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct HeldEntry {
     at: Duration,
-    /// [`Instance::placed_tokens`] then.
+    /// [`InstanceMemory::placed_tokens`] then.
     placed_tokens: u64,
     held_tokens: u32,
 }
@@ -82,13 +82,13 @@ impl Memory {
     pub fn follow(&mut self, fleet: &Fleet, changed: &[usize]) {
         let known = self.instances.len();
         let kv_tokens = |i| fleet.pool_of(i).map_or(0, |(_, pool)| pool.limits.kv_tokens);
-        let new = (known..fleet.instances.len()).map(|i| Instance { kv_tokens: kv_tokens(i), placed_tokens: 0 });
+        let new = (known..fleet.instances.len()).map(|i| InstanceMemory { kv_tokens: kv_tokens(i), placed_tokens: 0 });
         self.instances.extend(new);
         for i in changed.iter().filter(|i| **i < known) {
             let Some(instance) = self.instances.get_mut(*i) else { continue };
             // As if all that it held had been dropped.
             let placed_tokens = instance.placed_tokens.saturating_add(instance.kv_tokens);
-            *instance = Instance { kv_tokens: kv_tokens(*i), placed_tokens };
+            *instance = InstanceMemory { kv_tokens: kv_tokens(*i), placed_tokens };
         }
     }
 
@@ -97,7 +97,7 @@ impl Memory {
         let Placement { at, instance, held_tokens, placed_tokens, ref keys } = *placement;
         let (Some(target), Ok(index)) = (self.instances.get_mut(instance), u32::try_from(instance)) else { return };
         target.placed_tokens = target.placed_tokens.saturating_add(u64::from(placed_tokens));
-        let entry = Entry { at, placed_tokens: target.placed_tokens, held_tokens };
+        let entry = HeldEntry { at, placed_tokens: target.placed_tokens, held_tokens };
         self.young.extend(keys.iter().map(|key| ((*key, index), entry)));
         if self.young.len() >= KEPT / 2 {
             self.old = std::mem::take(&mut self.young);
@@ -141,7 +141,7 @@ impl Memory {
     }
 
     /// Instances that hold something, each with what is known of it. One that is in both halves comes twice.
-    fn holders(&self, key: u64, now: Duration) -> impl Iterator<Item = (usize, Entry)> {
+    fn holders(&self, key: u64, now: Duration) -> impl Iterator<Item = (usize, HeldEntry)> {
         let range = (key, 0)..=(key, u32::MAX);
         let found = self.young.range(range.clone()).chain(self.old.range(range));
         found.map(|((_, instance), entry)| (*instance as usize, *entry)).filter(move |(i, e)| self.is_there(*i, e, now))
@@ -149,8 +149,8 @@ impl Memory {
 
     /// Whether the instance has had no reason yet to give it up: a least recently used cache drops it once as many tokens were
     /// placed after it as the cache can hold.
-    fn is_there(&self, instance: usize, entry: &Entry, now: Duration) -> bool {
-        let placed_since = |i: &Instance| i.placed_tokens.saturating_sub(entry.placed_tokens);
+    fn is_there(&self, instance: usize, entry: &HeldEntry, now: Duration) -> bool {
+        let placed_since = |i: &InstanceMemory| i.placed_tokens.saturating_sub(entry.placed_tokens);
         now.saturating_sub(entry.at) < LIFE
             && self.instances.get(instance).is_some_and(|i| placed_since(i) < i.kv_tokens)
     }

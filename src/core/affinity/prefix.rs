@@ -31,7 +31,7 @@ const MESSAGE_ENDS: [u8; 2] = [0xff, 5];
 /// beginnings, roles and the order of messages included. Bounded, whatever the prompt's size; one pass.
 #[derive(Clone, Debug, Default)]
 pub struct Prefix {
-    fields: [Field; FIELDS_MAX],
+    fields: [PromptField; FIELDS_MAX],
     /// What a field of its own holds: `system` or `instructions`.
     system: Chain,
     /// The first message, if it is the system's: what another API has in a field.
@@ -47,7 +47,7 @@ pub struct Prefix {
 
 /// A field that changes how the prompt begins.
 #[derive(Clone, Copy, Debug, Default)]
-struct Field {
+struct PromptField {
     /// 0 if it is not there.
     hash: u64,
     /// How much of it stands in the prompt.
@@ -67,7 +67,7 @@ impl Prefix {
     /// A field changes how the prompt begins; `hash` is 0 if it holds nothing. Repeated, the last one counts.
     pub fn field(&mut self, field: usize, hash: u64, prompt_bytes: u64) {
         if let Some(kept) = self.fields.get_mut(field) {
-            *kept = Field { hash, prompt_bytes };
+            *kept = PromptField { hash, prompt_bytes };
         }
     }
 
@@ -158,7 +158,8 @@ impl Prefix {
         let mut seed = self.fields.iter().fold(seed, |seed, field| mix(seed, field.hash));
         let fields = self.fields.iter().fold(0_u64, |bytes, field| bytes.saturating_add(field.prompt_bytes));
         let front = self.system.bytes().saturating_add(self.first.bytes()).saturating_add(fields);
-        let mut keys = Keys { kept: Vec::new(), end: 0, bytes: front.saturating_add(self.conversation.bytes()).max(1) };
+        let mut keys =
+            PrefixKeys { kept: Vec::new(), end: 0, bytes: front.saturating_add(self.conversation.bytes()).max(1) };
         keys.append(&self.system, 0, seed);
         seed = self.system.then(seed);
         keys.append(&self.first, self.system.bytes(), seed);
@@ -178,7 +179,7 @@ impl Prefix {
 }
 
 /// Keys of a prompt's beginning, as far as they are gathered.
-struct Keys {
+struct PrefixKeys {
     kept: Vec<(u64, f64)>,
     /// Where the last one ends.
     end: u64,
@@ -186,7 +187,7 @@ struct Keys {
     bytes: u64,
 }
 
-impl Keys {
+impl PrefixKeys {
     fn push(&mut self, key: u64, end: u64) {
         if self.kept.len() < KEYS_MAX {
             self.kept.push((key, end as f64 / self.bytes as f64));

@@ -49,7 +49,7 @@ fn assigned(router: &Router, prompts: &[Prompt], policy: &str, loads: Option<Vec
     let outlooks: Vec<Outlook> = prompts.iter().map(|p| router.outlook(p, &models)).collect();
     let batch = prompts.iter().zip(&outlooks).map(|(p, o)| (ask(router, p, policy), o)).collect();
     let instance = |assigned: Assigned| match assigned.verdict {
-        Verdict::Decided(decision) => (assigned.request, decision.instance),
+        Verdict::Decided(decision) => (assigned.request, decision.to.instance),
         other => panic!("{other:?}"),
     };
     assign(router, batch, loads, &Learned::default(), NOW).into_iter().map(instance).collect()

@@ -10,7 +10,7 @@ use crate::fleet::{BatchSizing, Batching};
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawBatching {
-    pub(super) mode: Mode,
+    pub(super) mode: BatchingMode,
     pub(super) size: Option<u32>,
     pub(super) window_ms: Option<f64>,
     #[serde(default = "max_wait_ms")]
@@ -19,7 +19,7 @@ pub(super) struct RawBatching {
 
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Mode {
+pub(super) enum BatchingMode {
     Adaptive,
     Fixed,
 }
@@ -36,12 +36,16 @@ impl RawBatching {
             Ok::<_, ConfigError>(Duration::from_secs_f64(check_number(at(field), value, 1.0, 10_000.0)? / 1e3))
         };
         let sizing = match (self.mode, self.size, self.window_ms) {
-            (Mode::Adaptive, None, None) => BatchSizing::Adaptive,
-            (Mode::Adaptive, Some(_), _) => return Err(error(at("batching.size"), "belongs to the mode fixed")),
-            (Mode::Adaptive, ..) => return Err(error(at("batching.window_ms"), "belongs to the mode fixed")),
-            (Mode::Fixed, None, _) => return Err(error(at("batching.size"), "is needed in the mode fixed")),
-            (Mode::Fixed, _, None) => return Err(error(at("batching.window_ms"), "is needed in the mode fixed")),
-            (Mode::Fixed, Some(size), Some(window_ms)) => {
+            (BatchingMode::Adaptive, None, None) => BatchSizing::Adaptive,
+            (BatchingMode::Adaptive, Some(_), _) => {
+                return Err(error(at("batching.size"), "belongs to the mode fixed"));
+            }
+            (BatchingMode::Adaptive, ..) => return Err(error(at("batching.window_ms"), "belongs to the mode fixed")),
+            (BatchingMode::Fixed, None, _) => return Err(error(at("batching.size"), "is needed in the mode fixed")),
+            (BatchingMode::Fixed, _, None) => {
+                return Err(error(at("batching.window_ms"), "is needed in the mode fixed"));
+            }
+            (BatchingMode::Fixed, Some(size), Some(window_ms)) => {
                 if !(1..=1_024).contains(&size) {
                     return Err(error(at("batching.size"), "must be between 1 and 1024"));
                 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{ConfigError, check_names, error};
-use crate::discovery::Settings;
+use crate::discovery::DiscoverySettings;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -27,7 +27,7 @@ impl Default for RawDiscovery {
     }
 }
 
-pub(super) fn check(raw: &RawDiscovery) -> Result<Settings, ConfigError> {
+pub(super) fn check(raw: &RawDiscovery) -> Result<DiscoverySettings, ConfigError> {
     let ms = |field: &str, value: u64, low: u64, high: u64| {
         if (low..=high).contains(&value) {
             Ok(Duration::from_millis(value))
@@ -39,7 +39,7 @@ pub(super) fn check(raw: &RawDiscovery) -> Result<Settings, ConfigError> {
     if !raw.path.starts_with('/') || raw.path.chars().any(|c| c.is_control() || c == ' ') {
         return Err(error("discovery.path", "must be a path that starts with /"));
     }
-    Ok(Settings {
+    Ok(DiscoverySettings {
         cluster: raw.cluster.clone(),
         path: raw.path.clone(),
         period: ms("period_ms", raw.period_ms, 50, 600_000)?,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{ConfigError, error};
-use crate::health::Settings;
+use crate::health::HealthSettings;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -31,7 +31,7 @@ impl Default for RawHealth {
     }
 }
 
-pub(super) fn check(raw: &RawHealth) -> Result<Settings, ConfigError> {
+pub(super) fn check(raw: &RawHealth) -> Result<HealthSettings, ConfigError> {
     let ms = |field: &str, value: u64, low: u64| {
         if (low..=3_600_000).contains(&value) {
             Ok(Duration::from_millis(value))
@@ -42,7 +42,7 @@ pub(super) fn check(raw: &RawHealth) -> Result<Settings, ConfigError> {
     if !(1..=1_000).contains(&raw.failures_to_eject) {
         return Err(error("health.failures_to_eject", format!("{} is not between 1 and 1000", raw.failures_to_eject)));
     }
-    let health = Settings {
+    let health = HealthSettings {
         enabled: raw.enabled,
         failures_to_eject: raw.failures_to_eject,
         base_ejection: ms("base_ejection_ms", raw.base_ejection_ms, 10)?,

@@ -16,7 +16,7 @@ impl Secret {
     }
 
     /// Whether a guess is right. The time that this takes depends on the guess's length alone.
-    pub fn is(&self, guess: &str) -> bool {
+    pub fn accepts(&self, guess: &str) -> bool {
         let difference = guess
             .bytes()
             .zip(self.0.bytes().cycle())
@@ -49,7 +49,7 @@ mod tests {
             ("", false),
         ];
         for (guess, right) in rows {
-            assert_eq!(secret.is(guess), right, "{guess}");
+            assert_eq!(secret.accepts(guess), right, "{guess}");
         }
         assert!(!format!("{secret:?}").contains("0123"));
         assert_eq!(Secret::new("short".to_owned()), None);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{ConfigError, error};
-use crate::telemetry::Settings;
+use crate::telemetry::TelemetrySettings;
 
 /// Shortest lease that is derived: heartbeats come with ticks, and a tick may be late.
 const LEASE_MIN: Duration = Duration::from_millis(200);
@@ -38,7 +38,7 @@ impl Default for RawTelemetry {
     }
 }
 
-pub(super) fn check(raw: &RawTelemetry) -> Result<Settings, ConfigError> {
+pub(super) fn check(raw: &RawTelemetry) -> Result<TelemetrySettings, ConfigError> {
     let ms = |field: &str, value: u64, low: u64, high: u64| {
         if (low..=high).contains(&value) {
             Ok(Duration::from_millis(value))
@@ -55,7 +55,7 @@ pub(super) fn check(raw: &RawTelemetry) -> Result<Settings, ConfigError> {
         // A dead leader is replaced within two periods: a lease and a third, and a tick of 50 ms.
         None => (scrape_period * 5 / 4).clamp(LEASE_MIN, Duration::from_secs(60)),
     };
-    let telemetry = Settings {
+    let telemetry = TelemetrySettings {
         enabled: raw.enabled,
         metrics_path: raw.metrics_path.clone(),
         scrape_period,

@@ -12,12 +12,12 @@ pub struct ClusterHosts {
     /// The cluster's name.
     pub cluster: String,
     /// Its hosts.
-    pub hosts: Vec<Host>,
+    pub hosts: Vec<ClusterHost>,
 }
 
 /// One host of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Host {
+pub struct ClusterHost {
     /// `ip:port`, brackets around an IPv6 address; resolved, where the configuration has a name.
     pub address: String,
     /// Present or unhealthy.
@@ -25,7 +25,7 @@ pub struct Host {
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct ClustersAnswer {
     cluster_statuses: Vec<RawCluster>,
 }
 
@@ -42,7 +42,7 @@ struct RawHost {
     #[serde(default)]
     address: RawAddress,
     #[serde(default)]
-    health_status: RawHealth,
+    health_status: RawHostHealth,
 }
 
 #[derive(Default, Deserialize)]
@@ -60,7 +60,7 @@ struct RawSocketAddress {
 /// Envoy's `HostHealthStatus`. It leaves out what is false.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct RawHealth {
+struct RawHostHealth {
     failed_active_health_check: bool,
     failed_outlier_check: bool,
     pending_active_hc: bool,
@@ -68,7 +68,7 @@ struct RawHealth {
     eds_health_status: String,
 }
 
-impl RawHealth {
+impl RawHostHealth {
     /// Envoy goes on sending to hosts that are degraded or whose health nobody has told it.
     fn presence(&self) -> Presence {
         let refused = matches!(self.eds_health_status.as_str(), "UNHEALTHY" | "DRAINING" | "TIMEOUT");
@@ -84,11 +84,11 @@ impl RawHealth {
 /// Reads an answer; `None` if it is not one. Hosts without an IP address (pipes, internal listeners) are left out: no request
 /// can be directed to them.
 pub fn parse(answer: &[u8]) -> Option<Vec<ClusterHosts>> {
-    let answer: Answer = serde_json::from_slice(answer).ok()?;
+    let answer: ClustersAnswer = serde_json::from_slice(answer).ok()?;
     let host = |raw: RawHost| {
         let socket = raw.address.socket_address?;
         let (ip, port): (IpAddr, u16) = (socket.address.parse().ok()?, u16::try_from(socket.port_value).ok()?);
-        Some(Host { address: SocketAddr::new(ip, port).to_string(), presence: raw.health_status.presence() })
+        Some(ClusterHost { address: SocketAddr::new(ip, port).to_string(), presence: raw.health_status.presence() })
     };
     let cluster = |raw: RawCluster| ClusterHosts {
         cluster: raw.name,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// How Envoy is asked for the hosts of its clusters.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+pub struct DiscoverySettings {
     /// The cluster of Envoy's own admin listener.
     pub cluster: String,
     /// Path of the question.

@@ -4,13 +4,13 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-fn host(address: &str, presence: Presence) -> Host {
-    Host { address: address.to_owned(), presence }
+fn host(address: &str, presence: Presence) -> ClusterHost {
+    ClusterHost { address: address.to_owned(), presence }
 }
 
 #[test]
 fn a_recorded_answer_is_read() {
-    let cluster = |name: &str, hosts: Vec<Host>| ClusterHosts { cluster: name.to_owned(), hosts };
+    let cluster = |name: &str, hosts: Vec<ClusterHost>| ClusterHosts { cluster: name.to_owned(), hosts };
     let (there, ill) = (Presence::Present, Presence::Unhealthy);
     let mut clusters = parse(include_bytes!("../../../tests/fixtures/envoy/clusters.json")).unwrap();
     clusters.sort_by(|a, b| a.cluster.cmp(&b.cluster));
@@ -78,7 +78,7 @@ fn hosts_come_and_go_and_keep_their_index() {
     let mut fleet = fleet();
     let listed = fleet.instances.len();
     assert!(fleet.pools[1].instances.is_empty());
-    let mut roster = Roster::of(&fleet, MINUTE);
+    let mut roster = Roster::from_fleet(&fleet, MINUTE);
     type Step = (&'static [&'static str], &'static [(&'static str, Presence)]);
     let steps: [Step; 5] = [
         (&["10.0.0.2:1", "10.0.0.1:1"], &[("10.0.0.1:1", Presence::Present), ("10.0.0.2:1", Presence::Present)]),
@@ -108,7 +108,7 @@ fn hosts_come_and_go_and_keep_their_index() {
 #[test]
 fn listed_instances_are_followed_and_others_of_their_cluster_ignored() {
     let mut fleet = fleet();
-    let mut roster = Roster::of(&fleet, MINUTE);
+    let mut roster = Roster::from_fleet(&fleet, MINUTE);
     let mut clusters = answer(&fleet, 0, &["127.0.0.1:18001", "10.9.9.9:1"]);
     clusters[0].hosts.push(host("127.0.0.1:18002", Presence::Unhealthy));
     assert!(roster.update(&fleet.pools, &clusters, idle, MINUTE));
@@ -124,7 +124,7 @@ fn an_address_belongs_to_one_pool_at_a_time() {
     let mut fleet = fleet();
     let listed = fleet.instances.len();
     fleet.pools[2].discovered = true;
-    let mut roster = Roster::of(&fleet, MINUTE);
+    let mut roster = Roster::from_fleet(&fleet, MINUTE);
     let both = [answer(&fleet, 1, &["10.0.0.1:1", "127.0.0.1:18001"]), answer(&fleet, 2, &["10.0.0.1:1"])].concat();
     roster.update(&fleet.pools, &both, idle, MINUTE);
     assert_eq!(roster.0.len(), listed + 1);
@@ -140,7 +140,7 @@ fn an_address_belongs_to_one_pool_at_a_time() {
 fn the_index_of_a_host_long_gone_is_given_away_once_nothing_is_outstanding() {
     let mut fleet = fleet();
     let listed = fleet.instances.len();
-    let mut roster = Roster::of(&fleet, MINUTE);
+    let mut roster = Roster::from_fleet(&fleet, MINUTE);
     roster.update(&fleet.pools, &answer(&fleet, 1, &["10.0.0.1:1", "10.0.0.2:1"]), idle, MINUTE);
     roster.update(&fleet.pools, &answer(&fleet, 1, &[]), idle, 2 * MINUTE);
     apply(&mut fleet, &roster);
@@ -166,7 +166,7 @@ const SECOND: Duration = Duration::from_secs(1);
 #[test]
 fn the_roster_is_bounded() {
     let fleet = fleet();
-    let mut roster = Roster::of(&fleet, MINUTE);
+    let mut roster = Roster::from_fleet(&fleet, MINUTE);
     for round in 0..3 {
         let hosts: Vec<String> = (0..3_000).map(|i| format!("10.{round}.{}.{}:1", i / 250, i % 250)).collect();
         let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();

@@ -21,7 +21,7 @@ pub struct Budget {
 }
 
 /// One kind of constraint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Constraint {
     /// Time to the first token.

@@ -6,63 +6,60 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::Host;
+use super::{Host, Outcome};
 use crate::config::Config;
 use crate::learning::feedback::Feedback;
 use crate::names::{self, DECISION_STATE};
 use crate::openai::{Api, Observed, Prompt};
-use crate::router::Decision;
+use crate::router::{Because, Decision, Draw, Expected, ExpectedQuality, Rung, milliseconds};
 
-/// What the log says of a routed request. Fields of the response are absent until they are known.
-#[derive(Serialize)]
-pub(super) struct Entry {
-    /// Absent where feedback is not taken.
-    #[serde(skip_serializing_if = "Option::is_none")]
+/// What the log says of a routed request beside its decision.
+pub(super) struct LogEntry {
+    /// `None` where feedback is not taken.
     pub(super) decision_id: Option<String>,
-    api: &'static str,
-    policy: String,
+    api: Api,
+    policy: usize,
     requested_model: Option<String>,
-    model: String,
-    pool: String,
+    /// The instance that serves.
     endpoint: String,
-    rung: &'static str,
-    candidates: usize,
-    relaxed: Vec<&'static str>,
-    saturated: bool,
-    budget_usd: Option<f64>,
-    budget_exhausted: bool,
-    max_tokens: Option<u32>,
-    score: f64,
-    /// Absent unless the policy has prices.
+    /// Whether Envoy has chosen it, and not the filter.
+    is_unhonoured: bool,
+    stream: bool,
+    body_bytes: u64,
+    timing: DecisionTiming,
+    /// `None` until the request is over.
+    response: Option<Response>,
+}
+
+/// The log's record of a routed request: its fields, in their order. Those of the decision are told by the decision's own groups.
+#[derive(Serialize)]
+struct Routed<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
-    price: Option<f64>,
+    decision_id: Option<&'a str>,
+    api: &'static str,
+    policy: &'a str,
+    requested_model: Option<&'a str>,
+    model: &'a str,
+    pool: &'a str,
+    endpoint: &'a str,
+    rung: &'static str,
+    #[serde(flatten)]
+    because: &'a Because,
     stream: bool,
     body_bytes: u64,
     scan_us: u64,
     decision_us: u64,
     patch_us: u64,
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    #[serde(flatten)]
     batch: Option<Batched>,
-    predicted: bool,
-    predicted_quality: f64,
-    predicted_quality_sd: f64,
-    familiarity: Option<f64>,
-    prototype: Option<usize>,
-    propensity: f64,
-    explored: bool,
-    predicted_output_tokens: u64,
-    predicted_output_tokens_p80: u64,
-    predicted_output_tokens_p90: u64,
-    output_tokens_correction: f64,
-    predicted_seconds: f64,
-    predicted_ttft_ms: f64,
-    predicted_tpot_ms: f64,
-    predicted_e2e_ms: f64,
-    predicted_usd: f64,
-    estimated_prompt_tokens: u64,
-    estimated_cached_tokens: u64,
+    #[serde(flatten)]
+    quality: &'a ExpectedQuality,
+    #[serde(flatten)]
+    draw: &'a Draw,
+    #[serde(flatten)]
+    expected: &'a Expected,
     #[serde(skip_serializing_if = "Option::is_none")]
-    response: Option<Response>,
+    response: Option<&'a Response>,
 }
 
 #[derive(Serialize)]
@@ -83,7 +80,7 @@ struct Response {
 
 /// How long the parts of a decision took.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Timing {
+pub(super) struct DecisionTiming {
     pub(super) scan: Duration,
     pub(super) decision: Duration,
     pub(super) patch: Duration,
@@ -100,93 +97,59 @@ pub(super) struct Batched {
     pub(super) batch_wait_ms: f64,
 }
 
-impl Entry {
+impl LogEntry {
     pub(super) fn new(
         api: Api,
         config: &Config,
         policy: usize,
         prompt: &Prompt,
         decision: &Decision,
-        timing: Timing,
-    ) -> Entry {
-        let us = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
-        Entry {
+        timing: DecisionTiming,
+    ) -> LogEntry {
+        let endpoint = config.fleet.instances.get(decision.to.instance).map(|i| i.address.clone()).unwrap_or_default();
+        LogEntry {
             decision_id: None,
-            api: name_of(api),
-            policy: config.policies.get(policy).map(|p| p.name.clone()).unwrap_or_default(),
+            api,
+            policy,
             requested_model: prompt.model.clone(),
-            model: config.fleet.models.get(decision.model).map(|m| m.name.clone()).unwrap_or_default(),
-            pool: config.fleet.pools.get(decision.pool).map(|p| p.name.clone()).unwrap_or_default(),
-            endpoint: config.fleet.instances.get(decision.instance).map(|i| i.address.clone()).unwrap_or_default(),
-            rung: decision.rung.name(),
-            candidates: decision.candidates,
-            relaxed: decision.relaxed.iter().map(|c| c.name()).collect(),
-            saturated: decision.saturated,
-            budget_usd: decision.budget.usd,
-            budget_exhausted: decision.prompt_exhausts_budget,
-            max_tokens: decision.max_tokens,
-            score: decision.score,
-            price: decision.price,
+            endpoint,
+            is_unhonoured: false,
             stream: prompt.stream,
             body_bytes: prompt.bytes,
-            scan_us: us(timing.scan),
-            decision_us: us(timing.decision),
-            patch_us: us(timing.patch),
-            batch: timing.batch,
-            predicted: decision.predicted,
-            predicted_quality: decision.quality,
-            predicted_quality_sd: decision.quality_sd,
-            familiarity: decision.familiarity,
-            prototype: decision.prototype,
-            propensity: decision.propensity,
-            explored: decision.explored,
-            predicted_output_tokens: decision.output_tokens,
-            predicted_output_tokens_p80: decision.output_tokens_p80,
-            predicted_output_tokens_p90: decision.output_tokens_p90,
-            output_tokens_correction: decision.output_tokens_correction,
-            predicted_seconds: decision.seconds,
-            predicted_ttft_ms: ms(decision.forecast.ttft),
-            predicted_tpot_ms: ms(decision.forecast.tpot),
-            predicted_e2e_ms: ms(decision.forecast.e2e),
-            predicted_usd: decision.usd,
-            estimated_prompt_tokens: decision.prompt_tokens,
-            estimated_cached_tokens: decision.cached_tokens,
+            timing,
             response: None,
         }
     }
 
-    /// The instance that really serves the request, of this pool and model.
-    pub(super) fn moved(&mut self, config: &Config, decision: &Decision, endpoint: &str) {
+    /// The instance that really serves the request.
+    pub(super) fn moved(&mut self, endpoint: &str) {
         endpoint.clone_into(&mut self.endpoint);
-        self.model = config.fleet.models.get(decision.model).map(|m| m.name.clone()).unwrap_or_default();
-        self.pool = config.fleet.pools.get(decision.pool).map(|p| p.name.clone()).unwrap_or_default();
-        self.max_tokens = decision.max_tokens;
     }
 
     /// Envoy has chosen the endpoint, and not the filter.
     pub(super) fn unhonoured(&mut self) {
-        self.rung = names::RUNG_UNHONOURED;
+        self.is_unhonoured = true;
     }
 
-    /// Adds what the response showed.
+    /// Adds what the response showed, also to the decision.
     pub(super) fn answered(
         &mut self,
         config: &Config,
-        decision: &Decision,
+        decision: &mut Decision,
         seen: &Observed,
         ttft: Option<Duration>,
         e2e: Duration,
     ) {
         let prompt_tokens = seen.usage.as_ref().map(|u| u.prompt_tokens);
         let completion_tokens = seen.usage.as_ref().map_or(seen.completion_tokens_estimate, |u| u.completion_tokens);
-        let usd = config.fleet.models.get(decision.model).map_or(0.0, |m| {
-            prompt_tokens.unwrap_or(decision.prompt_tokens) as f64 * m.tariff.usd_per_input_token
+        let usd = config.fleet.models.get(decision.to.model).map_or(0.0, |m| {
+            prompt_tokens.unwrap_or(decision.expected.prompt_tokens) as f64 * m.tariff.usd_per_input_token
                 + completion_tokens as f64 * m.tariff.usd_per_output_token
         });
-        self.budget_exhausted |= decision.exhausts_budget(usd, seen);
+        decision.because.budget_exhausted |= decision.exhausts_budget(usd, seen);
         self.response = Some(Response {
-            ttft_ms: ttft.map(|ttft| ms(ttft.as_secs_f64())),
-            e2e_ms: ms(e2e.as_secs_f64()),
+            ttft_ms: ttft.map(|ttft| milliseconds(ttft.as_secs_f64())),
+            e2e_ms: milliseconds(e2e.as_secs_f64()),
             prompt_tokens,
             cached_tokens: seen.usage.as_ref().and_then(|u| u.cached_tokens),
             completion_tokens,
@@ -197,21 +160,40 @@ impl Entry {
         });
     }
 
-    /// Hands the entry to Envoy.
-    pub(super) fn publish(&self, host: &mut impl Host, request_id: &str) {
-        publish(host, request_id, self);
+    /// Hands the entry of a decision to Envoy.
+    pub(super) fn publish(&self, host: &mut impl Host, request_id: &str, config: &Config, decision: &Decision) {
+        let Decision { to, because, quality, draw, expected } = decision;
+        let us = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+        let routed = Routed {
+            decision_id: self.decision_id.as_deref(),
+            api: name_of(self.api),
+            policy: config.policies.get(self.policy).map_or("", |policy| &policy.name),
+            requested_model: self.requested_model.as_deref(),
+            model: config.fleet.models.get(to.model).map_or("", |model| &model.name),
+            pool: config.fleet.pools.get(to.pool).map_or("", |pool| &pool.name),
+            endpoint: &self.endpoint,
+            rung: if self.is_unhonoured { names::RUNG_UNHONOURED } else { because.rung.name() },
+            because,
+            stream: self.stream,
+            body_bytes: self.body_bytes,
+            scan_us: us(self.timing.scan),
+            decision_us: us(self.timing.decision),
+            patch_us: us(self.timing.patch),
+            batch: self.timing.batch,
+            quality,
+            draw,
+            expected,
+            response: self.response.as_ref(),
+        };
+        publish(host, request_id, &routed);
     }
 }
 
-/// Milliseconds, to the microsecond.
-pub(super) fn ms(seconds: f64) -> f64 {
-    (seconds * 1e6).round() / 1e3
-}
-
 /// Hands Envoy the reason why a request was not routed.
-pub(super) fn publish_unrouted(host: &mut impl Host, request_id: &str, outcome: &str, reason: &str) {
+pub(super) fn publish_unrouted(host: &mut impl Host, request_id: &str, outcome: Outcome, reason: &str) {
     let reason = beginning(reason, REASON_BYTES_MAX);
-    publish(host, request_id, &serde_json::json!({ "rung": "untouched", "outcome": outcome, "reason": reason }));
+    let (rung, outcome) = (Rung::Untouched.name(), outcome.name());
+    publish(host, request_id, &serde_json::json!({ "rung": rung, "outcome": outcome, "reason": reason }));
 }
 
 /// Hands Envoy an accepted feedback: which model's answer to which request was scored, how, and how probable that model was.
@@ -223,8 +205,9 @@ pub(super) fn publish_feedback(
     propensity: f64,
 ) {
     let Feedback { id, score } = feedback;
+    let (rung, outcome) = (Rung::Untouched.name(), Outcome::Feedback.name());
     let event = serde_json::json!({
-        "rung": "untouched", "outcome": "feedback", "id": id, "model": model, "score": score, "propensity": propensity
+        "rung": rung, "outcome": outcome, "id": id, "model": model, "score": score, "propensity": propensity
     });
     publish(host, request_id, &event);
 }

@@ -1,23 +1,24 @@
 //! Answers of the gateway's own. A client may still be sending: HTTP/1.1 clients read an answer when their body is out, and a connection
 //! that is closed before loses it.
 
-use super::{Flow, Gateway, Host, Map, Phase, access_log};
+use super::{Flow, Gateway, Host, Map, Outcome, Phase, access_log};
 use crate::names;
 use crate::openai::{self, Api};
 use crate::router::Refusal;
+use crate::worker::Counter;
 
 /// Bytes of a request that are thrown away before its answer; of one that has more, the rest is not read.
 const DISCARDED_BYTES_MAX: u64 = 1 << 30;
 
 /// An answer that waits until its request has come.
-pub(super) struct Answer {
+pub(super) struct OwnAnswer {
     status: u16,
     headers: Vec<(&'static str, String)>,
     body: String,
     discarded: u64,
 }
 
-impl Answer {
+impl OwnAnswer {
     fn send(&self, host: &mut impl Host) {
         let headers: Vec<(&str, &str)> = self.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
         host.respond(self.status, &headers, self.body.as_bytes());
@@ -49,20 +50,20 @@ impl Gateway {
         Flow::Pause
     }
 
-    fn own_answer(&self, status: u16, headers: Vec<(&'static str, String)>, body: String) -> Answer {
+    fn own_answer(&self, status: u16, headers: Vec<(&'static str, String)>, body: String) -> OwnAnswer {
         let origin = self.worker.router.config().allow_origin.clone();
         let origin = origin.map(|origin| (names::ALLOW_ORIGIN_RESPONSE_HEADER, origin));
         let own = [("content-type", "application/json".to_owned())].into_iter().chain(origin);
-        Answer { status, headers: own.chain(headers).collect(), body, discarded: 0 }
+        OwnAnswer { status, headers: own.chain(headers).collect(), body, discarded: 0 }
     }
 
     pub(super) fn refuse(&mut self, host: &mut impl Host, id: u32, api: Option<Api>, refusal: &Refusal) -> Flow {
         let Refusal { status, reason, message, retry_after, param } = refusal;
-        access_log::publish_unrouted(host, self.request_id(id), "refused", message);
-        self.worker.statistics.count(&format!("refused.{status}"));
-        self.worker.statistics.count(&format!("refused_for.{reason}"));
+        access_log::publish_unrouted(host, self.request_id(id), Outcome::Refused, message);
+        self.worker.statistics.count(Counter::Refused { status: *status });
+        self.worker.statistics.count(Counter::RefusedFor { reason: *reason });
         let seconds = retry_after.map(|after| (names::RETRY_AFTER_HEADER, after.as_secs().to_string()));
-        let reason = (names::REFUSED_REASON_RESPONSE_HEADER, (*reason).to_owned());
+        let reason = (names::REFUSED_REASON_RESPONSE_HEADER, reason.name().to_owned());
         let headers = std::iter::once(reason).chain(seconds).collect();
         self.answer_with(host, id, *status, headers, openai::error_body_about(api, *status, message, *param))
     }
@@ -98,7 +99,7 @@ impl Gateway {
     /// Says in the API's shape what Envoy has said in its own words.
     pub(super) fn translate(&mut self, host: &mut impl Host, id: u32, api: Api, words: &str) -> Flow {
         let status = host.header(Map::Response, ":status").and_then(|s| s.parse().ok()).unwrap_or(503);
-        self.worker.statistics.count(&format!("unserved.{status}"));
+        self.worker.statistics.count(Counter::Unserved { status });
         let kept = [names::MODEL_RESPONSE_HEADER, names::POOL_RESPONSE_HEADER, names::RUNG_RESPONSE_HEADER];
         let mut headers: Vec<(&str, String)> =
             kept.into_iter().filter_map(|name| host.header(Map::Response, name).map(|value| (name, value))).collect();

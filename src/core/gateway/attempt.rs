@@ -9,10 +9,10 @@ use crate::config::Config;
 use crate::health::Suspect;
 use crate::names;
 use crate::openai::{self, Api, Patch, Prompt};
-use crate::router::Decision;
+use crate::router::{Decision, RefusalReason};
 
 /// What attempts after the first need to know of a request.
-pub(super) struct Plan {
+pub(super) struct AttemptPlan {
     /// For the address of every instance of another model among the fall-backs, what makes the body ask for that model.
     elsewhere: Vec<(String, Vec<Patch>)>,
     api: Api,
@@ -26,21 +26,21 @@ pub(super) struct Plan {
     given_up: bool,
 }
 
-impl Plan {
+impl AttemptPlan {
     /// `done` has been applied to the body.
-    pub(super) fn new(config: &Config, api: Api, prompt: &Prompt, decision: &Decision, done: &[Patch]) -> Plan {
+    pub(super) fn new(config: &Config, api: Api, prompt: &Prompt, decision: &Decision, done: &[Patch]) -> AttemptPlan {
         let fleet = &config.fleet;
         let target = |i: &usize| {
             let (index, pool) = fleet.pool_of(*i)?;
-            let elsewhere = decision.elsewhere.iter().find(|elsewhere| elsewhere.pool == index)?;
+            let elsewhere = decision.to.elsewhere.iter().find(|elsewhere| elsewhere.pool == index)?;
             let address = fleet.instances.get(*i)?.address.clone();
             Some((address, prompt.patches_after(done, api, &pool.served_model, elsewhere.max_tokens)))
         };
-        let elsewhere = decision.fallbacks.iter().filter_map(target).collect();
-        Plan {
+        let elsewhere = decision.to.fallbacks.iter().filter_map(target).collect();
+        AttemptPlan {
             elsewhere,
             api,
-            first: decision.instance,
+            first: decision.to.instance,
             first_is_silent: false,
             suspect: Suspect::default(),
             passed: Vec::new(),
@@ -119,9 +119,9 @@ pub fn context_of(host: &impl Host) -> Option<u32> {
 
 impl Attempt {
     /// Ends the request: no instance gets it any more.
-    fn give_up(host: &mut impl Host, api: Option<Api>, status: u16, reason: &str, message: &str) -> Flow {
+    fn give_up(host: &mut impl Host, api: Option<Api>, status: u16, reason: RefusalReason, message: &str) -> Flow {
         let body = openai::error_body(api, status, message);
-        let headers = [("content-type", "application/json"), (names::REFUSED_REASON_RESPONSE_HEADER, reason)];
+        let headers = [("content-type", "application/json"), (names::REFUSED_REASON_RESPONSE_HEADER, reason.name())];
         host.respond(status, &headers, body.as_bytes());
         Flow::Pause
     }
@@ -147,11 +147,11 @@ impl Attempt {
         let Some((api, is_suspect, patches)) = gateway.and_then(|gateway| gateway.begin_attempt(host, id, &address))
         else {
             let message = "The gateway was restarted while it looked for an instance.";
-            return Attempt::give_up(host, None, 503, "restarted", message);
+            return Attempt::give_up(host, None, 503, RefusalReason::Restarted, message);
         };
         if is_suspect {
             let message = "Two instances have broken this request off.";
-            return Attempt::give_up(host, Some(api), 502, names::SUSPECT_REASON, message);
+            return Attempt::give_up(host, Some(api), 502, RefusalReason::Suspect, message);
         }
         self.patches = Some(patches);
         // Also where nothing is changed: an attempt before this one may have written another length.

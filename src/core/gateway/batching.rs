@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use super::access_log::{Batched, Timing, ms};
+use super::access_log::{Batched, DecisionTiming};
 use super::deciding::{self, Pending};
 use super::{Flow, Gateway, Host, LOOK, Phase};
 use crate::assign::{self, Assigned};
-use crate::router::{Outlook, Verdict};
+use crate::router::{Outlook, Verdict, milliseconds};
+use crate::worker::{Counter, Histogram};
 
 /// A request that waits.
-pub(super) struct Held {
+pub(super) struct HeldRequest {
     pending: Pending,
     outlook: Outlook,
     arrived: Duration,
@@ -29,7 +30,7 @@ impl Gateway {
         if let Some(Some(batcher)) = self.batchers.get_mut(policy) {
             batcher.push(id, arrived, ());
         }
-        self.set_phase(id, Phase::Waiting(Box::new(Held { pending, outlook, arrived })));
+        self.set_phase(id, Phase::Waiting(Box::new(HeldRequest { pending, outlook, arrived })));
         let flow = self.flush(host, policy, Some(id)).unwrap_or(Flow::Pause);
         host.enter(id);
         Ok(flow)
@@ -76,7 +77,11 @@ impl Gateway {
     }
 
     /// Decides the next batch of a policy, if one is due.
-    fn decide_batch(&mut self, host: &mut impl Host, policy: usize) -> Option<Vec<(u32, Pending, Verdict, Timing)>> {
+    fn decide_batch(
+        &mut self,
+        host: &mut impl Host,
+        policy: usize,
+    ) -> Option<Vec<(u32, Pending, Verdict, DecisionTiming)>> {
         let now = host.now();
         let workers = self.worker.serving_workers();
         let batcher = self.batchers.get_mut(policy)?.as_mut()?;
@@ -89,7 +94,7 @@ impl Gateway {
         if let (Some(loads), Some(batcher)) = (&loads, self.batchers.get_mut(policy)?) {
             batcher.adapt(assign::queueing_share(loads));
         }
-        let mut batch: Vec<(u32, Box<Held>)> = Vec::with_capacity(ids.len());
+        let mut batch: Vec<(u32, Box<HeldRequest>)> = Vec::with_capacity(ids.len());
         for id in ids {
             match self.take_phase(id) {
                 Phase::Waiting(mut held) => {
@@ -104,18 +109,19 @@ impl Gateway {
         let assigned = assign::assign(&worker.router, asked, loads, worker.learner.learned(), now);
         let decision = host.now().saturating_sub(now);
         let batch_size = batch.len();
-        worker.statistics.count("batches");
-        worker.statistics.observe("batch_size", batch_size as u64);
-        let mut batch: Vec<Option<(u32, Box<Held>)>> = batch.into_iter().map(Some).collect();
+        worker.statistics.count(Counter::Batches);
+        worker.statistics.observe(Histogram::BatchSize, batch_size as u64);
+        let mut batch: Vec<Option<(u32, Box<HeldRequest>)>> = batch.into_iter().map(Some).collect();
         let mut decided = Vec::with_capacity(batch_size);
         for (batch_position, Assigned { request, verdict }) in assigned.into_iter().enumerate() {
             let Some((id, held)) = batch.get_mut(request).and_then(Option::take) else { continue };
             let waited = now.saturating_sub(held.arrived);
-            worker.statistics.observe("batch_wait_ms", u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
-            let batched = Batched { batch_size, batch_position, batch_wait_ms: ms(waited.as_secs_f64()) };
+            let waited_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+            worker.statistics.observe(Histogram::BatchWaitMs, waited_ms);
+            let batched = Batched { batch_size, batch_position, batch_wait_ms: milliseconds(waited.as_secs_f64()) };
             let verdict = deciding::claimed(host, worker, &held.pending, verdict, now);
             let scan = held.pending.reading.scan_time;
-            let timing = Timing { scan, decision, batch: Some(batched), ..Timing::default() };
+            let timing = DecisionTiming { scan, decision, batch: Some(batched), ..DecisionTiming::default() };
             decided.push((id, held.pending, verdict, timing));
         }
         Some(decided)

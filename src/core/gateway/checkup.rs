@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::attempt::Plan;
+use super::attempt::AttemptPlan;
 use super::{Host, Map};
-use crate::health::{self, Attempts, Event, Failure, Outcome};
+use crate::health::{self, AnswerOutcome, Attempts, Event, Failure};
 use crate::names;
 use crate::openai::{Observed, Prompt};
 use crate::router::Decision;
@@ -37,7 +37,7 @@ pub(super) struct Checkup {
 impl Checkup {
     pub(super) fn new(decision: &Decision, prompt: &Prompt, common: bool, sent: Duration) -> Checkup {
         Checkup {
-            instance: decision.instance,
+            instance: decision.to.instance,
             earlier: Vec::new(),
             attempts: Attempts { count: 1 },
             is_rerun: false,
@@ -47,7 +47,7 @@ impl Checkup {
             readable: false,
             bytes: 0,
             common,
-            names_ours: decision.adapter.is_none() && prompt.previous_response_id.is_none(),
+            names_ours: decision.to.adapter.is_none() && prompt.previous_response_id.is_none(),
             began: false,
             settled: false,
         }
@@ -72,7 +72,7 @@ impl Checkup {
         decision: &Decision,
         served_by: Option<usize>,
         (status, content_type, details): (u16, &str, &str),
-        plan: &Plan,
+        plan: &AttemptPlan,
     ) {
         self.status = status;
         self.readable = host.header(Map::Response, "content-encoding").is_none_or(|e| e == "identity")
@@ -86,17 +86,17 @@ impl Checkup {
         self.attempts.count = host.number(&["upstream", "request_attempt_count"]).unwrap_or(1);
         // Envoy skips endpoints of the list that its cluster does not have: what has passed is known better.
         let (passed, given_up) = (plan.passed(), plan.given_up_after());
-        let further = if passed.is_empty() { decision.fallbacks.clone() } else { passed };
-        let order: Vec<usize> = std::iter::once(decision.instance).chain(further).collect();
+        let further = if passed.is_empty() { decision.to.fallbacks.clone() } else { passed };
+        let order: Vec<usize> = std::iter::once(decision.to.instance).chain(further).collect();
         let failed = given_up.unwrap_or_else(|| self.attempts.failed(order.len()));
         self.earlier = order.iter().take(failed).copied().collect();
-        self.instance = served_by.or_else(|| order.get(failed).copied()).unwrap_or(decision.instance);
+        self.instance = served_by.or_else(|| order.get(failed).copied()).unwrap_or(decision.to.instance);
         if given_up.is_none() {
             self.earlier.retain(|instance| *instance != self.instance);
         }
-        if failed == 0 && self.instance != decision.instance {
+        if failed == 0 && self.instance != decision.to.instance {
             // Envoy holds the chosen one for dead and has not tried it, or balances by itself.
-            worker.saw(host, decision.instance, Event::Unjudged, self.sent, now);
+            worker.saw(host, decision.to.instance, Event::Unjudged, self.sent, now);
             worker.unhonoured();
         }
         if given_up.is_some() {
@@ -114,7 +114,7 @@ impl Checkup {
 
     /// Whether Envoy has sent the first attempt to another instance than the chosen one.
     pub(super) fn is_unhonoured(&self, decision: &Decision) -> bool {
-        !self.is_rerun && self.attempts.count == 1 && self.instance != decision.instance
+        !self.is_rerun && self.attempts.count == 1 && self.instance != decision.to.instance
     }
 
     /// What the attempts before the last one show, now that it is known what that one does.
@@ -141,7 +141,8 @@ impl Checkup {
     /// The response has ended by itself.
     pub(super) fn ended(&mut self, host: &mut impl Host, worker: &mut Worker, seen: &Observed) {
         let Checkup { status, retry_after, bytes, readable, common, names_ours, .. } = *self;
-        let event = health::of_answer(&Outcome { status, retry_after, seen, bytes, readable, common, names_ours });
+        let event =
+            health::of_answer(&AnswerOutcome { status, retry_after, seen, bytes, readable, common, names_ours });
         self.settle(host, worker, event);
     }
 

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::access_log::{Entry, Timing};
-use super::attempt::Plan;
+use super::access_log::{DecisionTiming, LogEntry};
+use super::attempt::AttemptPlan;
 use super::checkup::Checkup;
 use super::serving::{Sent, Serving};
 use super::{Body, Flow, Gateway, Host, Map, PIECE, Phase};
@@ -12,12 +12,12 @@ use crate::config::RETRIES;
 use crate::fleet::Constraints;
 use crate::names;
 use crate::openai::{Api, Patch, Prompt, RequestScan};
-use crate::router::{Ask, Decision, Packed, Refusal, Verdict, packed};
+use crate::router::{Ask, Decision, Packed, Refusal, RefusalReason, UntouchedReason, Verdict, packed};
 use crate::shared::Board;
-use crate::worker::Worker;
+use crate::worker::{Counter, Histogram, Worker};
 
 /// A request whose body comes.
-pub(super) struct Reading {
+pub(super) struct RequestReading {
     pub(super) api: Api,
     pub(super) policy: usize,
     /// The model that the path names.
@@ -38,7 +38,7 @@ pub(super) struct Reading {
 
 /// A request that has been read as far as it is going to be.
 pub(super) struct Pending {
-    pub(super) reading: Reading,
+    pub(super) reading: RequestReading,
     pub(super) prompt: Prompt,
     /// Bytes of the body that are in the host's buffer.
     buffered: usize,
@@ -54,7 +54,7 @@ impl Pending {
     /// Looks up what instances have kept of what the request needs, and what models cost.
     pub(super) fn recall(&mut self, worker: &Worker, now: Duration) {
         let Pending { reading, prompt, .. } = self;
-        self.prices = worker.prices.of(reading.policy).map(<[f64]>::to_vec);
+        self.prices = worker.prices.of_policy(reading.policy).map(<[f64]>::to_vec);
         reading.keys = worker.router.keys(reading.api, prompt, reading.session.as_deref());
         self.recall = worker.router.recall(&worker.placements.memory, &reading.keys, prompt, now);
     }
@@ -105,17 +105,17 @@ impl Gateway {
         let packed = packed(&said, &encoding);
         match packed {
             Packed::Unreadable if api.is_guessed() || !self.refuses_unread(host) => {
-                return self.leave(host, id, api, "encoded_body");
+                return self.leave(host, id, api, UntouchedReason::EncodedBody);
             }
             Packed::Unreadable | Packed::Broken => {
                 let encoding = if said.is_empty() { encoding } else { said };
                 let message = format!("A body in the encoding `{encoding}` cannot be read.");
-                return self.refuse(host, id, Some(api), &Refusal::new(415, "encoded_body", message));
+                return self.refuse(host, id, Some(api), &Refusal::new(415, RefusalReason::EncodedBody, message));
             }
             Packed::Never | Packed::Unpacked => {}
         }
         let policy = self.policy(host);
-        let mut headers = Headers::default();
+        let mut headers = RequestHeaders::default();
         let constraints = match self.worker.router.header_constraints(policy, |name| headers.take(host, name)) {
             Err(refusal) => return self.refuse(host, id, Some(api), &refusal),
             Ok(constraints) => constraints,
@@ -129,7 +129,7 @@ impl Gateway {
         } else {
             RequestScan::new(api)
         };
-        let reading = Reading {
+        let reading = RequestReading {
             api,
             policy,
             deployment,
@@ -155,7 +155,7 @@ impl Gateway {
         &mut self,
         host: &mut impl Host,
         id: u32,
-        mut reading: Reading,
+        mut reading: RequestReading,
         whole: bool,
         buffered: usize,
     ) -> Flow {
@@ -163,20 +163,20 @@ impl Gateway {
         let mut prompt = if whole {
             match reading.scan.finish() {
                 Ok(prompt) => prompt,
-                Err(_) if api.is_guessed() => return self.leave(host, id, api, "other_path"),
+                Err(_) if api.is_guessed() => return self.leave(host, id, api, UntouchedReason::OtherPath),
                 Err(error) => {
                     let unpacked =
                         if reading.packed == Packed::Unpacked { " It was read as Envoy has unpacked it." } else { "" };
-                    let refusal = Refusal::new(400, "body", format!("{error}{unpacked}"));
+                    let refusal = Refusal::new(400, RefusalReason::Body, format!("{error}{unpacked}"));
                     return self.refuse(host, id, Some(api), &refusal);
                 }
             }
         } else {
             let prompt = reading.scan.so_far();
             let names_model = prompt.model.is_some() || reading.deployment.is_some();
-            let Reading { policy, constraints, packed, .. } = &reading;
+            let RequestReading { policy, constraints, packed, .. } = &reading;
             match self.worker.router.too_large(*policy, constraints.as_ref(), names_model, *packed) {
-                Some(_) if api.is_guessed() => return self.leave(host, id, api, "other_path"),
+                Some(_) if api.is_guessed() => return self.leave(host, id, api, UntouchedReason::OtherPath),
                 Some(refusal) => return self.refuse(host, id, Some(api), &refusal),
                 None => prompt,
             }
@@ -201,13 +201,13 @@ impl Gateway {
         id: u32,
         pending: Pending,
         verdict: Verdict,
-        timing: Timing,
+        timing: DecisionTiming,
     ) -> Flow {
         match verdict {
             Verdict::Untouched(reason) => self.leave(host, id, pending.reading.api, reason),
             Verdict::Pooled { pool, max_tokens } => {
                 self.pass_to_pool(host, pool, max_tokens, &pending);
-                self.leave(host, id, pending.reading.api, "no_instance")
+                self.leave(host, id, pending.reading.api, UntouchedReason::NoInstance)
             }
             Verdict::Refused(refusal) => self.refuse(host, id, Some(pending.reading.api), &refusal),
             Verdict::Decided(decision) => {
@@ -218,19 +218,26 @@ impl Gateway {
     }
 
     /// Carries a decision out.
-    fn dispatch(&mut self, host: &mut impl Host, id: u32, pending: Pending, decision: Decision, mut timing: Timing) {
+    fn dispatch(
+        &mut self,
+        host: &mut impl Host,
+        id: u32,
+        pending: Pending,
+        decision: Decision,
+        mut timing: DecisionTiming,
+    ) {
         let Pending { reading, prompt, buffered, complete, .. } = pending;
         let now = host.now();
         let config = self.worker.router.config();
         let address = |i: &usize| config.fleet.instances.get(*i).map(|i| i.address.as_str());
-        let Some(pool) = config.fleet.pools.get(decision.pool) else { return };
+        let Some(pool) = config.fleet.pools.get(decision.to.pool) else { return };
         let endpoints: Vec<&str> =
-            std::iter::once(&decision.instance).chain(&decision.fallbacks).filter_map(address).collect();
-        let served_model = decision.adapter.as_ref().unwrap_or(&pool.served_model);
-        let patches = prompt.patches(reading.api, served_model, decision.max_tokens);
+            std::iter::once(&decision.to.instance).chain(&decision.to.fallbacks).filter_map(address).collect();
+        let served_model = decision.to.adapter.as_ref().unwrap_or(&pool.served_model);
+        let patches = prompt.patches(reading.api, served_model, decision.because.max_tokens);
         let patched = patch_body(host, &patches, buffered);
         set_length(host, reading.content_length, buffered, patched);
-        let plan = Plan::new(config, reading.api, &prompt, &decision, &patches);
+        let plan = AttemptPlan::new(config, reading.api, &prompt, &decision, &patches);
         direct(host, &pool.cluster, Some(&endpoints.join(",")), prompt.stream, Some(id));
         let least = config.health.answer_limit;
         let knows_length = !prompt.stream && reading.api != Api::Named;
@@ -238,20 +245,20 @@ impl Gateway {
             host.set_header(Map::Request, names::TIMEOUT_HEADER, Some(&limit.as_millis().to_string()));
         }
         let asks_load = config.telemetry.orca && ask_for_load(host);
-        let counter = format!("decisions.{}.{}", pool.name, decision.rung.name());
+        self.worker.statistics.count(Counter::Decisions { pool: &pool.name, rung: decision.because.rung });
         let is_common = config.names_no_model(prompt.model.as_deref());
         timing.patch = host.now().saturating_sub(now);
-        let mut entry = Entry::new(reading.api, config, reading.policy, &prompt, &decision, timing);
-        let worker = &mut self.worker;
-        let decision_id = worker.learner.decision_id().filter(|_| decision.generates());
+        let mut entry = LogEntry::new(reading.api, config, reading.policy, &prompt, &decision, timing);
+        let decision_id = self.worker.learner.decision_id().filter(|_| decision.generates());
         entry.decision_id.clone_from(&decision_id);
-        entry.publish(host, self.streams.get(&id).map_or("", |stream| &stream.request_id));
+        let request_id = self.streams.get(&id).map_or("", |stream| &stream.request_id);
+        entry.publish(host, request_id, config, &decision);
+        let worker = &mut self.worker;
         if let Some(id) = &decision_id {
             worker.remember_decision(host, id, &decision);
         }
-        worker.statistics.count(&counter);
         let decision_us = u64::try_from(timing.decision.as_micros()).unwrap_or(u64::MAX);
-        worker.statistics.observe("decision_us", decision_us);
+        worker.statistics.observe(Histogram::DecisionUs, decision_us);
         worker.dispatch(host, &decision.dispatch(), now);
         if let Some(placement) = decision.placement(&reading.keys, now) {
             worker.place(placement);
@@ -264,14 +271,14 @@ impl Gateway {
     }
 
     /// Asks the router, and says how long it took.
-    fn route(&mut self, host: &mut impl Host, pending: &mut Pending) -> (Verdict, Timing) {
+    fn route(&mut self, host: &mut impl Host, pending: &mut Pending) -> (Verdict, DecisionTiming) {
         let asked_at = host.now();
         let worker = &mut self.worker;
         pending.recall(worker, asked_at);
         let verdict = ask_router(host, worker, pending, asked_at);
         let verdict = claimed(host, worker, pending, verdict, asked_at);
         let decision = host.now().saturating_sub(asked_at);
-        (verdict, Timing { scan: pending.reading.scan_time, decision, ..Timing::default() })
+        (verdict, DecisionTiming { scan: pending.reading.scan_time, decision, ..DecisionTiming::default() })
     }
 
     /// Makes Envoy send the request to a pool, wherever it likes to.
@@ -306,7 +313,7 @@ pub(super) fn claimed(
 ) -> Verdict {
     for _ in 0..CLAIM_ATTEMPTS {
         let Verdict::Decided(decision) = &verdict else { break };
-        if !decision.probe || worker.claim(board, decision.instance, now) {
+        if !decision.to.probe || worker.claim(board, decision.to.instance, now) {
             break;
         }
         verdict = ask_router(board, worker, pending, now);
@@ -342,9 +349,9 @@ fn ask_for_load(host: &mut impl Host) -> bool {
 
 /// The request's headers, read when the first one is asked for.
 #[derive(Default)]
-pub(super) struct Headers(Option<Vec<(String, String)>>);
+pub(super) struct RequestHeaders(Option<Vec<(String, String)>>);
 
-impl Headers {
+impl RequestHeaders {
     /// All values of a header.
     pub(super) fn values(&mut self, host: &impl Host, name: &str) -> Vec<String> {
         let all = self.0.get_or_insert_with(|| host.headers(Map::Request));

@@ -5,9 +5,9 @@ use crate::learning::feedback::{self, Feedback};
 use crate::worker::{Scored, Worker};
 
 /// A feedback that is refused: status and one sentence.
-pub(super) type Refusal = (u16, &'static str);
+pub(super) type FeedbackRefusal = (u16, &'static str);
 
-const TOO_LARGE: Refusal = (413, "The request body is larger than a feedback can be, 4096 bytes.");
+const TOO_LARGE: FeedbackRefusal = (413, "The request body is larger than a feedback can be, 4096 bytes.");
 
 /// The body of a feedback as far as it has come.
 #[derive(Default)]
@@ -19,13 +19,13 @@ pub(super) fn admit(
     method: &str,
     authorization: Option<&str>,
     content_length: Option<u64>,
-) -> Result<(), Refusal> {
+) -> Result<(), FeedbackRefusal> {
     if method != "POST" {
         return Err((405, "Feedback is sent with POST."));
     }
     let secret = worker.router.config().learning.feedback_secret.as_ref();
     let guess = authorization.and_then(feedback::bearer).unwrap_or_default();
-    if !secret.is_some_and(|secret| secret.is(guess)) {
+    if !secret.is_some_and(|secret| secret.accepts(guess)) {
         return Err((401, "The authorization header does not carry the feedback secret."));
     }
     if content_length.is_some_and(|length| length > feedback::BODY_BYTES_MAX as u64) {
@@ -41,7 +41,7 @@ impl Incoming {
     }
 
     /// Takes the next piece.
-    pub(super) fn push(&mut self, piece: &[u8]) -> Result<(), Refusal> {
+    pub(super) fn push(&mut self, piece: &[u8]) -> Result<(), FeedbackRefusal> {
         if self.0.len().saturating_add(piece.len()) > feedback::BODY_BYTES_MAX {
             return Err(TOO_LARGE);
         }
@@ -50,7 +50,7 @@ impl Incoming {
     }
 
     /// The body is whole: counts the score, and says what to answer and to log.
-    pub(super) fn finish(&self, host: &mut impl Host, worker: &mut Worker) -> Result<Accepted, (u16, String)> {
+    pub(super) fn finish(&self, host: &mut impl Host, worker: &mut Worker) -> Result<AcceptedFeedback, (u16, String)> {
         let feedback = Feedback::parse(&self.0).map_err(|sentence| (400, sentence))?;
         let now = host.now();
         match worker.score(host, &feedback, now) {
@@ -59,14 +59,14 @@ impl Incoming {
             Scored::Accepted(decision) => {
                 let models = &worker.router.config().fleet.models;
                 let model = models.get(decision.model).map(|model| model.name.clone()).unwrap_or_default();
-                Ok(Accepted { feedback, model, propensity: decision.propensity })
+                Ok(AcceptedFeedback { feedback, model, propensity: decision.propensity })
             }
         }
     }
 }
 
 /// A feedback that counts.
-pub(super) struct Accepted {
+pub(super) struct AcceptedFeedback {
     pub(super) feedback: Feedback,
     /// Name of the model whose answer was scored.
     pub(super) model: String,

@@ -2,10 +2,11 @@
 
 use super::deciding::direct;
 use super::probing::Probing;
-use super::{Body, Flow, Gateway, Host, Map, Phase, access_log, feedback};
+use super::{Body, Flow, Gateway, Host, Map, Outcome, Phase, Subject, access_log, feedback};
 use crate::names;
 use crate::openai;
-use crate::router::Refusal;
+use crate::router::{Refusal, RefusalReason, UntouchedReason};
+use crate::worker::Counter;
 
 impl Gateway {
     pub(super) fn models(&mut self, host: &mut impl Host, id: u32, wanted: Option<&str>) -> Flow {
@@ -17,12 +18,12 @@ impl Gateway {
         };
         match body {
             Some(body) => {
-                access_log::publish_unrouted(host, self.request_id(id), "answered", "models");
+                access_log::publish_unrouted(host, self.request_id(id), Outcome::Answered, Subject::Models.name());
                 self.answer(host, id, 200, body)
             }
             None => {
                 let message = format!("The model `{}` does not exist.", wanted.unwrap_or_default());
-                let refusal = Refusal::new(404, "unknown_model", message);
+                let refusal = Refusal::new(404, RefusalReason::UnknownModel, message);
                 self.refuse(host, id, None, &Refusal { param: Some("model"), ..refusal })
             }
         }
@@ -39,7 +40,12 @@ impl Gateway {
     ) -> Flow {
         probing.read(host, size);
         if size as u64 >= self.worker.router.config().max_buffered_bytes {
-            return self.refuse(host, id, None, &Refusal::new(413, "too_large", "The request body is too large."));
+            return self.refuse(
+                host,
+                id,
+                None,
+                &Refusal::new(413, RefusalReason::TooLarge, "The request body is too large."),
+            );
         }
         if !end_of_stream {
             self.set_phase(id, Phase::Probing(probing));
@@ -47,10 +53,15 @@ impl Gateway {
         }
         match probing.answer(host, &self.worker.router) {
             Ok(body) => {
-                access_log::publish_unrouted(host, self.request_id(id), "answered", "debug_predict");
+                access_log::publish_unrouted(
+                    host,
+                    self.request_id(id),
+                    Outcome::Answered,
+                    Subject::DebugPredict.name(),
+                );
                 self.answer(host, id, 200, body)
             }
-            Err((status, message)) => self.refuse(host, id, None, &Refusal::new(status, "body", message)),
+            Err((status, message)) => self.refuse(host, id, None, &Refusal::new(status, RefusalReason::Body, message)),
         }
     }
 
@@ -64,9 +75,9 @@ impl Gateway {
         let fleet = &self.worker.router.config().fleet;
         let holder = self.worker.holder(host, response).and_then(|instance| fleet.instances.get(instance));
         let found = holder.and_then(|holder| Some((fleet.pools.get(holder.pool)?, holder)));
-        let Some((pool, holder)) = found else { return self.pass(host, id, "unknown_response") };
+        let Some((pool, holder)) = found else { return self.pass(host, id, UntouchedReason::UnknownResponse) };
         direct(host, &pool.cluster, Some(&holder.address), true, None);
-        access_log::publish_unrouted(host, self.request_id(id), "returned", "response_item");
+        access_log::publish_unrouted(host, self.request_id(id), Outcome::Returned, Subject::ResponseItem.name());
         Flow::Continue
     }
 
@@ -90,17 +101,17 @@ impl Gateway {
     }
 
     fn refuse_feedback(&mut self, host: &mut impl Host, id: u32, status: u16, message: &str) -> Flow {
-        access_log::publish_unrouted(host, self.request_id(id), "refused", message);
-        self.worker.statistics.count("feedback.refused");
+        access_log::publish_unrouted(host, self.request_id(id), Outcome::Refused, message);
+        self.worker.statistics.count(Counter::FeedbackRefused);
         self.answer(host, id, status, openai::error_body(None, status, message))
     }
 
     pub(super) fn finish_feedback(&mut self, host: &mut impl Host, id: u32, incoming: &feedback::Incoming) -> Flow {
         match incoming.finish(host, &mut self.worker) {
             Err((status, message)) => self.refuse_feedback(host, id, status, &message),
-            Ok(feedback::Accepted { feedback, model, propensity }) => {
+            Ok(feedback::AcceptedFeedback { feedback, model, propensity }) => {
                 access_log::publish_feedback(host, self.request_id(id), &feedback, &model, propensity);
-                self.worker.statistics.count("feedback.accepted");
+                self.worker.statistics.count(Counter::FeedbackAccepted);
                 self.answer(host, id, 200, feedback.accepted(&model))
             }
         }

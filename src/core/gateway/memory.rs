@@ -55,7 +55,7 @@ pub struct Exchange {
 
 /// A call that the gateway has made.
 #[derive(Clone, Debug)]
-pub struct Call {
+pub struct HostCall {
     /// The number by which the gateway knows it.
     pub number: u32,
     /// Envoy's cluster.
@@ -82,7 +82,7 @@ pub struct MemoryHost<B = Bytes> {
     /// The context whose callback this is.
     pub current: u32,
     /// Calls that nobody has answered.
-    pub calls: Vec<Call>,
+    pub calls: Vec<HostCall>,
     /// How many calls were made.
     pub calls_made: u32,
     /// The answer to the call whose callback this is.
@@ -240,7 +240,7 @@ impl<B: Board> Host for MemoryHost<B> {
     fn call(&mut self, cluster: &str, headers: &[(&str, &str)], body: &[u8], timeout: Duration) -> Option<u32> {
         self.calls_made = self.calls_made.wrapping_add(1);
         let (number, cluster, headers, body) = (self.calls_made, cluster.to_owned(), owned(headers), body.to_vec());
-        self.calls.push(Call { number, cluster, headers, body, timeout });
+        self.calls.push(HostCall { number, cluster, headers, body, timeout });
         Some(number)
     }
 

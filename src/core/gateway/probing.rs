@@ -19,7 +19,7 @@ pub(super) struct Probing {
 }
 
 #[derive(Serialize)]
-struct Answer<'a> {
+struct ProbeAnswer<'a> {
     chars: u64,
     estimated_tokens: u64,
     slots: Vec<u16>,
@@ -86,7 +86,7 @@ fn answer(host: &impl Host, router: &Router, probe: &Probe) -> Option<String> {
         last = Some((features, prediction));
     }
     let (features, prediction) = last?;
-    let answer = Answer {
+    let answer = ProbeAnswer {
         chars: probe.text.chars(),
         estimated_tokens: probe.text.estimated_tokens(),
         slots: features.slots.iter().map(|(slot, _)| *slot).collect(),
@@ -95,23 +95,23 @@ fn answer(host: &impl Host, router: &Router, probe: &Probe) -> Option<String> {
         familiarity: prediction.familiarity,
         prototype: prediction.prototype,
         models: predictor.models(),
-        estimates: prediction.estimates.iter().map(EstimateAnswer::of).collect(),
-        features_ns: Quantiles::of(features_ns)?,
-        predict_ns: Quantiles::of(predict_ns)?,
-        total_ns: Quantiles::of(total_ns)?,
+        estimates: prediction.estimates.iter().map(EstimateAnswer::from_estimate).collect(),
+        features_ns: Quantiles::from_times(features_ns)?,
+        predict_ns: Quantiles::from_times(predict_ns)?,
+        total_ns: Quantiles::from_times(total_ns)?,
     };
     serde_json::to_string(&answer).ok()
 }
 
 impl EstimateAnswer {
-    fn of(estimate: &Estimate) -> EstimateAnswer {
+    fn from_estimate(estimate: &Estimate) -> EstimateAnswer {
         let Estimate { quality, quality_sd, output_tokens, output_tokens_p80, output_tokens_p90 } = *estimate;
         EstimateAnswer { quality, quality_sd, output_tokens, output_tokens_p80, output_tokens_p90 }
     }
 }
 
 impl Quantiles {
-    fn of(mut times: Vec<Duration>) -> Option<Quantiles> {
+    fn from_times(mut times: Vec<Duration>) -> Option<Quantiles> {
         times.sort_unstable();
         let last = times.len().checked_sub(1)?;
         let at = |percent: usize| Some(u64::try_from(times.get(last * percent / 100)?.as_nanos()).unwrap_or(u64::MAX));

@@ -10,6 +10,7 @@ use crate::names;
 use crate::openai::{self, Api};
 use crate::reckoning::Reports;
 use crate::router::Decision;
+use crate::worker::Counter;
 
 /// Time between two looks for requests whose instance is stuck.
 const LOOK_PERIOD: Duration = Duration::from_millis(200);
@@ -92,14 +93,14 @@ impl Gateway {
     ) -> Option<Whole> {
         let is_small = size <= BODY_BYTES_MAX && self.reruns.bytes.saturating_add(size) <= BODIES_BYTES_MAX;
         let may = is_small && api != Api::Responses && self.worker.router.config().health.enabled;
-        if decision.fallbacks.is_empty() || !may {
+        if decision.to.fallbacks.is_empty() || !may {
             return None;
         }
         let headers = self.headers_as_sent(host)?;
         let body = host.body(Body::Request, 0, size);
         self.reruns.bytes = self.reruns.bytes.saturating_add(body.len());
         self.reruns.waiting = self.reruns.waiting.saturating_add(1);
-        Some(Whole { headers, body, asking: Asking::new(decision.instance, host.now(), &decision.fallbacks) })
+        Some(Whole { headers, body, asking: Asking::new(decision.to.instance, host.now(), &decision.to.fallbacks) })
     }
 
     /// The request's headers as another instance may get them: none of a connection's, none of Envoy's own, and the path as the route
@@ -168,7 +169,7 @@ impl Gateway {
         let next = whole.asking.next(|instance, at| self.is_stuck(instance, at, reports, records));
         let asked = next.and_then(|instance| Some((instance, self.call(host, id, &whole, instance)?)));
         if let Some((instance, call)) = asked {
-            self.worker.statistics.count("reruns");
+            self.worker.statistics.count(Counter::Reruns);
             self.carry(host, id, instance, now);
             whole.asking.ask(instance, now, call);
         }

@@ -2,31 +2,31 @@
 
 use std::time::Duration;
 
-use super::access_log::Entry;
-use super::attempt::Plan;
+use super::access_log::LogEntry;
+use super::attempt::AttemptPlan;
 use super::checkup::Checkup;
-use super::deciding::Reading;
+use super::deciding::RequestReading;
 use super::rerun::{Served, Whole};
 use super::{Body, Host, Map, PIECE};
 use crate::affinity::{Keys, Placement};
 use crate::health::Suspect;
-use crate::learning::speed::Timing;
+use crate::learning::speed::AnswerTiming;
 use crate::names;
 use crate::openai::{Api, Observed, ResponseScan};
 use crate::reckoning::Dispatch;
 use crate::router::Decision;
 use crate::shared::Board;
 use crate::telemetry;
-use crate::worker::Worker;
+use crate::worker::{Counter, Worker};
 
 /// What was made of a request when it was sent.
 pub(super) struct Sent {
     pub(super) checkup: Checkup,
     /// What further attempts need to know.
-    pub(super) plan: Plan,
+    pub(super) plan: AttemptPlan,
     /// What another instance needs to be asked for the answer.
     pub(super) whole: Option<Whole>,
-    pub(super) entry: Entry,
+    pub(super) entry: LogEntry,
     /// The name by which a client may score the answer.
     pub(super) decision_id: Option<String>,
     pub(super) decision_us: u64,
@@ -62,8 +62,8 @@ pub(super) struct Serving {
 
 impl Serving {
     /// A request that was sent just now.
-    pub(super) fn new(reading: Reading, decision: Decision, sent: Sent, now: Duration) -> Serving {
-        let Reading { api, started, keys, .. } = reading;
+    pub(super) fn new(reading: RequestReading, decision: Decision, sent: Sent, now: Duration) -> Serving {
+        let RequestReading { api, started, keys, .. } = reading;
         Serving {
             api,
             started,
@@ -120,19 +120,19 @@ impl Serving {
         }
         let config = worker.router.config();
         let mut set = |name, value: &str| host.set_header(Map::Response, name, Some(value));
-        if let Some(model) = config.fleet.models.get(self.decision.model) {
+        if let Some(model) = config.fleet.models.get(self.decision.to.model) {
             set(names::MODEL_RESPONSE_HEADER, &model.name);
         }
-        if let Some(pool) = config.fleet.pools.get(self.decision.pool) {
+        if let Some(pool) = config.fleet.pools.get(self.decision.to.pool) {
             set(names::POOL_RESPONSE_HEADER, &pool.name);
         }
-        let rung = if is_unhonoured { names::RUNG_UNHONOURED } else { self.decision.rung.name() };
+        let rung = if is_unhonoured { names::RUNG_UNHONOURED } else { self.decision.because.rung.name() };
         set(names::RUNG_RESPONSE_HEADER, rung);
         set(names::DECISION_US_RESPONSE_HEADER, &self.sent.decision_us.to_string());
         if let Some(id) = &self.sent.decision_id {
             set(names::DECISION_ID_RESPONSE_HEADER, id);
         }
-        if self.decision.prompt_exhausts_budget {
+        if self.decision.because.budget_exhausted {
             set(names::BUDGET_EXHAUSTED_RESPONSE_HEADER, "true");
         }
         if let Some(upstream) = upstream.filter(|_| config.expose_endpoint) {
@@ -164,11 +164,11 @@ impl Serving {
 
     /// An instance serves: where it is not the chosen one, everything that was said of that one is now said of it.
     fn follow(&mut self, host: &mut impl Host, worker: &mut Worker, instance: usize, address: &str) {
-        if instance == self.decision.instance {
+        if instance == self.decision.to.instance {
             return;
         }
         self.moved = true;
-        worker.statistics.count("served_by_fallback");
+        worker.statistics.count(Counter::ServedByFallback);
         let now = host.now();
         self.carry(host, worker, instance, now);
         if let Some(placement) = self.decision.placement(&self.keys, now) {
@@ -176,19 +176,19 @@ impl Serving {
         }
         let pool = worker.router.config().fleet.pool_of(instance).map(|(pool, _)| pool);
         if pool.is_some_and(|pool| self.decision.serve_at(pool)) {
-            worker.statistics.count("served_by_other_model");
+            worker.statistics.count(Counter::ServedByOtherModel);
             if let Some(id) = &self.sent.decision_id {
                 worker.remember_decision(host, id, &self.decision);
             }
         }
-        self.sent.entry.moved(worker.router.config(), &self.decision, address);
+        self.sent.entry.moved(address);
     }
 
     /// The load of the request goes with it to another instance.
     pub(super) fn carry(&mut self, board: &mut impl Board, worker: &mut Worker, instance: usize, now: Duration) {
         if let Some(dispatch) = self.dispatch.as_mut().filter(|dispatch| dispatch.instance != instance) {
             worker.move_to(board, dispatch, instance, now);
-            worker.statistics.count("moves");
+            worker.statistics.count(Counter::Moves);
         }
     }
 
@@ -243,7 +243,7 @@ impl Serving {
         }
         // A request that was tried twice took the time of both.
         let first_token = self.first_byte.map(|at| at.saturating_sub(self.sent_at));
-        let timing = Timing::of(seen, self.is_sse, first_token, now.saturating_sub(self.sent_at));
+        let timing = AnswerTiming::from_response(seen, self.is_sse, first_token, now.saturating_sub(self.sent_at));
         if let Some(lesson) = timing.filter(|_| !self.moved).and_then(|timing| self.decision.speed_lesson(&timing)) {
             worker.learner.learn_speed(&lesson);
         }
@@ -258,8 +258,9 @@ impl Serving {
         let seen = self.response.as_ref().map_or(&nothing, ResponseScan::observed);
         let ttft = self.first_byte.map(|at| at.saturating_sub(self.started));
         let e2e = host.now().saturating_sub(self.started);
-        self.sent.entry.answered(worker.router.config(), &self.decision, seen, ttft, e2e);
-        self.sent.entry.publish(host, request_id);
+        let config = worker.router.config();
+        self.sent.entry.answered(config, &mut self.decision, seen, ttft, e2e);
+        self.sent.entry.publish(host, request_id, config, &self.decision);
     }
 
     /// The API that was called.

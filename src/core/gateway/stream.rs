@@ -1,10 +1,11 @@
 //! The callbacks of one request: headers held, body scanned as it comes, decision carried out, response observed, counters released once.
 
-use super::deciding::Headers;
-use super::{Body, Flow, Gateway, Host, Map, PIECE, Phase, Stream, access_log};
+use super::deciding::RequestHeaders;
+use super::{Body, Flow, Gateway, Host, Map, Outcome, PIECE, Phase, Stream, access_log};
 use crate::names;
 use crate::openai::{self, Api, Call};
-use crate::router::{Refusal, Rung};
+use crate::router::{Refusal, RefusalReason, Rung, UntouchedReason};
+use crate::worker::Counter;
 
 impl Gateway {
     /// A request's headers are here.
@@ -177,17 +178,17 @@ impl Gateway {
     }
 
     /// Leaves a request that asks for a decision to Envoy's own route.
-    pub(super) fn leave(&mut self, host: &mut impl Host, id: u32, api: Api, reason: &'static str) -> Flow {
+    pub(super) fn leave(&mut self, host: &mut impl Host, id: u32, api: Api, reason: UntouchedReason) -> Flow {
         let flow = self.pass(host, id, reason);
         self.set_phase(id, Phase::Untouched(api));
         flow
     }
 
     /// Lets Envoy's own route serve.
-    pub(super) fn pass(&mut self, host: &mut impl Host, id: u32, reason: &'static str) -> Flow {
+    pub(super) fn pass(&mut self, host: &mut impl Host, id: u32, reason: UntouchedReason) -> Flow {
         self.set_phase(id, Phase::Passing);
-        access_log::publish_unrouted(host, self.request_id(id), "passed", reason);
-        self.worker.statistics.count(&format!("untouched.{reason}"));
+        access_log::publish_unrouted(host, self.request_id(id), Outcome::Passed, reason.name());
+        self.worker.statistics.count(Counter::Untouched { reason });
         Flow::Continue
     }
 
@@ -196,17 +197,17 @@ impl Gateway {
         if may_generate(host, method, path) && self.refuses_unread(host) {
             return self.refuse_other_path(host, id);
         }
-        self.pass(host, id, "other_path")
+        self.pass(host, id, UntouchedReason::OtherPath)
     }
 
     fn refuse_other_path(&mut self, host: &mut impl Host, id: u32) -> Flow {
         let message = "This path has no limits here, and the policy of its route demands them.";
-        self.refuse(host, id, None, &Refusal::new(403, "other_path", message))
+        self.refuse(host, id, None, &Refusal::new(403, RefusalReason::OtherPath, message))
     }
 
     /// Whether limits of the request's policy, or of its own headers, would be lost on what is not read.
     pub(super) fn refuses_unread(&self, host: &mut impl Host) -> bool {
-        let mut headers = Headers::default();
+        let mut headers = RequestHeaders::default();
         let policy = self.policy(host);
         self.worker.router.loses_limits(policy, |name| headers.values(host, name))
     }

@@ -59,7 +59,7 @@ fn tick(gateway: &mut Gateway, host: &mut Scene, ticks: u32, page: impl Fn(&str)
         gateway.on_tick(host, ROOT);
         assert_eq!(host.current, ROOT, "what follows is about the root context");
         let scrapes =
-            |call: &memory::Call| call.headers.iter().any(|(name, value)| name == ":path" && value == "/metrics");
+            |call: &memory::HostCall| call.headers.iter().any(|(name, value)| name == ":path" && value == "/metrics");
         let (scrapes, others): (Vec<_>, Vec<_>) = std::mem::take(&mut host.calls).into_iter().partition(scrapes);
         host.calls = others;
         for call in scrapes {
@@ -172,6 +172,32 @@ fn requests_of_a_batch_wait_and_are_resumed_in_the_tick() {
     let flows: Vec<Flow> = (20..24).map(|id| send(&mut gateway, &mut host, id, AUTO)).collect();
     assert_eq!(flows, [Flow::Pause, Flow::Pause, Flow::Pause, Flow::Continue]);
     assert_eq!((host.current, host.exchange(20).resumed), (23, 1));
+}
+
+/// Others read the log: its fields, their order and their values stay.
+#[test]
+fn the_line_of_the_log_is_what_it_was() {
+    const DECIDED: &str = "";
+    const ANSWERED: &str = "";
+    let mut host = Scene::default();
+    let policy = json!({"name": "priced", "weights": {"quality": 1, "latency": 0, "cost": 0}, "objective": "prices",
+        "budget": {"usd": 0.001}, "prices": {"Qwen2.5-7B-Instruct": 0.01}, "trust_request_headers": true,
+        "batching": {"mode": "fixed", "size": 4, "window_ms": 20, "max_wait_ms": 50}});
+    let more = json!({"policies": [policy], "routes": [], "default_policy": "priced",
+        "learning": {"feedback": {"secret": "sixteen-letters-x"}}});
+    let mut gateway = gateway(&mut host, &more);
+    tick(&mut gateway, &mut host, 10, idle);
+    host.request(5, CHAT, &[(names::TTFT_SLO_HEADER, "0.001")], AUTO);
+    gateway.on_request_headers(&mut host, 5, false);
+    gateway.on_request_body(&mut host, 5, AUTO.len(), true);
+    tick(&mut gateway, &mut host, 10, idle);
+    assert_eq!(host.exchange(5).states[names::DECISION_STATE], DECIDED);
+    let address = host.request_header(5, names::ENDPOINT_HEADER).unwrap().split(',').nth(1).unwrap().to_owned();
+    let cached = String::from_utf8_lossy(ANSWER).replace("13}", r#"13,"prompt_tokens_details":{"cached_tokens":4}}"#);
+    host.respond_from(5, &address, "200", "application/json", cached.as_bytes());
+    gateway.on_response_headers(&mut host, 5, false);
+    gateway.on_response_body(&mut host, 5, cached.len(), true);
+    assert_eq!(host.exchange(5).states[names::DECISION_STATE], ANSWERED);
 }
 
 /// An instance that works on nothing any more, by its reports: another one is asked for its whole answers.

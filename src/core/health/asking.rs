@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::{Event, Failure, Outcome, of_answer};
+use super::{AnswerOutcome, Event, Failure, of_answer};
 use crate::openai::Observed;
 
 /// An instance that has the request.
@@ -80,6 +80,6 @@ pub fn of_call(status: u16, retry_after: Option<Duration>) -> Option<Event> {
     }
     let seen = Observed::default();
     let outcome =
-        Outcome { status, retry_after, seen: &seen, bytes: 1, readable: false, common: false, names_ours: false };
+        AnswerOutcome { status, retry_after, seen: &seen, bytes: 1, readable: false, common: false, names_ours: false };
     Some(of_answer(&outcome)).filter(|event| matches!(event, Event::Busy(_) | Event::Suspected(_)))
 }

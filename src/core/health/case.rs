@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Settings;
+use super::HealthSettings;
 
 /// Good answers of peers that show that such requests can be served.
 const GOOD_AT_PEERS: u8 = 2;
@@ -40,12 +40,12 @@ impl Case {
     }
 
     /// Whether enough has gone wrong just now to ask somebody else first.
-    pub(super) fn is_open(&self, now: Duration, settings: &Settings) -> bool {
+    pub(super) fn is_open(&self, now: Duration, settings: &HealthSettings) -> bool {
         self.count >= settings.failures_to_eject && now.saturating_sub(self.last) < settings.base_ejection
     }
 
     /// One more request went wrong here. What lies further back than an ejection can last is another case.
-    pub(super) fn add(&mut self, is_common: bool, now: Duration, settings: &Settings) {
+    pub(super) fn add(&mut self, is_common: bool, now: Duration, settings: &HealthSettings) {
         if self.is_empty() || now.saturating_sub(self.last) > settings.max_ejection.max(UNCONTRADICTED) {
             *self = Case { since: now, ..Case::default() };
         }
@@ -87,14 +87,14 @@ impl Case {
     }
 
     /// Whether refusals make the instance a black hole.
-    pub(super) fn is_black_hole(&self, settings: &Settings) -> bool {
+    pub(super) fn is_black_hole(&self, settings: &HealthSettings) -> bool {
         let enough = settings.failures_to_eject;
         (self.count >= enough && self.peers_serve()) || (self.common >= enough && self.others_serve())
     }
 
     /// Whether failures that may be their requests' are the instance's after all. Peers' answers are worth a back-off's time of doubt,
     /// in which the instance may answer what it has.
-    pub(super) fn convicts(&self, now: Duration, settings: &Settings) -> bool {
+    pub(super) fn convicts(&self, now: Duration, settings: &HealthSettings) -> bool {
         let stood = now.saturating_sub(self.since);
         self.count >= settings.failures_to_eject
             && ((self.peers_serve() && stood >= settings.base_ejection)

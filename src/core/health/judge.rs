@@ -14,7 +14,7 @@ const UNDECIDED: [u16; 2] = [408, 499];
 
 /// How an answer has ended that came from an instance.
 #[derive(Clone, Copy, Debug)]
-pub struct Outcome<'a> {
+pub struct AnswerOutcome<'a> {
     /// Its status.
     pub status: u16,
     /// What `Retry-After` says.
@@ -84,8 +84,8 @@ impl Suspect {
 }
 
 /// What an answer shows that has ended by itself.
-pub fn of_answer(outcome: &Outcome<'_>) -> Event {
-    let Outcome { status, retry_after, seen, .. } = *outcome;
+pub fn of_answer(outcome: &AnswerOutcome<'_>) -> Event {
+    let AnswerOutcome { status, retry_after, seen, .. } = *outcome;
     let cause = seen.error_cause;
     match status {
         200..=299 => of_success(outcome),
@@ -99,8 +99,8 @@ pub fn of_answer(outcome: &Outcome<'_>) -> Event {
     }
 }
 
-fn of_success(outcome: &Outcome<'_>) -> Event {
-    let Outcome { status, retry_after, seen, bytes, readable, .. } = *outcome;
+fn of_success(outcome: &AnswerOutcome<'_>) -> Event {
+    let AnswerOutcome { status, retry_after, seen, bytes, readable, .. } = *outcome;
     if seen.error_event {
         return match seen.error_cause {
             Some(ErrorCause::Busy) => Event::Busy(retry_after),

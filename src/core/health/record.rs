@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Case, Failure, Settings};
+use super::{Case, Failure, HealthSettings};
 use crate::reckoning::Standing;
 
 /// What is remembered of an instance that something spoke against.
@@ -47,7 +47,7 @@ const BUSY_TO_CLOSE: u32 = 2;
 pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 
 impl Record {
-    pub(super) fn standing(&self, now: Duration, settings: &Settings) -> Standing {
+    pub(super) fn standing(&self, now: Duration, settings: &HealthSettings) -> Standing {
         if !self.ejected_until.is_zero() {
             return if now >= self.ejected_until && now >= self.probe_until {
                 Standing::HalfOpen
@@ -67,14 +67,14 @@ impl Record {
     }
 
     /// Whether nothing is left that would make a difference.
-    pub(super) fn is_over(&self, now: Duration, settings: &Settings) -> bool {
+    pub(super) fn is_over(&self, now: Duration, settings: &HealthSettings) -> bool {
         let seen = [self.last_failure, self.last_busy, self.ejected_until, self.suspicions.last, self.refusals.last];
         let last = seen.into_iter().max().unwrap_or_default().max(self.busy_until);
         now >= last.saturating_add(settings.max_ejection.saturating_mul(FORGOTTEN_AFTER))
     }
 
     /// Whether failures of its own were the last that it has shown.
-    pub(super) fn is_silent(&self, now: Duration, settings: &Settings) -> bool {
+    pub(super) fn is_silent(&self, now: Duration, settings: &HealthSettings) -> bool {
         let age = now.saturating_sub(self.last_failure);
         self.is_ejected() || (self.failures > 0 && age < settings.max_ejection)
     }
@@ -83,7 +83,7 @@ impl Record {
         !self.ejected_until.is_zero()
     }
 
-    fn eject(&mut self, now: Duration, settings: &Settings) {
+    fn eject(&mut self, now: Duration, settings: &HealthSettings) {
         let doublings = 2_u32.saturating_pow(self.ejections);
         self.ejections = self.ejections.saturating_add(1);
         let back_off = settings.base_ejection.saturating_mul(doublings).min(settings.max_ejection);
@@ -92,7 +92,7 @@ impl Record {
     }
 
     /// An ejected instance works again: it stands one failure before the next ejection, whose back-off would be doubled.
-    pub(super) fn close(&mut self, settings: &Settings) {
+    pub(super) fn close(&mut self, settings: &HealthSettings) {
         self.failures = settings.failures_to_eject.saturating_sub(1);
         self.ejected_until = Duration::ZERO;
         self.probe_until = Duration::ZERO;
@@ -100,7 +100,7 @@ impl Record {
     }
 
     /// A failure of the instance's own.
-    pub(super) fn fail(&mut self, failure: Failure, sent: Duration, now: Duration, settings: &Settings) -> bool {
+    pub(super) fn fail(&mut self, failure: Failure, sent: Duration, now: Duration, settings: &HealthSettings) -> bool {
         // What stands still says so at every look; everything else speaks for the time when it was sent.
         let seen_of = if failure == Failure::Stalled { now } else { sent };
         if self.is_ejected() {
@@ -131,7 +131,7 @@ impl Record {
         retry_after: Option<Duration>,
         sent: Duration,
         now: Duration,
-        settings: &Settings,
+        settings: &HealthSettings,
     ) -> bool {
         // A second without one good answer goes on.
         if self.busy_answers == 0
@@ -155,20 +155,20 @@ impl Record {
     }
 
     /// A request has failed that may itself be the reason.
-    pub(super) fn suspect(&mut self, sent: Duration, now: Duration, settings: &Settings) -> bool {
+    pub(super) fn suspect(&mut self, sent: Duration, now: Duration, settings: &HealthSettings) -> bool {
         self.suspicions.add(false, now, settings);
         let convicts = self.suspicions.convicts(now, settings);
         self.doubt(convicts, sent, now, settings)
     }
 
     /// A request was refused, maybe rightly.
-    pub(super) fn refuse(&mut self, is_common: bool, sent: Duration, now: Duration, settings: &Settings) -> bool {
+    pub(super) fn refuse(&mut self, is_common: bool, sent: Duration, now: Duration, settings: &HealthSettings) -> bool {
         self.refusals.add(is_common, now, settings);
         let convicts = self.refusals.is_black_hole(settings);
         self.doubt(convicts, sent, now, settings)
     }
 
-    fn doubt(&mut self, convicts: bool, sent: Duration, now: Duration, settings: &Settings) -> bool {
+    fn doubt(&mut self, convicts: bool, sent: Duration, now: Duration, settings: &HealthSettings) -> bool {
         match (self.is_ejected(), convicts) {
             (false, true) => self.eject(now, settings),
             (true, true) if sent >= self.ejected_until => self.eject(now, settings),

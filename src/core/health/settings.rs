@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// When failures make an instance no candidate, and for how long.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+pub struct HealthSettings {
     /// Whether failures have consequences at all.
     pub enabled: bool,
     /// Failures in a row that eject an instance.

@@ -13,7 +13,7 @@ fn config() -> Config {
     Config::parse(include_bytes!("../../../envoy/routebalance.json")).unwrap()
 }
 
-fn settings() -> Settings {
+fn settings() -> HealthSettings {
     config().health
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Settings;
+use super::HealthSettings;
 use crate::fleet::Pool;
 use crate::reckoning::{InstanceCounters, InstanceReport};
 use crate::telemetry;
@@ -36,7 +36,7 @@ impl Watch {
         counters: &InstanceCounters,
         report: &InstanceReport,
         allowed: Duration,
-        telemetry: &telemetry::Settings,
+        telemetry: &telemetry::TelemetrySettings,
         now: Duration,
     ) -> Option<Sight> {
         let finished = counters
@@ -67,7 +67,7 @@ impl Watch {
 
 /// How long an instance may show no progress: `stall_ms`, and twice the time of the longest prefill that may be under way, since
 /// servers count a prompt when its prefill is over.
-pub fn quiet_allowed(pool: &Pool, counters: &InstanceCounters, settings: &Settings) -> Duration {
+pub fn quiet_allowed(pool: &Pool, counters: &InstanceCounters, settings: &HealthSettings) -> Duration {
     let prompt = counters.outstanding_prompt_tokens().min(u64::from(pool.limits.max_model_len));
     let prefill = 2.0 * prompt as f64 / pool.profile.prefill_tokens_per_second;
     settings.stall.saturating_add(Duration::try_from_secs_f64(prefill).unwrap_or_default())

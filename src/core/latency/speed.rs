@@ -20,27 +20,27 @@ pub enum Basis {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pace {
     /// Of a request, whatever its prompt and the load.
-    pub overhead: f64,
+    pub overhead_seconds: f64,
     /// Per prompt token.
-    pub prompt_token: f64,
+    pub prompt_token_seconds: f64,
     /// Of a step that decodes one sequence.
-    pub step: f64,
+    pub step_seconds: f64,
     /// More of a step per further sequence.
-    pub step_per_running: f64,
+    pub step_seconds_per_running: f64,
     /// More of a step per token in the KV of all sequences. What is learnt from responses has it in the other two.
-    pub step_per_context_token: f64,
+    pub step_seconds_per_context_token: f64,
 }
 
 impl Pace {
     /// The pace that a profile promises.
-    pub fn of(profile: &LatencyProfile) -> Pace {
-        let step = profile.tpot_ms / 1e3;
+    pub fn from_profile(profile: &LatencyProfile) -> Pace {
+        let step_seconds = profile.tpot_ms / 1e3;
         Pace {
-            overhead: profile.overhead_ms / 1e3,
-            prompt_token: 1.0 / profile.prefill_tokens_per_second,
-            step,
-            step_per_running: step * profile.tpot_growth_per_running,
-            step_per_context_token: step * profile.tpot_growth_per_thousand_context_tokens / 1e3,
+            overhead_seconds: profile.overhead_ms / 1e3,
+            prompt_token_seconds: 1.0 / profile.prefill_tokens_per_second,
+            step_seconds,
+            step_seconds_per_running: step_seconds * profile.tpot_growth_per_running,
+            step_seconds_per_context_token: step_seconds * profile.tpot_growth_per_thousand_context_tokens / 1e3,
         }
     }
 }
@@ -96,7 +96,7 @@ impl Default for Speed {
 impl Speed {
     /// The pace learnt, or else what the profile promises.
     pub fn pace_on(&self, profile: &LatencyProfile) -> Pace {
-        self.pace.unwrap_or_else(|| Pace::of(profile))
+        self.pace.unwrap_or_else(|| Pace::from_profile(profile))
     }
 
     /// What forecasts read of it, for a pool with this profile.

@@ -87,17 +87,29 @@ fn the_forecast_counts_steps() {
     ];
     for (name, load, work, ttft, tpot) in rows {
         let f = forecast(&PROFILE, &LIMITS, &load, &work, &speed);
-        assert!((f.ttft - ttft).abs() < 1e-9 && (f.tpot - tpot).abs() < 1e-9, "{name}: {f:?}");
-        assert!((f.e2e - ttft - 10.0 * tpot).abs() < 1e-9, "{name}: {f:?}");
+        assert!((f.ttft_seconds - ttft).abs() < 1e-9 && (f.tpot_seconds - tpot).abs() < 1e-9, "{name}: {f:?}");
+        assert!((f.e2e_seconds - ttft - 10.0 * tpot).abs() < 1e-9, "{name}: {f:?}");
         let slow = Speed { ttft_factor: 2.0, tpot_factor: 3.0, ..speed };
         let slow = forecast(&PROFILE, &LIMITS, &load, &work, &slow);
-        assert!((slow.ttft - 2.0 * ttft).abs() < 1e-9 && (slow.tpot - 3.0 * tpot).abs() < 1e-9, "{name}: {slow:?}");
-        assert_eq!((slow.uncorrected_ttft, slow.uncorrected_tpot), (f.ttft, f.tpot), "{name}");
+        assert!(
+            (slow.ttft_seconds - 2.0 * ttft).abs() < 1e-9 && (slow.tpot_seconds - 3.0 * tpot).abs() < 1e-9,
+            "{name}: {slow:?}"
+        );
+        assert_eq!(
+            (slow.uncorrected_ttft_seconds, slow.uncorrected_tpot_seconds),
+            (f.ttft_seconds, f.tpot_seconds),
+            "{name}"
+        );
     }
-    let learnt =
-        Pace { overhead: 0.0, prompt_token: 0.0, step: 1.0, step_per_running: 0.0, step_per_context_token: 0.0 };
+    let learnt = Pace {
+        overhead_seconds: 0.0,
+        prompt_token_seconds: 0.0,
+        step_seconds: 1.0,
+        step_seconds_per_running: 0.0,
+        step_seconds_per_context_token: 0.0,
+    };
     let f = forecast(&PROFILE, &LIMITS, &load(2.0, 0.0, 0.0), &cached, &Speed { pace: Some(learnt), ..speed });
-    assert_eq!((f.ttft, f.tpot), (1.5, 1.0), "the profile has no say");
+    assert_eq!((f.ttft_seconds, f.tpot_seconds), (1.5, 1.0), "the profile has no say");
 }
 
 /// More load never makes an instance look faster.
@@ -110,7 +122,11 @@ fn time_grows_with_load() {
             assert!(paper_seconds(&PROFILE, &LIMITS, &queued, 50.0) >= paper_seconds(&PROFILE, &LIMITS, &here, 50.0));
             let forecast = |load| forecast(&PROFILE, &LIMITS, load, &work(100.0, 50.0), &Speed::default());
             let (queued, here) = (forecast(&queued), forecast(&here));
-            assert!(queued.ttft >= here.ttft && queued.tpot >= here.tpot && queued.e2e >= here.e2e);
+            assert!(
+                queued.ttft_seconds >= here.ttft_seconds
+                    && queued.tpot_seconds >= here.tpot_seconds
+                    && queued.e2e_seconds >= here.e2e_seconds
+            );
         }
     }
 }

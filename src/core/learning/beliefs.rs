@@ -25,7 +25,7 @@ const VARIANCE_MAX: f64 = 0.25;
 
 /// What a score says about a model's quality.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Lesson {
+pub struct QualityLesson {
     /// Index of the model.
     pub model: usize,
     /// The prompt's prototype; `None` without a prediction.
@@ -59,7 +59,7 @@ impl Default for Beliefs {
 
 impl Beliefs {
     /// Learns from a score.
-    pub fn learn(&mut self, lesson: &Lesson) {
+    pub fn learn(&mut self, lesson: &QualityLesson) {
         let Some(key) = key(lesson.model, kind(lesson.prototype)) else { return };
         let residual = (lesson.score - lesson.quality).clamp(-1.0, 1.0);
         let variance = lesson.quality_sd.powi(2).min(VARIANCE_MAX);

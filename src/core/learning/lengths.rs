@@ -23,7 +23,7 @@ const LN_FACTOR_MAX: f64 = 3.0 * std::f64::consts::LN_2;
 
 /// What a decision expects of the length of an answer, before any correction.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Expectation {
+pub struct LengthExpectation {
     /// Index of the model.
     pub model: usize,
     /// Expected output tokens, neither corrected nor capped, at least 1.
@@ -34,7 +34,7 @@ pub struct Expectation {
 
 /// What an answer says about the length of a model's answers.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Lesson {
+pub struct LengthLesson {
     /// Index of the model.
     pub model: usize,
     /// `ln` of the answer's tokens less `ln` of the expected ones.
@@ -43,12 +43,12 @@ pub struct Lesson {
     pub censored: bool,
 }
 
-impl Expectation {
+impl LengthExpectation {
     /// What a whole answer teaches; nothing if it is empty. `cut_short` is what the server says.
-    pub fn lesson(&self, completion_tokens: u64, cut_short: bool) -> Option<Lesson> {
+    pub fn lesson(&self, completion_tokens: u64, cut_short: bool) -> Option<LengthLesson> {
         let residual = (completion_tokens as f64).ln() - self.output_tokens.ln();
         let at_limit = self.max_tokens.is_some_and(|limit| completion_tokens >= u64::from(limit));
-        residual.is_finite().then_some(Lesson { model: self.model, residual, censored: cut_short || at_limit })
+        residual.is_finite().then_some(LengthLesson { model: self.model, residual, censored: cut_short || at_limit })
     }
 }
 
@@ -64,7 +64,7 @@ impl Default for Lengths {
 
 impl Lengths {
     /// Learns from an answer.
-    pub fn learn(&mut self, lesson: &Lesson) {
+    pub fn learn(&mut self, lesson: &LengthLesson) {
         let Ok(key) = u32::try_from(lesson.model) else { return };
         let location = self.location(key);
         let distance = (lesson.residual - location) / SCALE;

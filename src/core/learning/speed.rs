@@ -40,7 +40,7 @@ const TPOT_TOKENS_MIN: u64 = 8;
 
 /// What a decision expected of a request's times.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Expectation {
+pub struct SpeedExpectation {
     /// Index of the pool.
     pub pool: usize,
     /// The forecast that was decided with.
@@ -51,22 +51,22 @@ pub struct Expectation {
 
 /// What a whole response has shown.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Timing {
+pub struct AnswerTiming {
     /// Seconds from dispatch to the first token; `None` if the response came in one piece.
-    pub ttft: Option<f64>,
+    pub ttft_seconds: Option<f64>,
     /// Seconds from dispatch to the end.
-    pub e2e: f64,
+    pub e2e_seconds: f64,
     /// Output tokens; 0 if they are not known.
     pub output_tokens: u64,
 }
 
-impl Timing {
+impl AnswerTiming {
     /// Of a response that came to its end, `ttft` and `e2e` after the request was sent; nothing if it holds an error. A response
     /// that is no stream has no first token of its own, and without usage nobody knows how many tokens there were.
-    pub fn of(seen: &Observed, stream: bool, ttft: Option<Duration>, e2e: Duration) -> Option<Timing> {
-        (seen.ended && !seen.error_event).then(|| Timing {
-            ttft: ttft.filter(|_| stream).map(|ttft| ttft.as_secs_f64()),
-            e2e: e2e.as_secs_f64(),
+    pub fn from_response(seen: &Observed, stream: bool, ttft: Option<Duration>, e2e: Duration) -> Option<AnswerTiming> {
+        (seen.ended && !seen.error_event).then(|| AnswerTiming {
+            ttft_seconds: ttft.filter(|_| stream).map(|ttft| ttft.as_secs_f64()),
+            e2e_seconds: e2e.as_secs_f64(),
             output_tokens: seen.usage.map_or(0, |usage| usage.completion_tokens),
         })
     }
@@ -74,32 +74,32 @@ impl Timing {
 
 /// What a response teaches.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Lesson {
-    expectation: Expectation,
-    ttft: Option<f64>,
-    tpot: Option<f64>,
+pub struct SpeedLesson {
+    expectation: SpeedExpectation,
+    ttft_seconds: Option<f64>,
+    tpot_seconds: Option<f64>,
     output_tokens: f64,
 }
 
-impl Lesson {
+impl SpeedLesson {
     /// The pool that it is about.
     pub fn pool(&self) -> usize {
         self.expectation.pool
     }
 }
 
-impl Expectation {
+impl SpeedExpectation {
     /// What a whole response to one question with one answer teaches. From one that came in one piece, the time per token is
     /// what is left without the expected time to the first.
-    pub fn lesson(&self, timing: &Timing) -> Lesson {
+    pub fn lesson(&self, timing: &AnswerTiming) -> SpeedLesson {
         let positive = |seconds: f64| (seconds.is_finite() && seconds > 0.0).then_some(seconds);
-        let decode = timing.e2e - timing.ttft.unwrap_or(self.forecast.ttft);
+        let decode = timing.e2e_seconds - timing.ttft_seconds.unwrap_or(self.forecast.ttft_seconds);
         let steps = timing.output_tokens.saturating_sub(1) as f64;
-        let tpot = if timing.output_tokens >= TPOT_TOKENS_MIN { positive(decode / steps) } else { None };
-        Lesson {
+        let tpot_seconds = if timing.output_tokens >= TPOT_TOKENS_MIN { positive(decode / steps) } else { None };
+        SpeedLesson {
             expectation: *self,
-            ttft: timing.ttft.and_then(positive),
-            tpot,
+            ttft_seconds: timing.ttft_seconds.and_then(positive),
+            tpot_seconds,
             output_tokens: timing.output_tokens as f64,
         }
     }
@@ -160,25 +160,25 @@ impl Default for Speeds {
 
 impl Speeds {
     /// Learns from a response.
-    pub fn learn(&mut self, lesson: &Lesson) {
-        let Expectation { pool, forecast, prompt_tokens } = &lesson.expectation;
+    pub fn learn(&mut self, lesson: &SpeedLesson) {
+        let SpeedExpectation { pool, forecast, prompt_tokens } = &lesson.expectation;
         let (Some(ttft_key), Some(tpot_key)) = (Time::Ttft.key(*pool), Time::Tpot.key(*pool)) else { return };
         if let Ok(key) = u32::try_from(*pool)
             && lesson.output_tokens > 0.0
         {
             self.traffic.add(key, 1.0, [*prompt_tokens, lesson.output_tokens]);
         }
-        if let Some(tpot) = lesson.tpot {
-            self.learn_factor(tpot_key, tpot / forecast.uncorrected_tpot);
-            self.learn_residual(tpot_key, tpot / forecast.tpot);
-            self.learn_line(tpot_key, forecast.batch, tpot, forecast.tpot);
+        if let Some(tpot) = lesson.tpot_seconds {
+            self.learn_factor(tpot_key, tpot / forecast.uncorrected_tpot_seconds);
+            self.learn_residual(tpot_key, tpot / forecast.tpot_seconds);
+            self.learn_line(tpot_key, forecast.batch, tpot, forecast.tpot_seconds);
         }
-        if let Some(ttft) = lesson.ttft {
-            self.learn_factor(ttft_key, ttft / forecast.uncorrected_ttft);
-            self.learn_residual(ttft_key, ttft / forecast.ttft);
+        if let Some(ttft) = lesson.ttft_seconds {
+            self.learn_factor(ttft_key, ttft / forecast.uncorrected_ttft_seconds);
+            self.learn_residual(ttft_key, ttft / forecast.ttft_seconds);
             if let Some(step) = self.step(*pool) {
-                let rest = ttft - forecast.steps * step.at(forecast.running);
-                self.learn_line(ttft_key, forecast.prefill_tokens, rest, forecast.ttft);
+                let rest = ttft - forecast.steps * step.value_at(forecast.running);
+                self.learn_line(ttft_key, forecast.prefill_tokens, rest, forecast.ttft_seconds);
             }
         }
     }
@@ -200,7 +200,7 @@ impl Speeds {
 
     /// A sample of a line; `about` is the size of what is predicted, which the error is relative to.
     fn learn_line(&mut self, key: u32, x: f64, y: f64, about: f64) {
-        let off = self.line(key).map_or(0.0, |line| (y - line.at(x)).abs() / about);
+        let off = self.line(key).map_or(0.0, |line| (y - line.value_at(x)).abs() / about);
         let weight = (HUBER / off).min(1.0) / about.powi(2);
         self.lines.add(key, 1.0, [weight, weight * x, weight * x * x, weight * y, weight * x * y]);
     }
@@ -212,8 +212,8 @@ impl Speeds {
         if location.is_finite() { location.clamp(-LN_FACTOR_MAX, LN_FACTOR_MAX) } else { 0.0 }
     }
 
-    fn line(&self, key: u32) -> Option<Line> {
-        Line::fitted(&self.lines.combined(key))
+    fn line(&self, key: u32) -> Option<FittedLine> {
+        FittedLine::fitted(&self.lines.combined(key))
     }
 
     /// What decisions read: the speed of so many pools.
@@ -235,11 +235,11 @@ impl Speeds {
         let pace = || {
             let (first, step) = (self.line(ttft_key)?, self.step(pool)?);
             Some(Pace {
-                overhead: first.at_zero,
-                prompt_token: first.slope,
-                step: step.at_zero,
-                step_per_running: step.slope,
-                step_per_context_token: 0.0,
+                overhead_seconds: first.at_zero,
+                prompt_token_seconds: first.slope,
+                step_seconds: step.at_zero,
+                step_seconds_per_running: step.slope,
+                step_seconds_per_context_token: 0.0,
             })
         };
         Speed {
@@ -260,11 +260,11 @@ impl Speeds {
 
     /// A step's time over the other sequences in it. The time per token of a response holds the prefills of others, too; they
     /// are taken out as the forecast puts them in.
-    fn step(&self, pool: usize) -> Option<Line> {
+    fn step(&self, pool: usize) -> Option<FittedLine> {
         let tpot = self.line(Time::Tpot.key(pool)?)?;
         let first = self.line(Time::Ttft.key(pool)?);
         let prefills = first.zip(self.traffic(pool)).map_or(0.0, |(f, t)| t.prompt_tokens / t.output_tokens * f.slope);
-        Some(Line { at_zero: (tpot.at_zero - prefills).max(0.0), slope: (tpot.slope - prefills).max(0.0) })
+        Some(FittedLine { at_zero: (tpot.at_zero - prefills).max(0.0), slope: (tpot.slope - prefills).max(0.0) })
     }
 
     /// What this worker writes for the others.
@@ -339,7 +339,7 @@ impl SpeedTallies {
 
 /// `at_zero + slope x`, neither below 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Line {
+struct FittedLine {
     at_zero: f64,
     slope: f64,
 }
@@ -347,13 +347,13 @@ struct Line {
 /// Share of the variance of x about 0 that samples must show before their slope is believed.
 const SPREAD_MIN: f64 = 1e-3;
 
-impl Line {
-    fn at(self, x: f64) -> f64 {
+impl FittedLine {
+    fn value_at(self, x: f64) -> f64 {
         self.at_zero + self.slope * x
     }
 
     /// Least squares; a line that would fall, or start below 0, is the best one that does not.
-    fn fitted(tally: &Tally<5>) -> Option<Line> {
+    fn fitted(tally: &Tally<5>) -> Option<FittedLine> {
         let [one, x, xx, y, xy] = tally.sums;
         if tally.weight < LINE_RESPONSES || one <= 0.0 {
             return None;
@@ -362,11 +362,11 @@ impl Line {
         let spread = determinant > SPREAD_MIN * one * xx;
         let slope = if spread { (one * xy - x * y) / determinant } else { 0.0 };
         let line = if slope <= 0.0 {
-            Line { at_zero: y / one, slope: 0.0 }
+            FittedLine { at_zero: y / one, slope: 0.0 }
         } else {
-            Line { at_zero: (y - slope * x) / one, slope }
+            FittedLine { at_zero: (y - slope * x) / one, slope }
         };
-        let line = if line.at_zero < 0.0 { Line { at_zero: 0.0, slope: (xy / xx).max(0.0) } } else { line };
+        let line = if line.at_zero < 0.0 { FittedLine { at_zero: 0.0, slope: (xy / xx).max(0.0) } } else { line };
         (line.at_zero.is_finite() && line.slope.is_finite()).then_some(line)
     }
 }

@@ -17,7 +17,7 @@ pub(super) struct Form {
     delimiter: Vec<u8>,
     /// How much of it stands just before the next byte.
     matched: usize,
-    state: State,
+    state: FormState,
     /// The headers or the value that is being read.
     held: Vec<u8>,
     offset: u64,
@@ -25,7 +25,7 @@ pub(super) struct Form {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum FormState {
     /// In a part that does not matter, or before the first one.
     Part,
     /// In the value of `model`, which begins here.
@@ -54,7 +54,7 @@ impl Form {
             delimiter: [b"\r\n--", boundary.as_bytes()].concat(),
             // The first boundary has no line before it.
             matched: 2,
-            state: State::Part,
+            state: FormState::Part,
             held: Vec::new(),
             offset: 0,
             model: None,
@@ -74,7 +74,7 @@ impl Form {
     pub(super) fn push(&mut self, bytes: &[u8]) {
         let mut rest = bytes;
         while let Some((&byte, after)) = rest.split_first() {
-            if self.state == State::Part && self.matched == 0 && byte != b'\r' {
+            if self.state == FormState::Part && self.matched == 0 && byte != b'\r' {
                 // Files are long, and only a line break can begin their end.
                 let skipped = rest.iter().position(|b| *b == b'\r').unwrap_or(rest.len());
                 self.offset = self.offset.saturating_add(skipped as u64);
@@ -89,18 +89,18 @@ impl Form {
 
     fn step(&mut self, byte: u8) {
         match self.state {
-            State::Part | State::Model { .. } => self.content(byte),
-            State::Boundary if byte == b'\n' => {
+            FormState::Part | FormState::Model { .. } => self.content(byte),
+            FormState::Boundary if byte == b'\n' => {
                 self.held.clear();
-                self.state = State::Headers;
+                self.state = FormState::Headers;
             }
-            State::Boundary => {}
-            State::Headers => {
+            FormState::Boundary => {}
+            FormState::Headers => {
                 self.held.push(byte);
                 let is_end = self.held.ends_with(b"\r\n\r\n") || self.held == b"\r\n";
                 if is_end || self.held.len() > HEADERS_BYTES_MAX {
                     let is_model = is_end && names_model(&self.held);
-                    self.state = if is_model { State::Model { at: self.offset } } else { State::Part };
+                    self.state = if is_model { FormState::Model { at: self.offset } } else { FormState::Part };
                     self.held.clear();
                     self.matched = 0;
                 }
@@ -110,7 +110,7 @@ impl Form {
 
     /// A byte of a part. The delimiter's first byte stands nowhere else in it.
     fn content(&mut self, byte: u8) {
-        if matches!(self.state, State::Model { .. }) && self.held.len() < MODEL_BYTES_MAX + self.delimiter.len() {
+        if matches!(self.state, FormState::Model { .. }) && self.held.len() < MODEL_BYTES_MAX + self.delimiter.len() {
             self.held.push(byte);
         }
         let follows = self.delimiter.get(self.matched) == Some(&byte);
@@ -118,14 +118,14 @@ impl Form {
         if self.matched < self.delimiter.len() {
             return;
         }
-        if let State::Model { at } = self.state {
+        if let FormState::Model { at } = self.state {
             let end = self.offset.saturating_sub(self.delimiter.len() as u64);
             let length = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX);
             let value = self.held.get(..length).filter(|value| value.len() <= MODEL_BYTES_MAX);
             self.model = value.map(|value| (String::from_utf8_lossy(value).into_owned(), at..end));
         }
         self.matched = 0;
-        self.state = State::Boundary;
+        self.state = FormState::Boundary;
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::scan::{Container, Failure, Kept, Scalar, Scanner, Sink, Want};
+use super::scan::{Container, Kept, Scalar, ScanFailure, Scanner, Sink, Want};
 use crate::features::TextWindow;
 
 /// Most repetitions that one question may ask for: they hold up a worker.
@@ -22,12 +22,12 @@ pub struct Probe {
 #[derive(Clone, Debug, Default)]
 pub struct ProbeScan {
     scanner: Scanner,
-    reading: Reading,
+    reading: ProbeReading,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Reading {
-    field: Field,
+struct ProbeReading {
+    field: ProbeField,
     depth: usize,
     text: Option<TextWindow>,
     repeat: Option<f64>,
@@ -36,7 +36,7 @@ struct Reading {
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-enum Field {
+enum ProbeField {
     Text,
     Repeat,
     #[default]
@@ -61,10 +61,10 @@ impl ProbeScan {
     /// One sentence that says what is wrong with the body.
     pub fn finish(mut self) -> Result<Probe, String> {
         match self.scanner.finish(&mut self.reading) {
-            Err(Failure::Syntax { offset }) => {
+            Err(ScanFailure::Syntax { offset }) => {
                 return Err(format!("The body is not valid JSON: look at byte {offset}."));
             }
-            Err(Failure::TooDeep) => return Err(UNKNOWN_FIELD.to_owned()),
+            Err(ScanFailure::TooDeep) => return Err(UNKNOWN_FIELD.to_owned()),
             Ok(()) => {}
         }
         if let Some(problem) = self.reading.problem {
@@ -79,7 +79,7 @@ impl ProbeScan {
     }
 }
 
-impl Reading {
+impl ProbeReading {
     fn wrong(&mut self, problem: &'static str) {
         self.problem.get_or_insert(problem);
     }
@@ -88,14 +88,14 @@ impl Reading {
     fn wrong_type(&mut self) {
         self.wrong(match (self.depth, self.field) {
             (0, _) => NOT_AN_OBJECT,
-            (_, Field::Text) => TEXT_TYPE,
-            (_, Field::Repeat) => REPEAT_RANGE,
-            (_, Field::Unknown) => UNKNOWN_FIELD,
+            (_, ProbeField::Text) => TEXT_TYPE,
+            (_, ProbeField::Repeat) => REPEAT_RANGE,
+            (_, ProbeField::Unknown) => UNKNOWN_FIELD,
         });
     }
 }
 
-impl Sink for Reading {
+impl Sink for ProbeReading {
     fn open(&mut self, container: Container, _at: u64) {
         if self.depth > 0 || container == Container::Array {
             self.wrong_type();
@@ -109,18 +109,18 @@ impl Sink for Reading {
 
     fn key(&mut self, name: &str) {
         self.field = match name {
-            "text" => Field::Text,
-            "repeat" => Field::Repeat,
-            _ => Field::Unknown,
+            "text" => ProbeField::Text,
+            "repeat" => ProbeField::Repeat,
+            _ => ProbeField::Unknown,
         };
-        if let Field::Unknown = self.field {
+        if let ProbeField::Unknown = self.field {
             self.wrong(UNKNOWN_FIELD);
         }
     }
 
     fn string(&mut self) -> Want {
         match (self.depth, self.field) {
-            (1, Field::Text) => {
+            (1, ProbeField::Text) => {
                 self.text = Some(TextWindow::default());
                 Want::Pieces
             }
@@ -142,7 +142,7 @@ impl Sink for Reading {
     fn scalar(&mut self, scalar: Scalar<'_>, _span: Range<u64>) {
         match (self.depth, self.field, scalar) {
             // What does not parse is out of range.
-            (1, Field::Repeat, Scalar::Number(number)) => self.repeat = Some(number.parse().unwrap_or(f64::NAN)),
+            (1, ProbeField::Repeat, Scalar::Number(number)) => self.repeat = Some(number.parse().unwrap_or(f64::NAN)),
             _ => self.wrong_type(),
         }
     }

@@ -13,12 +13,12 @@ use std::ops::Range;
 pub use body_error::BodyError;
 pub use patch::{Patch, patched};
 
-use reading::Reading;
+use reading::BodyReading;
 
 use super::{
     Api,
     form::{self, Form},
-    scan::{Failure, Scanner},
+    scan::{ScanFailure, Scanner},
 };
 use crate::affinity::Prefix;
 use crate::features::{TextCount, TextWindow};
@@ -85,7 +85,7 @@ pub struct Prompt {
 #[derive(Clone, Debug)]
 pub struct RequestScan {
     scanner: Scanner,
-    reading: Reading,
+    reading: BodyReading,
     form: Option<Form>,
 }
 
@@ -94,7 +94,7 @@ pub struct RequestScan {
 impl RequestScan {
     /// Expects a body of this API.
     pub fn new(api: Api) -> RequestScan {
-        RequestScan { scanner: Scanner::default(), reading: Reading::new(api), form: None }
+        RequestScan { scanner: Scanner::default(), reading: BodyReading::new(api), form: None }
     }
 
     /// Expects a body of this API in the form that its content type says.
@@ -119,8 +119,8 @@ impl RequestScan {
         let RequestScan { scanner, reading, .. } = self;
         match scanner.finish(reading) {
             Err(_) if scanner.is_blank() => return Err(BodyError::Empty),
-            Err(Failure::Syntax { offset }) => return Err(BodyError::InvalidJson { offset }),
-            Err(Failure::TooDeep) => return Err(BodyError::TooDeep),
+            Err(ScanFailure::Syntax { offset }) => return Err(BodyError::InvalidJson { offset }),
+            Err(ScanFailure::TooDeep) => return Err(BodyError::TooDeep),
             Ok(()) => {}
         }
         let input = input_field(reading.api);

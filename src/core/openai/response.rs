@@ -11,10 +11,10 @@ use super::{
     Api,
     scan::Scanner,
     sse::{Events, Token},
-    tokens::Tally,
+    tokens::TokenTally,
 };
 use choices::Choices;
-use reading::{PartialUsage, Reading};
+use reading::{AnswerReading, PartialUsage};
 
 /// Tokens that a response used, as the server counted them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,13 +79,13 @@ pub struct Observed {
 #[derive(Clone, Debug)]
 pub struct ResponseScan {
     scanner: Scanner,
-    reading: Reading,
+    reading: AnswerReading,
     /// Whether the JSON text was taken in, and what is left of it does not count.
     taken: bool,
     /// None for a JSON body.
     events: Option<Events>,
     /// What was generated in the texts that were taken in.
-    tally: Tally,
+    tally: TokenTally,
     choices: Choices,
     /// Whether the API's own end came.
     at_end: bool,
@@ -101,10 +101,10 @@ impl ResponseScan {
     pub fn new(api: Api, content_type_is_sse: bool) -> ResponseScan {
         ResponseScan {
             scanner: Scanner::default(),
-            reading: Reading::new(api, content_type_is_sse, Tally::default()),
+            reading: AnswerReading::new(api, content_type_is_sse, TokenTally::default()),
             taken: false,
             events: content_type_is_sse.then(Events::default),
-            tally: Tally::default(),
+            tally: TokenTally::default(),
             choices: Choices::default(),
             at_end: false,
             unexplained: false,
@@ -134,7 +134,7 @@ impl ResponseScan {
                 }
                 Token::EventEnd => {
                     self.scanner.reset();
-                    self.reading = Reading::new(self.reading.api, true, self.tally.clone());
+                    self.reading = AnswerReading::new(self.reading.api, true, self.tally.clone());
                     (self.taken, self.unexplained) = (false, false);
                 }
             }

@@ -70,7 +70,7 @@ pub(super) trait Sink {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Failure {
+pub(super) enum ScanFailure {
     /// Not JSON; the first byte that cannot be is at `offset`.
     Syntax { offset: u64 },
     /// Nested deeper than [`DEPTH_MAX`].
@@ -80,8 +80,8 @@ pub(super) enum Failure {
 /// Reads one JSON value.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Scanner {
-    state: State,
-    failure: Option<Failure>,
+    state: ScanState,
+    failure: Option<ScanFailure>,
     offset: u64,
     depth: usize,
     /// One bit per open container: whether it is an object.
@@ -99,7 +99,7 @@ pub(super) struct Scanner {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum ScanState {
     /// Before anything; so many bytes of a byte order mark were seen.
     Start(u8),
     Value,
@@ -117,7 +117,7 @@ enum State {
         digits: u8,
         unit: u16,
     },
-    Number(Number),
+    Number(NumberState),
     Word {
         rest: &'static [u8],
         scalar: Scalar<'static>,
@@ -128,7 +128,7 @@ enum State {
 
 /// Where in RFC 8259's number grammar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Number {
+enum NumberState {
     Minus,
     Zero,
     Integer,
@@ -139,9 +139,9 @@ enum Number {
     ExponentDigits,
 }
 
-impl Default for State {
-    fn default() -> State {
-        State::Start(0)
+impl Default for ScanState {
+    fn default() -> ScanState {
+        ScanState::Start(0)
     }
 }
 
@@ -153,26 +153,28 @@ impl Scanner {
         let mut rest = bytes;
         while let Some(&byte) = rest.first() {
             let step = match self.state {
-                State::Failed => Ok(rest.len()),
-                State::String => self.string_run(rest, sink),
+                ScanState::Failed => Ok(rest.len()),
+                ScanState::String => self.string_run(rest, sink),
                 _ => self.step(byte, sink),
             };
             let used = step.unwrap_or_else(|failure| {
                 self.failure = Some(failure);
-                self.state = State::Failed;
+                self.state = ScanState::Failed;
                 0
             });
             rest = rest.get(used..).unwrap_or_default();
             self.offset += used as u64;
         }
-        if self.want == Want::Pieces && matches!(self.state, State::String | State::Escape | State::Hex { .. }) {
+        if self.want == Want::Pieces
+            && matches!(self.state, ScanState::String | ScanState::Escape | ScanState::Hex { .. })
+        {
             self.hand_over(sink);
         }
     }
 
     /// Says that nothing more comes.
-    pub(super) fn finish(&mut self, sink: &mut impl Sink) -> Result<(), Failure> {
-        if let State::Number(number) = self.state
+    pub(super) fn finish(&mut self, sink: &mut impl Sink) -> Result<(), ScanFailure> {
+        if let ScanState::Number(number) = self.state
             && number.is_complete()
             && self.depth == 0
         {
@@ -180,14 +182,14 @@ impl Scanner {
         }
         match self.failure {
             Some(failure) => Err(failure),
-            None if self.state == State::Complete => Ok(()),
-            None => Err(Failure::Syntax { offset: self.offset }),
+            None if self.state == ScanState::Complete => Ok(()),
+            None => Err(ScanFailure::Syntax { offset: self.offset }),
         }
     }
 
     /// Whether nothing but white space was read.
     pub(super) fn is_blank(&self) -> bool {
-        self.depth == 0 && matches!(self.state, State::Start(0) | State::Value)
+        self.depth == 0 && matches!(self.state, ScanState::Start(0) | ScanState::Value)
     }
 
     /// Bytes read so far.
@@ -202,56 +204,61 @@ impl Scanner {
         *self = Scanner { token, ..Scanner::default() };
     }
 
-    fn syntax<T>(&self) -> Result<T, Failure> {
-        Err(Failure::Syntax { offset: self.offset })
+    fn syntax<T>(&self) -> Result<T, ScanFailure> {
+        Err(ScanFailure::Syntax { offset: self.offset })
     }
 
     /// Reads one byte outside of a string's plain text. Returns how many bytes were used: none at the byte after a number.
-    fn step(&mut self, byte: u8, sink: &mut impl Sink) -> Result<usize, Failure> {
+    fn step(&mut self, byte: u8, sink: &mut impl Sink) -> Result<usize, ScanFailure> {
         let blank = matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
         match self.state {
-            State::Start(seen) => match (seen, byte) {
-                (0, 0xEF) | (1, 0xBB) => self.state = State::Start(seen + 1),
-                (2, 0xBF) => self.state = State::Value,
+            ScanState::Start(seen) => match (seen, byte) {
+                (0, 0xEF) | (1, 0xBB) => self.state = ScanState::Start(seen + 1),
+                (2, 0xBF) => self.state = ScanState::Value,
                 (0, _) => {
-                    self.state = State::Value;
+                    self.state = ScanState::Value;
                     return Ok(0);
                 }
                 _ => return self.syntax(),
             },
-            State::Value | State::FirstElement | State::FirstKey | State::NextKey | State::Colon if blank => {}
-            State::AfterValue | State::Complete if blank => {}
-            State::FirstElement if byte == b']' => self.close(sink),
-            State::Value | State::FirstElement => self.value(byte, sink)?,
-            State::FirstKey if byte == b'}' => self.close(sink),
-            State::FirstKey | State::NextKey if byte == b'"' => {
+            ScanState::Value
+            | ScanState::FirstElement
+            | ScanState::FirstKey
+            | ScanState::NextKey
+            | ScanState::Colon
+                if blank => {}
+            ScanState::AfterValue | ScanState::Complete if blank => {}
+            ScanState::FirstElement if byte == b']' => self.close(sink),
+            ScanState::Value | ScanState::FirstElement => self.value(byte, sink)?,
+            ScanState::FirstKey if byte == b'}' => self.close(sink),
+            ScanState::FirstKey | ScanState::NextKey if byte == b'"' => {
                 self.is_key = true;
                 self.string_start(Want::Whole);
             }
-            State::Colon if byte == b':' => self.state = State::Value,
-            State::AfterValue => match (byte, self.in_object()) {
-                (b',', true) => self.state = State::NextKey,
-                (b',', false) => self.state = State::Value,
+            ScanState::Colon if byte == b':' => self.state = ScanState::Value,
+            ScanState::AfterValue => match (byte, self.in_object()) {
+                (b',', true) => self.state = ScanState::NextKey,
+                (b',', false) => self.state = ScanState::Value,
                 (b'}', true) | (b']', false) => self.close(sink),
                 _ => return self.syntax(),
             },
-            State::Escape => self.escape(byte, sink)?,
-            State::Hex { digits, unit } => {
+            ScanState::Escape => self.escape(byte, sink)?,
+            ScanState::Hex { digits, unit } => {
                 let Some(digit) = char::from(byte).to_digit(16) else { return self.syntax() };
                 let unit = unit << 4 | digit as u16;
                 if digits < 3 {
-                    self.state = State::Hex { digits: digits + 1, unit };
+                    self.state = ScanState::Hex { digits: digits + 1, unit };
                 } else {
-                    self.state = State::String;
+                    self.state = ScanState::String;
                     self.utf16(unit, sink);
                 }
             }
-            State::Number(Number::Minus) if byte == b'I' => {
-                self.state = State::Word { rest: b"nfinity", scalar: Scalar::Number("-Infinity") };
+            ScanState::Number(NumberState::Minus) if byte == b'I' => {
+                self.state = ScanState::Word { rest: b"nfinity", scalar: Scalar::Number("-Infinity") };
             }
-            State::Number(number) => match number.next(byte) {
+            ScanState::Number(number) => match number.next(byte) {
                 Some(next) => {
-                    self.state = State::Number(next);
+                    self.state = ScanState::Number(next);
                     self.keep(&[byte]);
                 }
                 None if number.is_complete() => {
@@ -260,9 +267,9 @@ impl Scanner {
                 }
                 None => return self.syntax(),
             },
-            State::Word { rest, scalar } => match rest.split_first() {
+            ScanState::Word { rest, scalar } => match rest.split_first() {
                 Some((&expected, rest)) if expected == byte => {
-                    self.state = State::Word { rest, scalar };
+                    self.state = ScanState::Word { rest, scalar };
                     if rest.is_empty() {
                         self.state = self.after_value();
                         sink.scalar(scalar, self.token_at..self.offset + 1);
@@ -270,15 +277,15 @@ impl Scanner {
                 }
                 _ => return self.syntax(),
             },
-            State::FirstKey | State::NextKey | State::Colon | State::Complete => return self.syntax(),
+            ScanState::FirstKey | ScanState::NextKey | ScanState::Colon | ScanState::Complete => return self.syntax(),
             // Strings and failures do not come here.
-            State::String | State::Failed => {}
+            ScanState::String | ScanState::Failed => {}
         }
         Ok(1)
     }
 
-    fn value(&mut self, byte: u8, sink: &mut impl Sink) -> Result<(), Failure> {
-        let word = |rest, scalar| State::Word { rest, scalar };
+    fn value(&mut self, byte: u8, sink: &mut impl Sink) -> Result<(), ScanFailure> {
+        let word = |rest, scalar| ScanState::Word { rest, scalar };
         self.token_at = self.offset;
         self.state = match byte {
             b'{' => return self.open(Container::Object, sink),
@@ -288,9 +295,9 @@ impl Scanner {
                 self.string_start(sink.string());
                 return Ok(());
             }
-            b'-' => State::Number(Number::Minus),
-            b'0' => State::Number(Number::Zero),
-            b'1'..=b'9' => State::Number(Number::Integer),
+            b'-' => ScanState::Number(NumberState::Minus),
+            b'0' => ScanState::Number(NumberState::Zero),
+            b'1'..=b'9' => ScanState::Number(NumberState::Integer),
             b't' => word(b"rue", Scalar::Bool(true)),
             b'f' => word(b"alse", Scalar::Bool(false)),
             b'n' => word(b"ull", Scalar::Null),
@@ -303,8 +310,8 @@ impl Scanner {
         Ok(())
     }
 
-    fn after_value(&self) -> State {
-        if self.depth == 0 { State::Complete } else { State::AfterValue }
+    fn after_value(&self) -> ScanState {
+        if self.depth == 0 { ScanState::Complete } else { ScanState::AfterValue }
     }
 
     fn number_end(&mut self, sink: &mut impl Sink) {
@@ -313,18 +320,18 @@ impl Scanner {
         sink.scalar(Scalar::Number(written), self.token_at..self.offset);
     }
 
-    fn open(&mut self, container: Container, sink: &mut impl Sink) -> Result<(), Failure> {
-        let Some(bits) = self.objects.get_mut(self.depth / 64) else { return Err(Failure::TooDeep) };
+    fn open(&mut self, container: Container, sink: &mut impl Sink) -> Result<(), ScanFailure> {
+        let Some(bits) = self.objects.get_mut(self.depth / 64) else { return Err(ScanFailure::TooDeep) };
         let bit = 1 << (self.depth % 64);
         self.depth += 1;
         match container {
             Container::Object => {
                 *bits |= bit;
-                self.state = State::FirstKey;
+                self.state = ScanState::FirstKey;
             }
             Container::Array => {
                 *bits &= !bit;
-                self.state = State::FirstElement;
+                self.state = ScanState::FirstElement;
             }
         }
         sink.open(container, self.offset);
@@ -348,11 +355,11 @@ impl Scanner {
         self.token_at = self.offset;
         self.clear_token();
         self.want = want;
-        self.state = State::String;
+        self.state = ScanState::String;
     }
 
     /// Reads plain text up to the end of the string, an escape, or the end of the piece. Returns how many bytes were used.
-    fn string_run(&mut self, rest: &[u8], sink: &mut impl Sink) -> Result<usize, Failure> {
+    fn string_run(&mut self, rest: &[u8], sink: &mut impl Sink) -> Result<usize, ScanFailure> {
         let length = plain_length(rest);
         let (run, after) = rest.split_at_checked(length).unwrap_or((rest, &[]));
         if !run.is_empty() {
@@ -365,10 +372,10 @@ impl Scanner {
                 Ok(length + 1)
             }
             Some(b'\\') => {
-                self.state = State::Escape;
+                self.state = ScanState::Escape;
                 Ok(length + 1)
             }
-            Some(_) => Err(Failure::Syntax { offset: self.offset + length as u64 }),
+            Some(_) => Err(ScanFailure::Syntax { offset: self.offset + length as u64 }),
         }
     }
 
@@ -382,7 +389,7 @@ impl Scanner {
         }
         let text = String::from_utf8_lossy(&self.token);
         if self.is_key {
-            self.state = State::Colon;
+            self.state = ScanState::Colon;
             sink.key(&text);
         } else {
             self.state = self.after_value();
@@ -396,7 +403,7 @@ impl Scanner {
         self.put(run, sink);
     }
 
-    fn escape(&mut self, byte: u8, sink: &mut impl Sink) -> Result<(), Failure> {
+    fn escape(&mut self, byte: u8, sink: &mut impl Sink) -> Result<(), ScanFailure> {
         let character = match byte {
             b'"' => "\"",
             b'\\' => "\\",
@@ -407,12 +414,12 @@ impl Scanner {
             b'r' => "\r",
             b't' => "\t",
             b'u' => {
-                self.state = State::Hex { digits: 0, unit: 0 };
+                self.state = ScanState::Hex { digits: 0, unit: 0 };
                 return Ok(());
             }
             _ => return self.syntax(),
         };
-        self.state = State::String;
+        self.state = ScanState::String;
         self.end_surrogate(sink);
         self.put(character.as_bytes(), sink);
         Ok(())
@@ -468,7 +475,7 @@ impl Scanner {
 
     fn decode(&mut self, mut bytes: &[u8], sink: &mut impl Sink) {
         while let (false, Some((&byte, rest))) = (self.split_char.is_empty(), bytes.split_first()) {
-            let joined = self.split_char.with(byte);
+            let joined = self.split_char.followed_by(byte);
             self.split_char = SplitChar::default();
             match str::from_utf8(joined.bytes()) {
                 Ok(character) => sink.text(character),
@@ -490,7 +497,7 @@ impl Scanner {
             sink.text(chunk.valid());
             let is_incomplete = || str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none());
             if left == 0 && is_incomplete() {
-                self.split_char = SplitChar::of(invalid);
+                self.split_char = SplitChar::from_bytes(invalid);
             } else if !invalid.is_empty() {
                 sink.text("\u{FFFD}");
             }
@@ -518,24 +525,26 @@ impl Scanner {
 
 // === impl Number ===
 
-impl Number {
-    fn next(self, byte: u8) -> Option<Number> {
+impl NumberState {
+    fn next(self, byte: u8) -> Option<NumberState> {
         match (self, byte) {
-            (Number::Minus, b'0') => Some(Number::Zero),
-            (Number::Minus, b'1'..=b'9') | (Number::Integer, b'0'..=b'9') => Some(Number::Integer),
-            (Number::Zero | Number::Integer, b'.') => Some(Number::Point),
-            (Number::Point | Number::Fraction, b'0'..=b'9') => Some(Number::Fraction),
-            (Number::Zero | Number::Integer | Number::Fraction, b'e' | b'E') => Some(Number::Exponent),
-            (Number::Exponent, b'+' | b'-') => Some(Number::ExponentSign),
-            (Number::Exponent | Number::ExponentSign | Number::ExponentDigits, b'0'..=b'9') => {
-                Some(Number::ExponentDigits)
+            (NumberState::Minus, b'0') => Some(NumberState::Zero),
+            (NumberState::Minus, b'1'..=b'9') | (NumberState::Integer, b'0'..=b'9') => Some(NumberState::Integer),
+            (NumberState::Zero | NumberState::Integer, b'.') => Some(NumberState::Point),
+            (NumberState::Point | NumberState::Fraction, b'0'..=b'9') => Some(NumberState::Fraction),
+            (NumberState::Zero | NumberState::Integer | NumberState::Fraction, b'e' | b'E') => {
+                Some(NumberState::Exponent)
+            }
+            (NumberState::Exponent, b'+' | b'-') => Some(NumberState::ExponentSign),
+            (NumberState::Exponent | NumberState::ExponentSign | NumberState::ExponentDigits, b'0'..=b'9') => {
+                Some(NumberState::ExponentDigits)
             }
             _ => None,
         }
     }
 
     fn is_complete(self) -> bool {
-        matches!(self, Number::Zero | Number::Integer | Number::Fraction | Number::ExponentDigits)
+        matches!(self, NumberState::Zero | NumberState::Integer | NumberState::Fraction | NumberState::ExponentDigits)
     }
 }
 

@@ -18,7 +18,7 @@ pub(super) enum Token<'a> {
 /// Where in the stream.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Events {
-    line: Line,
+    line: EventLine,
     /// The field's name, as far as it is read and as far as it matters.
     field: Vec<u8>,
     /// The event's name, likewise.
@@ -31,16 +31,16 @@ pub(super) struct Events {
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-enum Line {
+enum EventLine {
     #[default]
     Field,
     /// Behind the colon, where one space does not count.
-    Colon(Field),
-    Value(Field),
+    Colon(EventField),
+    Value(EventField),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Field {
+enum EventField {
     Data,
     Event,
     Other,
@@ -70,23 +70,23 @@ impl Events {
                     *rest = after;
                     self.end_line()
                 }
-                (b':', Line::Field) => {
-                    self.line = Line::Colon(self.named());
+                (b':', EventLine::Field) => {
+                    self.line = EventLine::Colon(self.named());
                     *rest = after;
                     None
                 }
-                (_, Line::Field) => {
+                (_, EventLine::Field) => {
                     keep(&mut self.field, &[byte]);
                     *rest = after;
                     None
                 }
-                (_, Line::Colon(field)) => {
+                (_, EventLine::Colon(field)) => {
                     if byte == b' ' {
                         *rest = after;
                     }
                     self.begin_value(field)
                 }
-                (_, Line::Value(field)) => {
+                (_, EventLine::Value(field)) => {
                     let length = rest.iter().position(|byte| matches!(byte, b'\n' | b'\r')).unwrap_or(rest.len());
                     let (value, after) = rest.split_at_checked(length).unwrap_or((rest, &[]));
                     *rest = after;
@@ -101,55 +101,55 @@ impl Events {
     }
 
     /// The field whose name was read.
-    fn named(&self) -> Field {
+    fn named(&self) -> EventField {
         let name = self.field.as_slice();
         let name = if self.after_first_line { name } else { name.strip_prefix(BYTE_ORDER_MARK).unwrap_or(name) };
         match name {
-            b"data" => Field::Data,
-            b"event" => Field::Event,
-            _ => Field::Other,
+            b"data" => EventField::Data,
+            b"event" => EventField::Event,
+            _ => EventField::Other,
         }
     }
 
-    fn begin_value<'a>(&mut self, field: Field) -> Option<Token<'a>> {
-        self.line = Line::Value(field);
+    fn begin_value<'a>(&mut self, field: EventField) -> Option<Token<'a>> {
+        self.line = EventLine::Value(field);
         match field {
-            Field::Event => self.name.clear(),
+            EventField::Event => self.name.clear(),
             // Lines of data are joined by line feeds.
-            Field::Data if std::mem::replace(&mut self.has_data, true) => return self.value(field, b"\n"),
-            Field::Data | Field::Other => {}
+            EventField::Data if std::mem::replace(&mut self.has_data, true) => return self.value(field, b"\n"),
+            EventField::Data | EventField::Other => {}
         }
         None
     }
 
-    fn value<'a>(&mut self, field: Field, value: &'a [u8]) -> Option<Token<'a>> {
+    fn value<'a>(&mut self, field: EventField, value: &'a [u8]) -> Option<Token<'a>> {
         match field {
-            Field::Data => {
-                self.done = self.done.with(value);
+            EventField::Data => {
+                self.done = self.done.after(value);
                 Some(Token::Data(value))
             }
-            Field::Event => {
+            EventField::Event => {
                 keep(&mut self.name, value);
                 None
             }
-            Field::Other => None,
+            EventField::Other => None,
         }
     }
 
     fn end_line<'a>(&mut self) -> Option<Token<'a>> {
         let token = match self.line {
-            Line::Field if self.field.is_empty() => {
+            EventLine::Field if self.field.is_empty() => {
                 (self.has_data, self.done) = (false, Done::default());
                 self.name.clear();
                 Some(Token::EventEnd)
             }
-            Line::Colon(Field::Data) | Line::Value(Field::Data) => {
+            EventLine::Colon(EventField::Data) | EventLine::Value(EventField::Data) => {
                 Some(if self.done.is_whole() { Token::Done } else { Token::DataEnd })
             }
-            Line::Value(Field::Event) if self.name == b"error" => Some(Token::Error),
+            EventLine::Value(EventField::Event) if self.name == b"error" => Some(Token::Error),
             _ => None,
         };
-        self.line = Line::Field;
+        self.line = EventLine::Field;
         self.field.clear();
         self.after_first_line = true;
         token
@@ -163,7 +163,7 @@ impl Default for Done {
 }
 
 impl Done {
-    fn with(self, data: &[u8]) -> Done {
+    fn after(self, data: &[u8]) -> Done {
         Done(self.0.and_then(|alike| DONE.get(alike..)?.starts_with(data).then_some(alike + data.len())))
     }
 

@@ -29,7 +29,7 @@ enum Script {
 
 /// What a character is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Kind {
+enum TokenKind {
     Letter(Script),
     Digit,
     #[default]
@@ -187,7 +187,7 @@ const LANES: usize = 8;
 /// Where in a text.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Lane {
-    last: Kind,
+    last: TokenKind,
     /// Characters of the last kind, up to a limit.
     run: u8,
     /// Whether the last letter was a capital one.
@@ -197,7 +197,7 @@ struct Lane {
 
 /// The tokens of some texts.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Tally {
+pub(super) struct TokenTally {
     millis: u64,
     is_begun: bool,
     lanes: [Lane; LANES],
@@ -205,7 +205,7 @@ pub(super) struct Tally {
 
 // === impl Tally ===
 
-impl Tally {
+impl TokenTally {
     /// Appends a piece to one of the texts. Texts of the same number in [`LANES`] should not grow in turns.
     pub(super) fn push(&mut self, lane: u64, piece: &str) {
         let index = usize::try_from(lane % LANES as u64).unwrap_or_default();
@@ -232,27 +232,27 @@ impl Lane {
         let kind = kind(c);
         let before = *self;
         let is_same = match (before.last, kind) {
-            (Kind::Letter(a), Kind::Letter(b)) => is_one_alphabet(a) && is_one_alphabet(b) || a == b,
+            (TokenKind::Letter(a), TokenKind::Letter(b)) => is_one_alphabet(a) && is_one_alphabet(b) || a == b,
             (a, b) => a == b,
         };
         let is_capital = c.is_uppercase();
         // A capital letter begins a word in camelCase.
-        let splits = is_capital && !before.is_capital && kind == Kind::Letter(Script::Latin);
+        let splits = is_capital && !before.is_capital && kind == TokenKind::Letter(Script::Latin);
         self.run = if is_same && !splits { before.run.saturating_add(1) } else { 1 };
         (self.last, self.is_capital) = (kind, is_capital);
         self.since_kana = match kind {
-            Kind::Letter(Script::Kana) => Some(0),
+            TokenKind::Letter(Script::Kana) => Some(0),
             _ => before.since_kana.map(|since| since.saturating_add(1)),
         };
         self.features(kind, before, c)
     }
 
-    fn features(&self, kind: Kind, before: Lane, c: char) -> [Option<Feature>; 2] {
+    fn features(&self, kind: TokenKind, before: Lane, c: char) -> [Option<Feature>; 2] {
         let run = self.run;
         let word = |first, letter| if run == 1 { [Some(first), Some(letter)] } else { [Some(letter), None] };
         let one = |feature| [Some(feature), None];
         match kind {
-            Kind::Letter(script) => match script {
+            TokenKind::Letter(script) => match script {
                 Script::Latin => match run {
                     1 => [Some(Feature::LatinWord), None],
                     _ if self.is_capital => one(Feature::LatinCapital),
@@ -276,18 +276,18 @@ impl Lane {
                 Script::Foreign => one(Feature::ForeignLetter),
             },
             // Threes of digits; a blank before a number stands for itself.
-            Kind::Digit if run % 3 == 1 => {
-                [Some(Feature::Digits), (before.last == Kind::Space && before.run == 1).then_some(Feature::Digits)]
+            TokenKind::Digit if run % 3 == 1 => {
+                [Some(Feature::Digits), (before.last == TokenKind::Space && before.run == 1).then_some(Feature::Digits)]
             }
-            Kind::Space if run == 2 => one(Feature::Indent),
-            Kind::Newline if run == 1 && !matches!(before.last, Kind::Mark) => one(Feature::Newline),
-            Kind::Mark if run == 1 => one(Feature::MarkFirst),
-            Kind::Mark => one(Feature::MarkMore),
-            Kind::WideMark => one(Feature::WideMark),
-            Kind::Emoji if u32::from(c) < 0x1_0000 => one(Feature::OldEmoji),
-            Kind::Emoji => one(Feature::Emoji),
-            Kind::Modifier => one(Feature::Modifier),
-            Kind::Digit | Kind::Space | Kind::Newline => [None, None],
+            TokenKind::Space if run == 2 => one(Feature::Indent),
+            TokenKind::Newline if run == 1 && !matches!(before.last, TokenKind::Mark) => one(Feature::Newline),
+            TokenKind::Mark if run == 1 => one(Feature::MarkFirst),
+            TokenKind::Mark => one(Feature::MarkMore),
+            TokenKind::WideMark => one(Feature::WideMark),
+            TokenKind::Emoji if u32::from(c) < 0x1_0000 => one(Feature::OldEmoji),
+            TokenKind::Emoji => one(Feature::Emoji),
+            TokenKind::Modifier => one(Feature::Modifier),
+            TokenKind::Digit | TokenKind::Space | TokenKind::Newline => [None, None],
         }
     }
 }
@@ -296,21 +296,23 @@ fn is_one_alphabet(script: Script) -> bool {
     matches!(script, Script::Latin | Script::LatinExtended)
 }
 
-fn kind(c: char) -> Kind {
+fn kind(c: char) -> TokenKind {
     match c {
-        'a'..='z' | 'A'..='Z' => Kind::Letter(Script::Latin),
-        '0'..='9' => Kind::Digit,
-        '\n' | '\r' => Kind::Newline,
-        ' ' | '\t' | '\u{A0}' | '\u{3000}' => Kind::Space,
-        '\0'..='\u{7F}' => Kind::Mark,
-        '\u{200B}'..='\u{200F}' | '\u{FE00}'..='\u{FE0F}' | '\u{20E3}' | '\u{1F3FB}'..='\u{1F3FF}' => Kind::Modifier,
-        '\u{2190}'..='\u{2BFF}' | '\u{1F000}'..='\u{1FAFF}' => Kind::Emoji,
+        'a'..='z' | 'A'..='Z' => TokenKind::Letter(Script::Latin),
+        '0'..='9' => TokenKind::Digit,
+        '\n' | '\r' => TokenKind::Newline,
+        ' ' | '\t' | '\u{A0}' | '\u{3000}' => TokenKind::Space,
+        '\0'..='\u{7F}' => TokenKind::Mark,
+        '\u{200B}'..='\u{200F}' | '\u{FE00}'..='\u{FE0F}' | '\u{20E3}' | '\u{1F3FB}'..='\u{1F3FF}' => {
+            TokenKind::Modifier
+        }
+        '\u{2190}'..='\u{2BFF}' | '\u{1F000}'..='\u{1FAFF}' => TokenKind::Emoji,
         _ => {
             let code = u32::from(c);
             let at = RANGES.partition_point(|(range, _)| *range.end() < code);
             match RANGES.get(at) {
-                Some((range, script)) if range.contains(&code) => Kind::Letter(*script),
-                _ => Kind::WideMark,
+                Some((range, script)) if range.contains(&code) => TokenKind::Letter(*script),
+                _ => TokenKind::WideMark,
             }
         }
     }

@@ -47,12 +47,12 @@ fn the_plan_is_interpolated_and_carried_on() {
         ("beyond", 40.0, [0.0, 0.2, 0.4], [(10.0 + 16.0) / 40.0, (5.0 + 4.0) / 40.0, 5.0 / 40.0]),
     ];
     for (name, rate, prices, fractions) in rows {
-        let aim = Aim::at(&levels(), rate);
+        let aim = Aim::for_rate(&levels(), rate);
         assert!(close(&aim.prices, &prices) && close(&aim.fractions, &fractions), "{name}: {aim:?}");
     }
-    let alone = Aim::at(&levels()[1..], 40.0);
+    let alone = Aim::for_rate(&levels()[1..], 40.0);
     assert!(close(&alone.fractions, &[0.75, 0.125, 0.125]), "further requests go to the cheapest: {alone:?}");
-    let none = Aim::at(&levels(), f64::INFINITY).fractions;
+    let none = Aim::for_rate(&levels(), f64::INFINITY).fractions;
     assert!(close(&none, &levels()[1].fractions), "{none:?}");
 }
 
@@ -132,7 +132,7 @@ fn what_is_slow_or_gone_gets_less() {
     let fractions = |steering: &Steering, there: [f64; 3]| {
         let mut seen = seen([0; 3], [0.1; 3]);
         seen.models.iter_mut().zip(there).for_each(|(m, there)| m.there = there);
-        steering.fractions(&Aim::at(&levels(), steering.demand(&levels())).fractions, &seen)
+        steering.fractions(&Aim::for_rate(&levels(), steering.demand(&levels())).fractions, &seen)
     };
     // At the lower level, as planned.
     let [calm, slow, slower] = [0.1, 0.9, 5.0].map(|ttft| steered([2, 3, 5], [0.1, 0.1, ttft], 120));
@@ -196,7 +196,7 @@ fn a_fleet_is_seen_model_by_model() {
     (loads[1].standing, loads[3].unreachable) = (Standing::Ejected, true);
     config.fleet.instances[4].presence = Presence::Gone;
     config.fleet.instances[5].presence = Presence::Unhealthy;
-    let seen = Observation::of(&config.fleet, &counters, &loads, &[]);
+    let seen = Observation::from_fleet(&config.fleet, &counters, &loads, &[]);
     let rows: Vec<_> = seen.models.iter().map(|m| (m.generates, m.sent, m.there)).collect();
     assert_eq!(rows, [(true, 10, 2.0 / 3.0), (true, 9, 0.5), (true, 0, 1.0), (true, 0, 1.0), (false, 0, 0.0)]);
     assert_eq!((seen.in_flight, seen.own_in_flight), (4.0, 3.0));
@@ -205,7 +205,7 @@ fn a_fleet_is_seen_model_by_model() {
     assert!((ttft - (0.020 + 200.0 / 15_700.0 + 0.0102)).abs() < 1e-6, "{ttft}");
     assert_eq!(seen.models[4].ttft_seconds, None);
     config.fleet.instances.iter_mut().for_each(|instance| instance.presence = Presence::Gone);
-    let empty = Observation::of(&config.fleet, &counters, &[], &[]);
+    let empty = Observation::from_fleet(&config.fleet, &counters, &[], &[]);
     assert!(empty.models.iter().all(|m| m.ttft_seconds.is_none() && m.there == 0.0));
 }
 
@@ -216,7 +216,7 @@ fn only_policies_with_levels_have_live_prices() {
     policies[1].demand_levels = levels();
     assert!(LivePrices::are_wanted(&policies));
     let mut live = LivePrices::default();
-    assert_eq!(live.of(1), None);
+    assert_eq!(live.of_policy(1), None);
     live.step(&policies, &seen([0; 3], [0.1; 3]), SECOND);
-    assert_eq!((live.of(0), live.of(1), live.of(99)), (None, Some(&levels()[1].prices[..]), None));
+    assert_eq!((live.of_policy(0), live.of_policy(1), live.of_policy(99)), (None, Some(&levels()[1].prices[..]), None));
 }

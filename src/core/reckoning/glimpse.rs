@@ -23,7 +23,7 @@ pub struct Glimpse {
 
 impl Glimpse {
     /// The glimpse that a header gave; `None` if it said nothing.
-    pub fn of(load: &Load, at: Duration, own: InstanceCounters) -> Option<Glimpse> {
+    pub fn from_load(load: &Load, at: Duration, own: InstanceCounters) -> Option<Glimpse> {
         let Load { running, waiting, kv_use, .. } = *load;
         (!load.is_empty()).then_some(Glimpse { at, running, waiting, kv_use, own })
     }
@@ -116,6 +116,6 @@ mod tests {
         let mut kv_only = report(3.0, 1.0, 4);
         assert!(kv_only.glimpsed(&Glimpse { at: at(101), kv_use: Some(0.9), ..Glimpse::default() }));
         assert_eq!((kv_only.load.kv_use, kv_only.load.running, kv_only.at), (Some(0.9), Some(3.0), Some(at(100))));
-        assert_eq!(Glimpse::of(&Load { awake: Some(true), ..Load::default() }, at(1), own(0)), None);
+        assert_eq!(Glimpse::from_load(&Load { awake: Some(true), ..Load::default() }, at(1), own(0)), None);
     }
 }

@@ -85,7 +85,7 @@ struct Seen {
     /// Requests of others by the report.
     foreign: f64,
     /// Age of the report, seconds.
-    age_s: f64,
+    age_seconds: f64,
     unreachable: bool,
 }
 
@@ -126,7 +126,7 @@ pub fn load_now(
     counters: &Counters,
     reports: Option<&Reports>,
     now: Duration,
-    telemetry: &telemetry::Settings,
+    telemetry: &telemetry::TelemetrySettings,
     draw: f64,
 ) -> Vec<LoadNow> {
     let none = InstanceReport::default();
@@ -154,13 +154,13 @@ pub fn load_now(
             seen
         })
         .collect();
-    let places: Vec<Place<'_>> = pools
+    let places: Vec<Surroundings<'_>> = pools
         .iter()
         .enumerate()
         .map(|(i, sums)| {
             let pool = fleet.pools.get(i);
             let tokens_prior = pool.and_then(|p| fleet.model_of(p)).map_or(1.0, |m| m.output_tokens_prior);
-            Place::new(pool, *sums, all.foreign_per_own(), tokens_prior)
+            Surroundings::new(pool, *sums, all.foreign_per_own(), tokens_prior)
         })
         .collect();
     let place_of = |i: usize| fleet.instances.get(i).and_then(|instance| places.get(instance.pool));
@@ -192,7 +192,7 @@ fn see(
     report: &InstanceReport,
     max_running: f64,
     now: Duration,
-    telemetry: &telemetry::Settings,
+    telemetry: &telemetry::TelemetrySettings,
 ) -> Seen {
     let unreachable = report.is_unreachable() || report.load.awake == Some(false);
     let alone = Seen { own: own.outstanding_requests() as f64, unreachable, ..Seen::default() };
@@ -200,15 +200,15 @@ fn see(
     match report.requests(max_running).filter(|_| trust > 0.0) {
         Some((running, waiting)) => {
             let foreign = (running + waiting - report.own.outstanding_requests() as f64).max(0.0);
-            let age_s = report.at.map_or(0.0, |at| now.saturating_sub(at).as_secs_f64());
-            Seen { trust, running, waiting, foreign, age_s, ..alone }
+            let age_seconds = report.at.map_or(0.0, |at| now.saturating_sub(at).as_secs_f64());
+            Seen { trust, running, waiting, foreign, age_seconds, ..alone }
         }
         None => alone,
     }
 }
 
 /// What an instance is among.
-struct Place<'a> {
+struct Surroundings<'a> {
     pool: Option<&'a Pool>,
     sums: Sums,
     tokens_prior: f64,
@@ -218,14 +218,14 @@ struct Place<'a> {
     left_each: f64,
 }
 
-impl<'a> Place<'a> {
+impl<'a> Surroundings<'a> {
     /// In a fleet with so many foreign requests for each own one.
-    fn new(pool: Option<&'a Pool>, sums: Sums, foreign_per_own: f64, tokens_prior: f64) -> Place<'a> {
+    fn new(pool: Option<&'a Pool>, sums: Sums, foreign_per_own: f64, tokens_prior: f64) -> Surroundings<'a> {
         let own_mean = sums.own / sums.instances.max(1.0);
         let typical_foreign =
             (sums.trusted_foreign + FLEET_WEIGHT * foreign_per_own * own_mean) / (sums.trust + FLEET_WEIGHT);
         let left_each = if sums.own > 0.0 { sums.own_output_tokens / sums.own } else { 0.5 * tokens_prior };
-        Place { pool, sums, tokens_prior, typical_foreign, left_each }
+        Surroundings { pool, sums, tokens_prior, typical_foreign, left_each }
     }
 
     /// Requests of others as far as reports tell.
@@ -241,7 +241,7 @@ impl<'a> Place<'a> {
         let profile = &pool.profile;
         let tpot = profile.tpot_ms / 1e3 * (1.0 + profile.tpot_growth_per_running * seen.running);
         let running_share = seen.running / (seen.running + seen.waiting).max(1.0);
-        (1.0 - seen.age_s * running_share / (self.tokens_prior * tpot)).clamp(0.0, 1.0)
+        (1.0 - seen.age_seconds * running_share / (self.tokens_prior * tpot)).clamp(0.0, 1.0)
     }
 
     #[inline]

@@ -88,14 +88,14 @@ impl InstanceReport {
 
     /// How far it is believed at `now`, 0 to 1, whatever it says.
     #[inline]
-    pub(super) fn trust_at(&self, now: Duration, telemetry: &telemetry::Settings) -> f64 {
+    pub(super) fn trust_at(&self, now: Duration, telemetry: &telemetry::TelemetrySettings) -> f64 {
         self.at.map_or(0.0, |at| trust(now.saturating_sub(at), telemetry))
     }
 }
 
 /// How far a report of this age is trusted: fully while fresh, then falling linearly, not at all from the maximal age on.
 #[inline]
-pub fn trust(age: Duration, telemetry: &telemetry::Settings) -> f64 {
+pub fn trust(age: Duration, telemetry: &telemetry::TelemetrySettings) -> f64 {
     if age <= telemetry.fresh {
         return 1.0;
     }

@@ -2,7 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::config::Config;
-use crate::telemetry::{Load, Settings};
+use crate::telemetry::{Load, TelemetrySettings};
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -21,7 +21,7 @@ fn config(instances: usize) -> Config {
     Config::parse(json.to_string().as_bytes()).unwrap()
 }
 
-fn telemetry() -> Settings {
+fn telemetry() -> TelemetrySettings {
     config(1).telemetry
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::candidates::PromptTokens;
-use super::{Ask, Refusal, Router};
+use super::{Ask, Refusal, RefusalReason, Router, milliseconds};
 use crate::admission::{self, Admitted, Missed, Prospect, Saturation, headers, spending};
 use crate::fleet::{Budget, Constraint, Constraints, Mode, Policy, Pool};
 use crate::latency::Speed;
@@ -36,7 +36,7 @@ impl Router {
         };
         headers::constraints(&policy.constraints, values)
             .map(Some)
-            .map_err(|error| Refusal::new(400, "header", error.to_string()))
+            .map_err(|error| Refusal::new(400, RefusalReason::Header, error.to_string()))
     }
 
     /// What a request insists on.
@@ -75,7 +75,7 @@ impl Router {
 
     /// The limit of each answer's tokens that is written at a pool, see [`cap`], and what the budget leaves there.
     pub(super) fn cap(&self, ask: &Ask<'_>, pool: &Pool, prompt: PromptTokens) -> (Option<u32>, Option<u32>) {
-        let prompt_tokens = self.config.fleet.model_of(pool).map_or(prompt.text, |model| prompt.at(model));
+        let prompt_tokens = self.config.fleet.model_of(pool).map_or(prompt.text, |model| prompt.for_model(model));
         let left = self.answer(ask, pool, prompt_tokens).left();
         (cap(ask.prompt, left, prompt_tokens, pool.limits.max_model_len), left)
     }
@@ -93,15 +93,15 @@ impl Router {
         if let Some(most) = asked.max_tokens.filter(|most| *most < asked.min_tokens) {
             let message =
                 format!("`min_tokens` is {}, and the answer may have {most} tokens at most.", asked.min_tokens);
-            return Err(Refusal::new(400, "min_tokens", message));
+            return Err(Refusal::new(400, RefusalReason::MinTokens, message));
         }
         let fleet = &self.config.fleet;
         let suffices = |candidate: &Candidate| {
             let Some((_, pool)) = fleet.pool_of(candidate.instance) else { return true };
             let Some(model) = fleet.model_of(pool) else { return true };
-            let answers = self.answer(ask, pool, prompt.at(model)).count();
+            let answers = self.answer(ask, pool, prompt.for_model(model)).count();
             let least = asked.min_tokens.max(if answers > 1.0 { 1 } else { 0 });
-            let left = spending::tokens_for_each(&constraints.budget, &model.tariff, prompt.at(model), answers);
+            let left = spending::tokens_for_each(&constraints.budget, &model.tariff, prompt.for_model(model), answers);
             answers == 0.0 || left.is_none_or(|left| left >= least)
         };
         if constraints.budget == Budget::default() || candidates.is_empty() {
@@ -113,8 +113,8 @@ impl Router {
         }
         let message = "The budget leaves fewer tokens than the request demands.";
         Err(match constraints.mode {
-            Mode::Strict => Refusal::new(429, Constraint::Budget.name(), message),
-            Mode::Tiered | Mode::Relaxed => Refusal::new(400, "min_tokens", message),
+            Mode::Strict => Refusal::new(429, RefusalReason::Budget, message),
+            Mode::Tiered | Mode::Relaxed => Refusal::new(400, RefusalReason::MinTokens, message),
         })
     }
 
@@ -138,7 +138,7 @@ impl Router {
                 let (Some(model), Some(estimate)) = (fleet.model_of(pool), estimates.get(pool.model)) else {
                     return Prospect::default();
                 };
-                let prompt_tokens = prompt.at(model);
+                let prompt_tokens = prompt.for_model(model);
                 let answer = self.answer(ask, pool, prompt_tokens);
                 if !answer.generates() {
                     return Prospect::default();
@@ -168,9 +168,9 @@ impl Router {
                 let ttft = |limit: Duration| speed.probability_ttft_within(c.ttft_seconds, limit.as_secs_f64());
                 let tpot = |limit: Duration| speed.probability_tpot_within(c.tpot_seconds, limit.as_secs_f64());
                 Prospect {
-                    ttft: slo.ttft.map_or(1.0, ttft),
+                    ttft_probability: slo.ttft.map_or(1.0, ttft),
                     // A response without tokens has no time per token.
-                    tpot: slo.tpot.filter(|_| c.output_tokens > 0.0).map_or(1.0, tpot),
+                    tpot_probability: slo.tpot.filter(|_| c.output_tokens > 0.0).map_or(1.0, tpot),
                     ..of_pool
                 }
             })
@@ -198,8 +198,7 @@ fn cap(prompt: &Prompt, left: Option<u32>, prompt_tokens: f64, max_model_len: u3
 }
 
 fn missed_refusal(missed: &Missed, constraints: &Constraints) -> Refusal {
-    // To the microsecond.
-    let milliseconds = |limit: Option<Duration>| (limit.unwrap_or_default().as_secs_f64() * 1e6).round() / 1e3;
+    let milliseconds = |limit: Option<Duration>| milliseconds(limit.unwrap_or_default().as_secs_f64());
     let message = match missed.constraint {
         Constraint::Ttft => {
             format!("No instance is expected to send the first token within {} ms.", milliseconds(constraints.slo.ttft))
@@ -215,7 +214,7 @@ fn missed_refusal(missed: &Missed, constraints: &Constraints) -> Refusal {
     };
     Refusal {
         status: 429,
-        reason: missed.constraint.name(),
+        reason: missed.constraint.into(),
         message,
         retry_after: Some(missed.retry_after),
         param: None,
@@ -225,7 +224,7 @@ fn missed_refusal(missed: &Missed, constraints: &Constraints) -> Refusal {
 fn saturated_refusal(retry_after: Duration) -> Refusal {
     Refusal {
         status: 429,
-        reason: "saturated",
+        reason: RefusalReason::Saturated,
         message: "Every instance that may serve this request is saturated.".to_owned(),
         retry_after: Some(retry_after),
         param: None,

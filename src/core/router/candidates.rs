@@ -66,9 +66,9 @@ impl Router {
                 output_tokens_p80: offer.output_tokens_p80,
                 seconds: slowdown * seconds(pool, load, output_tokens),
                 forecast,
-                ttft_seconds: slowdown * forecast.ttft,
-                tpot_seconds: forecast.tpot,
-                e2e_seconds: slowdown * forecast.e2e,
+                ttft_seconds: slowdown * forecast.ttft_seconds,
+                tpot_seconds: forecast.tpot_seconds,
+                e2e_seconds: slowdown * forecast.e2e_seconds,
                 delay_seconds: slowdown * latency::delay_seconds(&offer.tempo, load, &work),
                 idle_seconds: offer.idle_seconds,
                 usd: offer.usd,
@@ -105,7 +105,7 @@ impl Router {
         learned: &Learned,
     ) -> Option<Offer> {
         let model = self.config.fleet.model_of(pool)?;
-        let (tariff, prompt_tokens) = (&model.tariff, prompt.at(model));
+        let (tariff, prompt_tokens) = (&model.tariff, prompt.for_model(model));
         let answer = self.answer(ask, pool, prompt_tokens);
         let output_tokens = answer.tokens(estimate.output_tokens);
         let work = answer.work(prompt_tokens, estimate);
@@ -125,19 +125,19 @@ impl Router {
     /// Expected output tokens on the model that would write most of them.
     pub(crate) fn longest_output_tokens(&self, ask: &Ask<'_>, outlook: &Outlook, learned: &Learned) -> f64 {
         let models = self.allowed_models(ask).unwrap_or_default();
-        let prompt = PromptTokens::of(ask.prompt);
+        let prompt = PromptTokens::from_prompt(ask.prompt);
         let pools = self.config.fleet.pools.iter().filter(|pool| models.contains(&pool.model));
         let tokens = pools.filter_map(|pool| {
             let (estimate, _) = outlook.estimates.get(pool.model)?;
             let estimate = learned.applied(pool.model, outlook.prototype, estimate);
-            let prompt_tokens = prompt.at(self.config.fleet.model_of(pool)?);
+            let prompt_tokens = prompt.for_model(self.config.fleet.model_of(pool)?);
             Some(self.answer(ask, pool, prompt_tokens).tokens(estimate.output_tokens))
         });
         tokens.fold(0.0, f64::max)
     }
 
     /// What a request, and its budget, allow its answer to be on a pool.
-    pub(super) fn answer(&self, ask: &Ask<'_>, pool: &Pool, prompt_tokens: f64) -> Answer {
+    pub(super) fn answer(&self, ask: &Ask<'_>, pool: &Pool, prompt_tokens: f64) -> AnswerLimits {
         let model = self.config.fleet.model_of(pool).filter(|m| m.kind == ModelKind::Generate);
         let model = model.filter(|_| ask.api.generates());
         let answers =
@@ -145,7 +145,7 @@ impl Router {
         let asked = ask.prompt.max_tokens.map_or(f64::INFINITY, f64::from).max(1.0);
         let budget = self.constraints(ask).budget;
         let left = model.and_then(|m| spending::tokens_left(&budget, &m.tariff, prompt_tokens, answers));
-        Answer { answers, asked: asked.min(f64::from(pool.limits.max_model_len)), left }
+        AnswerLimits { answers, asked: asked.min(f64::from(pool.limits.max_model_len)), left }
     }
 }
 
@@ -162,7 +162,7 @@ struct Offer {
 }
 
 /// How long the answer to a request may be.
-pub(super) struct Answer {
+pub(super) struct AnswerLimits {
     /// Answers asked for; 0 where nothing is generated.
     answers: f64,
     /// Most tokens of each that client and context allow.
@@ -171,7 +171,7 @@ pub(super) struct Answer {
     left: Option<u32>,
 }
 
-impl Answer {
+impl AnswerLimits {
     /// Whether anything is generated.
     pub(super) fn generates(&self) -> bool {
         self.answers > 0.0
@@ -226,7 +226,7 @@ pub(super) struct PromptTokens {
 }
 
 impl PromptTokens {
-    pub(super) fn of(prompt: &Prompt) -> PromptTokens {
+    pub(super) fn from_prompt(prompt: &Prompt) -> PromptTokens {
         let texts =
             [prompt.text.tokens_to_read(), prompt.unread.estimated_tokens(), prompt.replaced_tokens, prompt.token_ids];
         let tokens = texts.into_iter().fold(0_u64, u64::saturating_add) as f64 + prompt.tool_bytes as f64 / 4.0;
@@ -237,7 +237,7 @@ impl PromptTokens {
     }
 
     /// What the prompt is to a model.
-    pub(super) fn at(self, model: &Model) -> f64 {
+    pub(super) fn for_model(self, model: &Model) -> f64 {
         self.text + self.media_parts * model.tokens_per_media_part
     }
 }

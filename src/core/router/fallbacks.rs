@@ -154,20 +154,20 @@ mod tests {
     fn check(router: &Router, decision: &Decision, names_a_model: bool, seed: u64) {
         let fleet = &router.config().fleet;
         let pool = |i: usize| fleet.pool_of(i).unwrap().0;
-        let unique: BTreeSet<usize> = decision.fallbacks.iter().copied().collect();
-        assert_eq!(unique.len(), decision.fallbacks.len(), "{seed}: none twice");
-        assert!(!unique.contains(&decision.instance), "{seed}: not the one that failed");
+        let unique: BTreeSet<usize> = decision.to.fallbacks.iter().copied().collect();
+        assert_eq!(unique.len(), decision.to.fallbacks.len(), "{seed}: none twice");
+        assert!(!unique.contains(&decision.to.instance), "{seed}: not the one that failed");
         let kind = |pool: usize| fleet.model_of(&fleet.pools[pool]).unwrap().kind;
-        assert!(unique.iter().all(|i| kind(pool(*i)) == kind(decision.pool)), "{seed}: a model of that kind");
-        let others: BTreeSet<usize> = unique.iter().map(|i| pool(*i)).filter(|p| *p != decision.pool).collect();
+        assert!(unique.iter().all(|i| kind(pool(*i)) == kind(decision.to.pool)), "{seed}: a model of that kind");
+        let others: BTreeSet<usize> = unique.iter().map(|i| pool(*i)).filter(|p| *p != decision.to.pool).collect();
         assert!(!names_a_model || others.is_empty(), "{seed}: who names a model gets it");
-        let said: BTreeSet<usize> = decision.elsewhere.iter().map(|elsewhere| elsewhere.pool).collect();
+        let said: BTreeSet<usize> = decision.to.elsewhere.iter().map(|elsewhere| elsewhere.pool).collect();
         assert_eq!(said, others, "{seed}: what to say is known of each other pool, and of no more");
-        let attempts = decision.fallbacks.iter().take(*RETRIES.end());
-        let reaches_other = attempts.clone().any(|i| pool(*i) != decision.pool);
+        let attempts = decision.to.fallbacks.iter().take(*RETRIES.end());
+        let reaches_other = attempts.clone().any(|i| pool(*i) != decision.to.pool);
         assert_eq!(reaches_other, !others.is_empty(), "{seed}: attempts reach the other models");
-        if let (Some(first), false) = (decision.fallbacks.first(), others.is_empty()) {
-            assert_ne!(pool(*first), decision.pool, "{seed}: a pool that fails as a whole costs no request");
+        if let (Some(first), false) = (decision.to.fallbacks.first(), others.is_empty()) {
+            assert_ne!(pool(*first), decision.to.pool, "{seed}: a pool that fails as a whole costs no request");
         }
     }
 
@@ -185,7 +185,7 @@ mod tests {
             let ask = Ask::new(Api::ChatCompletions, &prompt, random.below(policies));
             let Verdict::Decided(decision) = router.route(&ask, Some(&loads), &Learned::default()) else { continue };
             check(&router, &decision, model != "auto", seed);
-            with_others += usize::from(!decision.elsewhere.is_empty());
+            with_others += usize::from(!decision.to.elsewhere.is_empty());
             named += usize::from(model != "auto");
         }
         assert!(with_others > 100 && named > 500, "{with_others} {named}");
@@ -202,7 +202,7 @@ mod tests {
             let router = Router::new(Config::parse(json.to_string().as_bytes()).unwrap(), None);
             let prompt = prompt("auto");
             match router.route(&Ask::new(Api::ChatCompletions, &prompt, 0), None, &Learned::default()) {
-                Verdict::Decided(decision) => decision.elsewhere.len(),
+                Verdict::Decided(decision) => decision.to.elsewhere.len(),
                 other => panic!("{other:?}"),
             }
         };

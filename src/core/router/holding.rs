@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Ask, Decision, Router, candidates};
+use super::{Ask, Decision, Expected, Router, candidates};
 use crate::affinity::{Keys, Memory, Placement, Recall};
 use crate::latency::Forecast;
 use crate::openai::{Api, Prompt};
@@ -16,7 +16,7 @@ impl Router {
 
     /// What the instances hold of what a request needs.
     pub fn recall(&self, memory: &Memory, keys: &Keys, prompt: &Prompt, now: Duration) -> Recall {
-        memory.recall(keys, candidates::PromptTokens::of(prompt).text, now)
+        memory.recall(keys, candidates::PromptTokens::from_prompt(prompt).text, now)
     }
 
     /// The adapter that a request asks for.
@@ -49,7 +49,7 @@ fn kind(api: Api) -> Api {
 impl Decision {
     /// What its instance holds once it has served the request; `None` where nothing is generated.
     pub fn placement(&self, keys: &Keys, now: Duration) -> Option<Placement> {
-        let Decision { instance, prompt_tokens, cached_tokens, output_tokens, .. } = *self;
-        self.generates().then(|| keys.placement(instance, prompt_tokens, cached_tokens, output_tokens, now))
+        let Expected { prompt_tokens, cached_tokens, output_tokens, .. } = self.expected;
+        self.generates().then(|| keys.placement(self.to.instance, prompt_tokens, cached_tokens, output_tokens, now))
     }
 }

@@ -1,6 +1,6 @@
 //! Which models a request may be answered by, by the name it gives.
 
-use super::{Ask, Refusal, Router, Verdict};
+use super::{Ask, Refusal, RefusalReason, Router, UntouchedReason, Verdict};
 use crate::config::UnknownModel;
 use crate::fleet::ModelKind;
 use crate::openai::Api;
@@ -25,9 +25,9 @@ impl Router {
                     let default = fleet.pools.get(self.config.envoy.default_pool).map(|pool| pool.model);
                     let of_kind = of_kind();
                     let first = default.filter(|model| of_kind.contains(model)).or(of_kind.first().copied());
-                    first.map(|model| vec![model]).ok_or(Verdict::Untouched("other_path"))
+                    first.map(|model| vec![model]).ok_or(Verdict::Untouched(UntouchedReason::OtherPath))
                 }
-                Api::Tokenize | Api::Pooling | Api::Named => Err(Verdict::Untouched("other_path")),
+                Api::Tokenize | Api::Pooling | Api::Named => Err(Verdict::Untouched(UntouchedReason::OtherPath)),
                 _ => Ok(of_kind()),
             };
         };
@@ -38,20 +38,20 @@ impl Router {
                 let use_ = if kind == ModelKind::Embed { "embeddings" } else { "text generation" };
                 Err(Verdict::Refused(Refusal::new(
                     404,
-                    "wrong_kind",
+                    RefusalReason::WrongKind,
                     format!("The model `{name}` does not serve {use_}."),
                 )))
             }
-            None if ask.api.is_guessed() => Err(Verdict::Untouched("other_path")),
+            None if ask.api.is_guessed() => Err(Verdict::Untouched(UntouchedReason::OtherPath)),
             // A server may know it by a name that is not configured, and no limit would be known there.
             None if self.config.unknown_model == UnknownModel::PassThrough
                 && !self.refuses_unread(ask.policy, ask.constraints.as_ref()) =>
             {
-                Err(Verdict::Untouched("unknown_model"))
+                Err(Verdict::Untouched(UntouchedReason::UnknownModel))
             }
             None => {
                 let message = format!("The model `{name}` does not exist.");
-                let refusal = Refusal::new(404, "unknown_model", message);
+                let refusal = Refusal::new(404, RefusalReason::UnknownModel, message);
                 Err(Verdict::Refused(Refusal { param: Some("model"), ..refusal }))
             }
         }
@@ -64,6 +64,6 @@ impl Router {
         let id = ask.prompt.previous_response_id.as_deref().unwrap_or_default();
         let message =
             format!("The response `{id}` is stored by the model `{}` and cannot be continued by another.", holder.name);
-        Some(Refusal::new(404, "other_model", message))
+        Some(Refusal::new(404, RefusalReason::OtherModel, message))
     }
 }

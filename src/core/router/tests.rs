@@ -3,8 +3,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::fleet::Presence;
+use crate::fleet::{Budget, Constraint, Presence};
 use crate::openai::RequestScan;
+use crate::reckoning::Standing;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -56,7 +57,7 @@ fn weights_choose_the_model() {
     let prompt = chat("auto");
     let chosen = |policy: &str| {
         let decision = decided(router.route(&ask(&prompt, &router, policy), Some(&idle(&router)), &Learned::default()));
-        router.config().fleet.models[decision.model].name.clone()
+        router.config().fleet.models[decision.to.model].name.clone()
     };
     let dear = ["Qwen2.5-32B-Instruct", "Qwen2.5-72B-Instruct"];
     assert_eq!(chosen("latency"), "Qwen2.5-3B-Instruct", "the fastest");
@@ -76,7 +77,7 @@ fn the_models_that_a_request_may_use() {
     for (name, expected) in rows {
         let prompt = chat(name);
         let got = match router.route(&ask(&prompt, &router, "cost"), Some(&idle(&router)), &Learned::default()) {
-            Verdict::Decided(decision) => Ok(router.config().fleet.pools[decision.pool].name.clone()),
+            Verdict::Decided(decision) => Ok(router.config().fleet.pools[decision.to.pool].name.clone()),
             Verdict::Refused(refusal) => Err(refusal.status),
             other => panic!("{other:?}"),
         };
@@ -86,7 +87,7 @@ fn the_models_that_a_request_may_use() {
     let unknown = chat("gpt-2");
     assert_eq!(
         passing.route(&ask(&unknown, &passing, "cost"), Some(&idle(&passing)), &Learned::default()),
-        Verdict::Untouched("unknown_model")
+        Verdict::Untouched(UntouchedReason::UnknownModel)
     );
     // A server may know the name all the same, and would generate without the budget.
     let budget = Budget { usd: None, tokens: Some(9) };
@@ -97,8 +98,8 @@ fn the_models_that_a_request_may_use() {
     let embedding = prompt(Api::Embeddings, &json!({"input": "some text"}));
     let embed = Ask { api: Api::Embeddings, ..ask(&embedding, &router, "quality") };
     let decision = decided(router.route(&embed, Some(&idle(&router)), &Learned::default()));
-    assert_eq!(router.config().fleet.pools[decision.pool].name, "bge-small");
-    assert_eq!((decision.output_tokens, decision.rung), (0, Rung::Fused));
+    assert_eq!(router.config().fleet.pools[decision.to.pool].name, "bge-small");
+    assert_eq!((decision.expected.output_tokens, decision.because.rung), (0, Rung::Fused));
 }
 
 #[test]
@@ -107,7 +108,7 @@ fn the_ladder() {
     let prompt = chat("auto");
     let unreported = vec![LoadNow::default(); all.config().fleet.instances.len()];
     let rung = |router: &Router, loads: Option<&[LoadNow]>| {
-        decided(router.route(&ask(&prompt, router, "balanced"), loads, &Learned::default())).rung
+        decided(router.route(&ask(&prompt, router, "balanced"), loads, &Learned::default())).because.rung
     };
     assert_eq!(rung(&all, Some(&idle(&all))), Rung::Fused);
     assert_eq!(rung(&all, Some(&unreported)), Rung::Reckoned);
@@ -118,7 +119,10 @@ fn the_ladder() {
         assert_eq!(rung(&blind, None), Rung::Static);
     }
     let off = router(&[("/drill", json!(["router"]))]);
-    assert_eq!(off.route(&ask(&prompt, &off, "balanced"), None, &Learned::default()), Verdict::Untouched("drill"));
+    assert_eq!(
+        off.route(&ask(&prompt, &off, "balanced"), None, &Learned::default()),
+        Verdict::Untouched(UntouchedReason::Drill)
+    );
 }
 
 #[test]
@@ -127,11 +131,11 @@ fn load_moves_the_choice_to_another_instance_and_then_to_another_model() {
     let prompt = chat("auto");
     let mut loads = idle(&router);
     let first = decided(router.route(&ask(&prompt, &router, "latency"), Some(&loads), &Learned::default()));
-    loads[first.instance].running = 8.0;
+    loads[first.to.instance].running = 8.0;
     let second = decided(router.route(&ask(&prompt, &router, "latency"), Some(&loads), &Learned::default()));
-    assert_eq!(second.pool, first.pool);
-    assert_ne!(second.instance, first.instance);
-    for i in router.config().fleet.pools[first.pool].instances.clone() {
+    assert_eq!(second.to.pool, first.to.pool);
+    assert_ne!(second.to.instance, first.to.instance);
+    for i in router.config().fleet.pools[first.to.pool].instances.clone() {
         loads[i] = LoadNow {
             running: 256.0,
             waiting: 40.0,
@@ -141,7 +145,7 @@ fn load_moves_the_choice_to_another_instance_and_then_to_another_model() {
         };
     }
     let third = decided(router.route(&ask(&prompt, &router, "latency"), Some(&loads), &Learned::default()));
-    assert_ne!(third.pool, first.pool);
+    assert_ne!(third.to.pool, first.to.pool);
 }
 
 #[test]
@@ -150,14 +154,14 @@ fn an_instance_that_nobody_answers_at_is_chosen_only_if_there_is_no_other() {
     let prompt = chat("auto");
     let mut loads = idle(&router);
     let first = decided(router.route(&ask(&prompt, &router, "cost"), Some(&loads), &Learned::default()));
-    loads[first.instance].unreachable = true;
+    loads[first.to.instance].unreachable = true;
     let second = decided(router.route(&ask(&prompt, &router, "cost"), Some(&loads), &Learned::default()));
-    assert_ne!(second.instance, first.instance);
-    assert_eq!(second.fallbacks.last(), Some(&first.instance), "still the last resort");
+    assert_ne!(second.to.instance, first.to.instance);
+    assert_eq!(second.to.fallbacks.last(), Some(&first.to.instance), "still the last resort");
     loads.iter_mut().for_each(|l| l.unreachable = true);
     assert_eq!(
-        decided(router.route(&ask(&prompt, &router, "cost"), Some(&loads), &Learned::default())).instance,
-        first.instance
+        decided(router.route(&ask(&prompt, &router, "cost"), Some(&loads), &Learned::default())).to.instance,
+        first.to.instance
     );
 }
 
@@ -178,17 +182,17 @@ fn hosts_of_envoys_clusters_are_followed() {
     let limited = Ask { constraints, ..ask(&model, &router, "quality") };
     let verdict = router.route(&limited, Some(&idle(&router)), &Learned::default());
     assert_eq!(verdict, Verdict::Pooled { pool: 3, max_tokens: Some(9) }, "the budget holds there, too");
-    assert_ne!(decided(route(&router, &chat("auto"))).pool, 3, "or another model answers");
-    let mut roster = Roster::of(&router.config().fleet, Duration::ZERO);
+    assert_ne!(decided(route(&router, &chat("auto"))).to.pool, 3, "or another model answers");
+    let mut roster = Roster::from_fleet(&router.config().fleet, Duration::ZERO);
     let first = roster.0.len();
-    let host = |n: usize, presence| crate::discovery::Host { address: format!("10.0.0.{n}:1"), presence };
-    let mut follow = |router: &mut Router, hosts: Vec<crate::discovery::Host>| {
+    let host = |n: usize, presence| crate::discovery::ClusterHost { address: format!("10.0.0.{n}:1"), presence };
+    let mut follow = |router: &mut Router, hosts: Vec<crate::discovery::ClusterHost>| {
         let cluster = router.config().fleet.pools[3].cluster.clone();
         let answer = [crate::discovery::ClusterHosts { cluster, hosts }];
         roster.update(&router.config().fleet.pools, &answer, |_| 0, Duration::ZERO);
         router.follow(&roster);
         let decision = decided(router.route(&ask(&model, router, "quality"), Some(&idle(router)), &Learned::default()));
-        (decision.instance - first, decision.fallbacks.iter().map(|i| i - first).collect::<Vec<_>>())
+        (decision.to.instance - first, decision.to.fallbacks.iter().map(|i| i - first).collect::<Vec<_>>())
     };
     let (there, ill) = (Presence::Present, Presence::Unhealthy);
     assert_eq!(follow(&mut router, vec![host(0, there), host(1, there)]), (0, vec![1]));
@@ -198,7 +202,7 @@ fn hosts_of_envoys_clusters_are_followed() {
     let many = (0..100).map(|n| host(n, there)).collect();
     assert_eq!(follow(&mut router, many).1.len(), 8, "Envoy does not retry more often");
     let holder = Ask { holder: Some(first + 1), ..ask(&model, &router, "quality") };
-    let holds = |router: &Router| decided(router.route(&holder, Some(&idle(router)), &Learned::default())).instance;
+    let holds = |router: &Router| decided(router.route(&holder, Some(&idle(router)), &Learned::default())).to.instance;
     assert_eq!(holds(&router), first + 1);
     follow(&mut router, vec![host(2, there)]);
     assert_eq!(holds(&router), first + 2, "who held the stored response has gone");
@@ -211,7 +215,7 @@ fn a_stored_response_binds_the_request_to_its_instance() {
     for holder in [0, 7, 12] {
         let ask = Ask { holder: Some(holder), ..ask(&prompt, &router, "cost") };
         let decision = decided(router.route(&ask, Some(&idle(&router)), &Learned::default()));
-        assert_eq!((decision.instance, decision.fallbacks.as_slice()), (holder, [].as_slice()));
+        assert_eq!((decision.to.instance, decision.to.fallbacks.as_slice()), (holder, [].as_slice()));
     }
     let gone = Ask { holder: Some(999), ..ask(&prompt, &router, "cost") };
     decided(router.route(&gone, Some(&idle(&router)), &Learned::default()));
@@ -225,6 +229,7 @@ fn what_the_client_caps_is_what_is_expected() {
         let mut body = json!({"model": "Qwen2.5-7B-Instruct", "messages": messages});
         body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         decided(router.route(&ask(&prompt(Api::ChatCompletions, &body), &router, "cost"), None, &Learned::default()))
+            .expected
             .output_tokens
     };
     assert_eq!(capped(json!({"max_tokens": 5})), 5);
@@ -242,7 +247,7 @@ fn a_long_prompt_goes_where_it_fits() {
     let pool = |prompt: &Prompt| {
         let decision =
             decided(router.route(&ask(prompt, &router, "latency"), Some(&idle(&router)), &Learned::default()));
-        router.config().fleet.pools[decision.pool].name.clone()
+        router.config().fleet.pools[decision.to.pool].name.clone()
     };
     assert_eq!(pool(&long(100)), "qwen2.5-3b");
     assert_eq!(pool(&long(20_000)), "qwen2.5-72b");
@@ -254,12 +259,12 @@ fn slos_and_budgets_of_a_policy_hold() {
     let strict = router(&[("/policies/1/slo", json!({"tpot_ms": 15}))]);
     let prompt = chat("auto");
     let decision = decided(strict.route(&ask(&prompt, &strict, "quality"), Some(&idle(&strict)), &Learned::default()));
-    assert_eq!(strict.config().fleet.pools[decision.pool].name, "qwen2.5-3b", "the only one below 15 ms a token");
-    assert!(decision.relaxed.is_empty());
+    assert_eq!(strict.config().fleet.pools[decision.to.pool].name, "qwen2.5-3b", "the only one below 15 ms a token");
+    assert!(decision.because.relaxed.is_empty());
     let impossible = router(&[("/policies/1/slo", json!({"ttft_ms": 1}))]);
     let decision =
         decided(impossible.route(&ask(&prompt, &impossible, "quality"), Some(&idle(&impossible)), &Learned::default()));
-    assert_eq!(decision.relaxed, [Constraint::Ttft]);
+    assert_eq!(decision.because.relaxed, [Constraint::Ttft]);
 }
 
 #[test]
@@ -269,7 +274,7 @@ fn round_robin_visits_every_instance() {
     let mut seen: Vec<usize> = (0..13)
         .map(|sequence| {
             let ask = Ask { sequence, ..ask(&prompt, &router, "round-robin") };
-            decided(router.route(&ask, Some(&idle(&router)), &Learned::default())).instance
+            decided(router.route(&ask, Some(&idle(&router)), &Learned::default())).to.instance
         })
         .collect();
     seen.sort_unstable();
@@ -285,7 +290,7 @@ fn live_prices_come_before_those_of_the_policy() {
     let chosen = |policy: &str, prices: Option<&[f64]>| {
         let ask = Ask { prices, ..ask(&prompt, &router, policy) };
         let decision = decided(router.route(&ask, Some(&idle(&router)), &Learned::default()));
-        (decision.model, decision.price)
+        (decision.to.model, decision.because.price)
     };
     assert_eq!(chosen("quality", None), (1, Some(0.0)));
     assert_eq!(chosen("quality", Some(&[0.5, 0.5, 0.5, 0.125])), (3, Some(0.125)));
@@ -310,12 +315,12 @@ fn more_load_never_improves_a_candidate() {
                 .map(|_| LoadNow { running: random(30), trust: 1.0, ..LoadNow::default() })
                 .collect();
             let chosen =
-                decided(router.route(&ask(&prompt, &router, policy), Some(&loads), &Learned::default())).instance;
+                decided(router.route(&ask(&prompt, &router, policy), Some(&loads), &Learned::default())).to.instance;
             let other = random(13) as usize;
             let mut more = loads.clone();
             more[other].running += 5.0;
             let again =
-                decided(router.route(&ask(&prompt, &router, policy), Some(&more), &Learned::default())).instance;
+                decided(router.route(&ask(&prompt, &router, policy), Some(&more), &Learned::default())).to.instance;
             assert!(other == chosen || again != other, "{policy}: load won instance {other} the request");
         }
     }
@@ -329,22 +334,34 @@ fn what_was_learnt_of_lengths_changes_what_is_expected() {
         |learned: &Learned| decided(router.route(&ask(&prompt, &router, "cost"), Some(&idle(&router)), learned));
     let plain = route(&Learned::default());
     let doubled = route(&Learned { corrections: vec![1.0, 2.0, 1.0, 1.0, 1.0], ..Learned::default() });
-    assert_eq!((plain.output_tokens_correction, doubled.output_tokens_correction), (1.0, 2.0));
+    assert_eq!((plain.expected.output_tokens_correction, doubled.expected.output_tokens_correction), (1.0, 2.0));
     for (before, after) in [
-        (plain.output_tokens, doubled.output_tokens),
-        (plain.output_tokens_p80, doubled.output_tokens_p80),
-        (plain.output_tokens_p90, doubled.output_tokens_p90),
+        (plain.expected.output_tokens, doubled.expected.output_tokens),
+        (plain.expected.output_tokens_p80, doubled.expected.output_tokens_p80),
+        (plain.expected.output_tokens_p90, doubled.expected.output_tokens_p90),
     ] {
         assert!(after.abs_diff(2 * before) <= 1, "{before} becomes {after}");
     }
-    assert!(doubled.usd > 1.3 * plain.usd && doubled.seconds > 1.9 * plain.seconds, "{doubled:?}");
-    assert_eq!(doubled.expectation, plain.expectation, "the next answer is compared with the uncorrected estimate");
-    assert!(plain.output_tokens <= plain.output_tokens_p80 && plain.output_tokens_p80 <= plain.output_tokens_p90);
+    assert!(
+        doubled.expected.usd > 1.3 * plain.expected.usd && doubled.expected.seconds > 1.9 * plain.expected.seconds,
+        "{doubled:?}"
+    );
+    assert_eq!(
+        doubled.expected.expectation, plain.expected.expectation,
+        "the next answer is compared with the uncorrected estimate"
+    );
+    assert!(
+        plain.expected.output_tokens <= plain.expected.output_tokens_p80
+            && plain.expected.output_tokens_p80 <= plain.expected.output_tokens_p90
+    );
     // Priors are corrected as predictions are.
     let blind = self::router(&[("/predictor/enabled", json!(false))]);
     let learned = Learned { corrections: vec![0.5; 5], ..Learned::default() };
     let decision = decided(blind.route(&ask(&prompt, &blind, "cost"), Some(&idle(&blind)), &learned));
-    assert_eq!((decision.output_tokens, decision.expectation.map(|e| e.output_tokens)), (145, Some(290.0)));
+    assert_eq!(
+        (decision.expected.output_tokens, decision.expected.expectation.map(|e| e.output_tokens)),
+        (145, Some(290.0))
+    );
 }
 
 #[test]
@@ -353,11 +370,14 @@ fn only_single_answers_teach_lengths() {
     let expects = |api: Api, body: Value| {
         let prompt = prompt(api, &body);
         let ask = Ask { api, ..ask(&prompt, &router, "cost") };
-        decided(router.route(&ask, Some(&idle(&router)), &Learned::default())).expectation
+        decided(router.route(&ask, Some(&idle(&router)), &Learned::default())).expected.expectation
     };
     let messages = json!([{"role": "user", "content": "Why?"}]);
     let one = expects(Api::ChatCompletions, json!({"messages": messages, "max_tokens": 7})).unwrap();
-    assert!(one.max_tokens == Some(7) && one.output_tokens > 7.0, "expected as if there were no limit: {one:?}");
+    assert!(
+        one.max_tokens == Some(7) && one.output_tokens > 7.0,
+        "expected as if there were no limit: {one:?}"
+    );
     assert_eq!(expects(Api::ChatCompletions, json!({"messages": messages, "n": 2})), None);
     assert_eq!(expects(Api::Completions, json!({"prompt": ["a", "b"]})), None);
     assert_eq!(expects(Api::CountTokens, json!({"messages": messages})), None);
@@ -366,7 +386,7 @@ fn only_single_answers_teach_lengths() {
 
 #[test]
 fn feedback_on_a_model_moves_the_choice_and_back() {
-    use crate::learning::beliefs::{Beliefs, Lesson};
+    use crate::learning::beliefs::{Beliefs, QualityLesson};
     let router = router(&[]);
     let prompt = chat("auto");
     let mut beliefs = Beliefs::default();
@@ -375,18 +395,18 @@ fn feedback_on_a_model_moves_the_choice_and_back() {
         decided(router.route(&ask(&prompt, &router, "quality"), Some(&idle(&router)), &learned))
     };
     let score = |decision: &Decision, score: f64| {
-        let (quality, quality_sd) = decision.unrevised_quality;
-        Lesson { model: decision.model, prototype: decision.prototype, score, quality, quality_sd }
+        let (quality, quality_sd) = decision.quality.unrevised;
+        QualityLesson { model: decision.to.model, prototype: decision.quality.prototype, score, quality, quality_sd }
     };
     let first = route(&beliefs);
     (0..30).for_each(|_| beliefs.learn(&score(&first, 0.0)));
-    assert_ne!(route(&beliefs).model, first.model, "a model that always fails is left");
-    assert_eq!(first.unrevised_quality, (first.quality, first.quality_sd));
+    assert_ne!(route(&beliefs).to.model, first.to.model, "a model that always fails is left");
+    assert_eq!(first.quality.unrevised, (first.quality.mean, first.quality.sd));
     (0..400).for_each(|_| beliefs.learn(&score(&first, 1.0)));
     let again = route(&beliefs);
-    assert_eq!(again.model, first.model);
-    assert!(again.quality > first.quality && again.quality_sd < first.quality_sd, "{again:?}");
-    assert_eq!(again.unrevised_quality, first.unrevised_quality);
+    assert_eq!(again.to.model, first.to.model);
+    assert!(again.quality.mean > first.quality.mean && again.quality.sd < first.quality.sd, "{again:?}");
+    assert_eq!(again.quality.unrevised, first.quality.unrevised);
 }
 
 /// Uniform in 0 to 1.
@@ -428,10 +448,10 @@ fn the_log_of_one_policy_values_another() {
             let logged = route("balanced", random(&mut seed));
             let target = route("quality", 0.5);
             let noise = random(&mut seed);
-            let agrees = if logged.model == target.model { 1.0 } else { 0.0 };
-            terms.push(agrees * score(logged.model, busy, noise) / logged.propensity);
-            truth += score(target.model, busy, noise) / REQUESTS as f64;
-            assert!(logged.propensity >= 0.3 / 4.0 && target.propensity == 1.0 && !target.explored);
+            let agrees = if logged.to.model == target.to.model { 1.0 } else { 0.0 };
+            terms.push(agrees * score(logged.to.model, busy, noise) / logged.draw.propensity);
+            truth += score(target.to.model, busy, noise) / REQUESTS as f64;
+            assert!(logged.draw.propensity >= 0.3 / 4.0 && target.draw.propensity == 1.0 && !target.draw.explored);
         }
         let mean = terms.iter().sum::<f64>() / REQUESTS as f64;
         let variance = terms.iter().map(|t| (t - mean).powi(2)).sum::<f64>() / (REQUESTS - 1) as f64;
@@ -469,14 +489,18 @@ fn what_an_instance_has_kept_is_worth_the_time_that_it_saves() {
         let mut loads = idle(&router);
         let without = decide(Held::default(), &loads);
         let with = decide(held, &loads);
-        assert_eq!((with.instance, with.cached_tokens, with.adapter.as_deref()), (holder, cached, adapter), "{name}");
-        assert_ne!(without.instance, holder, "{name}");
-        assert!(with.forecast.ttft < without.forecast.ttft, "{name}");
-        assert!(with.forecast.e2e < without.forecast.e2e, "{name}");
+        assert_eq!(
+            (with.to.instance, with.expected.cached_tokens, with.to.adapter.as_deref()),
+            (holder, cached, adapter),
+            "{name}"
+        );
+        assert_ne!(without.to.instance, holder, "{name}");
+        assert!(with.expected.forecast.ttft_seconds < without.expected.forecast.ttft_seconds, "{name}");
+        assert!(with.expected.forecast.e2e_seconds < without.expected.forecast.e2e_seconds, "{name}");
         loads[holder].running = 60.0;
         let elsewhere = decide(held, &loads);
-        assert_ne!(elsewhere.instance, holder, "{name}: its load costs more");
-        assert_eq!((elsewhere.pool, elsewhere.cached_tokens), (with.pool, 0), "{name}");
+        assert_ne!(elsewhere.to.instance, holder, "{name}: its load costs more");
+        assert_eq!((elsewhere.to.pool, elsewhere.expected.cached_tokens), (with.to.pool, 0), "{name}");
     }
 }
 
@@ -492,35 +516,40 @@ fn an_ejected_instance_is_a_candidate_only_where_there_is_no_other() {
         decided(router.route(&ask(&chat(model), &router, policy), Some(&loads), &Learned::default()))
     };
     let named = |standings: &[(usize, Standing)]| decide("Qwen2.5-72B-Instruct", "balanced", standings);
-    assert_eq!(named(&[(first, Standing::Ejected)]).instance, second);
-    assert_eq!(named(&[(second, Standing::Ejected)]).instance, first);
-    assert_eq!(named(&[(first, Standing::Ejected)]).fallbacks, [first], "the last resort of a retry");
-    assert_eq!(named(&[(first, Standing::Degraded(0.5))]).instance, second, "a lower weight, a worse score");
+    assert_eq!(named(&[(first, Standing::Ejected)]).to.instance, second);
+    assert_eq!(named(&[(second, Standing::Ejected)]).to.instance, first);
+    assert_eq!(named(&[(first, Standing::Ejected)]).to.fallbacks, [first], "the last resort of a retry");
+    assert_eq!(named(&[(first, Standing::Degraded(0.5))]).to.instance, second, "a lower weight, a worse score");
     let all = named(&[(first, Standing::Ejected), (second, Standing::Ejected)]);
-    assert!(pool.instances.contains(&all.instance) && !all.probe, "a pool is never emptied");
-    assert_eq!(named(&[(first, Standing::Doubted)]).instance, second);
+    assert!(pool.instances.contains(&all.to.instance) && !all.to.probe, "a pool is never emptied");
+    assert_eq!(named(&[(first, Standing::Doubted)]).to.instance, second);
     let both = named(&[(first, Standing::Doubted), (second, Standing::Doubted)]);
-    assert_eq!(both.candidates, 2, "doubts about all are doubts about nobody");
-    assert_eq!(named(&[(first, Standing::Doubted), (second, Standing::Ejected)]).instance, first);
+    assert_eq!(both.because.candidates, 2, "doubts about all are doubts about nobody");
+    assert_eq!(named(&[(first, Standing::Doubted), (second, Standing::Ejected)]).to.instance, first);
     let probe = named(&[(first, Standing::Ejected), (second, Standing::HalfOpen)]);
-    assert_eq!((probe.instance, probe.probe), (second, true));
+    assert_eq!((probe.to.instance, probe.to.probe), (second, true));
     // Whoever leaves the choice to the gateway does not notice that a whole pool is gone, not even at first: retries reach other models.
     let choice = decide("auto", "quality", &[]);
-    let models: Vec<usize> =
-        choice.fallbacks.iter().map(|i| fleet.pool_of(*i).unwrap().1.model).filter(|m| *m != choice.model).collect();
+    let models: Vec<usize> = choice
+        .to
+        .fallbacks
+        .iter()
+        .map(|i| fleet.pool_of(*i).unwrap().1.model)
+        .filter(|m| *m != choice.to.model)
+        .collect();
     assert_eq!(models.len(), 3, "the best of each other model: {choice:?}");
     let other =
-        |e: &&Elsewhere| e.pool != choice.pool && fleet.pools[e.pool].model == e.model && e.max_tokens.is_none();
-    assert_eq!(choice.elsewhere.iter().filter(other).count(), 3);
-    let attempts = choice.fallbacks.iter().take(*crate::config::RETRIES.end());
-    assert!(attempts.filter(|i| fleet.pool_of(**i).unwrap().0 != choice.pool).count() >= 2, "{choice:?}");
-    assert!(named(&[]).elsewhere.is_empty() && named(&[]).fallbacks == [second], "who names a model gets it");
+        |e: &&Elsewhere| e.pool != choice.to.pool && fleet.pools[e.pool].model == e.model && e.max_tokens.is_none();
+    assert_eq!(choice.to.elsewhere.iter().filter(other).count(), 3);
+    let attempts = choice.to.fallbacks.iter().take(*crate::config::RETRIES.end());
+    assert!(attempts.filter(|i| fleet.pool_of(**i).unwrap().0 != choice.to.pool).count() >= 2, "{choice:?}");
+    assert!(named(&[]).to.elsewhere.is_empty() && named(&[]).to.fallbacks == [second], "who names a model gets it");
     let mut moved = choice.clone();
-    assert!(!moved.serve_at(choice.pool) && moved == choice);
-    assert!(moved.serve_at(choice.elsewhere[0].pool) && moved.model == choice.elsewhere[0].model);
-    let favourite = decide("auto", "quality", &[]).pool;
+    assert!(!moved.serve_at(choice.to.pool) && moved == choice);
+    assert!(moved.serve_at(choice.to.elsewhere[0].pool) && moved.to.model == choice.to.elsewhere[0].model);
+    let favourite = decide("auto", "quality", &[]).to.pool;
     let gone: Vec<_> = fleet.pools[favourite].instances.iter().map(|i| (*i, Standing::Ejected)).collect();
-    assert_ne!(decide("auto", "quality", &gone).pool, favourite);
+    assert_ne!(decide("auto", "quality", &gone).to.pool, favourite);
 }
 
 #[test]
@@ -532,10 +561,13 @@ fn a_model_that_the_predictor_does_not_know_is_no_failure() {
         decided(router.route(&ask(&chat(model), &router, "balanced"), Some(&loads), &Learned::default()))
     };
     let known = decide("Qwen2.5-72B-Instruct");
-    assert_eq!((known.rung, known.predicted, known.familiarity.is_some()), (Rung::Fused, true, true));
+    assert_eq!(
+        (known.because.rung, known.quality.predicted, known.quality.familiarity.is_some()),
+        (Rung::Fused, true, true)
+    );
     let unknown = decide("our-own");
-    assert_eq!((unknown.rung, unknown.predicted), (Rung::Fused, false));
-    assert_eq!((unknown.familiarity, unknown.prototype), (None, None));
+    assert_eq!((unknown.because.rung, unknown.quality.predicted), (Rung::Fused, false));
+    assert_eq!((unknown.quality.familiarity, unknown.quality.prototype), (None, None));
 }
 
 /// Without reports a whole answer is given twice the time of its upper quantile, or of what its client allows.
@@ -559,6 +591,6 @@ fn whole_answers_have_a_limit_where_nobody_reports() {
     assert_eq!(short, Some(least));
     let long = decide(10_000, None);
     let limit = long.answer_limit(least).unwrap().as_secs_f64();
-    let bound = 2.0 * 10_000.0 * long.forecast.tpot;
+    let bound = 2.0 * 10_000.0 * long.expected.forecast.tpot_seconds;
     assert!((bound..1.5 * bound).contains(&limit), "{limit} {bound}");
 }

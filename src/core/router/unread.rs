@@ -1,6 +1,6 @@
 //! What becomes of requests that are not read, or not whole: no limit is lost on them.
 
-use super::{Refusal, Router};
+use super::{Refusal, RefusalReason, Router};
 use crate::fleet::Constraints;
 
 /// How a body comes to the filter.
@@ -66,7 +66,7 @@ impl Router {
         } else {
             format!("The request body is larger than {limit} bytes, and `model` is not near its start.")
         };
-        Some(Refusal::new(413, "too_large", message))
+        Some(Refusal::new(413, RefusalReason::TooLarge, message))
     }
 }
 

@@ -174,7 +174,7 @@ fn crowding_is_how_much_longer_requests_take_than_on_the_idle_fleet() {
 fn a_queue_costs_what_it_costs() {
     let big = |seconds| Candidate { idle_seconds: 5.0, ..candidate(0, 0.8, seconds, 1e-4) };
     let small = candidate(1, 0.6, 5.0, 2e-5);
-    let references = References::of(&config().fleet);
+    let references = References::from_fleet(&config().fleet);
     let chosen = |objective, seconds| {
         let policy =
             Policy { quality_normalisation: QualityNormalisation::Raw, ..policy(weights(0.6, 0.2, 0.2), objective) };
@@ -227,7 +227,7 @@ fn prices_choose_the_model_and_time_the_instance() {
 #[test]
 fn references_come_from_the_fleet() {
     let fleet = config().fleet;
-    let references = References::of(&fleet);
+    let references = References::from_fleet(&fleet);
     // 3B, 7B, 32B, 72B alone: 330, 290, 250, 250 tokens of 10.2, 19.6, 28.0, 41.6 ms; 200 prompt tokens.
     assert!((references.seconds - 6.65).abs() < 0.2, "{references:?}");
     assert!((references.usd - 8.3e-5).abs() < 1e-6, "{references:?}");
@@ -238,6 +238,6 @@ fn references_come_from_the_fleet() {
         .models
         .iter_mut()
         .for_each(|m| (m.quality_prior, m.tariff.usd_per_input_token, m.tariff.usd_per_output_token) = (0.5, 0.0, 0.0));
-    let free = References::of(&alike);
+    let free = References::from_fleet(&alike);
     assert_eq!((free.quality, free.usd), (0.1, 1.0), "nothing divides by zero");
 }

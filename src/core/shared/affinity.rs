@@ -160,7 +160,7 @@ mod tests {
     /// A fleet of four instances.
     fn index() -> Index {
         let instances = (0..4).map(|i| Instance::new(format!("10.0.0.{i}:1"), 0)).collect();
-        Index::of(&Fleet { instances, ..Fleet::default() })
+        Index::from_fleet(&Fleet { instances, ..Fleet::default() })
     }
 
     fn note(journal: &mut Journal, placement: Placement) {
@@ -216,8 +216,10 @@ mod tests {
             let news = JournalReader::default().news(&index(), |_| cut.clone());
             assert!(news.is_empty(), "{length}");
         }
-        let other =
-            Index::of(&Fleet { instances: vec![Instance::new("10.0.0.9:1".to_owned(), 0)], ..Fleet::default() });
+        let other = Index::from_fleet(&Fleet {
+            instances: vec![Instance::new("10.0.0.9:1".to_owned(), 0)],
+            ..Fleet::default()
+        });
         assert!(JournalReader::default().news(&other, |_| Some(bytes.clone())).is_empty());
         let (mut heir, here) = Journal::open(&other, |_| Some(bytes.clone()));
         assert!(here.is_empty());

@@ -187,7 +187,7 @@ impl Board for Bytes {
 
 /// The records that every decision reads, as they are, and all others as bytes: what a simulation needs.
 #[derive(Clone, Debug, Default)]
-pub struct Memory {
+pub struct MemoryBoard {
     bytes: Bytes,
     slots: (Slots, Version),
     records: (Records, Version),
@@ -239,7 +239,7 @@ fn place_in<T>(list: &mut Vec<Option<T>>, place: usize) -> Option<&mut Option<T>
     list.get_mut(place)
 }
 
-impl Board for Memory {
+impl Board for MemoryBoard {
     fn read(&self, key: Key) -> (Option<Vec<u8>>, Option<Version>) {
         self.bytes.read(key)
     }

@@ -15,7 +15,7 @@ pub struct Index {
 
 impl Index {
     /// The index of a fleet.
-    pub fn of(fleet: &Fleet) -> Index {
+    pub fn from_fleet(fleet: &Fleet) -> Index {
         let keys = fleet.instances.iter().map(|instance| instance.key).collect();
         let mut by_key = BTreeMap::new();
         // The first of those that are there has the last word.

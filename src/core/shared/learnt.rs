@@ -20,26 +20,26 @@ pub struct Subjects {
 }
 
 impl Subjects {
-    fn of(kind: &str, keys: u32, texts: impl Iterator<Item = String>) -> Subjects {
+    fn hashed(kind: &str, keys: u32, texts: impl Iterator<Item = String>) -> Subjects {
         Subjects { subjects: texts.map(|text| fnv1a(format!("{kind} {text}").as_bytes())).collect(), keys }
     }
 
     /// Of lengths: models, against the estimates of a predictor with so many prototypes.
     pub fn lengths(fleet: &Fleet, prototypes: usize) -> Subjects {
         let text = |m: &Model| format!("{prototypes} {} {}", m.name, m.output_tokens_prior);
-        Subjects::of("lengths", 1, fleet.models.iter().map(text))
+        Subjects::hashed("lengths", 1, fleet.models.iter().map(text))
     }
 
     /// Of feedback: models, against the estimates of a predictor with so many prototypes.
     pub fn beliefs(fleet: &Fleet, prototypes: usize) -> Subjects {
         let text = |m: &Model| format!("{prototypes} {} {}", m.name, m.quality_prior);
-        Subjects::of("beliefs", 1 << 16, fleet.models.iter().map(text))
+        Subjects::hashed("beliefs", 1 << 16, fleet.models.iter().map(text))
     }
 
     /// Of speed: pools, against forecasts that rest on this.
     pub fn speeds(fleet: &Fleet, basis: Basis) -> Subjects {
         let text = |p: &Pool| format!("{basis:?} {} {:?} {:?}", p.name, p.profile, p.limits);
-        Subjects::of("speeds", 2, fleet.pools.iter().map(text))
+        Subjects::hashed("speeds", 2, fleet.pools.iter().map(text))
     }
 
     /// The subject of a model or a pool, short.

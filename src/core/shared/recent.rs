@@ -3,7 +3,7 @@
 
 use super::{Reader, Subjects, Writer};
 use crate::hash::fnv1a;
-use crate::learning::beliefs::Lesson;
+use crate::learning::beliefs::QualityLesson;
 
 /// Segments of a worker's ring.
 pub const RECENT_SEGMENTS: usize = 128;
@@ -29,9 +29,9 @@ pub struct RecentDecision {
 
 impl RecentDecision {
     /// What a score of its answer teaches.
-    pub fn lesson(&self, score: f64) -> Lesson {
+    pub fn lesson(&self, score: f64) -> QualityLesson {
         let RecentDecision { model, prototype, quality, quality_sd, .. } = *self;
-        Lesson { model, prototype, score, quality, quality_sd }
+        QualityLesson { model, prototype, score, quality, quality_sd }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The roster of instances.
 
 use super::{Reader, Writer};
-use crate::discovery::{ClusterHosts, Host, INSTANCES_MAX, Member, Roster};
+use crate::discovery::{ClusterHost, ClusterHosts, INSTANCES_MAX, Member, Roster};
 use crate::fleet::{Pool, Presence};
 
 /// The roster as bytes, with the clusters of the pools that it names.
@@ -32,7 +32,7 @@ pub fn decode_hosts(bytes: &[u8], identity: u64) -> Option<Vec<ClusterHosts>> {
     let (Roster(members), clusters) = decode(bytes, identity)?;
     let hosts_of = |(pool, cluster): (usize, String)| {
         let of_pool = members.iter().filter(|m| m.pool == pool && m.presence != Presence::Gone);
-        let hosts = of_pool.map(|m| Host { address: m.address.clone(), presence: m.presence }).collect();
+        let hosts = of_pool.map(|m| ClusterHost { address: m.address.clone(), presence: m.presence }).collect();
         ClusterHosts { cluster, hosts }
     };
     Some(clusters.into_iter().enumerate().map(hosts_of).collect())

@@ -43,7 +43,7 @@ fn report(dispatched: u64) -> InstanceReport {
 }
 
 fn index(addresses: &[&str]) -> Index {
-    Index::of(&fleet(addresses))
+    Index::from_fleet(&fleet(addresses))
 }
 
 /// The counters of these instances that a record has for this owner.
@@ -96,7 +96,7 @@ fn rows_are_found_by_their_instance_whatever_fleet_their_writer_has() {
         let now = index(now);
         let own: Vec<_> = rows.iter().map(|row| row.map_or(InstanceCounters::default(), |i| all.0[i])).collect();
         assert_eq!(read_counters(&encode_counters(&all, 1, &before), 1, &now), Some(Counters(own.clone())));
-        let mut memory = Memory::default();
+        let mut memory = MemoryBoard::default();
         assert!(memory.write_counters(3, 1, &all, &before));
         let mut sum = Counters::new(now.len());
         assert!(memory.add_counters(3, 1, &now, &mut sum) && !memory.add_counters(2, 1, &now, &mut sum));
@@ -123,7 +123,7 @@ fn rows_are_found_by_their_instance_whatever_fleet_their_writer_has() {
 fn an_address_that_has_moved_to_another_pool_means_the_instance_that_is_there() {
     let mut moved = fleet(&[A, B, A]);
     moved.instances[0].presence = Presence::Gone;
-    let index = Index::of(&moved);
+    let index = Index::from_fleet(&moved);
     assert_eq!(index.find(moved.instances[0].key, 9), Some(2));
     assert_eq!(index.find(moved.instances[0].key, 0), Some(0), "a writer with the same fleet means what it says");
 }
@@ -131,7 +131,7 @@ fn an_address_that_has_moved_to_another_pool_means_the_instance_that_is_there() 
 #[test]
 fn broken_records_and_those_of_another_version_or_owner_are_absent() {
     let fleet = fleet(&[A, B]);
-    let index = Index::of(&fleet);
+    let index = Index::from_fleet(&fleet);
     let bytes = encode_counters(&Counters(vec![counters(1), counters(1)]), 7, &index);
     let mut other_version = bytes.clone();
     other_version[0] ^= 1;
@@ -142,7 +142,7 @@ fn broken_records_and_those_of_another_version_or_owner_are_absent() {
         let decoded = read_counters(&bytes[..cut], 7, &index);
         assert!(decoded.is_none_or(|c| c.0.len() == 2 && c.0[1] == InstanceCounters::default()), "cut at {cut}");
     }
-    let roster = Roster::of(&fleet, SECOND);
+    let roster = Roster::from_fleet(&fleet, SECOND);
     let bytes = encode_roster(&roster, &[], 9);
     assert_eq!(decode_roster(&bytes, 8), None, "another configuration");
     for cut in 1..bytes.len() {
@@ -291,7 +291,7 @@ fn the_ring_of_responses_is_bounded() {
 fn lengths() -> Lengths {
     let mut lengths = Lengths::default();
     for (model, residual) in [(0, 0.7), (3, -0.2), (0, 0.4)] {
-        lengths.learn(&lengths::Lesson { model, residual, censored: false });
+        lengths.learn(&lengths::LengthLesson { model, residual, censored: false });
     }
     lengths
 }
@@ -299,7 +299,7 @@ fn lengths() -> Lengths {
 fn beliefs() -> Beliefs {
     let mut beliefs = Beliefs::default();
     for (model, prototype) in [(0, None), (0, Some(0)), (4, Some(255)), (4, Some(255))] {
-        beliefs.learn(&beliefs::Lesson { model, prototype, score: 1.0, quality: 0.4, quality_sd: 0.1 });
+        beliefs.learn(&beliefs::QualityLesson { model, prototype, score: 1.0, quality: 0.4, quality_sd: 0.1 });
     }
     beliefs
 }
@@ -348,7 +348,7 @@ fn what_was_learnt_of_a_model_or_a_pool_stays_with_it_through_a_change_of_the_fl
     assert_eq!((own.keys().collect::<Vec<_>>(), foreign.len()), (vec![3], 1));
     let mut heir = Lengths::default();
     heir.adopt(own);
-    heir.learn(&lengths::Lesson { model: 0, residual: 0.1, censored: false });
+    heir.learn(&lengths::LengthLesson { model: 0, residual: 0.1, censored: false });
     let (back, foreign) = decode_lengths(&encode_lengths(&heir, &foreign, &after), &before);
     let (was, _) = decode_lengths(&bytes, &before);
     assert_eq!((back.get(0), back.get(3)), (was.get(0), was.get(3)), "rolled back, nothing is lost");
@@ -402,7 +402,7 @@ fn a_record_keeps_so_many_foreign_rows_and_no_more() {
         models: (0..n).map(|i| Model { name: format!("x{i}"), ..taught().models[0].clone() }).collect(),
         ..Fleet::default()
     };
-    (0..1_000).for_each(|model| lengths.learn(&lengths::Lesson { model, residual: 0.1, censored: false }));
+    (0..1_000).for_each(|model| lengths.learn(&lengths::LengthLesson { model, residual: 0.1, censored: false }));
     let bytes = encode_lengths(&lengths, &Foreign::new(), &Subjects::lengths(&models(1_000), 9));
     let (own, foreign) = decode_lengths(&bytes, &Subjects::lengths(&models(3), 9));
     assert_eq!((own.len(), foreign.len()), (3, 256));
@@ -410,15 +410,24 @@ fn a_record_keeps_so_many_foreign_rows_and_no_more() {
 
 fn speeds() -> Speeds {
     let mut speeds = Speeds::default();
-    let forecast =
-        Forecast { ttft: 0.2, tpot: 0.02, uncorrected_ttft: 0.2, uncorrected_tpot: 0.02, ..Forecast::default() };
+    let forecast = Forecast {
+        ttft_seconds: 0.2,
+        tpot_seconds: 0.02,
+        uncorrected_ttft_seconds: 0.2,
+        uncorrected_tpot_seconds: 0.02,
+        ..Forecast::default()
+    };
     for i in 0..80_u32 {
-        let expectation = speed::Expectation {
+        let expectation = speed::SpeedExpectation {
             pool: 1,
             forecast: Forecast { batch: f64::from(i % 9), prefill_tokens: f64::from(i % 5) * 100.0, ..forecast },
             prompt_tokens: 300.0,
         };
-        speeds.learn(&expectation.lesson(&speed::Timing { ttft: Some(0.3), e2e: 1.3, output_tokens: 41 }));
+        speeds.learn(&expectation.lesson(&speed::AnswerTiming {
+            ttft_seconds: Some(0.3),
+            e2e_seconds: 1.3,
+            output_tokens: 41,
+        }));
     }
     speeds
 }
@@ -463,7 +472,12 @@ fn broken_records_of_speed_break_no_forecast() {
         for basis in [Basis::Learned, Basis::Both] {
             let speed = reader.speed(1, basis);
             let forecast = latency::forecast(&pool.profile, &pool.limits, &load, &work, &speed);
-            let times = [forecast.ttft, forecast.tpot, forecast.e2e, speed.probability_ttft_within(0.2, 0.3)];
+            let times = [
+                forecast.ttft_seconds,
+                forecast.tpot_seconds,
+                forecast.e2e_seconds,
+                speed.probability_ttft_within(0.2, 0.3),
+            ];
             assert!(times.iter().all(|time| time.is_finite() && *time >= 0.0), "{at} {value} {basis:?}: {times:?}");
         }
     }
@@ -556,7 +570,7 @@ fn prices_go_on_with_whoever_reads_them() {
     let mut live = LivePrices::default();
     let counters = |n: u64| Counters(vec![counters(n); fleet.instances.len()]);
     for n in 0..20 {
-        let seen = Observation::of(&fleet, &counters(3 * n), &[], &[]);
+        let seen = Observation::from_fleet(&fleet, &counters(3 * n), &[], &[]);
         live.step(&policies, &seen, SECOND * u32::try_from(n).unwrap());
     }
     let bytes = encode_prices(&live, fingerprint);

@@ -2,14 +2,14 @@
 
 use std::str;
 
-use super::{Adapters, Gauge, Page, Sum, TOTAL_MAX};
+use super::{Adapters, LoadGauge, Page, Sum, TOTAL_MAX};
 
 /// Names of adapters that are kept of one page; vLLM's `--max-loras` is far below.
 const ADAPTERS_MAX: usize = 64;
 
 /// Reads a page in Prometheus' text format. A line that is malformed or has an implausible value is skipped.
 pub fn parse_metrics(page: &[u8]) -> Page {
-    let mut reading = Reading::default();
+    let mut reading = PageReading::default();
     for line in page.split(|&byte| byte == b'\n') {
         let line = line.trim_ascii_start();
         // Most of a page's 600 lines are other families: one look at the first byte, one at the name.
@@ -29,22 +29,22 @@ pub fn parse_metrics(page: &[u8]) -> Page {
 
 /// What the lines so far have said.
 #[derive(Default)]
-struct Reading {
+struct PageReading {
     page: Page,
-    ttft: Histogram,
-    inter_token: Histogram,
-    per_request: Histogram,
+    ttft: TimeHistogram,
+    inter_token: TimeHistogram,
+    per_request: TimeHistogram,
     adapters_at: f64,
 }
 
 /// Sum and count come on lines of their own.
 #[derive(Clone, Copy, Default)]
-struct Histogram {
+struct TimeHistogram {
     seconds: Option<f64>,
     count: Option<f64>,
 }
 
-impl Histogram {
+impl TimeHistogram {
     fn sum(self) -> Option<Sum> {
         Some(Sum { seconds: self.seconds?, count: self.count? })
     }
@@ -53,18 +53,18 @@ impl Histogram {
 /// A name on the page.
 #[derive(Clone, Copy)]
 enum Family {
-    Gauge(Gauge),
+    Gauge(LoadGauge),
     /// One name for several gauges that a label tells apart.
     TritonRequests,
     TritonKvCache,
     Progress,
-    Histogram(Timing, Part),
+    Histogram(TimingFamily, Part),
     SleepState,
     Adapters,
 }
 
 #[derive(Clone, Copy)]
-enum Timing {
+enum TimingFamily {
     Ttft,
     InterToken,
     PerRequest,
@@ -78,11 +78,13 @@ enum Part {
 
 fn family(name: &[u8]) -> Option<Family> {
     let gauge = match name {
-        b"vllm:num_requests_running" | b"sglang:num_running_reqs" | b"trtllm_num_requests_running" => Gauge::Running,
-        b"vllm:num_requests_waiting" | b"sglang:num_queue_reqs" | b"trtllm_num_requests_waiting" => Gauge::Waiting,
+        b"vllm:num_requests_running" | b"sglang:num_running_reqs" | b"trtllm_num_requests_running" => {
+            LoadGauge::Running
+        }
+        b"vllm:num_requests_waiting" | b"sglang:num_queue_reqs" | b"trtllm_num_requests_waiting" => LoadGauge::Waiting,
         // vLLM renamed it.
-        b"vllm:kv_cache_usage_perc" | b"vllm:gpu_cache_usage_perc" => Gauge::KvUse,
-        b"sglang:token_usage" | b"trtllm_kv_cache_utilization" => Gauge::KvUse,
+        b"vllm:kv_cache_usage_perc" | b"vllm:gpu_cache_usage_perc" => LoadGauge::KvUse,
+        b"sglang:token_usage" | b"trtllm_kv_cache_utilization" => LoadGauge::KvUse,
         b"nv_trt_llm_request_metrics" => return Some(Family::TritonRequests),
         b"nv_trt_llm_kv_cache_block_metrics" => return Some(Family::TritonKvCache),
         b"vllm:generation_tokens_total" | b"vllm:prompt_tokens_total" | b"sglang:realtime_tokens_total" => {
@@ -103,18 +105,18 @@ fn histogram(name: &[u8]) -> Option<Family> {
     let timing = match name {
         b"vllm:time_to_first_token_seconds"
         | b"sglang:time_to_first_token_seconds"
-        | b"trtllm_time_to_first_token_seconds" => Timing::Ttft,
-        b"vllm:inter_token_latency_seconds" | b"sglang:inter_token_latency_seconds" => Timing::InterToken,
+        | b"trtllm_time_to_first_token_seconds" => TimingFamily::Ttft,
+        b"vllm:inter_token_latency_seconds" | b"sglang:inter_token_latency_seconds" => TimingFamily::InterToken,
         // vLLM's former name of the inter-token latency, and what TensorRT-LLM has.
         b"vllm:time_per_output_token_seconds"
         | b"vllm:request_time_per_output_token_seconds"
-        | b"trtllm_time_per_output_token_seconds" => Timing::PerRequest,
+        | b"trtllm_time_per_output_token_seconds" => TimingFamily::PerRequest,
         _ => return None,
     };
     Some(Family::Histogram(timing, part))
 }
 
-impl Reading {
+impl PageReading {
     /// `{label="value",…} value [timestamp]`
     fn sample(&mut self, family: Family, rest: &str) -> Option<()> {
         let (labels, rest) = match rest.strip_prefix('{') {
@@ -127,21 +129,21 @@ impl Reading {
         match family {
             Family::Gauge(gauge) => load.add(gauge, value),
             Family::TritonRequests => match label(labels, "request_type")? {
-                "scheduled" => load.add(Gauge::Running, value),
-                "waiting" => load.add(Gauge::Waiting, value),
+                "scheduled" => load.add(LoadGauge::Running, value),
+                "waiting" => load.add(LoadGauge::Waiting, value),
                 _ => {}
             },
             Family::TritonKvCache => {
                 if label(labels, "kv_cache_block_type")? == "fraction" {
-                    load.add(Gauge::KvUse, value);
+                    load.add(LoadGauge::KvUse, value);
                 }
             }
             Family::Progress => add(&mut load.progress_tokens, value),
             Family::Histogram(timing, part) => {
                 let histogram = match timing {
-                    Timing::Ttft => &mut self.ttft,
-                    Timing::InterToken => &mut self.inter_token,
-                    Timing::PerRequest => &mut self.per_request,
+                    TimingFamily::Ttft => &mut self.ttft,
+                    TimingFamily::InterToken => &mut self.inter_token,
+                    TimingFamily::PerRequest => &mut self.per_request,
                 };
                 match part {
                     Part::Seconds => add(&mut histogram.seconds, value),
@@ -165,7 +167,7 @@ impl Reading {
     }
 
     fn page(self) -> Page {
-        let Reading { mut page, ttft, inter_token, per_request, .. } = self;
+        let PageReading { mut page, ttft, inter_token, per_request, .. } = self;
         page.load.ttft = ttft.sum();
         page.load.tpot = inter_token.sum().or(per_request.sum());
         page

@@ -1,6 +1,6 @@
 //! ORCA's load report in a response header.
 
-use super::{Gauge, Load};
+use super::{Load, LoadGauge};
 
 /// Reads the header `endpoint-load-metrics`: `TEXT name=value, …`, `JSON {…}`, or either without its prefix, as vLLM's Rust
 /// front end sends it.
@@ -34,11 +34,11 @@ pub fn parse_orca(header: &str) -> Load {
 }
 
 /// vLLM's names, and Triton's for the KV cache.
-fn gauge(name: &str) -> Option<Gauge> {
+fn gauge(name: &str) -> Option<LoadGauge> {
     match name.strip_prefix("named_metrics.").unwrap_or(name) {
-        "num_requests_running" => Some(Gauge::Running),
-        "num_requests_waiting" => Some(Gauge::Waiting),
-        "kv_cache_usage_perc" | "kv_cache_utilization" => Some(Gauge::KvUse),
+        "num_requests_running" => Some(LoadGauge::Running),
+        "num_requests_waiting" => Some(LoadGauge::Waiting),
+        "kv_cache_usage_perc" | "kv_cache_utilization" => Some(LoadGauge::KvUse),
         _ => None,
     }
 }

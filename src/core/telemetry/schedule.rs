@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Settings;
+use super::TelemetrySettings;
 
 /// Bytes of metrics pages that one worker parses in a second. A vLLM page has 55 KB, so 1,000 instances are asked every 5.5 s.
 const BYTES_PER_SECOND_MAX: u64 = 10_000_000;
@@ -33,7 +33,7 @@ impl Schedule {
     }
 
     /// Time between two scrapes of one instance: the configured one, or the one in which all pages can be parsed.
-    pub fn period(&self, telemetry: &Settings, instances: usize) -> Duration {
+    pub fn period(&self, telemetry: &TelemetrySettings, instances: usize) -> Duration {
         let page = self.bytes.checked_div(self.pages).unwrap_or(PAGE_BYTES);
         let bytes = page.saturating_mul(instances as u64);
         let needed = Duration::from_micros(bytes.saturating_mul(1_000_000) / BYTES_PER_SECOND_MAX);
@@ -69,8 +69,8 @@ impl Rounds {
 }
 
 /// How reports that come this seldom are trusted: fully for at least two periods, and to the tenth at least a little.
-pub fn stretched(telemetry: &Settings, period: Duration) -> Settings {
-    Settings {
+pub fn stretched(telemetry: &TelemetrySettings, period: Duration) -> TelemetrySettings {
+    TelemetrySettings {
         fresh: telemetry.fresh.max(period.saturating_mul(FRESH_PERIODS)),
         max_age: telemetry.max_age.max(period.saturating_mul(MAX_AGE_PERIODS)),
         ..telemetry.clone()

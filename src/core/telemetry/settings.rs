@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// How load reports are fetched and trusted.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+pub struct TelemetrySettings {
     /// Whether instances are scraped at all.
     pub enabled: bool,
     /// Path of the metrics page.

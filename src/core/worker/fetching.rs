@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Worker, is_due};
+use super::{Counter, Worker, is_due};
 use crate::discovery::{self, ANSWER_BYTES_MAX};
 use crate::fleet::Presence;
 use crate::reckoning::{Counters, InstanceCounters};
@@ -55,7 +55,7 @@ pub struct Scrape {
 
 /// What came of a scrape.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Answer {
+pub enum ScrapeAnswer {
     /// A page that shows this load.
     Page(Load),
     /// Nobody is there.
@@ -192,17 +192,17 @@ impl Worker {
     fn scraped(&mut self, scrape: &Scrape, status: Option<u16>, page: &[u8], now: Duration) {
         // Envoy answers for an instance that it cannot reach: with nothing at all after a time-out, else with a 503 of its own.
         let answer = match status {
-            None => Answer::Nothing,
-            Some(502..=504) => Answer::NobodyThere,
+            None => ScrapeAnswer::Nothing,
+            Some(502..=504) => ScrapeAnswer::NobodyThere,
             // Nobody reads the page.
-            Some(_) if !self.waits_for(scrape) => Answer::Nothing,
+            Some(_) if !self.waits_for(scrape) => ScrapeAnswer::Nothing,
             Some(_) => {
                 let Page { load, adapters } = telemetry::parse_metrics(page);
                 self.scraper.schedule.parsed(page.len());
                 if let Some(adapters) = adapters {
                     self.loaded(scrape.instance, &adapters, now);
                 }
-                Answer::Page(load)
+                ScrapeAnswer::Page(load)
             }
         };
         self.reported(scrape, answer);
@@ -215,7 +215,7 @@ impl Worker {
     }
 
     /// This came of a scrape: what [`Worker::fetched`] does once it has read the page.
-    pub fn reported(&mut self, scrape: &Scrape, answer: Answer) {
+    pub fn reported(&mut self, scrape: &Scrape, answer: ScrapeAnswer) {
         self.scraper.asked.remove(&scrape.instance);
         if !self.waits_for(scrape) {
             return;
@@ -223,17 +223,17 @@ impl Worker {
         let Some(report) = self.reports.0.get_mut(scrape.instance) else { return };
         self.unwritten_reports = true;
         let outcome = match answer {
-            Answer::Nothing => "scrapes.failed",
-            Answer::NobodyThere => {
+            ScrapeAnswer::Nothing => Counter::ScrapesFailed,
+            ScrapeAnswer::NobodyThere => {
                 report.nobody_there();
-                "scrapes.failed"
+                Counter::ScrapesFailed
             }
-            Answer::Page(load) => {
+            ScrapeAnswer::Page(load) => {
                 report.answered(scrape.asked_at, load, scrape.own);
-                if load.running.is_some() { "scrapes.ok" } else { "scrapes.unusable" }
+                if load.running.is_some() { Counter::ScrapesOk } else { Counter::ScrapesUnusable }
             }
         };
-        if outcome == "scrapes.failed" {
+        if outcome == Counter::ScrapesFailed {
             self.scraper.silent.insert(scrape.instance, scrape.asked_at);
         } else {
             self.scraper.silent.remove(&scrape.instance);
@@ -257,12 +257,12 @@ impl Worker {
         let is_readable = status == Some(200) && answer.len() <= ANSWER_BYTES_MAX;
         match discovery::parse(if is_readable { answer } else { &[] }) {
             Some(clusters) => {
-                self.statistics.count("discoveries.ok");
+                self.statistics.count(Counter::DiscoveriesOk);
                 if self.leads {
                     self.discovered(board, &clusters, now);
                 }
             }
-            None => self.statistics.count("discoveries.failed"),
+            None => self.statistics.count(Counter::DiscoveriesFailed),
         }
         if let Some(discovery) = self.router.config().discovery.as_ref() {
             let bytes = if is_readable { answer.len() } else { 0 };

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::Worker;
+use super::{Counter, Gauge, Worker};
 use crate::discovery::{ClusterHosts, Roster};
 use crate::fleet::Presence;
 use crate::reckoning::{Dispatch, Glimpse, InstanceCounters, InstanceReport};
@@ -53,7 +53,7 @@ impl Worker {
         let replaced = self.router.follow(&roster);
         let fleet = &self.router.config().fleet;
         let instances = fleet.instances.len();
-        self.index = Index::of(fleet);
+        self.index = Index::from_fleet(fleet);
         self.counters.0.resize_with(instances, InstanceCounters::default);
         self.reports.0.resize_with(instances, InstanceReport::default);
         self.placements.memory.follow(fleet, &replaced);
@@ -85,12 +85,9 @@ impl Worker {
             }
         }
         for (i, pool) in self.router.config().fleet.pools.iter().enumerate() {
-            for (name, presence) in
-                [("present_instances", Presence::Present), ("unhealthy_instances", Presence::Unhealthy)]
-            {
-                let count = self.roster.count(i, presence) as u64;
-                self.statistics.set(&format!("{name}.{}", pool.name), count);
-            }
+            let count = |presence| self.roster.count(i, presence) as u64;
+            self.statistics.set(Gauge::PresentInstances { pool: &pool.name }, count(Presence::Present));
+            self.statistics.set(Gauge::UnhealthyInstances { pool: &pool.name }, count(Presence::Unhealthy));
         }
     }
 
@@ -113,7 +110,7 @@ impl Worker {
                     && report.glimpsed(&glimpse)
                 {
                     self.unwritten_reports = true;
-                    self.statistics.count("header_reports");
+                    self.statistics.count(Counter::HeaderReports);
                 }
             }
         }
@@ -128,7 +125,7 @@ impl Worker {
         let mut counters = self.all_counters(board);
         counters.finish(*answered);
         let own = counters.0.get(answered.instance).copied().unwrap_or_default();
-        if let Some(glimpse) = Glimpse::of(load, now, own) {
+        if let Some(glimpse) = Glimpse::from_load(load, now, own) {
             self.glimpses.insert(answered.instance, glimpse);
             self.unwritten_glimpses = true;
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{SWAP_ATTEMPTS, Worker, is_due};
+use super::{Counter, Gauge, SWAP_ATTEMPTS, Worker, is_due};
 use crate::health::{self, Event, Failure, Records, Sight, Watch};
 use crate::names;
 use crate::reckoning::{Counters, Standing};
@@ -23,7 +23,7 @@ pub(super) struct Watches {
 impl Worker {
     /// Envoy has not sent a request to the chosen endpoint. Where it keeps doing so, its cluster balances by itself.
     pub fn unhonoured(&mut self) {
-        self.statistics.count("endpoint_unhonoured");
+        self.statistics.count(Counter::EndpointUnhonoured);
         self.unhonoured = self.unhonoured.saturating_add(1);
         if self.unhonoured == UNHONOURED_TO_LOG {
             self.statistics.warn(&format!(
@@ -51,8 +51,8 @@ impl Worker {
 
     /// Something was seen of an instance; all workers know it from now on. `sent` is when the request went out that shows it.
     pub fn saw(&mut self, board: &mut impl Board, instance: usize, event: Event, sent: Duration, now: Duration) {
-        if let Some(failure) = event.failure() {
-            self.statistics.count(&format!("failures.{}", failure.name()));
+        if let Some(kind) = event.failure() {
+            self.statistics.count(Counter::Failures { kind });
         }
         self.note(board, instance, event, sent, now);
     }
@@ -120,7 +120,7 @@ impl Worker {
         for pool in &config.fleet.pools {
             let of_pool = pool.instances.iter().filter_map(|i| config.fleet.instances.get(*i));
             let ejected = of_pool.filter(|i| records.standing(i.key, now, &config.health) == Standing::Ejected).count();
-            self.statistics.set(&format!("ejected_instances.{}", pool.name), ejected as u64);
+            self.statistics.set(Gauge::EjectedInstances { pool: &pool.name }, ejected as u64);
         }
     }
 }

@@ -29,14 +29,14 @@ pub struct Learner {
     speeds: Speeds,
     /// All of it, as decisions read it.
     learned: Learned,
-    shared_lengths: Exchange<Foreign>,
+    shared_lengths: RecordExchange<Foreign>,
     shared_speeds: SpeedExchange,
-    shared_beliefs: Exchange<Foreign>,
+    shared_beliefs: RecordExchange<Foreign>,
     random: Random,
 }
 
 /// What one kind of record has been written to and read from.
-struct Exchange<F> {
+struct RecordExchange<F> {
     /// A worker's key.
     key: fn(usize) -> Key,
     /// What the record's rows are about.
@@ -46,25 +46,29 @@ struct Exchange<F> {
     /// Whether this worker's own record is behind.
     unwritten: bool,
     /// The other workers' records as they were read last; `None` if decisions do not know yet what was read.
-    read: Option<Vec<Record>>,
+    read: Option<Vec<VersionedBytes>>,
 }
 
 /// Version and bytes of a record; neither where there is none.
-type Record = (Option<Version>, Vec<u8>);
+type VersionedBytes = (Option<Version>, Vec<u8>);
 
-impl<F: Default> Exchange<F> {
-    fn new(key: fn(usize) -> Key, subjects: Subjects) -> Exchange<F> {
-        Exchange { key, subjects, foreign: F::default(), unwritten: false, read: None }
+impl<F: Default> RecordExchange<F> {
+    fn new(key: fn(usize) -> Key, subjects: Subjects) -> RecordExchange<F> {
+        RecordExchange { key, subjects, foreign: F::default(), unwritten: false, read: None }
     }
 
     /// The records of these workers, empty where there is none, and what they are about; `None` if they are those that were read last.
-    fn news(&mut self, board: &impl Board, slots: impl Iterator<Item = usize>) -> Option<(&[Record], &Subjects)> {
+    fn news(
+        &mut self,
+        board: &impl Board,
+        slots: impl Iterator<Item = usize>,
+    ) -> Option<(&[VersionedBytes], &Subjects)> {
         let mut is_new = self.read.is_none();
         let records = self.read.get_or_insert_default();
         let mut others = 0;
         for slot in slots {
             if records.len() == others {
-                records.push(Record::default());
+                records.push(VersionedBytes::default());
                 is_new = true;
             }
             if let Some(record) = records.get_mut(others)
@@ -122,9 +126,9 @@ impl Learner {
             beliefs: Beliefs::default(),
             speeds: Speeds::default(),
             learned: Learned::default(),
-            shared_lengths: Exchange::new(Key::Lengths, Subjects::lengths(fleet, router.prototypes())),
+            shared_lengths: RecordExchange::new(Key::Lengths, Subjects::lengths(fleet, router.prototypes())),
             shared_speeds: SpeedExchange::new(Subjects::speeds(fleet, config.latency_estimate)),
-            shared_beliefs: Exchange::new(Key::Beliefs, Subjects::beliefs(fleet, router.prototypes())),
+            shared_beliefs: RecordExchange::new(Key::Beliefs, Subjects::beliefs(fleet, router.prototypes())),
             random: Random::new(seed),
         }
     }
@@ -195,7 +199,7 @@ impl Learner {
     }
 
     /// Learns from an answer's length.
-    pub fn learn_length(&mut self, lesson: &lengths::Lesson) {
+    pub fn learn_length(&mut self, lesson: &lengths::LengthLesson) {
         if self.learns_lengths {
             self.lengths.learn(lesson);
             match self.learned.corrections.get_mut(lesson.model).filter(|_| self.shared_lengths.read.is_some()) {
@@ -208,7 +212,7 @@ impl Learner {
     }
 
     /// Learns from a response's times.
-    pub fn learn_speed(&mut self, lesson: &speed::Lesson) {
+    pub fn learn_speed(&mut self, lesson: &speed::SpeedLesson) {
         if self.learns_speed {
             self.speeds.learn(lesson);
             self.know_speed(lesson.pool());
@@ -256,13 +260,13 @@ impl Worker {
     pub fn remember_decision(&self, board: &mut impl Board, id: &str, decision: &Decision) {
         let Learner { slot, takes_feedback, shared_beliefs, .. } = &self.learner;
         let Some(slot) = slot.filter(|_| *takes_feedback && !id.is_empty()) else { return };
-        let (quality, quality_sd) = decision.unrevised_quality;
+        let (quality, quality_sd) = decision.quality.unrevised;
         let recent = RecentDecision {
-            model: decision.model,
-            prototype: decision.prototype,
+            model: decision.to.model,
+            prototype: decision.quality.prototype,
             quality,
             quality_sd,
-            propensity: decision.propensity,
+            propensity: decision.draw.propensity,
             scored: false,
         };
         Learner::change_segment(board, slot, id, |segment| {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Worker;
+use super::{Gauge, Worker};
 use crate::config::{Config, Drill};
 use crate::prices::{LivePrices, Observation, PERIOD};
 use crate::shared::{self, Board, Key, Version};
@@ -26,8 +26,8 @@ impl Prices {
     }
 
     /// What a policy's models cost now; `None` for what the policy says.
-    pub fn of(&self, policy: usize) -> Option<&[f64]> {
-        self.live.of(policy)
+    pub fn of_policy(&self, policy: usize) -> Option<&[f64]> {
+        self.live.of_policy(policy)
     }
 
     /// The prices of all policies.
@@ -56,7 +56,7 @@ impl Worker {
         let counters = self.all_counters(board);
         let loads = self.loads_by(board, &counters, now, 0.5);
         let config = self.router.config();
-        let seen = Observation::of(&config.fleet, &counters, &loads, &self.learner.learned().speeds);
+        let seen = Observation::from_fleet(&config.fleet, &counters, &loads, &self.learner.learned().speeds);
         let mut moved = self.prices.live.clone();
         moved.step(&config.policies, &seen, now);
         // Another VM may have been faster: then its prices are read in the next tick.
@@ -90,10 +90,10 @@ impl Worker {
             let Some(steering) = steering else { continue };
             for (model, price) in config.fleet.models.iter().zip(&steering.prices) {
                 let micro = (price * 1e6).round() as u64;
-                statistics.set(&format!("price_micro.{}.{}", policy.name, model.name), micro);
+                statistics.set(Gauge::PriceMicro { policy: &policy.name, model: &model.name }, micro);
             }
             let milli = (steering.surcharge * 1e3).round() as u64;
-            statistics.set(&format!("surcharge_milli.{}", policy.name), milli);
+            statistics.set(Gauge::SurchargeMilli { policy: &policy.name }, milli);
         }
     }
 }

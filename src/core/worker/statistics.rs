@@ -1,6 +1,10 @@
 //! What happens, as the shell shows it in statistics and in the log; and whose gauges those are.
 
+mod names;
+
 use std::collections::{BTreeMap, BTreeSet};
+
+pub use names::{Counter, Gauge, Histogram};
 
 use super::Worker;
 use crate::config::Config;
@@ -64,17 +68,17 @@ impl Statistics {
     }
 
     /// Adds 1 to a counter.
-    pub fn count(&mut self, name: &str) {
+    pub fn count(&mut self, name: Counter<'_>) {
         self.add(|prefix| Statistic::Count(format!("{prefix}{name}")));
     }
 
     /// Records a value in a histogram.
-    pub fn observe(&mut self, name: &str, value: u64) {
+    pub fn observe(&mut self, name: Histogram, value: u64) {
         self.add(|prefix| Statistic::Observe(format!("{prefix}{name}"), value));
     }
 
     /// Sets a gauge. What is shown already is not shown again.
-    pub fn set(&mut self, name: &str, value: u64) {
+    pub fn set(&mut self, name: Gauge<'_>, value: u64) {
         if self.mute {
             return;
         }
@@ -105,37 +109,36 @@ impl Statistics {
 impl Worker {
     /// Shows what all workers have outstanding on each pool, as decisions see it. One VM does it for all of its configuration.
     pub(super) fn show_gauges(&mut self, board: &mut impl Board, counters: &Counters) {
-        type Gauge = (&'static str, fn(&InstanceCounters) -> u64);
         let Worker { router, statistics, learner, .. } = self;
         if statistics.is_mute() {
             return;
         }
         let config = router.config();
         for pool in &config.fleet.pools {
+            let name = pool.name.as_str();
             let of_pool = || pool.instances.iter().filter_map(|i| counters.0.get(*i));
-            let gauges: [Gauge; 4] = [
-                ("outstanding_requests", InstanceCounters::outstanding_requests),
-                ("outstanding_prompt_tokens", InstanceCounters::outstanding_prompt_tokens),
-                ("outstanding_output_tokens", InstanceCounters::outstanding_output_tokens),
+            let gauges: [(Gauge<'_>, fn(&InstanceCounters) -> u64); 4] = [
+                (Gauge::OutstandingRequests { pool: name }, InstanceCounters::outstanding_requests),
+                (Gauge::OutstandingPromptTokens { pool: name }, InstanceCounters::outstanding_prompt_tokens),
+                (Gauge::OutstandingOutputTokens { pool: name }, InstanceCounters::outstanding_output_tokens),
                 // Last: where it shows a dispatch, the others show it too.
-                ("dispatched_requests", |c| c.dispatched_requests),
+                (Gauge::DispatchedRequests { pool: name }, |c| c.dispatched_requests),
             ];
-            for (name, read) in gauges {
-                let sum = of_pool().map(read).fold(0, u64::saturating_add);
-                statistics.set(&format!("{name}.{}", pool.name), sum);
+            for (gauge, read) in gauges {
+                statistics.set(gauge, of_pool().map(read).fold(0, u64::saturating_add));
             }
         }
         for (i, pool) in config.fleet.pools.iter().enumerate() {
             let Some(speed) = learner.learned().speed(i) else { continue };
-            for (name, factor) in [("ttft", speed.ttft_factor), ("tpot", speed.tpot_factor)] {
-                statistics.set(&format!("{name}_correction_milli.{}", pool.name), (factor * 1e3).round() as u64);
-            }
+            let pool = pool.name.as_str();
+            statistics.set(Gauge::TtftCorrectionMilli { pool }, (speed.ttft_factor * 1e3).round() as u64);
+            statistics.set(Gauge::TpotCorrectionMilli { pool }, (speed.tpot_factor * 1e3).round() as u64);
         }
         if config.learning.output_tokens {
             let generating = config.fleet.models.iter().enumerate().filter(|(_, m)| m.kind == ModelKind::Generate);
             for (i, model) in generating {
                 let milli = (learner.learned().correction(i) * 1e3).round() as u64;
-                statistics.set(&format!("output_tokens_correction_milli.{}", model.name), milli);
+                statistics.set(Gauge::OutputTokensCorrectionMilli { model: &model.name }, milli);
             }
         }
         self.tell_gauges(board);

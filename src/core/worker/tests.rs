@@ -5,8 +5,8 @@ use world::{MS, PERIOD, TICK, World, address, configuration};
 
 use crate::affinity::{Keys, Placement};
 use crate::config::Config;
-use crate::learning::lengths::Lesson;
-use crate::shared::{Board, Bytes, Key, MAX_SLOTS, Memory, SLOT_TTL};
+use crate::learning::lengths::LengthLesson;
+use crate::shared::{Board, Bytes, Key, MAX_SLOTS, MemoryBoard, SLOT_TTL};
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -124,7 +124,7 @@ fn load_returns_to_the_truth<C: Board + Default>(seed: u64) {
 #[test]
 fn reckoned_load_returns_to_the_truth_whatever_happens_to_clocks_and_vms() {
     for seed in 0..SEEDS {
-        load_returns_to_the_truth::<Memory>(seed);
+        load_returns_to_the_truth::<MemoryBoard>(seed);
     }
     for seed in 0..SEEDS / 3 {
         load_returns_to_the_truth::<Bytes>(100 + seed);
@@ -136,7 +136,7 @@ fn reckoned_load_returns_to_the_truth_whatever_happens_to_clocks_and_vms() {
 fn nobody_is_blind_for_longer_than_two_periods() {
     for seed in 0..SEEDS {
         let mut configurations = two("small").to_vec();
-        let mut world: World<Memory> = world(seed, &configurations);
+        let mut world: World<MemoryBoard> = world(seed, &configurations);
         world.run(PERIOD * 2 + TICK * 2);
         for _ in 0..30 {
             let known: Vec<usize> = world.awake();
@@ -166,7 +166,7 @@ fn of_the_configurations_that_have_an_instance_the_newest_asks_it() {
     let wrong = configuration("small", A, &json!({"telemetry": {"metrics_path": "/wrong"}}));
     let right = configuration("small", A, &json!({}));
     let silent = configuration("small", A, &json!({"telemetry": {"enabled": false}}));
-    let mut world: World<Memory> = world(1, std::slice::from_ref(&wrong));
+    let mut world: World<MemoryBoard> = world(1, std::slice::from_ref(&wrong));
     world.run(SECOND * 2);
     assert!(asked(&world, "/wrong") > 10);
     world.boot(1, &right);
@@ -184,7 +184,7 @@ fn of_the_configurations_that_have_an_instance_the_newest_asks_it() {
     assert_eq!((0..5).filter_map(|vm| world.wrong(vm)).next(), None);
 }
 
-fn asked(world: &World<Memory>, path: &str) -> u64 {
+fn asked(world: &World<MemoryBoard>, path: &str) -> u64 {
     world.servers.values().map(|server| server.asked.get(path).copied().unwrap_or_default()).sum()
 }
 
@@ -193,7 +193,7 @@ fn asked(world: &World<Memory>, path: &str) -> u64 {
 fn a_configuration_that_was_gone_back_to_speaks_again() {
     let of = |path: &str| configuration("small", A, &json!({"telemetry": {"metrics_path": path}}));
     let (a, b) = (of("/metrics"), of("/metrics?b"));
-    let mut world: World<Memory> = world(12, &[a]);
+    let mut world: World<MemoryBoard> = world(12, &[a]);
     world.run(SECOND);
     world.boot(1, &b);
     world.run(SECOND * 8);
@@ -225,7 +225,7 @@ fn a_configuration_that_was_gone_back_to_speaks_again() {
 #[test]
 fn a_neighbour_that_asks_seldom_blinds_nobody() {
     let seldom = configuration("small", A, &json!({"telemetry": {"scrape_period_ms": 10_000}}));
-    let mut world: World<Memory> = world(13, &[configuration("small", A, &json!({}))]);
+    let mut world: World<MemoryBoard> = world(13, &[configuration("small", A, &json!({}))]);
     world.run(SECOND);
     world.boot(1, &seldom);
     for _ in 0..40 {
@@ -238,7 +238,7 @@ fn a_neighbour_that_asks_seldom_blinds_nobody() {
 #[test]
 fn a_vm_that_never_ticks_leads_nobody() {
     let config = configuration("small", A, &json!({"telemetry": {"lease_ms": 10_000}}));
-    let mut world: World<Memory> = World::new(SERVERS, 14);
+    let mut world: World<MemoryBoard> = World::new(SERVERS, 14);
     let tried = world.boot(0, &config);
     world.vms[tried] = None;
     world.boot(0, &config);
@@ -248,7 +248,7 @@ fn a_vm_that_never_ticks_leads_nobody() {
 
 #[test]
 fn a_reload_begins_with_the_hosts_that_are_known() {
-    let mut world: World<Memory> = World::new(SERVERS, 15);
+    let mut world: World<MemoryBoard> = World::new(SERVERS, 15);
     let mut json: serde_json::Value = serde_json::from_str(include_str!("../../../envoy/routebalance.json")).unwrap();
     json["pools"][0]["instances"] = json!("discover");
     json["predictor"] = json!({"enabled": false});
@@ -262,7 +262,7 @@ fn a_reload_begins_with_the_hosts_that_are_known() {
     let World { vms, board, .. } = &mut world;
     let first = &mut vms[0].as_mut().unwrap().worker;
     first.fetched(board, &crate::worker::Purpose::Hosts, Some(200), hosts.to_string().as_bytes(), now);
-    let known = |world: &World<Memory>, vm: usize| {
+    let known = |world: &World<MemoryBoard>, vm: usize| {
         world.vms[vm].as_ref().unwrap().worker.router.config().fleet.instance_at("10.0.0.4:8000").is_some()
     };
     assert!(known(&world, 0));
@@ -293,8 +293,8 @@ fn tenants_with_an_instance_in_common_see_each_others_load() {
 #[test]
 fn gauges_end_with_what_they_are_about_and_never_mix() {
     let (small, large) = (configuration("small", A, &json!({})), configuration("large", B, &json!({})));
-    let gauge = |world: &World<Memory>, name: &str| world.gauges.get(&format!("routebalance.{name}")).copied();
-    let mut world: World<Memory> = world(4, &[small.clone(), large.clone()]);
+    let gauge = |world: &World<MemoryBoard>, name: &str| world.gauges.get(&format!("routebalance.{name}")).copied();
+    let mut world: World<MemoryBoard> = world(4, &[small.clone(), large.clone()]);
     world.run(SECOND);
     (0..3).for_each(|_| world.dispatch(0, 0));
     (0..2).for_each(|_| world.dispatch(2, 1));
@@ -317,7 +317,7 @@ fn gauges_end_with_what_they_are_about_and_never_mix() {
     assert_eq!(gauge(&world, "outstanding_requests.large"), Some(0));
     assert_eq!(gauge(&world, "outstanding_requests.small"), Some(1));
     // Who has hidden gauges leaves them at once.
-    let mut world: World<Memory> = super::tests::world(7, std::slice::from_ref(&small));
+    let mut world: World<MemoryBoard> = super::tests::world(7, std::slice::from_ref(&small));
     (0..3).for_each(|_| world.dispatch(0, 0));
     world.run(SECOND);
     world.boot(1, &configuration("small", B, &json!({})));
@@ -329,7 +329,7 @@ fn gauges_end_with_what_they_are_about_and_never_mix() {
     assert_eq!(gauge(&world, "outstanding_requests.small"), Some(3));
     // Two tenants with a pool of the same name: each under its own.
     let [a, b] = two("small");
-    let mut world: World<Memory> = super::tests::world(5, &[a, b]);
+    let mut world: World<MemoryBoard> = super::tests::world(5, &[a, b]);
     (0..3).for_each(|_| world.dispatch(0, 0));
     (0..2).for_each(|_| world.dispatch(2, 1));
     world.run(SECOND);
@@ -345,7 +345,7 @@ fn gauges_end_with_what_they_are_about_and_never_mix() {
 /// The gauges of a configuration whose every VM has died are ended by whoever comes next.
 #[test]
 fn gauges_of_the_dead_are_ended_by_the_next_configuration() {
-    let mut world: World<Memory> = world(6, &[configuration("small", A, &json!({}))]);
+    let mut world: World<MemoryBoard> = world(6, &[configuration("small", A, &json!({}))]);
     world.dispatch(0, 0);
     world.run(SECOND);
     assert_eq!(world.gauges["routebalance.outstanding_requests.small"], 1);
@@ -362,7 +362,7 @@ fn what_was_learnt_stays_through_reloads_and_other_tenants() {
     let more = configuration("other", A, &json!({}));
     let mut world: World<Bytes> = world(8, std::slice::from_ref(&a));
     world.run(SECOND);
-    let lesson = Lesson { model: 0, residual: 0.7, censored: false };
+    let lesson = LengthLesson { model: 0, residual: 0.7, censored: false };
     (0..40).for_each(|_| world.vm(1).worker.learner.learn_length(&lesson));
     let now = world.now();
     let keys = Keys::of_adapter("x");
@@ -378,7 +378,7 @@ fn what_was_learnt_stays_through_reloads_and_other_tenants() {
     (0..2).for_each(|vm| world.leave(vm));
     let others: Vec<usize> = [&more, &more, &b].into_iter().map(|config| world.boot(1, config)).collect();
     world.run(SECOND);
-    (0..5).for_each(|_| world.vm(others[0]).worker.learner.learn_length(&Lesson { residual: 0.6, ..lesson }));
+    (0..5).for_each(|_| world.vm(others[0]).worker.learner.learn_length(&LengthLesson { residual: 0.6, ..lesson }));
     world.run(SECOND);
     let back = world.boot(0, &reloaded(&a, 1));
     world.run(SECOND);
@@ -392,7 +392,7 @@ fn what_was_learnt_stays_through_reloads_and_other_tenants() {
 #[test]
 fn more_vms_than_slots_is_said_and_harms_nobody() {
     let config = configuration("small", A, &json!({}));
-    let mut world: World<Memory> = World::new(SERVERS, 9);
+    let mut world: World<MemoryBoard> = World::new(SERVERS, 9);
     for _ in 0..=MAX_SLOTS {
         world.boot(0, &config);
     }
@@ -408,7 +408,7 @@ fn more_vms_than_slots_is_said_and_harms_nobody() {
 fn dead_hosts_do_not_slow_the_scraping_of_live_ones() {
     let instances: Vec<usize> = (0..200).collect();
     let config = configuration("small", &instances, &json!({"telemetry": {"scrape_period_ms": 1_500}}));
-    let mut world: World<Memory> = World::new(200, 10);
+    let mut world: World<MemoryBoard> = World::new(200, 10);
     world.boot(0, &config);
     // Their hosts answer nothing at all: each scrape takes its whole time-out.
     let is_dead = |i: usize| !i.is_multiple_of(10);

@@ -128,10 +128,10 @@ fn simulate(router: &Router, job: &Job, end: Duration) -> Errors {
     for outcome in simulation.into_outcomes().iter().filter(|o| o.at >= WARM_UP && o.at < end && o.is_answered()) {
         let (Some(decision), Some(ttft), Some(e2e)) = (&outcome.decision, outcome.ttft, outcome.e2e) else { continue };
         let error = |predicted: f64, actual: Duration| (predicted / actual.as_secs_f64() - 1.0).abs();
-        let forecast = &decision.forecast;
-        errors.ttft.push(error(forecast.ttft, ttft));
+        let forecast = &decision.expected.forecast;
+        errors.ttft.push(error(forecast.ttft_seconds, ttft));
         errors.e2e_true_length.push(error(forecast.e2e_of(f64::from(outcome.output_tokens)), e2e));
-        errors.e2e.push(error(forecast.e2e, e2e));
+        errors.e2e.push(error(forecast.e2e_seconds, e2e));
     }
     errors
 }

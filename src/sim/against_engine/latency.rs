@@ -7,7 +7,7 @@ use crate::engine::{Detail, Engine, EventKind, Job};
 use routebalance_core::config::Config;
 use routebalance_core::fleet::{LatencyProfile, Limits};
 use routebalance_core::latency::*;
-use routebalance_core::learning::speed::{Expectation, Speeds, Timing};
+use routebalance_core::learning::speed::{AnswerTiming, SpeedExpectation, Speeds};
 use routebalance_core::reckoning::{Counters, Dispatch, Reports, load_now};
 use routebalance_core::telemetry::Load;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
@@ -96,11 +96,13 @@ fn run(
                     counters.finish(r.dispatch);
                     let (ttft, e2e) = (r.first.unwrap() - r.at, at - r.at);
                     if event.id > requests as u64 / 5 {
-                        errors.ttft.push(r.forecast.ttft / ttft - 1.0);
+                        errors.ttft.push(r.forecast.ttft_seconds / ttft - 1.0);
                         errors.e2e.push(r.forecast.e2e_of(f64::from(r.output)) / e2e - 1.0);
                     }
-                    let expectation = Expectation { pool: 0, forecast: r.forecast, prompt_tokens: f64::from(r.prompt) };
-                    let timing = Timing { ttft: Some(ttft), e2e, output_tokens: u64::from(r.output) };
+                    let expectation =
+                        SpeedExpectation { pool: 0, forecast: r.forecast, prompt_tokens: f64::from(r.prompt) };
+                    let timing =
+                        AnswerTiming { ttft_seconds: Some(ttft), e2e_seconds: e2e, output_tokens: u64::from(r.output) };
                     speeds.learn(&expectation.lesson(&timing));
                 }
                 _ => {}

@@ -88,7 +88,7 @@ fn seen(outcomes: &[Outcome], after: Duration) -> Seen {
     counted.iter().filter_map(|o| o.model).for_each(|m| fractions[m] += 1.0 / n);
     Seen {
         ttft: ttfts.iter().sum::<f64>() / ttfts.len() as f64,
-        score: counted.iter().filter_map(|o| o.decision.as_ref()).map(|d| d.quality).sum::<f64>() / n,
+        score: counted.iter().filter_map(|o| o.decision.as_ref()).map(|d| d.quality.mean).sum::<f64>() / n,
         fractions,
     }
 }

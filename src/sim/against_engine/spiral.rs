@@ -123,7 +123,7 @@ fn run(case: Case, seed: u64) -> Result<Outcome, String> {
             return Err("not decided".to_owned());
         };
         memory.place(&decision.placement(&keys, now).ok_or("nothing is generated")?);
-        let instance = decision.instance - first;
+        let instance = decision.to.instance - first;
         sent[instance] += 1.0;
         let prefill_tokens = decision.prefill_tokens() as f64;
         flights.push(Some(Flight { instance, sent: now, prefill_tokens, began: false }));

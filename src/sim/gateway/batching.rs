@@ -117,15 +117,15 @@ impl Gateway {
             ..Ask::new(Api::ChatCompletions, &asked.template.prompt, asked.arrival.policy)
         };
         let asks = batch.iter().map(|asked| {
-            let prices = vm.prices.of(asked.arrival.policy);
+            let prices = vm.prices.of_policy(asked.arrival.policy);
             (Ask { held: asked.recall.held(), prices, ..ask(asked) }, &asked.outlook)
         });
         let assigned = assign::assign(&vm.router, asks.collect(), loads, vm.learner.learned(), now);
         let decided = assigned.into_iter().filter_map(|Assigned { request, verdict }| {
             let asked = batch.get(request)?;
             let Verdict::Decided(decision) = verdict else { return Some((asked.index, None)) };
-            let is_ours = !decision.probe
-                || self.at_board(worker).is_some_and(|(vm, board)| vm.claim(board, decision.instance, now));
+            let is_ours = !decision.to.probe
+                || self.at_board(worker).is_some_and(|(vm, board)| vm.claim(board, decision.to.instance, now));
             let choice = match is_ours {
                 true => Some(self.chosen(worker, decision, asked.keys.as_ref(), now)),
                 false => self.decide(worker, (asked.template, asked.arrival), affinity, now),

@@ -64,7 +64,7 @@ pub(super) fn of_reply(reply: Reply, common: bool) -> Event {
     let cause = (!is_empty).then_some(ErrorCause::Server);
     let seen = Observed { error_event: !is_empty, error_cause: cause, ended: !is_empty, ..Observed::default() };
     let bytes = u64::from(!is_empty);
-    health::of_answer(&health::Outcome {
+    health::of_answer(&health::AnswerOutcome {
         status,
         retry_after,
         seen: &seen,

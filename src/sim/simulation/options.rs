@@ -88,7 +88,7 @@ impl Options {
         if self.health || !router.config().health.enabled {
             return router.clone();
         }
-        let health = health::Settings { enabled: false, ..router.config().health.clone() };
+        let health = health::HealthSettings { enabled: false, ..router.config().health.clone() };
         router.with_config(Config { health, ..router.config().clone() })
     }
 }

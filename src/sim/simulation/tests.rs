@@ -97,7 +97,7 @@ fn an_instance_that_the_cluster_has_no_more_gets_nothing_and_ends_what_it_has() 
     assert!(outcomes.iter().all(|o| o.is_answered() && o.attempts == 1), "nobody notices");
     let chosen = |from: u32, to: u32| {
         let within = outcomes.iter().filter(|o| (from * SECOND..to * SECOND).contains(&o.at));
-        within.filter(|o| o.decision.as_ref().unwrap().instance == 0).count()
+        within.filter(|o| o.decision.as_ref().unwrap().to.instance == 0).count()
     };
     // Half a second until the filter asks, and a tick until every worker knows.
     assert!(chosen(0, 20) > 10 && chosen(42, 60) > 10, "{} before and {} after", chosen(0, 20), chosen(42, 60));

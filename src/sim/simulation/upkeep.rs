@@ -7,8 +7,8 @@ use crate::fault::Fault;
 use crate::gateway::Vm;
 use crate::outcome::End;
 use crate::server::{Health, Server};
-use routebalance_core::learning::speed::Timing;
-use routebalance_core::worker::{Answer, Fetch, Purpose};
+use routebalance_core::learning::speed::AnswerTiming;
+use routebalance_core::worker::{Fetch, Purpose, ScrapeAnswer};
 
 impl Simulation<'_> {
     pub(super) fn tick(&mut self) {
@@ -66,7 +66,7 @@ impl Simulation<'_> {
         let until = self.now.saturating_add(fetch.timeout);
         let asked = Asked { gateway, vm, scrape, until };
         if self.scrape_random.uniform() < self.options.scrape_loss {
-            self.foresee(until, Happening::Told(Box::new((asked, Answer::Nothing))));
+            self.foresee(until, Happening::Told(Box::new((asked, ScrapeAnswer::Nothing))));
         } else {
             self.after_network(Happening::Asked(Box::new(asked)));
         }
@@ -91,13 +91,13 @@ impl Simulation<'_> {
         let instance = asked.scrape.instance;
         self.advance(instance);
         match self.servers.get(instance).map(Server::scraped) {
-            Some(Ok(Some(load))) => self.after_network(Happening::Told(Box::new((asked, Answer::Page(load))))),
-            Some(Ok(None)) => self.foresee(asked.until, Happening::Told(Box::new((asked, Answer::Nothing)))),
-            Some(Err(_)) | None => self.after_network(Happening::Told(Box::new((asked, Answer::NobodyThere)))),
+            Some(Ok(Some(load))) => self.after_network(Happening::Told(Box::new((asked, ScrapeAnswer::Page(load))))),
+            Some(Ok(None)) => self.foresee(asked.until, Happening::Told(Box::new((asked, ScrapeAnswer::Nothing)))),
+            Some(Err(_)) | None => self.after_network(Happening::Told(Box::new((asked, ScrapeAnswer::NobodyThere)))),
         }
     }
 
-    pub(super) fn told(&mut self, asked: &Asked, answer: Answer) {
+    pub(super) fn told(&mut self, asked: &Asked, answer: ScrapeAnswer) {
         if let Some(gateway) = self.gateways.get_mut(asked.gateway) {
             gateway.reported(asked.vm, &asked.scrape, answer);
         }
@@ -222,7 +222,7 @@ impl Simulation<'_> {
         let ttft = outcome.ttft.map(|ttft| ttft.as_secs_f64());
         if let (Some(decision), Some(e2e)) = (decision.filter(|_| ttft.is_some() || is_whole), outcome.e2e) {
             let output_tokens = u64::from(outcome.output_tokens);
-            let timing = Timing { ttft, e2e: e2e.as_secs_f64(), output_tokens };
+            let timing = AnswerTiming { ttft_seconds: ttft, e2e_seconds: e2e.as_secs_f64(), output_tokens };
             gateway.learn(worker, decision, &timing);
         }
     }

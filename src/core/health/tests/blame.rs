@@ -9,7 +9,7 @@ const REFUSED: Event = Event::Refused { common: false };
 const COMMON: Event = Event::Refused { common: true };
 
 /// Read once: these tests look thousands of times.
-static SETTINGS: std::sync::LazyLock<Settings> = std::sync::LazyLock::new(settings);
+static SETTINGS: std::sync::LazyLock<HealthSettings> = std::sync::LazyLock::new(settings);
 
 /// A pool of instances 1 to 3, and another with 11 and 12.
 fn is_peer_of(instance: u32) -> impl Fn(u32) -> bool {

@@ -9,8 +9,8 @@ fn seen(error_cause: Option<ErrorCause>) -> Observed {
     Observed { error_event: error_cause.is_some(), error_cause, ended: true, ..Observed::default() }
 }
 
-fn outcome(status: u16, seen: &Observed) -> Outcome<'_> {
-    Outcome { status, retry_after: None, seen, bytes: 1, readable: true, common: false, names_ours: false }
+fn outcome(status: u16, seen: &Observed) -> AnswerOutcome<'_> {
+    AnswerOutcome { status, retry_after: None, seen, bytes: 1, readable: true, common: false, names_ours: false }
 }
 
 const REFUSED: Event = Event::Refused { common: false };
@@ -68,10 +68,10 @@ fn every_status_has_one_owner() {
 #[test]
 fn a_name_that_the_filter_wrote_is_no_clients_fault() {
     let seen = seen(Some(ErrorCause::Client));
-    let ours = |status| of_answer(&Outcome { names_ours: true, ..outcome(status, &seen) });
+    let ours = |status| of_answer(&AnswerOutcome { names_ours: true, ..outcome(status, &seen) });
     assert_eq!(ours(404), Event::Refused { common: true });
     assert_eq!(ours(400), REFUSED);
-    let common = |status| of_answer(&Outcome { common: true, ..outcome(status, &seen) });
+    let common = |status| of_answer(&AnswerOutcome { common: true, ..outcome(status, &seen) });
     assert_eq!(common(400), Event::Refused { common: true });
 }
 
@@ -80,10 +80,10 @@ fn answers_that_are_not_whole() {
     let (whole, cut) = (seen(None), Observed { ended: false, ..seen(None) });
     let truncated = Event::Suspected(Failure::Truncated);
     assert_eq!(of_answer(&outcome(200, &cut)), truncated);
-    assert_eq!(of_answer(&Outcome { bytes: 0, ..outcome(200, &whole) }), truncated, "an empty 200");
-    assert_eq!(of_answer(&Outcome { bytes: 0, readable: false, ..outcome(200, &cut) }), truncated, "of any type");
-    assert_eq!(of_answer(&Outcome { bytes: 0, readable: false, ..outcome(204, &cut) }), Event::Succeeded);
-    let compressed = Outcome { readable: false, ..outcome(200, &cut) };
+    assert_eq!(of_answer(&AnswerOutcome { bytes: 0, ..outcome(200, &whole) }), truncated, "an empty 200");
+    assert_eq!(of_answer(&AnswerOutcome { bytes: 0, readable: false, ..outcome(200, &cut) }), truncated, "of any type");
+    assert_eq!(of_answer(&AnswerOutcome { bytes: 0, readable: false, ..outcome(204, &cut) }), Event::Succeeded);
+    let compressed = AnswerOutcome { readable: false, ..outcome(200, &cut) };
     assert_eq!(of_answer(&compressed), Event::Succeeded, "a compressed body says nothing");
 }
 

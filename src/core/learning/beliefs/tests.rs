@@ -4,11 +4,11 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 
 const SD: f64 = 0.15;
 
-fn lesson(model: usize, prototype: usize, score: f64) -> Lesson {
-    Lesson { model, prototype: Some(prototype), score, quality: 0.6, quality_sd: SD }
+fn lesson(model: usize, prototype: usize, score: f64) -> QualityLesson {
+    QualityLesson { model, prototype: Some(prototype), score, quality: 0.6, quality_sd: SD }
 }
 
-fn taught(lessons: impl IntoIterator<Item = Lesson>) -> Offsets {
+fn taught(lessons: impl IntoIterator<Item = QualityLesson>) -> Offsets {
     let mut beliefs = Beliefs::default();
     lessons.into_iter().for_each(|l| beliefs.learn(&l));
     beliefs.offsets()
@@ -108,7 +108,7 @@ fn offsets_are_bounded() {
     };
     let mut beliefs = Beliefs::default();
     for _ in 0..2_000 {
-        beliefs.learn(&Lesson {
+        beliefs.learn(&QualityLesson {
             model: [0, 1, 2, 70_000][pick(4)],
             prototype: [None, Some(0), Some(255), Some(65_535), Some(usize::MAX)][pick(5)],
             score: values[pick(values.len())],

@@ -19,8 +19,8 @@ fn normal(seed: &mut u64) -> f64 {
     (0..12).map(|_| random(seed)).sum::<f64>() - 6.0
 }
 
-fn lesson(residual: f64) -> Lesson {
-    Lesson { model: 0, residual, censored: false }
+fn lesson(residual: f64) -> LengthLesson {
+    LengthLesson { model: 0, residual, censored: false }
 }
 
 #[derive(Deserialize)]
@@ -108,8 +108,8 @@ fn little_evidence_moves_little_and_a_wild_one_no_more() {
 
 #[test]
 fn what_an_answer_teaches() {
-    let expectation = |max_tokens| Expectation { model: 3, output_tokens: 100.0, max_tokens };
-    let lesson = |tokens: f64, censored| Some(Lesson { model: 3, residual: (tokens / 100.0).ln(), censored });
+    let expectation = |max_tokens| LengthExpectation { model: 3, output_tokens: 100.0, max_tokens };
+    let lesson = |tokens: f64, censored| Some(LengthLesson { model: 3, residual: (tokens / 100.0).ln(), censored });
     let rows = [
         ("longer", None, 200, false, lesson(200.0, false)),
         ("shorter than allowed", Some(60), 50, false, lesson(50.0, false)),
@@ -139,7 +139,7 @@ fn cut_answers_bias_nothing() {
             let mut locations = Vec::new();
             for i in 0..4_000 {
                 let residual = shift + 0.45 * normal(&mut seed);
-                lengths.learn(&Lesson { model: 0, residual: residual.min(cut_at), censored: residual >= cut_at });
+                lengths.learn(&LengthLesson { model: 0, residual: residual.min(cut_at), censored: residual >= cut_at });
                 if i >= 1_000 {
                     locations.push(lengths.factor(0).ln());
                 }
@@ -149,7 +149,7 @@ fn cut_answers_bias_nothing() {
         }
     }
     let mut lengths = Lengths::default();
-    (0..1_000).for_each(|_| lengths.learn(&Lesson { model: 0, residual: -4.0, censored: true }));
+    (0..1_000).for_each(|_| lengths.learn(&LengthLesson { model: 0, residual: -4.0, censored: true }));
     assert!((lengths.factor(0) - 1.0).abs() < 0.01, "cut long before its end, an answer says nothing");
 }
 
@@ -169,7 +169,7 @@ fn the_correction_is_bounded() {
                 _ => normal(&mut seed),
             };
             let censored = random(&mut seed) < 0.3;
-            workers[at].learn(&Lesson { model: (random(&mut seed) * 2.0) as usize, residual, censored });
+            workers[at].learn(&LengthLesson { model: (random(&mut seed) * 2.0) as usize, residual, censored });
             if random(&mut seed) < 0.2 {
                 let others: Vec<_> = (0..3).filter(|k| *k != at).map(|k| workers[k].own().clone()).collect();
                 workers[at].read(&others);

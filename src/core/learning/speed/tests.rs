@@ -2,23 +2,23 @@ use super::*;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
-fn expectation(ttft: f64, tpot: f64) -> Expectation {
+fn expectation(ttft: f64, tpot: f64) -> SpeedExpectation {
     let forecast = Forecast {
-        ttft,
-        tpot,
-        uncorrected_ttft: ttft,
-        uncorrected_tpot: tpot,
+        ttft_seconds: ttft,
+        tpot_seconds: tpot,
+        uncorrected_ttft_seconds: ttft,
+        uncorrected_tpot_seconds: tpot,
         prefill_tokens: 300.0,
         steps: 1.5,
         running: 8.0,
         batch: 8.0,
         ..Forecast::default()
     };
-    Expectation { pool: 0, forecast, prompt_tokens: 300.0 }
+    SpeedExpectation { pool: 0, forecast, prompt_tokens: 300.0 }
 }
 
-fn timing(ttft: f64, tpot: f64) -> Timing {
-    Timing { ttft: Some(ttft), e2e: ttft + 99.0 * tpot, output_tokens: 100 }
+fn timing(ttft: f64, tpot: f64) -> AnswerTiming {
+    AnswerTiming { ttft_seconds: Some(ttft), e2e_seconds: ttft + 99.0 * tpot, output_tokens: 100 }
 }
 
 #[test]
@@ -48,11 +48,16 @@ fn a_single_response_moves_no_factor_far_and_no_factor_leaves_its_bounds() {
 
 #[test]
 fn a_response_in_one_piece_teaches_the_time_per_token_only() {
-    let lesson = expectation(0.2, 0.02).lesson(&Timing { ttft: None, e2e: 0.2 + 99.0 * 0.03, output_tokens: 100 });
-    assert_eq!(lesson.ttft, None);
-    assert!((lesson.tpot.unwrap() - 0.03).abs() < 1e-12);
-    let short = expectation(0.2, 0.02).lesson(&Timing { ttft: Some(0.2), e2e: 0.21, output_tokens: 2 });
-    assert_eq!(short.tpot, None);
+    let lesson = expectation(0.2, 0.02).lesson(&AnswerTiming {
+        ttft_seconds: None,
+        e2e_seconds: 0.2 + 99.0 * 0.03,
+        output_tokens: 100,
+    });
+    assert_eq!(lesson.ttft_seconds, None);
+    assert!((lesson.tpot_seconds.unwrap() - 0.03).abs() < 1e-12);
+    let short =
+        expectation(0.2, 0.02).lesson(&AnswerTiming { ttft_seconds: Some(0.2), e2e_seconds: 0.21, output_tokens: 2 });
+    assert_eq!(short.tpot_seconds, None);
 }
 
 /// The residuals of the predictions as made: half of the first tokens came after twice the predicted time.
@@ -74,18 +79,23 @@ fn residuals_are_those_that_were_seen() {
 /// A pace nobody told of, from responses at various loads.
 #[test]
 fn the_pace_is_learnt_from_responses_alone() {
-    let truth =
-        Pace { overhead: 0.03, prompt_token: 2e-4, step: 0.02, step_per_running: 3e-4, step_per_context_token: 0.0 };
+    let truth = Pace {
+        overhead_seconds: 0.03,
+        prompt_token_seconds: 2e-4,
+        step_seconds: 0.02,
+        step_seconds_per_running: 3e-4,
+        step_seconds_per_context_token: 0.0,
+    };
     let mut speeds = Speeds::default();
     for i in 0..800_u32 {
         let (batch, prompt) = (f64::from(i * 7 % 40), f64::from(50 + i * 13 % 900));
-        let step = truth.step + truth.step_per_running * batch;
+        let step = truth.step_seconds + truth.step_seconds_per_running * batch;
         let noise = 1.0 + 0.2 * (f64::from(i * 31 % 100) / 100.0 - 0.5);
         let mut expected = expectation(0.2, 0.02);
         expected.prompt_tokens = 1e-9;
         expected.forecast.prefill_tokens = prompt;
         (expected.forecast.running, expected.forecast.batch) = (batch, batch);
-        let ttft = (truth.overhead + prompt * truth.prompt_token + 1.5 * step) * noise;
+        let ttft = (truth.overhead_seconds + prompt * truth.prompt_token_seconds + 1.5 * step) * noise;
         // Every twentieth response took very long.
         let ttft = if i % 20 == 0 { ttft * 20.0 } else { ttft };
         speeds.learn(&expected.lesson(&timing(ttft, step * noise)));
@@ -96,11 +106,13 @@ fn the_pace_is_learnt_from_responses_alone() {
     let pace = speeds.speeds(1, Basis::Learned)[0].pace.unwrap();
     let close = |a: f64, b: f64, tolerance: f64| (a / b - 1.0).abs() < tolerance;
     assert!(
-        close(pace.step, truth.step, 0.05) && close(pace.step_per_running, truth.step_per_running, 0.1),
+        close(pace.step_seconds, truth.step_seconds, 0.05)
+            && close(pace.step_seconds_per_running, truth.step_seconds_per_running, 0.1),
         "{pace:?}"
     );
     assert!(
-        close(pace.prompt_token, truth.prompt_token, 0.15) && close(pace.overhead, truth.overhead, 0.5),
+        close(pace.prompt_token_seconds, truth.prompt_token_seconds, 0.15)
+            && close(pace.overhead_seconds, truth.overhead_seconds, 0.5),
         "{pace:?}"
     );
 }
@@ -122,7 +134,11 @@ fn workers_share_what_they_have_seen_and_heirs_go_on() {
 fn what_is_no_time_teaches_nothing() {
     let mut speeds = Speeds::default();
     for (ttft, e2e) in [(f64::NAN, f64::NAN), (-1.0, -2.0), (0.0, 0.0), (f64::INFINITY, f64::INFINITY)] {
-        speeds.learn(&expectation(0.2, 0.02).lesson(&Timing { ttft: Some(ttft), e2e, output_tokens: 100 }));
+        speeds.learn(&expectation(0.2, 0.02).lesson(&AnswerTiming {
+            ttft_seconds: Some(ttft),
+            e2e_seconds: e2e,
+            output_tokens: 100,
+        }));
         speeds.learn(&expectation(f64::NAN, 0.0).lesson(&timing(0.2, 0.02)));
     }
     let speed = speeds.speeds(1, Basis::Both)[0];

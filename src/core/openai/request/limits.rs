@@ -11,7 +11,7 @@ const COMPLETION_TOKENS: u32 = 16;
 
 /// A field that limits the tokens of an answer; the last of its name counts.
 #[derive(Clone, Debug)]
-struct Field {
+struct LimitField {
     /// None where it is no limit: null, 0, and what no server takes for a positive number.
     tokens: Option<u32>,
     /// Whether every server reads the same: a positive whole number in plain digits.
@@ -21,13 +21,13 @@ struct Field {
 
 /// The numbers of a body.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Limits {
-    max_completion_tokens: Option<Field>,
+pub(super) struct LengthLimits {
+    max_completion_tokens: Option<LimitField>,
     /// `max_tokens`, or `max_output_tokens`.
-    max_tokens: Option<Field>,
-    n: Number,
-    best_of: Number,
-    min_tokens: Number,
+    max_tokens: Option<LimitField>,
+    n: LimitNumber,
+    best_of: LimitNumber,
+    min_tokens: LimitNumber,
 }
 
 /// Which number.
@@ -42,7 +42,7 @@ pub(super) enum Name {
 
 /// A number of which a wrong reading would cost more than the client may spend.
 #[derive(Clone, Copy, Debug, Default)]
-enum Number {
+enum LimitNumber {
     #[default]
     Absent,
     Read(u32),
@@ -50,36 +50,36 @@ enum Number {
     Unreadable,
 }
 
-impl Number {
-    fn new(value: Written<'_>) -> Number {
+impl LimitNumber {
+    fn new(value: Written<'_>) -> LimitNumber {
         match value.integer() {
-            Lax::Absent => Number::Absent,
-            Lax::Value(number) if number >= 0 => Number::Read(u32::try_from(number).unwrap_or(u32::MAX)),
-            Lax::Value(_) | Lax::Refused => Number::Unreadable,
+            Lax::Absent => LimitNumber::Absent,
+            Lax::Value(number) if number >= 0 => LimitNumber::Read(u32::try_from(number).unwrap_or(u32::MAX)),
+            Lax::Value(_) | Lax::Refused => LimitNumber::Unreadable,
         }
     }
 
     fn or(self, default: u32) -> u32 {
-        if let Number::Read(number) = self { number } else { default }
+        if let LimitNumber::Read(number) = self { number } else { default }
     }
 }
 
-impl Limits {
+impl LengthLimits {
     /// The value of a field.
     pub(super) fn set(&mut self, name: Name, value: Written<'_>, span: Range<u64>) {
         let plain = |text: &str| text.len() < 10 && text.bytes().all(|b| b.is_ascii_digit());
-        let tokens = match Number::new(value) {
-            Number::Read(tokens) if tokens > 0 => Some(tokens),
+        let tokens = match LimitNumber::new(value) {
+            LimitNumber::Read(tokens) if tokens > 0 => Some(tokens),
             _ => None,
         };
         let is_plain = tokens.is_some() && matches!(value, Written::Scalar(Scalar::Number(text)) if plain(text));
-        let field = || Some(Field { tokens, is_plain, span });
+        let field = || Some(LimitField { tokens, is_plain, span });
         match name {
             Name::MaxCompletionTokens => self.max_completion_tokens = field(),
             Name::MaxTokens => self.max_tokens = field(),
-            Name::N => self.n = Number::new(value),
-            Name::BestOf => self.best_of = Number::new(value),
-            Name::MinTokens => self.min_tokens = Number::new(value),
+            Name::N => self.n = LimitNumber::new(value),
+            Name::BestOf => self.best_of = LimitNumber::new(value),
+            Name::MinTokens => self.min_tokens = LimitNumber::new(value),
         }
     }
 
@@ -88,13 +88,13 @@ impl Limits {
         match name {
             // Servers refuse it; an inserted limit leaves it the last of its name.
             Name::MaxCompletionTokens | Name::MaxTokens => {}
-            Name::N => self.n = Number::Unreadable,
-            Name::BestOf => self.best_of = Number::Unreadable,
-            Name::MinTokens => self.min_tokens = Number::Unreadable,
+            Name::N => self.n = LimitNumber::Unreadable,
+            Name::BestOf => self.best_of = LimitNumber::Unreadable,
+            Name::MinTokens => self.min_tokens = LimitNumber::Unreadable,
         }
     }
 
-    fn fields(&self) -> impl Iterator<Item = &Field> {
+    fn fields(&self) -> impl Iterator<Item = &LimitField> {
         [&self.max_completion_tokens, &self.max_tokens].into_iter().flatten()
     }
 
@@ -105,7 +105,7 @@ impl Limits {
         self.fields().find_map(|field| field.tokens).or(by_default)
     }
 
-    /// Whether every server reads the limit as [`Limits::max_tokens`] does: some have read the other field first.
+    /// Whether every server reads the limit as [`LengthLimits::max_tokens`] does: some have read the other field first.
     pub(super) fn are_plain(&self) -> bool {
         let first = self.fields().next().map(|field| field.tokens);
         first.is_some_and(|tokens| self.fields().all(|field| field.is_plain && field.tokens == tokens))
@@ -129,6 +129,6 @@ impl Limits {
     /// The field that must be a whole number and is none.
     pub(super) fn unreadable(&self) -> Option<&'static str> {
         let numbers = [(self.n, "n"), (self.best_of, "best_of"), (self.min_tokens, "min_tokens")];
-        numbers.into_iter().find(|(number, _)| matches!(number, Number::Unreadable)).map(|(_, name)| name)
+        numbers.into_iter().find(|(number, _)| matches!(number, LimitNumber::Unreadable)).map(|(_, name)| name)
     }
 }

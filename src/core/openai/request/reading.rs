@@ -11,18 +11,18 @@ use super::super::{
 use super::Prompt;
 use super::beginning::{self, Of, Value};
 use super::lax::{Lax, Written};
-use super::limits::{Limits, Name};
+use super::limits::{LengthLimits, Name};
 use super::unread::Unread;
 use crate::affinity::Prefix;
 use crate::features::{TextCount, TextWindow};
 
 /// The prompt as far as it is read, and what is needed to read on.
 #[derive(Clone, Debug)]
-pub(super) struct Reading {
+pub(super) struct BodyReading {
     pub(super) api: Api,
     pub(super) prompt: Prompt,
-    levels: Levels<Place>,
-    key: Key,
+    levels: Levels<BodyPlace>,
+    key: BodyKey,
     has_key: bool,
     has_text: bool,
     /// Whether a separator is due before the next text.
@@ -34,7 +34,7 @@ pub(super) struct Reading {
     /// What is read for its hash or its length only.
     value: Option<Value>,
     pub(super) unread: Unread,
-    pub(super) limits: Limits,
+    pub(super) limits: LengthLimits,
     pub(super) not_an_object: bool,
     pub(super) model_has_wrong_type: bool,
     pub(super) input_has_wrong_type: bool,
@@ -64,7 +64,7 @@ const EMBEDDING_BYTES: u64 = 4_096 * 2 * 4 / 3;
 
 /// What an open container is.
 #[derive(Clone, Copy, Debug, Default)]
-enum Place {
+enum BodyPlace {
     #[default]
     Elsewhere,
     Body,
@@ -80,7 +80,7 @@ enum Place {
 
 /// What the value that comes next is, inside of an object.
 #[derive(Clone, Copy, Debug, Default)]
-enum Key {
+enum BodyKey {
     #[default]
     Other,
     Model,
@@ -119,8 +119,8 @@ enum Key {
 
 // === impl Reading ===
 
-impl Reading {
-    pub(super) fn new(api: Api) -> Reading {
+impl BodyReading {
+    pub(super) fn new(api: Api) -> BodyReading {
         let prompt = Prompt {
             model: None,
             body_model: None,
@@ -148,11 +148,11 @@ impl Reading {
             has_input: false,
             bytes: 0,
         };
-        Reading {
+        BodyReading {
             api,
             prompt,
             levels: Levels::default(),
-            key: Key::Other,
+            key: BodyKey::Other,
             has_key: false,
             has_text: false,
             separate: false,
@@ -160,7 +160,7 @@ impl Reading {
             media: None,
             value: None,
             unread: Unread::default(),
-            limits: Limits::default(),
+            limits: LengthLimits::default(),
             not_an_object: false,
             model_has_wrong_type: false,
             input_has_wrong_type: false,
@@ -175,31 +175,31 @@ impl Reading {
         prompts.max(has_input.into()).saturating_add(self.embeds).max(1)
     }
 
-    fn body_key(&self, name: &str) -> Key {
+    fn body_key(&self, name: &str) -> BodyKey {
         use Api::*;
         match (name, self.api) {
-            ("model", _) => Key::Model,
-            (_, api) if api.is_guessed() => Key::Unread,
-            ("stream", _) => Key::Stream,
-            ("stream_options", _) => Key::StreamOptions,
-            ("max_completion_tokens", ChatCompletions) => Key::Limit(Name::MaxCompletionTokens),
-            ("max_tokens", ChatCompletions | Completions | Messages) => Key::Limit(Name::MaxTokens),
-            ("max_output_tokens", Responses) => Key::Limit(Name::MaxTokens),
-            ("min_tokens", ChatCompletions | Completions) => Key::Limit(Name::MinTokens),
-            ("n", ChatCompletions | Completions) => Key::Limit(Name::N),
-            ("best_of", ChatCompletions | Completions) => Key::Limit(Name::BestOf),
-            ("suffix", Completions) => Key::Unread,
+            ("model", _) => BodyKey::Model,
+            (_, api) if api.is_guessed() => BodyKey::Unread,
+            ("stream", _) => BodyKey::Stream,
+            ("stream_options", _) => BodyKey::StreamOptions,
+            ("max_completion_tokens", ChatCompletions) => BodyKey::Limit(Name::MaxCompletionTokens),
+            ("max_tokens", ChatCompletions | Completions | Messages) => BodyKey::Limit(Name::MaxTokens),
+            ("max_output_tokens", Responses) => BodyKey::Limit(Name::MaxTokens),
+            ("min_tokens", ChatCompletions | Completions) => BodyKey::Limit(Name::MinTokens),
+            ("n", ChatCompletions | Completions) => BodyKey::Limit(Name::N),
+            ("best_of", ChatCompletions | Completions) => BodyKey::Limit(Name::BestOf),
+            ("suffix", Completions) => BodyKey::Unread,
             // Servers that take a rendered prompt beside the conversation, or the conversation before it.
-            ("input_ids" | "prompt_token_ids", _) => Key::TokenIds,
-            ("prompt_token_ids_b64" | "previous_input_messages", _) => Key::Unread,
-            ("previous_response_id", Responses) => Key::PreviousResponseId,
+            ("input_ids" | "prompt_token_ids", _) => BodyKey::TokenIds,
+            ("prompt_token_ids_b64" | "previous_input_messages", _) => BodyKey::Unread,
+            ("previous_response_id", Responses) => BodyKey::PreviousResponseId,
             // vLLM embeds a conversation too.
-            ("messages", ChatCompletions | Messages | CountTokens | Embeddings) => Key::Messages,
-            ("input", Responses) => Key::Messages,
-            ("prompt", Completions) | ("input", Embeddings) => Key::Prompts,
-            ("prompt_embeds", Completions) => Key::PromptEmbeds,
-            ("system", Messages | CountTokens) | ("instructions", Responses) => Key::System,
-            _ => beginning::field(name).map_or(Key::Other, Key::Field),
+            ("messages", ChatCompletions | Messages | CountTokens | Embeddings) => BodyKey::Messages,
+            ("input", Responses) => BodyKey::Messages,
+            ("prompt", Completions) | ("input", Embeddings) => BodyKey::Prompts,
+            ("prompt_embeds", Completions) => BodyKey::PromptEmbeds,
+            ("system", Messages | CountTokens) | ("instructions", Responses) => BodyKey::System,
+            _ => beginning::field(name).map_or(BodyKey::Other, BodyKey::Field),
         }
     }
 
@@ -227,18 +227,24 @@ impl Reading {
     /// A value begins, of which the hash or the length counts if this is a place for one.
     fn begin_value(&mut self, at: u64) {
         let of = match (self.levels.innermost(), self.key) {
-            (Some(Place::Body), Key::Field(field)) => Of::Field(field),
-            (Some(Place::Body), Key::Unread | Key::System) => Of::Unread,
-            (Some(Place::Message | Place::Part), Key::ToolCall) => Of::ToolCall,
-            (Some(Place::Part), Key::Image | Key::Media) => Of::Media,
-            (Some(Place::Message | Place::Part), Key::Payload | Key::Secret) => return,
-            (Some(Place::Messages | Place::Message | Place::Parts | Place::Part | Place::TokenIds), _) => Of::Unread,
+            (Some(BodyPlace::Body), BodyKey::Field(field)) => Of::Field(field),
+            (Some(BodyPlace::Body), BodyKey::Unread | BodyKey::System) => Of::Unread,
+            (Some(BodyPlace::Message | BodyPlace::Part), BodyKey::ToolCall) => Of::ToolCall,
+            (Some(BodyPlace::Part), BodyKey::Image | BodyKey::Media) => Of::Media,
+            (Some(BodyPlace::Message | BodyPlace::Part), BodyKey::Payload | BodyKey::Secret) => return,
+            (
+                Some(
+                    BodyPlace::Messages | BodyPlace::Message | BodyPlace::Parts | BodyPlace::Part | BodyPlace::TokenIds,
+                ),
+                _,
+            ) => Of::Unread,
             _ => return,
         };
-        self.is_media |= matches!(self.key, Key::Image);
+        self.is_media |= matches!(self.key, BodyKey::Image);
         if of.is_unread() {
             // What a template may render as it is has no payloads.
-            let is_certain = matches!((self.levels.innermost(), of), (Some(Place::Body), Of::Field(_) | Of::Unread));
+            let is_certain =
+                matches!((self.levels.innermost(), of), (Some(BodyPlace::Body), Of::Field(_) | Of::Unread));
             self.unread.begin(is_certain && !self.api.is_guessed());
         }
         self.value = Some(Value::new(of, at));
@@ -265,72 +271,72 @@ impl Reading {
     }
 
     /// What a list or an object is that is a field's value.
-    fn place_in_body(&mut self, container: Container, at: u64) -> Place {
+    fn place_in_body(&mut self, container: Container, at: u64) -> BodyPlace {
         use Container::{Array, Object};
         match (self.key, container) {
-            (Key::Model, _) => self.model_has_wrong_type = true,
-            (Key::Messages, Array) => {
+            (BodyKey::Model, _) => self.model_has_wrong_type = true,
+            (BodyKey::Messages, Array) => {
                 self.begin_input(false);
-                return Place::Messages;
+                return BodyPlace::Messages;
             }
-            (Key::Prompts, Array) => {
+            (BodyKey::Prompts, Array) => {
                 self.begin_input(false);
-                return Place::Prompts;
+                return BodyPlace::Prompts;
             }
             // SGLang and vLLM embed parts, too.
-            (Key::Prompts, Object) if self.api == Api::Embeddings => {
+            (BodyKey::Prompts, Object) if self.api == Api::Embeddings => {
                 self.begin_input(false);
                 self.begin_prompt();
                 return self.begin_part();
             }
-            (Key::Messages | Key::Prompts, Object) => self.begin_input(true),
-            (Key::PromptEmbeds, _) => {
+            (BodyKey::Messages | BodyKey::Prompts, Object) => self.begin_input(true),
+            (BodyKey::PromptEmbeds, _) => {
                 self.embeds = 0;
-                return Place::Embeds;
+                return BodyPlace::Embeds;
             }
-            (Key::TokenIds, Array) => return Place::TokenIds,
-            (Key::Limit(name), _) => self.limits.set_container(name),
-            (Key::StreamOptions, Object) => {
+            (BodyKey::TokenIds, Array) => return BodyPlace::TokenIds,
+            (BodyKey::Limit(name), _) => self.limits.set_container(name),
+            (BodyKey::StreamOptions, Object) => {
                 self.prompt.include_usage = false;
-                return Place::StreamOptions;
+                return BodyPlace::StreamOptions;
             }
-            (Key::System, Array) => {
+            (BodyKey::System, Array) => {
                 self.prompt.prefix.begin_system();
-                return Place::Parts;
+                return BodyPlace::Parts;
             }
             _ => self.begin_value(at),
         }
-        Place::Elsewhere
+        BodyPlace::Elsewhere
     }
 
     /// What a list or an object is that stands deeper.
-    fn place_within(&mut self, place: Place, container: Container, at: u64) -> Place {
+    fn place_within(&mut self, place: BodyPlace, container: Container, at: u64) -> BodyPlace {
         use Container::{Array, Object};
         match (place, self.key, container) {
-            (Place::Messages | Place::Parts, _, _) if self.levels.is_last() => {
+            (BodyPlace::Messages | BodyPlace::Parts, _, _) if self.levels.is_last() => {
                 self.begin_value(at);
-                Place::Elsewhere
+                BodyPlace::Elsewhere
             }
-            (Place::Messages, _, Object) => {
+            (BodyPlace::Messages, _, Object) => {
                 self.prompt.has_input = true;
                 self.prompt.messages = self.prompt.messages.saturating_add(1);
                 self.prompt.prefix.begin_message();
-                Place::Message
+                BodyPlace::Message
             }
-            (Place::Message | Place::Part, Key::Content, Array) => Place::Parts,
-            (Place::Parts, _, Object) => self.begin_part(),
-            (Place::Prompts, _, Object) => {
+            (BodyPlace::Message | BodyPlace::Part, BodyKey::Content, Array) => BodyPlace::Parts,
+            (BodyPlace::Parts, _, Object) => self.begin_part(),
+            (BodyPlace::Prompts, _, Object) => {
                 self.begin_prompt();
                 self.begin_part()
             }
-            (Place::Prompts, _, Array) => {
+            (BodyPlace::Prompts, _, Array) => {
                 self.begin_prompt();
-                Place::TokenIds
+                BodyPlace::TokenIds
             }
-            (Place::TokenIds, _, Array) => Place::TokenIds,
+            (BodyPlace::TokenIds, _, Array) => BodyPlace::TokenIds,
             _ => {
                 self.begin_value(at);
-                Place::Elsewhere
+                BodyPlace::Elsewhere
             }
         }
     }
@@ -339,16 +345,16 @@ impl Reading {
     fn is_read(&self) -> bool {
         matches!(
             (self.levels.innermost(), self.key),
-            (Some(Place::Message), Key::Content | Key::Role | Key::Name)
-                | (Some(Place::Body), Key::System)
-                | (Some(Place::Parts), _)
-                | (Some(Place::Part), Key::Text | Key::Content | Key::Name | Key::Type)
+            (Some(BodyPlace::Message), BodyKey::Content | BodyKey::Role | BodyKey::Name)
+                | (Some(BodyPlace::Body), BodyKey::System)
+                | (Some(BodyPlace::Parts), _)
+                | (Some(BodyPlace::Part), BodyKey::Text | BodyKey::Content | BodyKey::Name | BodyKey::Type)
         )
     }
 
-    fn begin_part(&mut self) -> Place {
+    fn begin_part(&mut self) -> BodyPlace {
         (self.is_media, self.media) = (false, None);
-        Place::Part
+        BodyPlace::Part
     }
 
     fn begin_prompt(&mut self) {
@@ -359,10 +365,10 @@ impl Reading {
     /// A field that fixes something.
     fn fix(&mut self, value: Written<'_>, span: Range<u64>) {
         match self.key {
-            Key::Stream => self.prompt.stream = value.boolean() == Lax::Value(true),
-            Key::IncludeUsage => self.prompt.include_usage = value.boolean() == Lax::Value(true),
-            Key::StreamOptions => self.prompt.include_usage = false,
-            Key::Limit(name) => self.limits.set(name, value, span),
+            BodyKey::Stream => self.prompt.stream = value.boolean() == Lax::Value(true),
+            BodyKey::IncludeUsage => self.prompt.include_usage = value.boolean() == Lax::Value(true),
+            BodyKey::StreamOptions => self.prompt.include_usage = false,
+            BodyKey::Limit(name) => self.limits.set(name, value, span),
             _ => {}
         }
     }

@@ -87,14 +87,14 @@ pub(super) struct Unread {
     depth: u64,
     /// The depth below which nothing counts.
     payload_below: Option<u64>,
-    key: Key,
+    key: UnreadKey,
     is_certain: bool,
     /// Whether a field `type` says that the value holds text.
     is_text: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Key {
+enum UnreadKey {
     #[default]
     Other,
     Payload,
@@ -167,7 +167,7 @@ impl Unread {
     /// A value begins; `is_certain` where all of it is text, its keys too.
     pub(super) fn begin(&mut self, is_certain: bool) {
         self.is_certain = is_certain;
-        (self.depth, self.payload_below, self.key, self.is_text) = (0, None, Key::Other, false);
+        (self.depth, self.payload_below, self.key, self.is_text) = (0, None, UnreadKey::Other, false);
     }
 
     /// Whether the value that was read says that it is text.
@@ -177,7 +177,7 @@ impl Unread {
 
     pub(super) fn open(&mut self) {
         self.depth = self.depth.saturating_add(1);
-        if matches!(self.key, Key::Payload | Key::Type) && self.payload_below.is_none() {
+        if matches!(self.key, UnreadKey::Payload | UnreadKey::Type) && self.payload_below.is_none() {
             self.payload_below = Some(self.depth);
         }
     }
@@ -188,7 +188,7 @@ impl Unread {
         }
         self.depth = self.depth.saturating_sub(1);
         // What follows in an array has no key of its own.
-        self.key = Key::Other;
+        self.key = UnreadKey::Other;
     }
 
     pub(super) fn key(&mut self, name: &str) {
@@ -197,20 +197,21 @@ impl Unread {
             self.count.push_str(name);
         }
         self.key = match name {
-            _ if self.is_certain => Key::Other,
-            "type" => Key::Type,
-            "data" => Key::Data,
-            name if is_payload(name) || is_secret(name) => Key::Payload,
-            _ => Key::Other,
+            _ if self.is_certain => UnreadKey::Other,
+            "type" => UnreadKey::Type,
+            "data" => UnreadKey::Data,
+            name if is_payload(name) || is_secret(name) => UnreadKey::Payload,
+            _ => UnreadKey::Other,
         };
     }
 
     /// A string begins, which is text for certain, a payload for certain, or what it looks like.
     pub(super) fn string(&mut self, is_certain: bool, is_payload: bool) {
-        self.counts = !is_payload && self.payload_below.is_none() && matches!(self.key, Key::Other | Key::Data);
+        self.counts =
+            !is_payload && self.payload_below.is_none() && matches!(self.key, UnreadKey::Other | UnreadKey::Data);
         self.before.clone_from(&self.count);
         let is_certain = is_certain || self.is_certain || self.is_text;
-        let shape = Shape::new(if self.key == Key::Data { 0 } else { BASE64_BYTES_MIN });
+        let shape = Shape::new(if self.key == UnreadKey::Data { 0 } else { BASE64_BYTES_MIN });
         self.shape = Some(shape).filter(|_| self.counts && !is_certain);
         if self.counts {
             self.count.push_str("\n");
@@ -218,7 +219,7 @@ impl Unread {
     }
 
     pub(super) fn text(&mut self, piece: &str) {
-        if self.key == Key::Type && self.depth == 1 && matches!(piece, "text" | "content") {
+        if self.key == UnreadKey::Type && self.depth == 1 && matches!(piece, "text" | "content") {
             self.is_text = true;
         }
         if !self.counts {

@@ -4,7 +4,7 @@ use super::super::{Api, scan::Container};
 
 /// What an open container is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum AnswerPlace {
     #[default]
     Elsewhere,
     /// A list around the body, as Google puts it around errors.
@@ -36,7 +36,7 @@ pub(super) enum Place {
 
 /// What the value that comes next is, inside of an object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Key {
+pub(super) enum AnswerKey {
     #[default]
     Other,
     Type,
@@ -87,128 +87,134 @@ pub(super) enum Reasoning {
 }
 
 /// What the value of this key means there.
-pub(super) fn key(api: Api, place: Option<Place>, name: &str) -> Key {
+pub(super) fn key(api: Api, place: Option<AnswerPlace>, name: &str) -> AnswerKey {
     match place {
-        Some(Place::Body) => body_key(api, name),
-        Some(Place::Subject) => subject_key(api, name),
-        Some(Place::Error) => error_key(name),
-        Some(Place::Choice) => match name {
-            "index" => Key::Index,
-            "finish_reason" => Key::EndReason,
-            "delta" => Key::Delta,
-            "message" => Key::Message,
-            "text" => Key::Text,
-            "error" => Key::Error,
-            _ => Key::Other,
+        Some(AnswerPlace::Body) => body_key(api, name),
+        Some(AnswerPlace::Subject) => subject_key(api, name),
+        Some(AnswerPlace::Error) => error_key(name),
+        Some(AnswerPlace::Choice) => match name {
+            "index" => AnswerKey::Index,
+            "finish_reason" => AnswerKey::EndReason,
+            "delta" => AnswerKey::Delta,
+            "message" => AnswerKey::Message,
+            "text" => AnswerKey::Text,
+            "error" => AnswerKey::Error,
+            _ => AnswerKey::Other,
         },
-        Some(Place::Incomplete) if name == "reason" => Key::EndReason,
-        Some(Place::MessageDelta) if name == "stop_reason" => Key::EndReason,
-        Some(Place::Delta) => delta_key(name),
-        Some(Place::Generated | Place::MessageDelta) => generated_key(name),
-        Some(Place::Item) if name == "name" => Key::Text,
-        Some(Place::Usage | Place::UsageDetails) => usage_key(name),
-        _ => Key::Other,
+        Some(AnswerPlace::Incomplete) if name == "reason" => AnswerKey::EndReason,
+        Some(AnswerPlace::MessageDelta) if name == "stop_reason" => AnswerKey::EndReason,
+        Some(AnswerPlace::Delta) => delta_key(name),
+        Some(AnswerPlace::Generated | AnswerPlace::MessageDelta) => generated_key(name),
+        Some(AnswerPlace::Item) if name == "name" => AnswerKey::Text,
+        Some(AnswerPlace::Usage | AnswerPlace::UsageDetails) => usage_key(name),
+        _ => AnswerKey::Other,
     }
 }
 
-fn body_key(api: Api, name: &str) -> Key {
+fn body_key(api: Api, name: &str) -> AnswerKey {
     match (name, api) {
-        ("type", _) => Key::Type,
-        ("object", _) => Key::Object,
-        ("choices", _) => Key::Choices,
-        ("response", Api::Responses) | ("message", Api::Messages) => Key::Subject,
-        ("delta", Api::Messages | Api::Responses) => Key::Delta,
-        ("content_block", Api::Messages) => Key::Generated,
-        ("item", Api::Responses) => Key::Item,
-        ("data", Api::Embeddings) => Key::Embeddings,
-        ("input_tokens", Api::CountTokens) => Key::Count,
-        ("detail", _) => Key::Detail,
-        ("code" | "status_code" | "statusCode" | "error_code", _) => Key::ErrorCode,
-        ("error_type" | "__type" | "title", _) => Key::ErrorWord,
-        ("message", _) => Key::ErrorMessage,
+        ("type", _) => AnswerKey::Type,
+        ("object", _) => AnswerKey::Object,
+        ("choices", _) => AnswerKey::Choices,
+        ("response", Api::Responses) | ("message", Api::Messages) => AnswerKey::Subject,
+        ("delta", Api::Messages | Api::Responses) => AnswerKey::Delta,
+        ("content_block", Api::Messages) => AnswerKey::Generated,
+        ("item", Api::Responses) => AnswerKey::Item,
+        ("data", Api::Embeddings) => AnswerKey::Embeddings,
+        ("input_tokens", Api::CountTokens) => AnswerKey::Count,
+        ("detail", _) => AnswerKey::Detail,
+        ("code" | "status_code" | "statusCode" | "error_code", _) => AnswerKey::ErrorCode,
+        ("error_type" | "__type" | "title", _) => AnswerKey::ErrorWord,
+        ("message", _) => AnswerKey::ErrorMessage,
         _ => subject_key(api, name),
     }
 }
 
-fn subject_key(api: Api, name: &str) -> Key {
+fn subject_key(api: Api, name: &str) -> AnswerKey {
     match (name, api) {
-        ("id", Api::Responses) => Key::Id,
-        ("error", _) => Key::Error,
-        ("status", _) => Key::Status,
-        ("stop_reason", Api::Messages) => Key::EndReason,
-        ("content", Api::Messages) | ("output", Api::Responses) => Key::Generated,
-        ("usage", _) => Key::Usage,
-        ("incomplete_details", _) => Key::Incomplete,
-        _ => Key::Other,
+        ("id", Api::Responses) => AnswerKey::Id,
+        ("error", _) => AnswerKey::Error,
+        ("status", _) => AnswerKey::Status,
+        ("stop_reason", Api::Messages) => AnswerKey::EndReason,
+        ("content", Api::Messages) | ("output", Api::Responses) => AnswerKey::Generated,
+        ("usage", _) => AnswerKey::Usage,
+        ("incomplete_details", _) => AnswerKey::Incomplete,
+        _ => AnswerKey::Other,
     }
 }
 
-fn error_key(name: &str) -> Key {
+fn error_key(name: &str) -> AnswerKey {
     match name {
-        "code" | "status" | "status_code" | "statusCode" | "http_code" => Key::ErrorCode,
-        "type" | "error_type" | "err_type" | "reason" | "__type" => Key::ErrorWord,
-        "message" | "msg" | "detail" => Key::ErrorMessage,
-        "error" | "innererror" => Key::Error,
-        _ => Key::Other,
+        "code" | "status" | "status_code" | "statusCode" | "http_code" => AnswerKey::ErrorCode,
+        "type" | "error_type" | "err_type" | "reason" | "__type" => AnswerKey::ErrorWord,
+        "message" | "msg" | "detail" => AnswerKey::ErrorMessage,
+        "error" | "innererror" => AnswerKey::Error,
+        _ => AnswerKey::Other,
     }
 }
 
-fn delta_key(name: &str) -> Key {
+fn delta_key(name: &str) -> AnswerKey {
     match name {
-        "role" => Key::Role,
-        "content" | "refusal" => Key::Text,
+        "role" => AnswerKey::Role,
+        "content" | "refusal" => AnswerKey::Text,
         "reasoning" | "reasoning_content" | "tool_calls" | "function_call" | "audio" => generated_key(name),
-        _ => Key::Other,
+        _ => AnswerKey::Other,
     }
 }
 
-fn generated_key(name: &str) -> Key {
+fn generated_key(name: &str) -> AnswerKey {
     match name {
-        "content" | "text" | "refusal" | "thinking" | "name" | "partial_json" | "transcript" | "code" => Key::Text,
-        "reasoning" => Key::Reasoning(Reasoning::Reasoning),
-        "reasoning_content" => Key::Reasoning(Reasoning::ReasoningContent),
-        "arguments" | "input" => Key::Arguments,
-        "tool_calls" => Key::ToolCalls,
-        "function" | "function_call" | "custom" | "audio" | "summary" => Key::Generated,
-        "data" | "result" => Key::Media,
-        _ => Key::Other,
+        "content" | "text" | "refusal" | "thinking" | "name" | "partial_json" | "transcript" | "code" => {
+            AnswerKey::Text
+        }
+        "reasoning" => AnswerKey::Reasoning(Reasoning::Reasoning),
+        "reasoning_content" => AnswerKey::Reasoning(Reasoning::ReasoningContent),
+        "arguments" | "input" => AnswerKey::Arguments,
+        "tool_calls" => AnswerKey::ToolCalls,
+        "function" | "function_call" | "custom" | "audio" | "summary" => AnswerKey::Generated,
+        "data" | "result" => AnswerKey::Media,
+        _ => AnswerKey::Other,
     }
 }
 
-fn usage_key(name: &str) -> Key {
+fn usage_key(name: &str) -> AnswerKey {
     match name {
-        "prompt_tokens" | "input_tokens" => Key::PromptTokens,
-        "completion_tokens" | "output_tokens" => Key::CompletionTokens,
-        "cache_read_input_tokens" | "cached_tokens" => Key::CachedTokens,
-        "prompt_tokens_details" | "input_tokens_details" => Key::UsageDetails,
-        _ => Key::Other,
+        "prompt_tokens" | "input_tokens" => AnswerKey::PromptTokens,
+        "completion_tokens" | "output_tokens" => AnswerKey::CompletionTokens,
+        "cache_read_input_tokens" | "cached_tokens" => AnswerKey::CachedTokens,
+        "prompt_tokens_details" | "input_tokens_details" => AnswerKey::UsageDetails,
+        _ => AnswerKey::Other,
     }
 }
 
 /// What a container is that opens there.
-pub(super) fn opened(around: Option<Place>, key: Key, container: Container) -> Place {
+pub(super) fn opened(around: Option<AnswerPlace>, key: AnswerKey, container: Container) -> AnswerPlace {
     use Container::{Array, Object};
     match (around, key, container) {
-        (None, _, Array) => Place::List,
-        (None | Some(Place::List), _, Object) => Place::Body,
-        (Some(Place::Body | Place::Subject | Place::Choice | Place::Error), Key::Error, _)
-        | (Some(Place::Body), Key::Detail, Object) => Place::Error,
-        (Some(Place::Body), Key::Subject, Object) => Place::Subject,
-        (Some(Place::Body | Place::Subject), Key::Incomplete, Object) => Place::Incomplete,
-        (Some(Place::Body), Key::Choices, Array) => Place::Choices,
-        (Some(Place::Choices), _, Object) => Place::Choice,
-        (Some(Place::Body), Key::Delta, Object) => Place::MessageDelta,
-        (Some(Place::Choice), Key::Delta, Object) => Place::Delta,
-        (Some(Place::Choice), Key::Message, Object) => Place::Generated,
-        (Some(Place::Delta | Place::Generated), Key::ToolCalls, Array) => Place::ToolCalls,
-        (Some(Place::ToolCalls | Place::Parts), _, Object) => Place::Generated,
-        (Some(Place::Body), Key::Item, Object) => Place::Item,
-        (Some(Place::Body), Key::Embeddings, Array) => Place::Embeddings,
-        (_, Key::Arguments, _) => Place::Json,
-        (_, Key::Text | Key::Reasoning(_) | Key::Generated, Array) => Place::Parts,
-        (_, Key::Generated, Object) => Place::Generated,
-        (Some(Place::Body | Place::Subject), Key::Usage, Object) => Place::Usage,
-        (Some(Place::Usage), Key::UsageDetails, Object) => Place::UsageDetails,
-        _ => Place::Elsewhere,
+        (None, _, Array) => AnswerPlace::List,
+        (None | Some(AnswerPlace::List), _, Object) => AnswerPlace::Body,
+        (
+            Some(AnswerPlace::Body | AnswerPlace::Subject | AnswerPlace::Choice | AnswerPlace::Error),
+            AnswerKey::Error,
+            _,
+        )
+        | (Some(AnswerPlace::Body), AnswerKey::Detail, Object) => AnswerPlace::Error,
+        (Some(AnswerPlace::Body), AnswerKey::Subject, Object) => AnswerPlace::Subject,
+        (Some(AnswerPlace::Body | AnswerPlace::Subject), AnswerKey::Incomplete, Object) => AnswerPlace::Incomplete,
+        (Some(AnswerPlace::Body), AnswerKey::Choices, Array) => AnswerPlace::Choices,
+        (Some(AnswerPlace::Choices), _, Object) => AnswerPlace::Choice,
+        (Some(AnswerPlace::Body), AnswerKey::Delta, Object) => AnswerPlace::MessageDelta,
+        (Some(AnswerPlace::Choice), AnswerKey::Delta, Object) => AnswerPlace::Delta,
+        (Some(AnswerPlace::Choice), AnswerKey::Message, Object) => AnswerPlace::Generated,
+        (Some(AnswerPlace::Delta | AnswerPlace::Generated), AnswerKey::ToolCalls, Array) => AnswerPlace::ToolCalls,
+        (Some(AnswerPlace::ToolCalls | AnswerPlace::Parts), _, Object) => AnswerPlace::Generated,
+        (Some(AnswerPlace::Body), AnswerKey::Item, Object) => AnswerPlace::Item,
+        (Some(AnswerPlace::Body), AnswerKey::Embeddings, Array) => AnswerPlace::Embeddings,
+        (_, AnswerKey::Arguments, _) => AnswerPlace::Json,
+        (_, AnswerKey::Text | AnswerKey::Reasoning(_) | AnswerKey::Generated, Array) => AnswerPlace::Parts,
+        (_, AnswerKey::Generated, Object) => AnswerPlace::Generated,
+        (Some(AnswerPlace::Body | AnswerPlace::Subject), AnswerKey::Usage, Object) => AnswerPlace::Usage,
+        (Some(AnswerPlace::Usage), AnswerKey::UsageDetails, Object) => AnswerPlace::UsageDetails,
+        _ => AnswerPlace::Elsewhere,
     }
 }

@@ -6,22 +6,22 @@ use super::{
     super::{
         Api,
         scan::{Container, Kept, Levels, Scalar, Sink, Want},
-        tokens::Tally,
+        tokens::TokenTally,
     },
     Ending, Observed,
     cause::Evidence,
     choices::Choices,
-    place::{self, Key, Place, Reasoning},
+    place::{self, AnswerKey, AnswerPlace, Reasoning},
 };
 
 /// One JSON text as far as it is read: an event's data or a whole body.
 #[derive(Clone, Debug)]
-pub(super) struct Reading {
+pub(super) struct AnswerReading {
     pub(super) api: Api,
     pub(super) is_event: bool,
-    levels: Levels<Place>,
-    key: Key,
-    kind: Kind,
+    levels: Levels<AnswerPlace>,
+    key: AnswerKey,
+    kind: EventKind,
     delta: Delta,
     has_content: bool,
     string: Text,
@@ -31,7 +31,7 @@ pub(super) struct Reading {
     json_is_empty: bool,
     /// Of a choice's reasoning, the name that it came by.
     reasoning: Option<Reasoning>,
-    pub(super) tally: Tally,
+    pub(super) tally: TokenTally,
     pub(super) has_output: bool,
     pub(super) has_error: bool,
     pub(super) evidence: Evidence,
@@ -40,7 +40,7 @@ pub(super) struct Reading {
     status: Option<Ending>,
     /// The choices of this text.
     pub(super) choices: Choices,
-    choice: Choice,
+    choice: OpenChoice,
     /// Place of the choice in its list.
     position: u64,
     pub(super) id: Option<String>,
@@ -59,7 +59,7 @@ struct Delta {
 
 /// The choice that is being read.
 #[derive(Clone, Copy, Debug, Default)]
-struct Choice {
+struct OpenChoice {
     index: Option<u64>,
     is_finished: bool,
 }
@@ -91,7 +91,7 @@ pub(super) struct PartialUsage {
 
 /// What an event's `type` says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Kind {
+enum EventKind {
     #[default]
     Other,
     Content,
@@ -111,20 +111,20 @@ enum Kind {
 
 // === impl Kind ===
 
-impl Kind {
-    fn of(event: &str) -> Kind {
+impl EventKind {
+    fn named(event: &str) -> EventKind {
         match event {
-            "content_block_delta" => Kind::Content,
-            "message_stop" => Kind::Stop,
-            "response.completed" => Kind::Completed,
-            "response.incomplete" => Kind::Incomplete,
-            "response.failed" => Kind::Failed,
-            "response.output_item.added" => Kind::Begin,
-            "error" => Kind::Error,
+            "content_block_delta" => EventKind::Content,
+            "message_stop" => EventKind::Stop,
+            "response.completed" => EventKind::Completed,
+            "response.incomplete" => EventKind::Incomplete,
+            "response.failed" => EventKind::Failed,
+            "response.output_item.added" => EventKind::Begin,
+            "error" => EventKind::Error,
             _ => match event.strip_prefix("response.").and_then(|event| event.strip_suffix(".delta")) {
-                Some("audio" | "output_audio") => Kind::Media,
-                Some(_) => Kind::Content,
-                None => Kind::Other,
+                Some("audio" | "output_audio") => EventKind::Media,
+                Some(_) => EventKind::Content,
+                None => EventKind::Other,
             },
         }
     }
@@ -132,14 +132,14 @@ impl Kind {
 
 // === impl Reading ===
 
-impl Reading {
-    pub(super) fn new(api: Api, is_event: bool, tally: Tally) -> Reading {
-        Reading {
+impl AnswerReading {
+    pub(super) fn new(api: Api, is_event: bool, tally: TokenTally) -> AnswerReading {
+        AnswerReading {
             api,
             is_event,
             levels: Levels::default(),
-            key: Key::Other,
-            kind: Kind::Other,
+            key: AnswerKey::Other,
+            kind: EventKind::Other,
             delta: Delta::default(),
             has_content: false,
             string: Text::None,
@@ -153,7 +153,7 @@ impl Reading {
             ending: None,
             status: None,
             choices: Choices::default(),
-            choice: Choice::default(),
+            choice: OpenChoice::default(),
             position: 0,
             id: None,
             usage: None,
@@ -162,26 +162,26 @@ impl Reading {
     }
 
     pub(super) fn is_content(&self) -> bool {
-        self.has_content || matches!(self.kind, Kind::Content | Kind::Media)
+        self.has_content || matches!(self.kind, EventKind::Content | EventKind::Media)
     }
 
     /// Whether this is content that is no text.
     pub(super) fn is_media(&self) -> bool {
-        self.kind == Kind::Media
+        self.kind == EventKind::Media
     }
 
     /// Whether this is the API's last event.
     pub(super) fn is_end(&self) -> bool {
-        matches!(self.kind, Kind::Completed | Kind::Incomplete | Kind::Stop | Kind::Failed)
+        matches!(self.kind, EventKind::Completed | EventKind::Incomplete | EventKind::Stop | EventKind::Failed)
     }
 
     /// Whether what was generated in this text is new, and not told again.
     pub(super) fn adds_to(&self, observed: &Observed) -> bool {
         match self.kind {
             _ if !self.is_event || self.api != Api::Responses => true,
-            Kind::Content | Kind::Media | Kind::Begin => true,
+            EventKind::Content | EventKind::Media | EventKind::Begin => true,
             // A server that streams nothing tells all of it at the end.
-            Kind::Completed | Kind::Incomplete => !observed.has_output,
+            EventKind::Completed | EventKind::Incomplete => !observed.has_output,
             _ => false,
         }
     }
@@ -189,13 +189,13 @@ impl Reading {
     /// Whether the whole text is an error, however it says so.
     pub(super) fn is_error(&self) -> bool {
         let is_bare = self.evidence.has_number() && !self.has_output && self.usage.is_none();
-        is_bare || matches!(self.kind, Kind::Error | Kind::Failed)
+        is_bare || matches!(self.kind, EventKind::Error | EventKind::Failed)
     }
 
     pub(super) fn ending(&self) -> Option<Ending> {
         let by_kind = match self.kind {
-            Kind::Completed => Some(Ending::ByItself),
-            Kind::Incomplete | Kind::Failed => Some(Ending::Other),
+            EventKind::Completed => Some(Ending::ByItself),
+            EventKind::Incomplete | EventKind::Failed => Some(Ending::Other),
             _ => None,
         };
         self.ending.or(self.status).or(by_kind)
@@ -246,30 +246,30 @@ impl Reading {
     /// Something stands inside of what an `error` or a list of embeddings is.
     fn not_empty(&mut self) {
         match self.levels.innermost() {
-            Some(Place::Error) => self.has_error = true,
-            Some(Place::Embeddings) => self.has_output = true,
+            Some(AnswerPlace::Error) => self.has_error = true,
+            Some(AnswerPlace::Embeddings) => self.has_output = true,
             _ => {}
         }
     }
 }
 
-impl Sink for Reading {
+impl Sink for AnswerReading {
     fn open(&mut self, container: Container, _at: u64) {
         self.not_empty();
         if self.json_depth > 0 {
             self.json_depth = self.json_depth.saturating_add(1);
-            self.levels.push(Place::Json);
+            self.levels.push(AnswerPlace::Json);
             return;
         }
         let around = self.levels.innermost();
         let place = place::opened(around, self.key, container);
         match (around, place) {
-            (_, Place::Choice) => (self.choice, self.reasoning) = (Choice::default(), None),
-            (_, Place::Delta) => self.delta = Delta::default(),
-            (Some(Place::ToolCalls), _) => (self.delta.has_content, self.has_output) = (true, true),
-            (_, Place::Json) => (self.json_depth, self.json_is_empty) = (1, true),
-            (_, Place::Usage) => self.usage = Some(PartialUsage::default()),
-            (Some(Place::Body), Place::Elsewhere) if self.key == Key::Detail => {
+            (_, AnswerPlace::Choice) => (self.choice, self.reasoning) = (OpenChoice::default(), None),
+            (_, AnswerPlace::Delta) => self.delta = Delta::default(),
+            (Some(AnswerPlace::ToolCalls), _) => (self.delta.has_content, self.has_output) = (true, true),
+            (_, AnswerPlace::Json) => (self.json_depth, self.json_is_empty) = (1, true),
+            (_, AnswerPlace::Usage) => self.usage = Some(PartialUsage::default()),
+            (Some(AnswerPlace::Body), AnswerPlace::Elsewhere) if self.key == AnswerKey::Detail => {
                 self.has_error = true;
                 self.evidence.is_refusal();
             }
@@ -286,12 +286,12 @@ impl Sink for Reading {
             }
         }
         match self.levels.pop() {
-            Some(Place::Body) => self.is_whole = true,
-            Some(Place::Choice) => {
+            Some(AnswerPlace::Body) => self.is_whole = true,
+            Some(AnswerPlace::Choice) => {
                 self.choices.see(self.choice.index.unwrap_or(self.position), self.choice.is_finished);
                 self.position = self.position.saturating_add(1);
             }
-            Some(Place::Delta) => {
+            Some(AnswerPlace::Delta) => {
                 let Delta { names_role, has_empty_text, has_content } = self.delta;
                 self.has_content |= has_content || (has_empty_text && !names_role);
             }
@@ -319,39 +319,41 @@ impl Sink for Reading {
         }
         let place = self.levels.innermost();
         match (place, self.key) {
-            (Some(Place::Parts), _) => self.read(Text::Generated),
-            (Some(Place::Choice), Key::Text) => {
+            (Some(AnswerPlace::Parts), _) => self.read(Text::Generated),
+            (Some(AnswerPlace::Choice), AnswerKey::Text) => {
                 self.has_content = true;
                 self.read(Text::Generated)
             }
-            (Some(Place::Delta), Key::Role) => {
+            (Some(AnswerPlace::Delta), AnswerKey::Role) => {
                 self.delta.names_role = true;
                 Want::Nothing
             }
-            (_, Key::Text | Key::Arguments) | (Some(Place::Body), Key::Delta) => {
-                self.delta.has_empty_text |= place == Some(Place::Delta);
+            (_, AnswerKey::Text | AnswerKey::Arguments) | (Some(AnswerPlace::Body), AnswerKey::Delta) => {
+                self.delta.has_empty_text |= place == Some(AnswerPlace::Delta);
                 self.read(Text::Generated)
             }
-            (_, Key::Reasoning(name)) => {
-                self.delta.has_empty_text |= place == Some(Place::Delta);
+            (_, AnswerKey::Reasoning(name)) => {
+                self.delta.has_empty_text |= place == Some(AnswerPlace::Delta);
                 self.read(Text::Reasoning(name))
             }
-            (_, Key::Media) => self.read(Text::Media),
-            (_, Key::Error) => self.read(Text::Message { is_error: true }),
-            (Some(Place::Body), Key::Detail) => {
+            (_, AnswerKey::Media) => self.read(Text::Media),
+            (_, AnswerKey::Error) => self.read(Text::Message { is_error: true }),
+            (Some(AnswerPlace::Body), AnswerKey::Detail) => {
                 self.has_error = true;
                 self.evidence.is_refusal();
                 self.read(Text::Message { is_error: true })
             }
-            (_, Key::ErrorMessage | Key::Subject) => self.read(Text::Message { is_error: false }),
-            (_, Key::Type | Key::Object | Key::Id | Key::EndReason | Key::Status) => Want::Whole,
-            (_, Key::ErrorCode | Key::ErrorWord) => Want::Whole,
+            (_, AnswerKey::ErrorMessage | AnswerKey::Subject) => self.read(Text::Message { is_error: false }),
+            (_, AnswerKey::Type | AnswerKey::Object | AnswerKey::Id | AnswerKey::EndReason | AnswerKey::Status) => {
+                Want::Whole
+            }
+            (_, AnswerKey::ErrorCode | AnswerKey::ErrorWord) => Want::Whole,
             _ => Want::Nothing,
         }
     }
 
     fn text(&mut self, piece: &str) {
-        let is_delta = self.levels.innermost() == Some(Place::Delta);
+        let is_delta = self.levels.innermost() == Some(AnswerPlace::Delta);
         match self.string {
             Text::None => {}
             Text::Message { is_error } => {
@@ -373,19 +375,19 @@ impl Sink for Reading {
         match (std::mem::take(&mut self.string), self.key) {
             (Text::Json, _) => self.generate("\""),
             (Text::Message { is_error }, _) => self.evidence.message_end(is_error),
-            (Text::None, Key::Type) if !kept.cut => {
-                self.kind = match Kind::of(kept.text) {
-                    Kind::Other => self.kind,
+            (Text::None, AnswerKey::Type) if !kept.cut => {
+                self.kind = match EventKind::named(kept.text) {
+                    EventKind::Other => self.kind,
                     kind => kind,
                 };
                 self.evidence.word(kept.text);
             }
-            (Text::None, Key::Object) => self.has_error |= kept.text == "error",
-            (Text::None, Key::EndReason) => self.end(kept.text),
-            (Text::None, Key::Status) => self.status(kept.text),
-            (Text::None, Key::ErrorCode) => self.evidence.code(kept.text),
-            (Text::None, Key::ErrorWord) => self.evidence.word(kept.text),
-            (Text::None, Key::Id) if !kept.cut && !kept.text.is_empty() => self.id = Some(kept.text.to_owned()),
+            (Text::None, AnswerKey::Object) => self.has_error |= kept.text == "error",
+            (Text::None, AnswerKey::EndReason) => self.end(kept.text),
+            (Text::None, AnswerKey::Status) => self.status(kept.text),
+            (Text::None, AnswerKey::ErrorCode) => self.evidence.code(kept.text),
+            (Text::None, AnswerKey::ErrorWord) => self.evidence.word(kept.text),
+            (Text::None, AnswerKey::Id) if !kept.cut && !kept.text.is_empty() => self.id = Some(kept.text.to_owned()),
             _ => {}
         }
     }
@@ -401,22 +403,24 @@ impl Sink for Reading {
             });
         }
         let place = self.levels.innermost();
-        self.has_error |= scalar == Scalar::Bool(true) && self.key == Key::Error;
+        self.has_error |= scalar == Scalar::Bool(true) && self.key == AnswerKey::Error;
         let Scalar::Number(number) = scalar else { return };
-        if matches!(self.key, Key::ErrorCode | Key::Status | Key::Error) {
+        if matches!(self.key, AnswerKey::ErrorCode | AnswerKey::Status | AnswerKey::Error) {
             self.evidence.code(number);
         }
         let Ok(count) = number.parse() else { return };
         match (place, self.key) {
-            (Some(Place::Choice), Key::Index) => self.choice.index = Some(count),
-            (Some(Place::Body), Key::Count) => self.has_output = true,
+            (Some(AnswerPlace::Choice), AnswerKey::Index) => self.choice.index = Some(count),
+            (Some(AnswerPlace::Body), AnswerKey::Count) => self.has_output = true,
             _ => {}
         }
         let Some(usage) = &mut self.usage else { return };
         match (place, self.key) {
-            (Some(Place::Usage), Key::PromptTokens) => usage.prompt_tokens = Some(count),
-            (Some(Place::Usage), Key::CompletionTokens) => usage.completion_tokens = Some(count),
-            (Some(Place::Usage | Place::UsageDetails), Key::CachedTokens) => usage.cached_tokens = Some(count),
+            (Some(AnswerPlace::Usage), AnswerKey::PromptTokens) => usage.prompt_tokens = Some(count),
+            (Some(AnswerPlace::Usage), AnswerKey::CompletionTokens) => usage.completion_tokens = Some(count),
+            (Some(AnswerPlace::Usage | AnswerPlace::UsageDetails), AnswerKey::CachedTokens) => {
+                usage.cached_tokens = Some(count)
+            }
             _ => {}
         }
     }

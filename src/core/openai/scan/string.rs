@@ -31,11 +31,11 @@ pub(super) struct SplitChar {
 }
 
 impl SplitChar {
-    pub(super) fn of(bytes: &[u8]) -> SplitChar {
-        bytes.iter().fold(SplitChar::default(), |split, &byte| split.with(byte))
+    pub(super) fn from_bytes(bytes: &[u8]) -> SplitChar {
+        bytes.iter().fold(SplitChar::default(), |split, &byte| split.followed_by(byte))
     }
 
-    pub(super) fn with(mut self, byte: u8) -> SplitChar {
+    pub(super) fn followed_by(mut self, byte: u8) -> SplitChar {
         if let Some(free) = self.bytes.get_mut(self.length) {
             *free = byte;
             self.length += 1;

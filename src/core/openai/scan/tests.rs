@@ -41,7 +41,7 @@ impl Sink for Log {
     }
 }
 
-fn events<'a>(pieces: impl Iterator<Item = &'a [u8]>, want: Want) -> Result<String, Failure> {
+fn events<'a>(pieces: impl Iterator<Item = &'a [u8]>, want: Want) -> Result<String, ScanFailure> {
     let mut log = Log { want, text: String::new() };
     let mut scanner = Scanner::default();
     pieces.for_each(|piece| scanner.push(piece, &mut log));
@@ -49,7 +49,7 @@ fn events<'a>(pieces: impl Iterator<Item = &'a [u8]>, want: Want) -> Result<Stri
 }
 
 /// Scans whole, cut once at every place, and byte by byte.
-fn check(json: &[u8], want: Want, expected: Result<&str, Failure>) {
+fn check(json: &[u8], want: Want, expected: Result<&str, ScanFailure>) {
     let name = String::from_utf8_lossy(json);
     let expected = expected.map(str::to_owned);
     assert_eq!(events([json].into_iter(), want), expected, "{name}");
@@ -186,7 +186,7 @@ fn syntax_errors() {
         (b"{\x0C}", 1),
     ];
     for (json, offset) in rows {
-        check(json, Want::Pieces, Err(Failure::Syntax { offset: *offset }));
+        check(json, Want::Pieces, Err(ScanFailure::Syntax { offset: *offset }));
     }
 }
 
@@ -195,12 +195,12 @@ fn depth_is_bounded() {
     let nested = |depth: usize| ["[".repeat(depth), "]".repeat(depth)].concat();
     let pieces = |json: &str| events([json.as_bytes()].into_iter(), Want::Nothing).map(|_| ());
     assert_eq!(pieces(&nested(DEPTH_MAX)), Ok(()));
-    assert_eq!(pieces(&nested(DEPTH_MAX + 1)), Err(Failure::TooDeep));
-    assert_eq!(pieces(&"[".repeat(1_000_000)), Err(Failure::TooDeep));
+    assert_eq!(pieces(&nested(DEPTH_MAX + 1)), Err(ScanFailure::TooDeep));
+    assert_eq!(pieces(&"[".repeat(1_000_000)), Err(ScanFailure::TooDeep));
     // Every level remembers whether it is an object.
     let mixed = ["{\"a\":[".repeat(DEPTH_MAX / 2), "]}".repeat(DEPTH_MAX / 2)].concat();
     assert_eq!(pieces(&mixed), Ok(()));
-    assert_eq!(pieces(&mixed.replace("[]", "[}")), Err(Failure::Syntax { offset: 6 * DEPTH_MAX as u64 / 2 }));
+    assert_eq!(pieces(&mixed.replace("[]", "[}")), Err(ScanFailure::Syntax { offset: 6 * DEPTH_MAX as u64 / 2 }));
 }
 
 /// Random JSON-like bytes: what serde_json accepts is accepted, cuts do not matter, and everything ends without a panic.

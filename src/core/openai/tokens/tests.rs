@@ -22,7 +22,7 @@ fn texts(file: &str) -> Vec<(&str, Vec<String>)> {
 
 /// The estimate, and the text cut so that the pieces have these numbers of characters in turn.
 fn estimate(text: &str, sizes: &[usize]) -> u64 {
-    let mut tally = Tally::default();
+    let mut tally = TokenTally::default();
     let characters: Vec<char> = text.chars().collect();
     let mut rest = characters.as_slice();
     for size in sizes.iter().cycle() {
@@ -102,12 +102,12 @@ fn cuts_do_not_matter() {
 fn texts_that_grow_in_turns_are_told_apart() {
     let scripts = texts(CHECK);
     let (one, other) = (&scripts[0].1[0], &scripts[0].1[1]);
-    let mut turns = Tally::default();
+    let mut turns = TokenTally::default();
     for (a, b) in one.chars().zip(other.chars()) {
         turns.push(0, a.encode_utf8(&mut [0; 4]));
         turns.push(1, b.encode_utf8(&mut [0; 4]));
     }
-    let mut in_order = Tally::default();
+    let mut in_order = TokenTally::default();
     let length = one.chars().count().min(other.chars().count());
     in_order.push(0, &one.chars().take(length).collect::<String>());
     in_order.push(1, &other.chars().take(length).collect::<String>());

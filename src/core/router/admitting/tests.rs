@@ -53,7 +53,7 @@ fn refused(verdict: Verdict) -> Refusal {
 }
 
 fn pool(router: &Router, decision: &Decision) -> String {
-    router.config().fleet.pools[decision.pool].name.clone()
+    router.config().fleet.pools[decision.to.pool].name.clone()
 }
 
 const IDLE: LoadNow = LoadNow {
@@ -80,7 +80,7 @@ fn times_are_kept_with_confidence() {
         confidence,
         ..Constraints::default()
     };
-    let predicted = plain.forecast.tpot;
+    let predicted = plain.expected.forecast.tpot_seconds;
     let ratio = |confidence: f64| {
         let none = Residuals::default();
         (1..500).map(|i| f64::from(i) / 100.0).find(|r| none.probability_within(1.0, *r) >= confidence).unwrap()
@@ -90,7 +90,7 @@ fn times_are_kept_with_confidence() {
         for (tpot, expected) in [(enough, true), (enough * 0.97, false)] {
             let decision = decided(route(&router, &prompt(json!({})), Some(insist(tpot, confidence)), IDLE));
             assert_eq!(pool(&router, &decision) == "qwen2.5-72b", expected, "{confidence} {tpot}");
-            assert!(decision.relaxed.is_empty());
+            assert!(decision.because.relaxed.is_empty());
         }
     }
 }
@@ -103,12 +103,12 @@ fn the_policy_and_the_request_insist() {
         policy["relaxation"] = json!({"mode": "tiered", "order": ["quality", "ttft"]});
     });
     let decision = decided(route(&quality, &prompt(json!({})), None, IDLE));
-    assert_eq!(decision.relaxed, [Constraint::Quality, Constraint::Ttft]);
+    assert_eq!(decision.because.relaxed, [Constraint::Quality, Constraint::Ttft]);
     let free = decided(route(&quality, &prompt(json!({})), Some(Constraints::default()), IDLE));
-    assert!(free.relaxed.is_empty());
+    assert!(free.because.relaxed.is_empty());
     let strict = Constraints { quality_min: Some(0.999), mode: Mode::Strict, ..Constraints::default() };
     let refusal = refused(route(&quality, &prompt(json!({})), Some(strict), IDLE));
-    assert_eq!((refusal.status, refusal.reason), (429, "quality"));
+    assert_eq!((refusal.status, refusal.reason.name()), (429, "quality"));
     // What generates nothing has neither quality nor length.
     let mut scan = RequestScan::new(Api::Embeddings);
     scan.push(br#"{"input":"text"}"#);
@@ -117,7 +117,7 @@ fn the_policy_and_the_request_insist() {
     let constraints = Some(Constraints { budget: Budget { usd: None, tokens: Some(1) }, ..strict });
     let ask = Ask { constraints, ..Ask::new(Api::Embeddings, &embedding, policy) };
     let decision = decided(quality.route(&ask, None, &Learned::default()));
-    assert_eq!((decision.max_tokens, decision.output_tokens), (None, 0));
+    assert_eq!((decision.because.max_tokens, decision.expected.output_tokens), (None, 0));
 }
 
 #[test]
@@ -140,8 +140,12 @@ fn budgets() {
         Some(Constraints { budget: Budget { usd, tokens }, ..Constraints::default() })
     };
     let dear = decided(route(&router, &prompt(json!({"max_tokens": 50})), budget(Some(1.0), None), IDLE));
-    assert_eq!((pool(&router, &dear).as_str(), dear.max_tokens), ("qwen2.5-72b", None), "it never comes to the cap");
-    assert!(!dear.prompt_exhausts_budget && dear.relaxed.is_empty());
+    assert_eq!(
+        (pool(&router, &dear).as_str(), dear.because.max_tokens),
+        ("qwen2.5-72b", None),
+        "it never comes to the cap"
+    );
+    assert!(!dear.because.budget_exhausted && dear.because.relaxed.is_empty());
     // A cap is written where it is below the client's own, and where the client has none.
     for (fields, tokens, expected) in [
         (json!({"max_tokens": 50}), 51, None),
@@ -170,17 +174,17 @@ fn budgets() {
         (json!({"n": 49}), 49, Some(1)),
     ] {
         let decision = decided(route(&router, &prompt(fields.clone()), budget(None, Some(tokens)), IDLE));
-        assert_eq!(decision.max_tokens, expected, "{tokens} {:.80}", fields.to_string());
-        assert!(decision.output_tokens <= u64::from(tokens), "the rest will not be written: {decision:?}");
+        assert_eq!(decision.because.max_tokens, expected, "{tokens} {:.80}", fields.to_string());
+        assert!(decision.expected.output_tokens <= u64::from(tokens), "the rest will not be written: {decision:?}");
     }
     // Nobody keeps it: the cheapest model, one token, and a flag.
     let poor = decided(route(&router, &prompt(json!({})), budget(Some(1e-9), None), IDLE));
     let fleet = &router.config().fleet;
     let least = fleet.models.iter().map(|m| m.tariff.usd_per_output_token).filter(|p| *p > 0.0).fold(1.0, f64::min);
-    assert_eq!(fleet.models[poor.model].tariff.usd_per_output_token, least);
-    assert_eq!((poor.relaxed.as_slice(), poor.max_tokens), ([Constraint::Budget].as_slice(), Some(1)));
-    assert!(poor.prompt_exhausts_budget);
-    let lesson = poor.expectation.unwrap();
+    assert_eq!(fleet.models[poor.to.model].tariff.usd_per_output_token, least);
+    assert_eq!((poor.because.relaxed.as_slice(), poor.because.max_tokens), ([Constraint::Budget].as_slice(), Some(1)));
+    assert!(poor.because.budget_exhausted);
+    let lesson = poor.expected.expectation.unwrap();
     assert_eq!(lesson.max_tokens, Some(1), "an answer cut by us teaches as one cut by the client does");
 }
 
@@ -204,13 +208,13 @@ fn more_demanded_than_left() {
         (json!({"min_tokens": 10, "max_tokens": 9}), tokens(49, Mode::Strict), (400, "min_tokens")),
     ] {
         let refusal = refused(route(&router, &prompt(fields.clone()), constraints, IDLE));
-        assert_eq!((refusal.status, refusal.reason), expected, "{fields}");
+        assert_eq!((refusal.status, refusal.reason.name()), expected, "{fields}");
     }
     // The dear models leave too little of the budget, a cheap one enough.
     let usd = Some(Constraints { budget: Budget { usd: Some(1e-4), tokens: None }, ..Constraints::default() });
     let decision = decided(route(&router, &prompt(json!({"min_tokens": 1_000})), usd, IDLE));
-    assert!(decision.max_tokens.is_none_or(|most| most >= 1_000), "{decision:?}");
-    for elsewhere in &decision.elsewhere {
+    assert!(decision.because.max_tokens.is_none_or(|most| most >= 1_000), "{decision:?}");
+    for elsewhere in &decision.to.elsewhere {
         assert!(elsewhere.max_tokens.is_none_or(|most| most >= 1_000), "{elsewhere:?}");
     }
 }
@@ -228,9 +232,11 @@ fn saturation_sheds_or_serves() {
     ] {
         let router = router(|policy| policy["overload"] = overload.clone());
         match (route(&router, &prompt(json!({})), None, load), expected) {
-            (Verdict::Decided(decision), Ok(saturated)) => assert_eq!(decision.saturated, saturated, "{overload}"),
+            (Verdict::Decided(decision), Ok(saturated)) => {
+                assert_eq!(decision.because.saturated, saturated, "{overload}")
+            }
             (Verdict::Refused(refusal), Err(reason)) => {
-                assert_eq!((refusal.status, refusal.reason), (429, reason), "{overload}");
+                assert_eq!((refusal.status, refusal.reason.name()), (429, reason), "{overload}");
                 assert!(refusal.retry_after >= Some(Duration::from_secs(1)));
             }
             (verdict, _) => panic!("{overload}: {verdict:?}"),

@@ -98,7 +98,7 @@ fn problem(scene: &Scene, request: &Seen<'_>) -> Option<&'static str> {
     let was_stuck = scene.kind == Kind::LongAnswersHung
         && outcome.attempts == 1
         && outcome.reruns == 1
-        && outcome.decision.as_ref().is_some_and(|decision| scene.faulty.contains(&decision.instance));
+        && outcome.decision.as_ref().is_some_and(|decision| scene.faulty.contains(&decision.to.instance));
     (!request.is_sent_once() && !was_stuck).then_some("was moved by nobody's fault")
 }
 

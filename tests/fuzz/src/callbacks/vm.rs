@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use routebalance_core::fleet::Presence;
-use routebalance_core::gateway::memory::{Call, Exchange, Headers, ROOT, header_of};
+use routebalance_core::gateway::memory::{Exchange, Headers, HostCall, ROOT, header_of};
 use routebalance_core::gateway::{Attempt, Flow, Gateway, Holding, context_of};
 use routebalance_core::names;
 use routebalance_core::worker::Statistic;
@@ -24,7 +24,7 @@ pub(super) struct Vm {
     pub(super) streams: BTreeMap<u32, Stream>,
     pub(super) attempts: BTreeMap<u32, Attempt>,
     /// Calls that nobody has answered.
-    pub(super) calls: Vec<Call>,
+    pub(super) calls: Vec<HostCall>,
     /// Names of decisions, as clients have got them.
     pub(super) decisions: Vec<String>,
     /// Whether rosters may be from outside: then an instance may lose its index while requests are there.

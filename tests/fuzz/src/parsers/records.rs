@@ -62,7 +62,7 @@ pub fn records(data: &[u8]) {
     FIXTURE.with(|fixture| {
         let fixture = fixture.get_or_init(|| {
             let config = Config::parse(CONFIGURATIONS[1]).unwrap_or_else(|problem| panic!("{problem}"));
-            let index = Index::of(&config.fleet);
+            let index = Index::from_fleet(&config.fleet);
             let prices = shared::prices_fingerprint(&config.fleet, &config.policies);
             Fixture { config, index, prices }
         });

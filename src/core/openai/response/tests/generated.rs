@@ -16,7 +16,7 @@ fn seen(api: Api, is_sse: bool, body: &str) -> Observed {
 }
 
 fn estimate_of(text: &str) -> u64 {
-    let mut tally = Tally::default();
+    let mut tally = TokenTally::default();
     tally.push(0, text);
     tally.tokens()
 }
