@@ -32,7 +32,8 @@ pub fn configuration(data: &[u8]) {
             assert!(!error.field.is_empty() || error.problem.starts_with("unknown field ``"), "{error:?}");
             assert!(!sentence.contains(['\n', '\r']), "{sentence:?}");
             assert!(sentence.len() <= SENTENCE_BYTES_MAX, "{} bytes: {sentence}", sentence.len());
-            see(("refused", error.field.split(['[', '.']).next().map(str::to_owned), error.problem.len()));
+            let field: String = error.field.chars().filter(|c| !c.is_ascii_digit()).take(40).collect();
+            see(("refused", field, error.problem.split(' ').next()));
         }
         Ok(config) => {
             let names = config.models();
