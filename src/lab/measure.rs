@@ -197,7 +197,7 @@ fn slo_attainment(demand: &Demand, outcomes: &[Outcome]) -> Option<f64> {
 }
 
 /// A budget is used up if the prompt alone exceeds it, or if the answer was cut off by it: if not one token more could be paid for. (The
-/// published rule, section 10 (c) of its specification, wants the cost within 1e-9 USD of the budget, which is less than any token costs.)
+/// published rule, PUBLISHED.md, section 10.3, wants the cost within 1e-9 USD of the budget, which is less than any token costs.)
 /// Those that were refused have used up nothing.
 fn budget_exhausted(fleet: &Fleet, workload: &Workload, outcomes: &[Outcome]) -> Option<f64> {
     let token = |o: &Outcome| o.model.and_then(|m| fleet.models.get(m)).map_or(0.0, |m| m.tariff.usd_per_output_token);

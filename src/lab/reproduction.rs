@@ -1,6 +1,6 @@
 //! The paper's shape, reproduced: its numbers beside those of the same experiments here.
 //!
-//! Published numbers are those of RouteBalance, section 13 of its specification. What differs everywhere: answers are those of Qwen2.5 to
+//! Published numbers are those of RouteBalance (PUBLISHED.md, section 13). What differs everywhere: answers are those of Qwen2.5 to
 //! mathematics and code, several times as long as the paper's, with their benchmarks' scores instead of a judge's; a 32B model stands
 //! where the paper has 14B, as nobody has published answers of 14B prompt by prompt; instances are simulated.
 

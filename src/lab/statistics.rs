@@ -2,7 +2,7 @@
 
 use routebalance_core::random::Random;
 
-/// Resamples of the bootstrap (the paper's number, section 5).
+/// Resamples of the bootstrap (the paper's number; PUBLISHED.md, section 12).
 pub const RESAMPLES: usize = 1000;
 
 /// Quantiles .975 of Student's t for 1 to 30 degrees of freedom.

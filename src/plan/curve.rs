@@ -1,9 +1,9 @@
 //! What a share of the requests at one model adds to each limit.
 //!
 //! A mean over all requests is `sum_i x_i * l_i(rate * x_i)` with the shares `x` and each model's latency `l` by its own rate
-//! (RouterWise, section 1). The share of requests that are later than a limit has the same form, with the fraction of late ones for
-//! `l`; so a limit of a quantile is a limit of that. `l` is piecewise linear between the points of a profile; below the first point
-//! it is that point's, since nothing tells how much less it is.
+//! (RouterWise; PUBLISHED.md, section 15). The share of requests that are later than a limit has the same form, with the fraction of late
+//! ones for `l`; so a limit of a quantile is a limit of that. `l` is piecewise linear between the points of a profile; below the first
+//! point it is that point's, since nothing tells how much less it is.
 //!
 //! A copy that is slowed down by a factor `f` behaves at a rate `r` as one that is not does at `f * r`, with all times longer by `f`
 //! but for their fixed part.

@@ -70,8 +70,8 @@ impl Placement {
     }
 }
 
-/// The paper's placement (RouterWise, algorithm 3, step 2): shards by memory, most first, and each to the first GPU that has memory
-/// for it and no other shard of the same copy; `None` if there is none. Caps are not looked at.
+/// The paper's placement (RouterWise, algorithm 3, step 2; PUBLISHED.md, section 18.3): shards by memory, most first, and each to the first
+/// GPU that has memory for it and no other shard of the same copy; `None` if there is none. Caps are not looked at.
 ///
 /// Shards of equal memory go in the order of models, copies and shards, each to the GPUs of its kind, in their order.
 pub fn first_fit_decreasing(problem: &Problem, setup: &Setup) -> Option<Placement> {

@@ -1,6 +1,6 @@
 //! What a request to each model should cost, in units of quality, so that models get no more requests than they can serve.
 //!
-//! RouterWise, section 3 of its specification: send prompt `j` to `argmax_m (Q_jm - alpha_m)`, where the prices `alpha` minimise the
+//! RouterWise (PUBLISHED.md, section 17): send prompt `j` to `argmax_m (Q_jm - alpha_m)`, where the prices `alpha` minimise the
 //! dual of "the best total quality with at most a share `c_m` of the prompts for model `m`",
 //! `g(alpha) = mean_j max_m (Q_jm - alpha_m) + sum_m alpha_m c_m`, over prices of at least 0.
 

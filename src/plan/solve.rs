@@ -3,9 +3,10 @@
 //! Maximise the score of the best assignment with shares `w` of the prompts per model, so that `sum_i h_ik(w_i) <= 1` for every
 //! limit `k` ([`Term`]). The score is concave and piecewise linear in `w`, so this is a linear programme with a column for every
 //! assignment and for every share of a model; both are found by prices (Dantzig and Wolfe 1960): for prices `alpha` of the models
-//! and multipliers `beta` of the limits, the best assignment is `argmax (score - alpha)` prompt by prompt (RouterWise, section 3),
-//! the best share of a model maximises `alpha_i x - sum_k beta_k h_ik(x)`, and the sum of the two is an upper bound whatever the
-//! prices are. Prices are taken from between the best so far and the programme's (Wentges 1997): the programme's own swing widely at first.
+//! and multipliers `beta` of the limits, the best assignment is `argmax (score - alpha)` prompt by prompt (RouterWise; PUBLISHED.md,
+//! section 17), the best share of a model maximises `alpha_i x - sum_k beta_k h_ik(x)`, and the sum of the two is an upper bound whatever
+//! the prices are. Prices are taken from between the best so far and the programme's (Wentges 1997): the programme's own swing widely at
+//! first.
 //!
 //! Where `h` is not convex, which happens to limits of quantiles, the programme mixes shares of one model that no single share
 //! equals. Then the shares' ranges are split until bound and routing meet (branch and bound).

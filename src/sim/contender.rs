@@ -55,7 +55,7 @@ pub enum Deciding {
     Concurrently(Duration),
     /// One after the other.
     Serially(Duration),
-    /// In batches, one after the other (RouteBalance, section 8 of its specification): the first request is waited for, then further
+    /// In batches, one after the other (RouteBalance; PUBLISHED.md, section 8): the first request is waited for, then further
     /// ones until the batch is full or its window is over; then it is decided.
     InBatches {
         /// Of a whole batch.

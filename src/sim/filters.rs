@@ -1,4 +1,4 @@
-//! The filters of RouteBalance and those that it was compared with, as published (section 10 of its specification), for the lab's
+//! The filters of RouteBalance and those that it was compared with, as published (PUBLISHED.md, section 10), for the lab's
 //! contenders. The gateway's own is [`admission`](routebalance_core::admission).
 //!
 //! Two things differ by necessity. The probability of a length comes from this predictor's percentiles instead of the paper's
@@ -79,9 +79,9 @@ impl Default for Demand {
 pub enum Filter {
     /// All pass: every headline run.
     Off,
-    /// The one built in (a).
+    /// The one built in (PUBLISHED.md, section 10.1).
     Inline(Mode),
-    /// "route_balance_tiered" (b), which relaxes probabilities.
+    /// "route_balance_tiered" (PUBLISHED.md, section 10.2), which relaxes probabilities.
     Tiered,
     /// Both times within their limits.
     SlosServe,

@@ -30,7 +30,7 @@ pub struct Settings {
     pub patience: usize,
 }
 
-/// Published settings for the time per output token (RouteBalance, section 4.2 of its specification).
+/// Published settings for the time per output token (RouteBalance; PUBLISHED.md, section 4.2).
 pub const TPOT: Settings =
     Settings { depth: 6, rate: 0.1, sample: 0.8, leaf_rows: 5.0, l1: 0.0, rounds: 500, patience: 30 };
 /// Published settings for the time to the first token.

@@ -15,10 +15,10 @@ use routebalance_sim::workload::Template;
 /// had a mean E2E of 64.2 s, of which about 3.5 s are the answer; requests wait `(3,534 s - 117.8 s) / 2` on average for a pass of
 /// `s` seconds, so it is 0.068 s. The semantic router's classifier is of the same size, and collapsed in the same range of rates.
 const DEBERTA: Duration = Duration::from_millis(68);
-/// One sentence vector of MiniLM on a CPU: the published decision's 30 ms less the 3 ms of its trees (section 13.2).
+/// One sentence vector of MiniLM on a CPU: the published decision's 30 ms less the 3 ms of its trees (PUBLISHED.md, section 13.2).
 const MINILM: Duration = Duration::from_millis(27);
 
-/// How a model's instance is chosen in the published pipelines (section 12), the better one first.
+/// How a model's instance is chosen in the published pipelines (PUBLISHED.md, section 12), the better one first.
 const DISPATCHERS: [(Dispatcher, &str); 2] =
     [(Dispatcher::ShortestQueue, "shortest queue"), (Dispatcher::RoundRobin, "round robin")];
 

@@ -15,7 +15,7 @@ use routebalance_sim::contender::{Contender, Deciding, Published, Tie, Tpot};
 use routebalance_sim::filters::Filter;
 use routebalance_sim::workload::sustainable_rates;
 
-/// What the published RouteBalance takes to decide a batch (section 13.2: 28 to 32 ms).
+/// What the published RouteBalance takes to decide a batch (28 to 32 ms; PUBLISHED.md, section 13.2).
 const PUBLISHED_DECISION: Duration = Duration::from_millis(30);
 
 /// Our policy for these weights, as a configuration that says nothing else has it.
@@ -105,13 +105,13 @@ fn arm(name: &'static str, tie: Tie, lab: &LabInputs<'_>) -> Entrant {
     published(name, "", Published { tie, ..paper(weights, lab) })
 }
 
-/// Batch sizes that were run with adaptive sizing off (section 8).
+/// Batch sizes that were run with adaptive sizing off (PUBLISHED.md, section 8).
 const BATCH_SIZES: [usize; 5] = [1, 4, 8, 16, 32];
 /// Their window: the one that batches begin with.
 const BATCH_WINDOW: Duration = Duration::from_millis(100);
 
-/// RouteBalance as published without its order of the longest first, and with batches of fixed sizes (section 13.3). Only where
-/// deciding takes time.
+/// RouteBalance as published without its order of the longest first, and with batches of fixed sizes (PUBLISHED.md, section 13.3). Only
+/// where deciding takes time.
 pub fn ablations(weights: Weights, lab: &LabInputs<'_>) -> Vec<Entrant> {
     let name = "routebalance-paper";
     let in_order = published(name, "LPT off", Published { longest_first: false, ..paper(weights, lab) });
@@ -126,7 +126,7 @@ pub fn ablations(weights: Weights, lab: &LabInputs<'_>) -> Vec<Entrant> {
     std::iter::once(in_order).chain(BATCH_SIZES.iter().map(of_size)).collect()
 }
 
-/// RouteBalance as published with each of its filters (section 10). What requests insist on is in their arrivals.
+/// RouteBalance as published with each of its filters (PUBLISHED.md, section 10). What requests insist on is in their arrivals.
 pub fn filtered(weights: Weights, lab: &LabInputs<'_>) -> Vec<Entrant> {
     let rows = [
         ("no filter", Filter::Off, false),

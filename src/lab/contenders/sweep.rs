@@ -1,5 +1,5 @@
-//! What the published predictor of times is trained on: one instance of each pool, asked ever faster (RouteBalance, section 4.2 of
-//! its specification).
+//! What the published predictor of times is trained on: one instance of each pool, asked ever faster (RouteBalance;
+//! PUBLISHED.md, section 4.2).
 
 use std::sync::Arc;
 use std::time::Duration;

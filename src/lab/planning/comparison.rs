@@ -1,4 +1,4 @@
-//! A plan against a threshold router and a cascade of equal quality (RouterWise's second study, section 5.2 of its specification).
+//! A plan against a threshold router and a cascade of equal quality (RouterWise's second study; PUBLISHED.md, section 19.2).
 //!
 //! The paper compares them on GPUs of their own, one model each, and its own rule on its own setup, so that one cannot tell what the
 //! placement does from what the routing does. Here each rival runs on both.

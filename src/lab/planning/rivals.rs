@@ -15,7 +15,7 @@ use routebalance_sim::contender::{Cascade, Contender, Dispatcher};
 pub const EQUAL: f64 = 0.01;
 
 /// What a judge takes for an answer: one pass of an encoder as large as MiniLM on a CPU, the published RouteBalance's 30 ms less the
-/// 3 ms of its trees (section 13.2 of its specification). FrugalGPT's DistilBERT is larger.
+/// 3 ms of its trees (PUBLISHED.md, section 13.2). FrugalGPT's DistilBERT is larger.
 pub const JUDGING: Duration = Duration::from_millis(27);
 
 /// The value that a share of all values do not exceed: what a knob means for this sample, whatever the scale of its values.

@@ -14,7 +14,7 @@ pub enum Dispatcher {
     RoundRobin,
     /// Any instance.
     Random,
-    /// The fewest running and waiting requests; of equals the first (RouteBalance's baselines, section 12 of its specification).
+    /// The fewest running and waiting requests; of equals the first (RouteBalance's baselines; PUBLISHED.md, section 12).
     ShortestQueue,
     /// Of two drawn at random the one with fewer requests (Mitzenmacher 2001, *The Power of Two Choices in Randomized Load
     /// Balancing*; Envoy's `LEAST_REQUEST`).

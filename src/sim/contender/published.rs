@@ -1,4 +1,4 @@
-//! RouteBalance as published (sections 5 to 9 of its specification), and its arms.
+//! RouteBalance as published (PUBLISHED.md, sections 5 to 9), and its arms.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,9 +54,9 @@ pub struct Published {
     pub calibrated: bool,
 }
 
-/// What the published code takes for the time to the first token, seconds (section 4.3 of its specification).
+/// What the published code takes for the time to the first token, seconds (PUBLISHED.md, section 4.3).
 const TTFT_SECONDS: f64 = 0.05;
-/// Limit of output tokens of a request without one (section 10: the benchmark's).
+/// Limit of output tokens of a request without one (the benchmark's; PUBLISHED.md, section 12).
 const MAX_TOKENS: f64 = 1024.0;
 
 impl Published {
@@ -267,7 +267,8 @@ fn demand(template: &Template, constraints: Option<&Constraints>) -> Demand {
     }
 }
 
-/// The limit of output tokens that is sent along with a budget (section 10 (c)): what the budget buys after the prompt, at least 1.
+/// The limit of output tokens that is sent along with a budget (PUBLISHED.md, section 10.3): what the budget buys after the prompt, at
+/// least 1.
 fn affordable(fleet: &Fleet, template: &Template, instance: usize, usd: Option<f64>) -> Option<u32> {
     let (_, pool) = fleet.pool_of(instance)?;
     let Tariff { usd_per_input_token, usd_per_output_token } = fleet.model_of(pool)?.tariff;

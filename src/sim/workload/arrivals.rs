@@ -32,7 +32,7 @@ pub enum Arrivals {
         to: f64,
     },
     /// Poisson at two rates in turn, beginning with the high one. A phase is over when as many requests have come as its rate
-    /// times `hold` says (RouteBalance, section 12 of its specification: 30 requests times the rate).
+    /// times `hold` says (RouteBalance: 30 requests times the rate; PUBLISHED.md, section 12).
     Square {
         /// Requests per second in the first phase.
         high: f64,

@@ -1,4 +1,4 @@
-//! RouterWise's first study: at eight panels, what setups differ by, and what simple rules lose (section 5.1 of its specification).
+//! RouterWise's first study: at eight panels, what setups differ by, and what simple rules lose (PUBLISHED.md, section 19.1).
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};

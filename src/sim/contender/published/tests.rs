@@ -42,7 +42,7 @@ fn idle() -> Vec<LoadNow> {
     vec![LoadNow::default(); 14]
 }
 
-/// Section 6: `tau L` with a free slot, else `tau (D / b + L)`; arm 4 knows no load.
+/// PUBLISHED.md, section 6: `tau L` with a free slot, else `tau (D / b + L)`; arm 4 knows no load.
 #[test]
 fn the_published_time() {
     let fleet = fleet();
@@ -123,7 +123,7 @@ fn score_and_ties() {
     assert_eq!(chosen(&raw, &narrow, &idle()), 0, "raw");
 }
 
-/// Section 5: within a batch, the longest first, each sees a queue where the one before went.
+/// PUBLISHED.md, section 5: within a batch, the longest first, each sees a queue where the one before went.
 #[test]
 fn a_batch_reckons_with_itself() {
     let fleet = fleet();
