@@ -44,7 +44,7 @@ fn by_kind(problem: &Problem, setup: &Setup) -> Option<Vec<OfKind>> {
         first = first.saturating_add(kind.count);
     }
     for (model, (planned, choice)) in problem.models.iter().zip(&setup.0).enumerate() {
-        let kb = kilobytes(problem.memory.of(planned, choice.tensor_parallel));
+        let kb = kilobytes(problem.memory.shard_gb(planned, choice.tensor_parallel));
         for copy in 0..choice.replicas as usize {
             let shards = choice.tensor_parallel as usize;
             kinds.get_mut(choice.kind)?.copies.push(ModelCopy { model, copy, shards, kb, cap: choice.share_percent });

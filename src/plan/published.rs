@@ -119,9 +119,9 @@ fn stage_one(
 fn marginal(served: &Served<'_>, share: f64, limit: &Limit) -> f64 {
     /// Width of the difference that stands for the slope: far less than a piece.
     const WIDTH: f64 = 1e-6;
-    let at = |share: f64| served.mean_ms(share, limit.metric);
-    let slope = (at(share + WIDTH) - at(share)) / WIDTH;
-    (at(share) + share * slope) / limit.milliseconds
+    let mean_ms_at = |share: f64| served.mean_ms(share, limit.metric);
+    let slope = (mean_ms_at(share + WIDTH) - mean_ms_at(share)) / WIDTH;
+    (mean_ms_at(share) + share * slope) / limit.milliseconds
 }
 
 /// The nearest point of the simplex (Duchi et al. 2008, *Efficient projections onto the l1-ball*).

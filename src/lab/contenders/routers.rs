@@ -70,7 +70,7 @@ pub(super) fn weighted(
         }
         _ => {
             let estimates = if name == "routebalance-paper-knn" { Estimates::Knn } else { Estimates::Ours };
-            let of = |w: &Weights| {
+            let entrants = |w: &Weights| {
                 let mut settings = vec![published(name, "", paper(*w, lab))];
                 if knobs == Knobs::All {
                     let raw = Published { quality: QualityNormalisation::Raw, ..paper(*w, lab) };
@@ -79,7 +79,7 @@ pub(super) fn weighted(
                 }
                 settings
             };
-            Ok(weights.iter().flat_map(of).map(|entrant| Entrant { estimates, ..entrant }).collect())
+            Ok(weights.iter().flat_map(entrants).map(|entrant| Entrant { estimates, ..entrant }).collect())
         }
     }
 }
@@ -140,10 +140,10 @@ pub fn filtered(weights: Weights, lab: &LabInputs<'_>) -> Vec<Entrant> {
         ("filter qlm", Filter::Qlm, true),
         ("filter timebill", Filter::TimeBill, true),
     ];
-    let of = |(setting, filter, calibrated)| {
+    let entrant = |(setting, filter, calibrated)| {
         published("routebalance-paper", setting, Published { filter, calibrated, ..paper(weights, lab) })
     };
-    rows.into_iter().map(of).collect()
+    rows.into_iter().map(entrant).collect()
 }
 
 /// Shares of what the pools sustain that prices may fill.
@@ -166,7 +166,7 @@ pub(super) fn prices(name: &'static str, knobs: Knobs, lab: &LabInputs<'_>) -> V
     };
     let qualities: Vec<Vec<f64>> = lab.templates.iter().filter_map(quality).collect();
     let scores = Scores::new(models.len(), qualities.concat());
-    let of = |utilisation: &f64| {
+    let entrant = |utilisation: &f64| {
         let shares: Vec<f64> = models.iter().map(|m| utilisation * sustained(*m) / lab.rate.max(1e-9)).collect();
         let mut prices = vec![0.0; fleet.models.len()];
         // Nothing is known of the prompts: everything is free.
@@ -179,7 +179,7 @@ pub(super) fn prices(name: &'static str, knobs: Knobs, lab: &LabInputs<'_>) -> V
         entrant_of_ours(name, format!("utilisation {utilisation}"), policy, Estimates::Ours)
     };
     match knobs {
-        Knobs::All => UTILISATIONS.iter().map(of).collect(),
-        Knobs::Headline => vec![of(&UTILISATION)],
+        Knobs::All => UTILISATIONS.iter().map(entrant).collect(),
+        Knobs::Headline => vec![entrant(&UTILISATION)],
     }
 }

@@ -94,7 +94,7 @@ impl Dispatcher {
         let estimate = template.outlook.as_ref().and_then(|o| o.estimates.get(pool.model));
         let expected = estimate.map_or(0.0, |(estimate, _)| estimate.output_tokens);
         let limit = template.prompt.max_tokens.map_or(f64::INFINITY, f64::from);
-        Some(Choice::of(instance, template.prompt_tokens, expected.min(limit)))
+        Some(Choice::alone(instance, template.prompt_tokens, expected.min(limit)))
     }
 }
 

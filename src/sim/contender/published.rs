@@ -98,7 +98,7 @@ impl Published {
                         load.last_dispatch = now;
                     }
                     let max_tokens = constraints.and_then(|c| affordable(fleet, template, instance, c.budget.usd));
-                    Choice { max_tokens, ..Choice::of(instance, template.prompt_tokens, longest) }
+                    Choice { max_tokens, ..Choice::alone(instance, template.prompt_tokens, longest) }
                 });
                 Some((request, choice))
             })
@@ -134,10 +134,11 @@ impl Published {
         for (p, pool) in fleet.pools.iter().enumerate() {
             let loads: Vec<(usize, &LoadNow)> =
                 pool.instances.iter().filter_map(|i| Some((*i, loads.get(*i)?))).collect();
-            let of = |tpot: &dyn Fn(&LoadNow) -> f64| loads.iter().map(|(_, load)| tpot(load)).collect::<Vec<f64>>();
+            let tpots_by =
+                |tpot: &dyn Fn(&LoadNow) -> f64| loads.iter().map(|(_, load)| tpot(load)).collect::<Vec<f64>>();
             let (ttfts, tpots) = match &self.tpot {
-                Tpot::True => (None, of(&|load| step_seconds(pool, load))),
-                Tpot::Static => (None, of(&|_| latency::tpot_seconds(&pool.profile, 0.0))),
+                Tpot::True => (None, tpots_by(&|load| step_seconds(pool, load))),
+                Tpot::Static => (None, tpots_by(&|_| latency::tpot_seconds(&pool.profile, 0.0))),
                 Tpot::Fitted(fitted) => {
                     let Some(learnt) = fitted.pool(p) else { continue };
                     let prompt_tokens = f64::from(template.prompt_tokens);
@@ -223,8 +224,8 @@ impl Published {
             Tpot::True | Tpot::Static => None,
         };
         Some(Offer {
-            ttft: candidate.ttft_seconds,
-            tpot: candidate.tpot_seconds,
+            ttft_seconds: candidate.ttft_seconds,
+            tpot_seconds: candidate.tpot_seconds,
             sd: times.map_or((0.0, 0.0), |t| t.sd),
             residuals: times.filter(|_| self.calibrated).map(|t| t.residuals),
             estimate: *estimate(template, candidate.model)?,
@@ -245,7 +246,7 @@ fn step_seconds(pool: &Pool, load: &LoadNow) -> f64 {
 
 /// The published clamp: no predicted time is less than 1 ms.
 fn seconds(forest: &Forest, states: &[Inputs]) -> Vec<f64> {
-    forest.of_each(states).into_iter().map(|ms| ms.max(1.0) / 1e3).collect()
+    forest.predictions(states).into_iter().map(|ms| ms.max(1.0) / 1e3).collect()
 }
 
 /// What a request insists on, in the published terms; its own limits, or the published defaults where those are tighter.
@@ -259,8 +260,8 @@ fn demand(template: &Template, constraints: Option<&Constraints>) -> Demand {
     Demand {
         prompt_tokens: f64::from(template.prompt_tokens),
         max_tokens: template.prompt.max_tokens.map_or(MAX_TOKENS, f64::from),
-        ttft: limit(slo.ttft, defaults.ttft),
-        tpot: limit(slo.tpot, defaults.tpot),
+        ttft_seconds: limit(slo.ttft, defaults.ttft_seconds),
+        tpot_seconds: limit(slo.tpot, defaults.tpot_seconds),
         budget_tokens,
         budget_usd: budget.usd,
         quality_min: constraints.and_then(|c| c.quality_min).unwrap_or(defaults.quality_min),

@@ -73,8 +73,8 @@ impl Arrivals {
             work.push(sum);
         }
         let all = sum + random.exponential(1.0);
-        let at = |work: &f64| Duration::try_from_secs_f64(self.ramp_at(work / all * n as f64, span)).ok();
-        work.iter().filter_map(at).collect()
+        let due_at = |work: &f64| Duration::try_from_secs_f64(self.ramp_at(work / all * n as f64, span)).ok();
+        work.iter().filter_map(due_at).collect()
     }
 
     /// When so many requests are due, of a ramp that takes `span` seconds.
