@@ -24,10 +24,11 @@ fn check(findings: &[String], what: &str) {
     assert!(findings.is_empty(), "{what}:\n{}", findings.join("\n"));
 }
 
-/// Every document that is, or is about to be, in the repository, relative to its root.
-fn documents() -> Vec<String> {
+/// Files that are, or are about to be, in the repository, relative to its root, whose names are of one of these forms.
+fn files(forms: &[&str]) -> Vec<String> {
     let output = Command::new("git")
-        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.md"])
+        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
+        .args(forms)
         .current_dir(package_root())
         .output()
         .expect("the documents' test asks git for the repository's files: install git");
@@ -37,6 +38,10 @@ fn documents() -> Vec<String> {
     files.retain(|name| package_root().join(name).is_file());
     assert!(files.iter().any(|name| name == "README.md"), "git lists no README.md");
     files
+}
+
+fn documents() -> Vec<String> {
+    files(&["*.md"])
 }
 
 /// A line of a document, with its number.
@@ -469,6 +474,70 @@ fn every_command_is_there() {
     }
     assert!(commands > 20, "commands are shown in another way: {commands} were found");
     check(&findings, "these commands are not there");
+}
+
+/// A text as one line, without the marks of comments, so that a phrase is found wherever its line ends.
+fn joined(text: &str) -> String {
+    let words = text.lines().map(|line| line.trim_start().trim_start_matches(['/', '!', '#']).trim());
+    words.collect::<Vec<&str>>().join(" ")
+}
+
+/// The sections that a joined text cites of a document: those of `NAME, section 4.2`, `NAME, sections 5 to 9` and
+/// `NAME, sections 19.1 and 19.2`.
+fn cited(joined: &str, name: &str) -> Vec<String> {
+    let mut sections = Vec::new();
+    for (at, start) in joined.match_indices(&format!("{name}, section")) {
+        let rest = joined[at + start.len()..].trim_start_matches('s').trim_start();
+        let numbers = rest
+            .split(' ')
+            .take_while(|word| matches!(*word, "to" | "and") || word.starts_with(|first: char| first.is_ascii_digit()));
+        let numbers = numbers.filter(|word| !matches!(*word, "to" | "and"));
+        let number = |word: &str| word.trim_matches(|c: char| !c.is_ascii_digit()).to_owned();
+        let before = sections.len();
+        sections.extend(numbers.map(number));
+        if sections.len() == before {
+            sections.push(rest.chars().take(20).collect());
+        }
+    }
+    sections
+}
+
+#[test]
+fn every_cited_section_of_what_is_published_is_there() {
+    const DIGEST: &str = "src/sim/contender/PUBLISHED.md";
+    let digest = read(DIGEST);
+    let numbered = parts(&digest).0.into_iter().filter_map(|line| heading(line.text)?.split(' ').next());
+    let sections: BTreeSet<&str> = numbered.map(|number| number.trim_end_matches('.')).collect();
+    // Split, so that this file does not contain it.
+    let vague = ["of its speci", "fication"].concat();
+    let (mut findings, mut citations) = (Vec::new(), 0);
+    for file in files(&["*.md", "*.py", "*.rs", "*.toml"]) {
+        let text = joined(&read(&file));
+        if text.contains(&vague) {
+            findings.push(format!("{file}: \"{vague}\" is nothing that a reader can open"));
+        }
+        // This file shows how citations are read.
+        if file == "tests/documents.rs" {
+            continue;
+        }
+        for section in cited(&text, "PUBLISHED.md") {
+            citations += 1;
+            if !sections.contains(section.as_str()) {
+                findings.push(format!("{file}: {DIGEST} has no section {section}"));
+            }
+        }
+    }
+    assert!(citations > 40, "sections are cited in another way: {citations} were found");
+    check(&findings, "these citations lead nowhere");
+}
+
+#[test]
+fn citations_are_read_as_they_are_written() {
+    let text = joined(
+        "//! as said (A.md,\n//! section 4.2).\n    /// A.md, sections 5 to\n    /// 9; A.md, sections 19.1 and 19.2: B.md, section 1\n",
+    );
+    assert_eq!(cited(&text, "A.md"), ["4.2", "5", "9", "19.1", "19.2"]);
+    assert_eq!(cited("A.md, section four", "A.md"), ["four"]);
 }
 
 #[test]

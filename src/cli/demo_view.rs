@@ -152,7 +152,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::stats::MsSummary;
+    use routebalance_lab::cell::TimesMs;
 
     fn summary(policy: &str, quality: f64, mean: f64) -> PolicySummary {
         PolicySummary {
@@ -161,7 +161,7 @@ mod tests {
             failed: 1,
             mix: BTreeMap::from([("m".to_owned(), 1.0)]),
             quality,
-            ttft_ms: MsSummary { mean, p50: mean, p99: mean },
+            ttft_ms: TimesMs { mean, p50: mean, p99: mean },
             ..PolicySummary::default()
         }
     }

@@ -5,27 +5,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use routebalance_sim::outcome::percentile;
-
-/// Mean and percentiles of a duration, in milliseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct MsSummary {
-    /// Arithmetic mean.
-    pub mean: f64,
-    /// Median.
-    pub p50: f64,
-    /// 99th percentile.
-    pub p99: f64,
-}
-
-/// Percentiles of a duration in microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct UsSummary {
-    /// Median.
-    pub p50: f64,
-    /// 99th percentile.
-    pub p99: f64,
-}
+use routebalance_lab::cell::TimesMs;
+use routebalance_lab::statistics::{Quantiles, mean_or_zero};
 
 /// What one policy did with the traffic. Means and percentiles are over the requests that succeeded.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -43,11 +24,11 @@ pub struct PolicySummary {
     /// Mean USD per request: the model's tariff times the tokens of the answer's usage.
     pub cost_usd: f64,
     /// From the arrival of the request to the first token.
-    pub ttft_ms: MsSummary,
+    pub ttft_ms: TimesMs,
     /// From the arrival of the request to the end of the answer.
-    pub e2e_ms: MsSummary,
+    pub e2e_ms: TimesMs,
     /// What the filter took to decide, as it says itself.
-    pub decision_us: UsSummary,
+    pub decision_us: Quantiles<f64>,
 }
 
 /// One request that succeeded, as far as a summary needs it.
@@ -80,29 +61,22 @@ pub fn summarise(policy: &str, answered: &[Answered], failed: usize) -> PolicySu
         requests: answered.len() + failed,
         failed,
         mix,
-        quality: mean(answered.iter().filter_map(|a| a.quality)),
-        cost_usd: mean(answered.iter().map(|a| a.cost_usd)),
+        quality: mean_or_zero(answered.iter().filter_map(|a| a.quality)),
+        cost_usd: mean_or_zero(answered.iter().map(|a| a.cost_usd)),
         ttft_ms: ms_summary(answered.iter().map(|a| a.ttft)),
         e2e_ms: ms_summary(answered.iter().map(|a| a.e2e)),
-        decision_us: UsSummary { p50: percentile(&decisions, 50), p99: percentile(&decisions, 99) },
+        decision_us: Quantiles::from_sorted(&decisions),
     }
 }
 
-fn ms_summary(durations: impl Iterator<Item = Duration>) -> MsSummary {
-    let ms = sorted(durations.map(|d| d.as_secs_f64() * 1e3));
-    MsSummary { mean: mean(ms.iter().copied()), p50: percentile(&ms, 50), p99: percentile(&ms, 99) }
+fn ms_summary(durations: impl Iterator<Item = Duration>) -> TimesMs {
+    TimesMs::from_sorted(&sorted(durations.map(|d| d.as_secs_f64() * 1e3)))
 }
 
 fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values
-}
-
-/// Arithmetic mean; 0 of nothing, so that an empty run is still JSON.
-fn mean(values: impl Iterator<Item = f64>) -> f64 {
-    let (sum, count) = values.fold((0.0, 0usize), |(sum, count), v| (sum + v, count + 1));
-    if count == 0 { 0.0 } else { sum / count as f64 }
 }
 
 #[cfg(test)]
@@ -125,9 +99,9 @@ mod tests {
         assert_eq!((summary.requests, summary.failed), (6, 2));
         assert_eq!(summary.mix, BTreeMap::from([("a".to_owned(), 0.75), ("b".to_owned(), 0.25)]));
         assert_eq!((summary.quality, summary.cost_usd), (0.5, 0.002));
-        assert_eq!(summary.ttft_ms, MsSummary { mean: 25.0, p50: 20.0, p99: 40.0 });
+        assert_eq!(summary.ttft_ms, TimesMs { mean: 25.0, p50: 20.0, p99: 40.0 });
         assert_eq!(summary.e2e_ms.p99, 400.0);
-        assert_eq!(summary.decision_us, UsSummary { p50: 20.0, p99: 40.0 });
+        assert_eq!(summary.decision_us, Quantiles { p50: 20.0, p99: 40.0 });
     }
 
     #[test]

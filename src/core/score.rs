@@ -184,8 +184,8 @@ fn absolute(candidates: &[Candidate], weights: &Weights, references: &References
     candidates.iter().map(score).collect()
 }
 
-/// `w_q Q + w_c (1 - C / max C) + w_l (1 - T / max T)`, maxima over the candidates of this request (RouteBalance, section 7 of its
-/// specification).
+/// `w_q Q + w_c (1 - C / max C) + w_l (1 - T / max T)`, maxima over the candidates of this request (RouteBalance's section 4;
+/// PUBLISHED.md, section 7).
 pub fn paper(candidates: &[Candidate], weights: &Weights, normalisation: QualityNormalisation) -> Vec<f64> {
     let max = |value: fn(&Candidate) -> f64| candidates.iter().map(value).fold(0.0, f64::max) + EPSILON;
     let max_usd = max(|c| c.usd);

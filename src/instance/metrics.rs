@@ -8,7 +8,7 @@ use axum::body::{Body, HttpBody};
 use axum::http::{Method, Response};
 
 use super::driver::Snapshot;
-use super::observe::Histogram;
+use super::observe::{Histogram, Observations};
 use routebalance_core::fleet::Limits;
 use routebalance_sim::engine::STEP_TOKEN_BUCKETS;
 
@@ -313,76 +313,7 @@ impl<'a> Page<'a> {
             counts: engine.counters.step_tokens.to_vec(),
             sum: (engine.counters.prompt_tokens + engine.counters.generated_tokens) as f64,
         };
-        for (name, help, histogram) in [
-            ("vllm:request_prompt_tokens", "Number of prefill tokens processed.", &seen.request_prompt_tokens),
-            (
-                "vllm:request_generation_tokens",
-                "Number of generation tokens processed.",
-                &seen.request_generation_tokens,
-            ),
-            ("vllm:iteration_tokens_total", "Histogram of number of tokens per engine_step.", &steps),
-            (
-                "vllm:request_max_num_generation_tokens",
-                "Histogram of maximum number of requested generation tokens.",
-                &seen.request_max_num_generation_tokens,
-            ),
-            ("vllm:request_params_n", "Histogram of the n request parameter.", &seen.request_params_n),
-            (
-                "vllm:request_params_max_tokens",
-                "Histogram of the max_tokens request parameter.",
-                &seen.request_params_max_tokens,
-            ),
-            (
-                "vllm:time_to_first_token_seconds",
-                "Histogram of time to first token in seconds.",
-                &seen.time_to_first_token_seconds,
-            ),
-            (
-                "vllm:inter_token_latency_seconds",
-                "Histogram of inter-token latency in seconds.",
-                &seen.inter_token_latency_seconds,
-            ),
-            (
-                "vllm:request_time_per_output_token_seconds",
-                "Histogram of time_per_output_token_seconds per request.",
-                &seen.request_time_per_output_token_seconds,
-            ),
-            (
-                "vllm:e2e_request_latency_seconds",
-                "Histogram of e2e request latency in seconds.",
-                &seen.e2e_request_latency_seconds,
-            ),
-            (
-                "vllm:request_queue_time_seconds",
-                "Histogram of time spent in WAITING phase for request.",
-                &seen.request_queue_time_seconds,
-            ),
-            (
-                "vllm:request_inference_time_seconds",
-                "Histogram of time spent in RUNNING phase for request.",
-                &seen.request_inference_time_seconds,
-            ),
-            (
-                "vllm:request_prefill_time_seconds",
-                "Histogram of time spent in PREFILL phase for request.",
-                &seen.request_prefill_time_seconds,
-            ),
-            (
-                "vllm:request_decode_time_seconds",
-                "Histogram of time spent in DECODE phase for request.",
-                &seen.request_decode_time_seconds,
-            ),
-            (
-                "vllm:request_num_preemptions",
-                "Histogram of the number of times a request was preempted.",
-                &seen.request_num_preemptions,
-            ),
-            (
-                "vllm:request_prefill_kv_computed_tokens",
-                "Histogram of new KV tokens computed during prefill (excluding cached tokens).",
-                &seen.request_prefill_kv_computed_tokens,
-            ),
-        ] {
+        for (name, help, histogram) in token_histograms(seen, &steps).into_iter().chain(request_histograms(seen)) {
             self.histogram(name, help, histogram);
         }
     }
@@ -502,6 +433,83 @@ impl<'a> Page<'a> {
             self.sample("http_request_duration_seconds_created", &labels, created.as_secs_f64());
         }
     }
+}
+
+/// A histogram with its name and what the page says of it.
+type Described<'a> = (&'static str, &'static str, &'a Histogram);
+
+fn token_histograms<'a>(seen: &'a Observations, steps: &'a Histogram) -> [Described<'a>; 6] {
+    [
+        ("vllm:request_prompt_tokens", "Number of prefill tokens processed.", &seen.request_prompt_tokens),
+        ("vllm:request_generation_tokens", "Number of generation tokens processed.", &seen.request_generation_tokens),
+        ("vllm:iteration_tokens_total", "Histogram of number of tokens per engine_step.", steps),
+        (
+            "vllm:request_max_num_generation_tokens",
+            "Histogram of maximum number of requested generation tokens.",
+            &seen.request_max_num_generation_tokens,
+        ),
+        ("vllm:request_params_n", "Histogram of the n request parameter.", &seen.request_params_n),
+        (
+            "vllm:request_params_max_tokens",
+            "Histogram of the max_tokens request parameter.",
+            &seen.request_params_max_tokens,
+        ),
+    ]
+}
+
+fn request_histograms(seen: &Observations) -> [Described<'_>; 10] {
+    [
+        (
+            "vllm:time_to_first_token_seconds",
+            "Histogram of time to first token in seconds.",
+            &seen.time_to_first_token_seconds,
+        ),
+        (
+            "vllm:inter_token_latency_seconds",
+            "Histogram of inter-token latency in seconds.",
+            &seen.inter_token_latency_seconds,
+        ),
+        (
+            "vllm:request_time_per_output_token_seconds",
+            "Histogram of time_per_output_token_seconds per request.",
+            &seen.request_time_per_output_token_seconds,
+        ),
+        (
+            "vllm:e2e_request_latency_seconds",
+            "Histogram of e2e request latency in seconds.",
+            &seen.e2e_request_latency_seconds,
+        ),
+        (
+            "vllm:request_queue_time_seconds",
+            "Histogram of time spent in WAITING phase for request.",
+            &seen.request_queue_time_seconds,
+        ),
+        (
+            "vllm:request_inference_time_seconds",
+            "Histogram of time spent in RUNNING phase for request.",
+            &seen.request_inference_time_seconds,
+        ),
+        (
+            "vllm:request_prefill_time_seconds",
+            "Histogram of time spent in PREFILL phase for request.",
+            &seen.request_prefill_time_seconds,
+        ),
+        (
+            "vllm:request_decode_time_seconds",
+            "Histogram of time spent in DECODE phase for request.",
+            &seen.request_decode_time_seconds,
+        ),
+        (
+            "vllm:request_num_preemptions",
+            "Histogram of the number of times a request was preempted.",
+            &seen.request_num_preemptions,
+        ),
+        (
+            "vllm:request_prefill_kv_computed_tokens",
+            "Histogram of new KV tokens computed during prefill (excluding cached tokens).",
+            &seen.request_prefill_kv_computed_tokens,
+        ),
+    ]
 }
 
 /// A number as the Python client prints it: `1.0`, from a million on `1.5e+06`.

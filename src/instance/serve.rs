@@ -1,5 +1,7 @@
 //! Routes, and what all answers share: model names, headers, faults, the log of requests.
 
+mod generating;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,22 +14,20 @@ use hyper::body::Incoming;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
-use super::chat::{self, Api, Head, Usage};
-use super::driver::{Driver, Sequence};
+use self::generating::Kind;
+use super::chat::Api;
+use super::driver::Driver;
 use super::metrics::HttpStats;
-use super::request::{ApiError, Shape, flag, integer, max_tokens, parse, quote, validate};
-use super::responses::{Frame, Store};
-use super::stream::{Answer, InFlight};
+use super::request::{ApiError, Shape, flag, parse, quote, validate};
+use super::responses::Store;
 use super::text::Prompt;
-use super::{Fault, InstanceOptions, messages, metrics, observe, responses};
+use super::{Fault, InstanceOptions, messages, metrics, observe};
 use routebalance_core::fleet::{LatencyProfile, ModelKind};
 
 /// Largest body that is read.
 const BODY_LIMIT: usize = 256 << 20;
 /// Requests kept in the log; the oldest go first.
 const LOGGED: usize = 20_000;
-/// Tokens of a completion when the client gives no limit (OpenAI's default).
-const COMPLETION_TOKENS: u32 = 16;
 
 /// A request as it arrived.
 #[derive(Clone, Debug)]
@@ -66,14 +66,6 @@ enum Route {
     CountTokens,
     Tokenize,
     Embeddings,
-}
-
-/// The APIs that generate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Openai(Api),
-    Responses,
-    Messages,
 }
 
 /// One instance's HTTP side.
@@ -289,175 +281,6 @@ impl Server {
             return Err(ApiError::busy());
         }
         Ok(())
-    }
-
-    async fn generate(
-        &self,
-        kind: Kind,
-        body: &Map<String, Value>,
-        headers: &HeaderMap,
-        fault: Fault,
-        cut: &Arc<AtomicBool>,
-    ) -> Result<Response<Body>, ApiError> {
-        let max_model_len = self.options.pool.limits.max_model_len;
-        let required: &[&str] = match kind {
-            Kind::Openai(Api::Chat) => &["messages"],
-            Kind::Openai(Api::Completions) => &["prompt"],
-            Kind::Responses => &["input"],
-            Kind::Messages => &["messages", "max_tokens"],
-        };
-        validate(body, required)?;
-        self.check_model(body)?;
-        let list = |name: &str| body.get(name).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-        let text = |name: &str| body.get(name).and_then(Value::as_str);
-        let adapter = text("model").filter(|name| self.options.adapters.iter().any(|adapter| adapter == name));
-        let mut previous = None;
-        let prompts = match kind {
-            Kind::Openai(Api::Chat) => {
-                self.check_tools(body)?;
-                vec![Prompt::chat(&[], list("messages"))]
-            }
-            Kind::Openai(Api::Completions) => completion_prompts(body.get("prompt").unwrap_or(&Value::Null)),
-            Kind::Messages => vec![messages::prompt(body)],
-            Kind::Responses => {
-                previous = text("previous_response_id").map(str::to_owned);
-                let earlier = match &previous {
-                    Some(id) => self.store.get(id).ok_or_else(|| ApiError::unknown_response(id))?.conversation,
-                    None => String::new(),
-                };
-                let before: Vec<&str> = [text("instructions").unwrap_or(""), &earlier]
-                    .into_iter()
-                    .filter(|text| !text.is_empty())
-                    .collect();
-                match text("input") {
-                    Some(input) => {
-                        let message = serde_json::json!({"role": "user", "content": input});
-                        vec![Prompt::chat(&before, std::slice::from_ref(&message))]
-                    }
-                    None => vec![Prompt::chat(&before, list("input"))],
-                }
-            }
-        };
-        let (limits, default): (&[&str], _) = match kind {
-            Kind::Openai(Api::Chat) => (&["max_completion_tokens", "max_tokens"], None),
-            Kind::Openai(Api::Completions) => (&["max_tokens"], Some(COMPLETION_TOKENS)),
-            Kind::Messages => (&["max_tokens"], None),
-            Kind::Responses => (&["max_output_tokens"], None),
-        };
-        let n = match kind {
-            Kind::Openai(_) => integer(body, "n").unwrap_or(1).clamp(1, 128) as usize,
-            _ => 1,
-        };
-        let mut sequences = Vec::new();
-        let mut seeds = Vec::new();
-        let mut cap = 0;
-        for prompt in &prompts {
-            cap = max_tokens(body, limits, default, prompt.tokens, max_model_len)?;
-            for choice in 0..n {
-                let output = if flag(body, "ignore_eos") {
-                    u32::MAX
-                } else {
-                    prompt.output_tokens(self.options.answers.as_deref(), &self.options.pool.model_name, choice)
-                };
-                sequences.push(Sequence {
-                    prompt_tokens: prompt.tokens,
-                    output_tokens: output,
-                    max_tokens: cap,
-                    blocks: prompt.blocks(adapter),
-                });
-                seeds.push(prompt.seed(choice));
-            }
-        }
-        let stream = flag(body, "stream");
-        self.check_engine(fault, stream)?;
-        let choices = seeds.len();
-        let generation = self.driver.submit(sequences).map_err(|_| ApiError::prompt_too_long(max_model_len))?;
-        let answer = Answer { generation, seeds, _in_flight: InFlight::new(&self.in_flight) };
-
-        let prompt_tokens = prompts.iter().map(|prompt| prompt.tokens).sum();
-        let head = self.head(kind, headers, prompt_tokens, adapter);
-        let options = body.get("stream_options");
-        let option = |name: &str| options.and_then(Value::as_object).is_some_and(|options| flag(options, name));
-        let usage = match (option("include_usage"), option("continuous_usage_stats")) {
-            (false, _) => Usage::Never,
-            (true, false) => Usage::Last,
-            (true, true) => Usage::Continuous,
-        };
-        let frame = |head: Head| Frame {
-            head,
-            message_id: format!("msg_{:016x}", rand::random::<u64>()),
-            instructions: text("instructions").map_or("null".into(), quote),
-            previous: previous.clone(),
-            max_output_tokens: cap,
-            prompt_text: prompts.first().map(|prompt| prompt.text.clone()).unwrap_or_default(),
-            store: (body.get("store") != Some(&Value::Bool(false))).then(|| Arc::clone(&self.store)),
-        };
-        if stream {
-            let cut = Arc::clone(cut);
-            let events = match kind {
-                Kind::Openai(api) => answer.events(chat::Events::new(api, usage, &head, choices), fault, cut),
-                Kind::Messages => answer.events(messages::Events::new(head), fault, cut),
-                Kind::Responses => answer.events(responses::Events::new(frame(head)), fault, cut),
-            };
-            let mut response = Response::new(events);
-            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
-            return Ok(response);
-        }
-        let (finished, cached_tokens) = answer.collect().await;
-        let head = Head { cached_tokens, ..head };
-        let text = match (kind, finished.first()) {
-            (Kind::Openai(api), _) => chat::body(api, &head, &finished),
-            (Kind::Messages, Some(choice)) => messages::body(&head, choice),
-            (Kind::Responses, Some(choice)) => frame(head).finish(choice),
-            (_, None) => return Err(ApiError::engine_dead()),
-        };
-        if matches!(fault, Fault::Reset { .. }) {
-            cut.store(true, Ordering::Relaxed);
-        }
-        let mut response = json(StatusCode::OK, text);
-        if let (Kind::Openai(_), Some(value)) = (kind, self.orca(headers)) {
-            response.headers_mut().insert("endpoint-load-metrics", value);
-        }
-        Ok(response)
-    }
-
-    fn head(&self, kind: Kind, headers: &HeaderMap, prompt_tokens: u32, adapter: Option<&str>) -> Head {
-        let client_id = headers.get("x-request-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
-        let random = format!("{:016x}", rand::random::<u64>());
-        let id = match kind {
-            Kind::Openai(Api::Completions) => format!("cmpl-{}", client_id.unwrap_or(random)),
-            Kind::Openai(Api::Chat) | Kind::Messages => format!("chatcmpl-{}", client_id.unwrap_or(random)),
-            Kind::Responses => format!("resp_{random}"),
-        };
-        Head {
-            id,
-            created: unix_seconds(),
-            model: adapter.unwrap_or(&self.options.pool.served_model).to_owned(),
-            prompt_tokens,
-            cached_tokens: 0,
-            details: self.options.switches.prompt_tokens_details,
-        }
-    }
-
-    fn check_tools(&self, body: &Map<String, Value>) -> Result<(), ApiError> {
-        let tools = body.get("tools").and_then(Value::as_array).is_some_and(|tools| !tools.is_empty());
-        if !tools || self.options.switches.tool_call_parser {
-            return Ok(());
-        }
-        match body.get("tool_choice") {
-            Some(Value::String(choice)) if choice == "none" => Ok(()),
-            Some(Value::String(choice)) if choice == "required" => {
-                Err(ApiError::tools_without_parser(r#"tool_choice="required" requires --tool-call-parser to be set"#))
-            }
-            Some(Value::Object(choice)) => {
-                let name = choice.get("function").and_then(|function| function["name"].as_str()).unwrap_or("");
-                let message = format!(r#"tool_choice=function "{name}" requires --tool-call-parser to be set"#);
-                Err(ApiError::tools_without_parser(&message))
-            }
-            _ => Err(ApiError::tools_without_parser(
-                r#""auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set"#,
-            )),
-        }
     }
 
     /// The load header, when the client asks for it in a format that vLLM knows.

@@ -201,7 +201,7 @@ impl Routed {
         let prompt_tokens = self.response.as_ref().and_then(|r| r.prompt_tokens).map(|tokens| tokens.round() as u32);
         Template {
             outlook: Some(Outlook { estimates: expected, familiarity: self.familiarity, prototype: self.prototype }),
-            ..Template::of(
+            ..Template::from_prompt(
                 blank.prompt,
                 prompt_tokens.unwrap_or(seen_tokens).max(1),
                 answered_tokens(fleet, &tokens),

@@ -131,7 +131,7 @@ impl Row {
         let outlook = Outlook {
             familiarity: Some(self.familiarity),
             prototype: Some(self.prototype),
-            ..with(&prior, &places, ours)
+            ..outlook_with(&prior, &places, ours)
         };
         let pick = |values: &[f64]| places.iter().map(|(i, _)| values[*i]).collect::<Vec<f64>>();
         let cluster = |c: &Cluster| ClusterOpinion {
@@ -141,7 +141,7 @@ impl Row {
         };
         let opinions = Opinions {
             models: places.iter().map(|(_, model)| *model).collect(),
-            knn: with(&prior, &places, neighbours),
+            knn: outlook_with(&prior, &places, neighbours),
             best_route: pick(&self.best_route),
             avengers: self.avengers.iter().map(cluster).collect(),
             win_rate: self.routellm,
@@ -153,7 +153,11 @@ impl Row {
 }
 
 /// The priors with these models' estimates in their places.
-fn with(prior: &Outlook, places: &[(usize, usize)], estimate: impl Fn(usize, &Estimate) -> Estimate) -> Outlook {
+fn outlook_with(
+    prior: &Outlook,
+    places: &[(usize, usize)],
+    estimate: impl Fn(usize, &Estimate) -> Estimate,
+) -> Outlook {
     let mut outlook = prior.clone();
     for (place, model) in places {
         let slot = &mut outlook.estimates[*model];

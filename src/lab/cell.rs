@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::statistics::{Quantiles, mean_or_zero};
+
 /// The lab's result: `{"cells": [...]}`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Cells {
@@ -63,6 +65,14 @@ pub struct TimesMs {
     pub p50: f64,
     /// 99th percentile.
     pub p99: f64,
+}
+
+impl TimesMs {
+    /// Of sorted values; zeros of none.
+    pub fn from_sorted(sorted: &[f64]) -> TimesMs {
+        let Quantiles { p50, p99 } = Quantiles::from_sorted(sorted);
+        TimesMs { mean: mean_or_zero(sorted), p50, p99 }
+    }
 }
 
 /// 95 % intervals by the bootstrap over requests, lowest and highest.

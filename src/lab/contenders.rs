@@ -5,22 +5,22 @@
 //! | `routebalance` | ours: the filter's router | [`routebalance_core::score`] |
 //! | `routebalance-constant` | ours, without a prediction for the prompt | the same |
 //! | `oracle` | ours, with the true quality and length of every answer | the same |
-//! | `prices` | ours with `argmax (Q - price)`, prices solved for the rate | RouterWise, section 3; [`routebalance_plan::prices`] |
-//! | `routebalance-paper` | RouteBalance as published, with our estimates | RouteBalance, sections 5 to 9 |
-//! | `routebalance-paper-knn` | the same with its own: the 10 nearest prompts by MiniLM | section 4.1 |
-//! | `routebalance-paper-arm2` | quality and cost only, of equals the shortest queue | section 13.4 |
-//! | `routebalance-paper-arm3` | quality and cost only, of equals the shortest time | section 13.4 |
-//! | `routebalance-paper-arm4` | a static time per token | section 13.4 |
-//! | `best-route` | the most probably best model, or a fall-back where that is unsure | section 12; BEST-Route |
-//! | `avengers-pro` | clusters of prompts rank the models by performance and efficiency | section 12; Avengers-Pro |
-//! | `routellm` | the largest model where its win rate reaches a threshold, else the smallest | section 12; RouteLLM |
-//! | `omnirouter` | the cheapest model that is good enough, else the best | section 12; OmniRouter |
-//! | `vllm-sr` | the best model of the prompt's category | section 12; vLLM Semantic Router |
-//! | `quality-only`, `cost-only` | the model expected to be best, or cheapest | section 1's motivation |
+//! | `prices` | ours with `argmax (Q - price)`, prices solved for the rate | PUBLISHED.md, section 17; [`routebalance_plan::prices`] |
+//! | `routebalance-paper` | RouteBalance as published, with our estimates | PUBLISHED.md, sections 5 to 9 |
+//! | `routebalance-paper-knn` | the same with its own: the 10 nearest prompts by MiniLM | PUBLISHED.md, section 4.1 |
+//! | `routebalance-paper-arm2` | quality and cost only, of equals the shortest queue | PUBLISHED.md, section 13.4 |
+//! | `routebalance-paper-arm3` | quality and cost only, of equals the shortest time | PUBLISHED.md, section 13.4 |
+//! | `routebalance-paper-arm4` | a static time per token | PUBLISHED.md, section 13.4 |
+//! | `best-route` | the most probably best model, or a fall-back where that is unsure | PUBLISHED.md, section 12; BEST-Route |
+//! | `avengers-pro` | clusters of prompts rank the models by performance and efficiency | PUBLISHED.md, section 12; Avengers-Pro |
+//! | `routellm` | the largest model where its win rate reaches a threshold, else the smallest | PUBLISHED.md, section 12; RouteLLM |
+//! | `omnirouter` | the cheapest model that is good enough, else the best | PUBLISHED.md, section 12; OmniRouter |
+//! | `vllm-sr` | the best model of the prompt's category | PUBLISHED.md, section 12; vLLM Semantic Router |
+//! | `quality-only`, `cost-only` | the model expected to be best, or cheapest | the motivation of PUBLISHED.md, section 1 |
 //! | `cheapest-adequate` | one model for all, the cheapest that is good enough on average; least load | none: what people do |
 //! | `round-robin`, `random`, `shortest-queue`, `power-of-two`, `least-load`, `weighted-scorers` | any instance | [`Dispatcher`] |
 //!
-//! Sections are those of the specifications of RouteBalance (arXiv 2606.17949) and RouterWise (arXiv 2604.10907).
+//! PUBLISHED.md, in `src/sim/contender`, is our digest of RouteBalance (arXiv 2606.17949) and RouterWise (arXiv 2604.10907).
 
 pub mod boosting;
 mod pipelines;

@@ -19,22 +19,22 @@ pub struct Server {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Times {
     /// To the first token.
-    pub ttft: f64,
+    pub ttft_seconds: f64,
     /// To the last token.
-    pub e2e: f64,
+    pub e2e_seconds: f64,
 }
 
 impl Times {
     /// Seconds per token after the first of so many.
-    pub fn tpot(&self, tokens: u32) -> f64 {
-        (self.e2e - self.ttft) / f64::from(tokens.saturating_sub(1).max(1))
+    pub fn tpot_seconds(&self, tokens: u32) -> f64 {
+        (self.e2e_seconds - self.ttft_seconds) / f64::from(tokens.saturating_sub(1).max(1))
     }
 }
 
 /// What the simulated server makes of requests, in their order. Each goes to the engine that holds the fewest. A request that it
 /// cannot hold takes forever.
 pub fn simulate(server: &Server, requests: &[Logged]) -> Vec<Times> {
-    let never = Times { ttft: f64::INFINITY, e2e: f64::INFINITY };
+    let never = Times { ttft_seconds: f64::INFINITY, e2e_seconds: f64::INFINITY };
     let mut times = vec![never; requests.len()];
     let mut engines = vec![Engine::new(server.profile, server.limits, Detail::Milestones); server.engines.max(1)];
     let mut events = Vec::new();
@@ -58,8 +58,8 @@ pub fn simulate(server: &Server, requests: &[Logged]) -> Vec<Times> {
         if let (Some(request), Some(times)) = (requests.get(id), times.get_mut(id)) {
             let passed = event.at.saturating_sub(request.at).as_secs_f64();
             match event.kind {
-                EventKind::FirstToken => times.ttft = passed,
-                EventKind::Finished(_) => times.e2e = passed,
+                EventKind::FirstToken => times.ttft_seconds = passed,
+                EventKind::Finished(_) => times.e2e_seconds = passed,
                 _ => {}
             }
         }
@@ -74,9 +74,10 @@ pub fn distance<'a>(pairs: impl Iterator<Item = (&'a Logged, &'a Times)>) -> f64
     for (logged, times) in pairs {
         let measured = logged.times();
         let tokens = logged.output_tokens;
-        sum += (times.ttft / logged.ttft).ln().powi(2) + (times.e2e / logged.e2e).ln().powi(2);
+        sum += (times.ttft_seconds / logged.ttft_seconds).ln().powi(2)
+            + (times.e2e_seconds / logged.e2e_seconds).ln().powi(2);
         if tokens > 1 {
-            sum += (times.tpot(tokens) / measured.tpot(tokens)).ln().powi(2);
+            sum += (times.tpot_seconds(tokens) / measured.tpot_seconds(tokens)).ln().powi(2);
         }
         n += 1.0;
     }
@@ -87,7 +88,7 @@ pub fn distance<'a>(pairs: impl Iterator<Item = (&'a Logged, &'a Times)>) -> f64
 /// The server whose simulation comes closest, from `start` on: `distance_of` says how close. `kv` says whether the size of its KV
 /// cache is fitted, too.
 pub fn fit(start: &Server, kv: bool, distance_of: impl Fn(&Server) -> f64) -> Server {
-    let server = |x: &[f64]| with(start, x);
+    let server = |x: &[f64]| server_with(start, x);
     let mut x: Vec<f64> = parameters(start).map(f64::ln).into_iter().take(if kv { 6 } else { 5 }).collect();
     // Once more from where it ended, with a fresh simplex: it may have collapsed too early.
     for step in [0.5, 0.3, 0.1] {
@@ -110,7 +111,7 @@ fn parameters(server: &Server) -> [f64; 6] {
 }
 
 /// The server with parameters whose logarithms are `x`; what `x` does not reach stays.
-fn with(start: &Server, x: &[f64]) -> Server {
+fn server_with(start: &Server, x: &[f64]) -> Server {
     let mut values = parameters(start);
     values.iter_mut().zip(x).for_each(|(value, x)| *value = x.exp());
     let [overhead_ms, prefill_tokens_per_second, tpot_ms, per_running, per_context, kv_tokens] = values;
@@ -171,13 +172,13 @@ fn nelder_mead(start: Vec<f64>, step: f64, rounds: usize, value: impl Fn(&[f64])
 
 /// A server to start from: what a lone request suggests, and a little growth.
 pub fn first_guess(alone: &Logged, limits: Limits, engines: usize) -> Server {
-    let tpot = alone.times().tpot(alone.output_tokens);
+    let tpot_seconds = alone.times().tpot_seconds(alone.output_tokens);
     Server {
         profile: LatencyProfile {
-            tpot_ms: tpot * 1e3,
+            tpot_ms: tpot_seconds * 1e3,
             tpot_growth_per_running: 0.005,
             tpot_growth_per_thousand_context_tokens: 0.002,
-            prefill_tokens_per_second: f64::from(alone.prompt_tokens) / alone.ttft,
+            prefill_tokens_per_second: f64::from(alone.prompt_tokens) / alone.ttft_seconds,
             overhead_ms: 5.0,
         },
         limits,
@@ -203,7 +204,8 @@ mod tests {
     #[test]
     fn an_engine_fits_itself() {
         let limits = Limits { max_running: 8, kv_tokens: 1 << 20, max_model_len: 8_192 };
-        let alone = Logged { at: Duration::ZERO, prompt_tokens: 600, output_tokens: 120, ttft: 0.2, e2e: 2.0 };
+        let alone =
+            Logged { at: Duration::ZERO, prompt_tokens: 600, output_tokens: 120, ttft_seconds: 0.2, e2e_seconds: 2.0 };
         let mut truth = first_guess(&alone, limits, 1);
         truth.profile.tpot_growth_per_running = 0.02;
         truth.profile.tpot_growth_per_thousand_context_tokens = 0.01;
@@ -216,14 +218,17 @@ mod tests {
             requests.push(Logged { at: Duration::from_secs_f64(at), prompt_tokens, output_tokens, ..alone });
         }
         let times = simulate(&truth, &requests);
-        requests.iter_mut().zip(&times).for_each(|(r, t)| (r.ttft, r.e2e) = (t.ttft, t.e2e));
+        requests
+            .iter_mut()
+            .zip(&times)
+            .for_each(|(r, t)| (r.ttft_seconds, r.e2e_seconds) = (t.ttft_seconds, t.e2e_seconds));
         let seen = &requests[..30];
         let mut start = truth;
         start.profile.tpot_ms *= 1.7;
         start.profile.prefill_tokens_per_second *= 0.6;
         let found = fit(&start, false, |server| distance(seen.iter().zip(&simulate(server, &requests))));
         let again = simulate(&found, &requests);
-        let unseen = requests[30..].iter().zip(&again[30..]).map(|(r, t)| (t.e2e / r.e2e - 1.0).abs());
+        let unseen = requests[30..].iter().zip(&again[30..]).map(|(r, t)| (t.e2e_seconds / r.e2e_seconds - 1.0).abs());
         let error = unseen.sum::<f64>() / 30.0;
         assert!(error < 0.01, "{error} {found:?}");
     }

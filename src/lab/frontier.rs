@@ -80,8 +80,9 @@ impl Against<'_, '_> {
 
 /// The cells of contender `ours` against those of contender `theirs` at one rate of one experiment.
 pub fn against<'s, 'a>(cells: &[&'s Summary<'a>], ours: &str, theirs: &str, rate: f64) -> Against<'s, 'a> {
-    let of = |name: &str| cells.iter().copied().filter(|s| s.policy() == name && s.is_at(rate)).collect::<Vec<_>>();
-    let own = of(ours);
+    let cells_of =
+        |name: &str| cells.iter().copied().filter(|s| s.policy() == name && s.is_at(rate)).collect::<Vec<_>>();
+    let own = cells_of(ours);
     let duel = |theirs: &'s Summary<'a>| {
         let answers = own.iter().copied().filter(|ours| is_as_good_and_cheap(ours, theirs));
         let ours = answers.min_by(|a, b| a.e2e_ms.mean.total_cmp(&b.e2e_ms.mean));
@@ -92,7 +93,7 @@ pub fn against<'s, 'a>(cells: &[&'s Summary<'a>], ours: &str, theirs: &str, rate
         };
         Duel { theirs, ours, outcome }
     };
-    Against { rate, duels: of(theirs).into_iter().map(duel).collect() }
+    Against { rate, duels: cells_of(theirs).into_iter().map(duel).collect() }
 }
 
 fn is_as_good_and_cheap(this: &Summary, other: &Summary) -> bool {

@@ -15,7 +15,7 @@ use routebalance_core::router::Router;
 use routebalance_sim::contender::{Cascade, Contender};
 use routebalance_sim::workload::{Template, Workload, sustainable_rates};
 
-/// The published budgets' seed (RouteBalance, section 10 of its specification), and the output tokens that they are made for.
+/// The published budgets' seed (RouteBalance; PUBLISHED.md, section 10.5), and the output tokens that they are made for.
 const BUDGET_SEED: u64 = 42;
 const BUDGET_OUTPUT_TOKENS: f64 = 128.0;
 /// Sets of templates that are kept with others' estimates.

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use super::cell::{Cell, CellWeights, Intervals, Slice, TimesMs};
 use super::ground::Demand;
-use super::statistics::RESAMPLES;
+use super::statistics::{RESAMPLES, percentile, value_at};
 use routebalance_core::fleet::{Fleet, Weights};
 use routebalance_core::random::Random;
 use routebalance_core::router::Router;
 use routebalance_sim::contender::{Contender, Deciding};
-use routebalance_sim::outcome::{Answer, End, Outcome, percentile};
+use routebalance_sim::outcome::{Answer, End, Outcome};
 use routebalance_sim::simulation::{Options, Simulation};
 use routebalance_sim::workload::Workload;
 
@@ -67,7 +67,7 @@ pub fn measure(plan: &Plan, router: &Router, workload: &Workload) -> Cell {
     } else {
         workload
     };
-    let mut simulation = Simulation::of(plan.contender.clone(), router, heard, &[], options);
+    let mut simulation = Simulation::deciding_by(plan.contender.clone(), router, heard, &[], options);
     simulation.finish(last * PATIENCE + Duration::from_secs(3_600));
     let outcomes = simulation.into_outcomes();
     summarised(plan, &router.config().fleet, workload, &outcomes)
@@ -115,9 +115,9 @@ pub fn summarised(plan: &Plan, fleet: &Fleet, workload: &Workload, outcomes: &[O
         failed: outcomes.len() - answered.len(),
         quality: quality.iter().sum::<f64>() / n,
         cost_usd: usd.iter().sum::<f64>() / n,
-        ttft_ms: times(&ttft),
-        tpot_ms: times(&tpot),
-        e2e_ms: times(&e2e),
+        ttft_ms: TimesMs::from_sorted(&ttft),
+        tpot_ms: TimesMs::from_sorted(&tpot),
+        e2e_ms: TimesMs::from_sorted(&e2e),
         throughput_rps: answered.len() as f64 / end.saturating_sub(first).as_secs_f64().max(1e-9),
         served: served(outcomes),
         slo_attainment: slo_attainment(&plan.demand, outcomes),
@@ -140,12 +140,12 @@ fn quality(workload: &Workload, outcome: &Outcome) -> f64 {
 /// What the tokens of a request cost, those of answers that were turned down included.
 fn usd(fleet: &Fleet, workload: &Workload, outcome: &Outcome) -> f64 {
     let Some(template) = workload.templates.get(outcome.template) else { return 0.0 };
-    let of = |answer: Answer| {
+    let answer_usd = |answer: Answer| {
         let tariff = &fleet.models.get(answer.model)?.tariff;
         let prompt = f64::from(template.prompt_tokens) * tariff.usd_per_input_token;
         Some(prompt + f64::from(answer.output_tokens) * tariff.usd_per_output_token)
     };
-    outcome.answers().filter_map(of).sum()
+    outcome.answers().filter_map(answer_usd).sum()
 }
 
 /// 95 % intervals of the means of columns: the percentile bootstrap over rows, one draw for all columns.
@@ -165,8 +165,7 @@ fn bootstrapped(rows: &[[f64; 3]], seed: u64) -> [[f64; 2]; 3] {
     }
     means.map(|mut means| {
         means.sort_by(f64::total_cmp);
-        let at = |share: f64| means[(share * (RESAMPLES - 1) as f64).round() as usize];
-        [at(0.025), at(0.975)]
+        [0.025, 0.975].map(|share| value_at(&means, share).unwrap_or_default())
     })
 }
 
@@ -197,7 +196,7 @@ fn slo_attainment(demand: &Demand, outcomes: &[Outcome]) -> Option<f64> {
 }
 
 /// A budget is used up if the prompt alone exceeds it, or if the answer was cut off by it: if not one token more could be paid for. (The
-/// published rule, section 10 (c) of its specification, wants the cost within 1e-9 USD of the budget, which is less than any token costs.)
+/// published rule, PUBLISHED.md, section 10.3, wants the cost within 1e-9 USD of the budget, which is less than any token costs.)
 /// Those that were refused have used up nothing.
 fn budget_exhausted(fleet: &Fleet, workload: &Workload, outcomes: &[Outcome]) -> Option<f64> {
     let token = |o: &Outcome| o.model.and_then(|m| fleet.models.get(m)).map_or(0.0, |m| m.tariff.usd_per_output_token);
@@ -207,12 +206,6 @@ fn budget_exhausted(fleet: &Fleet, workload: &Workload, outcomes: &[Outcome]) ->
     };
     let spent: Vec<bool> = outcomes.iter().zip(&workload.arrivals).filter_map(is_spent).collect();
     (!spent.is_empty()).then(|| spent.iter().filter(|spent| **spent).count() as f64 / spent.len() as f64)
-}
-
-/// Of sorted values.
-fn times(sorted: &[f64]) -> TimesMs {
-    let mean = sorted.iter().sum::<f64>() / sorted.len().max(1) as f64;
-    TimesMs { mean, p50: percentile(sorted, 50), p99: percentile(sorted, 99) }
 }
 
 fn percentiles(sorted: &[f64]) -> Vec<f64> {

@@ -1,8 +1,8 @@
 //! What somebody would expect who knows everything, or nothing but the models.
 
+use super::statistics::percentile;
 use routebalance_core::predictor::Estimate;
 use routebalance_core::router::Outlook;
-use routebalance_sim::outcome::percentile;
 use routebalance_sim::workload::{Template, Workload};
 
 /// What really comes of a request.

@@ -25,36 +25,42 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use self::axis::number;
-use self::svg::escaped;
 use self::view::{Plot, Section, View, per_second, seconds};
 use super::cell::Cells;
 use super::frontier::{Outcome, against};
 use super::summary::{ORACLE, OURS, PAPER, Summary, summaries};
 
 /// The result as one HTML file.
-pub fn html(cells: &Cells) -> String {
+pub fn result_page(cells: &Cells) -> String {
     let all = summaries(cells);
-    let mut body = String::new();
-    match View::new(&all) {
-        Some(view) => content(&mut body, cells, &view),
-        None => body.push_str("<p>The result has no cells.</p>"),
-    }
+    let body = match View::new(&all) {
+        Some(view) => content(cells, &view),
+        None => html! { p { "The result has no cells." } },
+    };
     document(&format!("RouteBalance: {}", cells.preset), &body)
 }
 
 /// A page that needs nothing else, with our style and script.
-pub(crate) fn document(title: &str, body: &str) -> String {
-    format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n<title>{}</title>\n\
-         <style>\n{}{}</style>\n</head>\n<body>\n{body}<script>\n{}</script>\n</body>\n</html>\n",
-        escaped(title),
-        include_str!("page/style.css"),
-        colours(),
-        include_str!("page/script.js"),
-    )
+pub(crate) fn document(title: &str, body: &Markup) -> String {
+    let document = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                title { (title) }
+                style { (PreEscaped(include_str!("page/style.css"))) (PreEscaped(colours())) }
+            }
+            body {
+                (body)
+                script { (PreEscaped(include_str!("page/script.js"))) }
+            }
+        }
+    };
+    document.into_string()
 }
 
 /// Writes every plot of the page into a folder, as PNG and as SVG, and says how many there are.
@@ -94,7 +100,7 @@ pub fn render(result: &Path, html_file: Option<&Path>, plots_folder: Option<&Pat
 /// Something cannot be written.
 pub fn write(cells: &Cells, html_file: Option<&Path>, plots_folder: Option<&Path>) -> Result<()> {
     if let Some(file) = html_file {
-        std::fs::write(file, html(cells)).with_context(|| format!("{} cannot be written", file.display()))?;
+        std::fs::write(file, result_page(cells)).with_context(|| format!("{} cannot be written", file.display()))?;
         println!("{}: the page", file.display());
     }
     if let Some(folder) = plots_folder {
@@ -129,49 +135,51 @@ fn colours() -> String {
     format!(":root{{{named}}}\n:where(:root){{{light}}}\n{css}")
 }
 
-fn content(body: &mut String, cells: &Cells, view: &View) {
+fn content(cells: &Cells, view: &View) -> Markup {
     let plots = plots(view);
-    head(body, cells, view);
-    for (part, id, title, intro) in PARTS {
-        let mut html = String::new();
-        if part == Section::Rates {
-            html.push_str(&legend(view));
-        }
-        let own: Vec<&Plot> = plots.iter().filter(|plot| plot.section == part).collect();
-        if own.is_empty() {
-            continue;
-        }
-        let _ = write!(html, "<p>{intro}</p>\n<div class=\"plots\">\n");
-        let mut group = "";
-        for plot in own {
-            if plot.group != group {
-                group = plot.group;
-                let _ = write!(html, "</div>\n<h3>{}</h3>\n<div class=\"plots\">\n", escaped(group));
+    html! {
+        (head(cells, view))
+        @for (part, id, title, intro) in PARTS {
+            @let own: Vec<&Plot> = plots.iter().filter(|plot| plot.section == part).collect();
+            @if !own.is_empty() {
+                (section(id, title, &pictures(view, part, intro, &own)))
+                @if part == Section::Frontiers {
+                    (section("glance", "At a glance", &glance(view)))
+                    @if let Some(against) = tables::against_the_paper(view) {
+                        (section("paper", "Against the paper, frontier against frontier", &against))
+                    }
+                    @if !cells.targets.is_empty() {
+                        (section("targets", "Targets", &tables::targets(&cells.targets)))
+                    }
+                }
             }
-            let _ = writeln!(
-                html,
-                "<figure class=\"w{}\" id=\"{}\">{}</figure>",
-                plot.sixths,
-                escaped(&plot.id),
-                svg::element(&plot.scene)
-            );
         }
-        html.push_str("</div>\n");
-        section(body, id, title, &html);
-        if part == Section::Frontiers {
-            section(body, "glance", "At a glance", &glance(view));
-            let against = tables::against_the_paper(view);
-            section(body, "paper", "Against the paper, frontier against frontier", &against);
-            if !cells.targets.is_empty() {
-                section(body, "targets", "Targets", &tables::targets(&cells.targets));
+        @if !cells.reproduction.is_empty() {
+            (section("reproduction", "The paper's numbers, reproduced", &tables::reproduction(&cells.reproduction)))
+        }
+        (section("reading", "How to read this", &reading(view)))
+        (section("basis", "What this rests on", &basis(cells, view)))
+    }
+}
+
+/// The plots of a part, those of a group below its heading.
+fn pictures(view: &View, part: Section, intro: &str, plots: &[&Plot]) -> Markup {
+    html! {
+        @if part == Section::Rates {
+            (legend(view))
+        }
+        p { (intro) }
+        @for group in plots.chunk_by(|a, b| a.group == b.group) {
+            @if let Some(name) = group.first().map(|plot| plot.group).filter(|name| !name.is_empty()) {
+                h3 { (name) }
+            }
+            div.plots {
+                @for plot in group {
+                    figure class={ "w" (plot.sixths) } id=(plot.id) { (svg::element(&plot.scene)) }
+                }
             }
         }
     }
-    if !cells.reproduction.is_empty() {
-        section(body, "reproduction", "The paper's numbers, reproduced", &tables::reproduction(&cells.reproduction));
-    }
-    section(body, "reading", "How to read this", &reading(view));
-    section(body, "basis", "What this rests on", &basis(cells, view));
 }
 
 const PARTS: [(Section, &str, &str, &str); 6] = [
@@ -203,28 +211,45 @@ const PARTS: [(Section, &str, &str, &str); 6] = [
     (Section::Budgets, "budgets", "Time limits and budgets", "How often limits were kept."),
 ];
 
-/// A part of the page under a heading of its own; nothing where there is nothing to show.
-pub(crate) fn section(body: &mut String, id: &str, title: &str, html: &str) {
-    if !html.is_empty() {
-        let _ = write!(body, "<section id=\"{id}\"><h2>{}</h2>\n{html}</section>\n", escaped(title));
+/// A part of the page under a heading of its own.
+pub(crate) fn section(id: &str, title: &str, content: &Markup) -> Markup {
+    html! {
+        section id=(id) {
+            h2 { (title) }
+            (content)
+        }
+        "\n"
     }
 }
 
-fn head(body: &mut String, cells: &Cells, view: &View) {
+/// The head of a page: its title, a sentence, and tiles: a number, what it is, and a class.
+pub(crate) fn header(title: &str, lead: &str, tiles: &[(String, String, &'static str)]) -> Markup {
+    html! {
+        header {
+            button #theme type="button" hidden="hidden" { "light / dark" }
+            h1 { (title) }
+            p.lead { (lead) }
+            div.tiles {
+                @for (value, text, class) in tiles {
+                    div class={ "tile " (class) } {
+                        b { (value) }
+                        span { (text) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn head(cells: &Cells, view: &View) -> Markup {
     let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-    let _ = write!(
-        body,
-        "<header><button id=\"theme\" type=\"button\" hidden=\"hidden\">light / dark</button><h1>RouteBalance: {}</h1>\n<p class=\"lead\">{} on the same requests, {}, {}.</p>\n<div class=\"tiles\">",
-        escaped(&cells.preset),
+    let lead = format!(
+        "{} on the same requests, {}, {}.",
         count(view.contenders.len(), "contender"),
         count(cells.cells.len(), "cell"),
         count(view.rates.len(), "rate"),
     );
-    for (value, text, class) in findings(view) {
-        let _ =
-            write!(body, "<div class=\"tile {class}\"><b>{}</b><span>{}</span></div>", escaped(&value), escaped(&text));
-    }
-    body.push_str("</div></header>\n");
+    header(&format!("RouteBalance: {}", cells.preset), &lead, &findings(view))
 }
 
 /// What the page shows first: a number, what it is, and whether it is for us (`good`), against us (`bad`) or neither.
@@ -282,42 +307,46 @@ fn findings(view: &View) -> Vec<(String, String, &'static str)> {
     tiles
 }
 
-fn glance(view: &View) -> String {
-    let mut html = format!(
-        "<p>Per contender the cell of best quality, the balanced cell and the cheapest cell, at {}. Click a head to sort; the best of a column, the oracle aside, is bold.</p>{}",
-        per_second(view.highest()),
-        tables::glance(view, view.highest())
-    );
-    for rate in view.rates.iter().rev().skip(1) {
-        let _ = writeln!(
-            html,
-            "<details><summary>At {}</summary>{}</details>",
-            per_second(*rate),
-            tables::glance(view, *rate)
-        );
+fn glance(view: &View) -> Markup {
+    html! {
+        p {
+            "Per contender the cell of best quality, the balanced cell and the cheapest cell, at " (per_second(view.highest()))
+            ". Click a head to sort; the best of a column, the oracle aside, is bold."
+        }
+        (tables::glance(view, view.highest()))
+        @for rate in view.rates.iter().rev().skip(1) {
+            details {
+                summary { "At " (per_second(*rate)) }
+                (tables::glance(view, *rate))
+            }
+        }
+        @if let Some(table) = tables::head_to_head(view, view.highest()) {
+            (table)
+        }
     }
-    html + &tables::head_to_head(view, view.highest())
 }
 
 /// The marks of the contenders: small panels have no room for names.
-fn legend(view: &View) -> String {
-    let mut html = "<div class=\"legend\">".to_owned();
-    for name in &view.contenders {
+fn legend(view: &View) -> Markup {
+    let corners = |name: &str| {
         let outline = view.looks.mark(name).outline((7.0, 7.0), 4.5);
-        let corners: Vec<String> = outline.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-        let _ = write!(
-            html,
-            "<span data-c=\"{0}\"><svg viewBox=\"0 0 14 14\" aria-hidden=\"true\"><polygon class=\"f-{1}\" points=\"{2}\"/></svg>{0}</span>",
-            escaped(name),
-            view.looks.ink(name).class(),
-            corners.join(" ")
-        );
+        outline.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect::<Vec<String>>().join(" ")
+    };
+    html! {
+        div.legend {
+            @for name in &view.contenders {
+                span data-c=(name) {
+                    svg viewBox="0 0 14 14" aria-hidden="true" {
+                        polygon class={ "f-" (view.looks.ink(name).class()) } points=(corners(name)) {}
+                    }
+                    (name)
+                }
+            }
+        }
     }
-    html + "</div>\n"
 }
 
-fn reading(view: &View) -> String {
-    let mut html = "<dl>".to_owned();
+fn reading(view: &View) -> Markup {
     let rows = [
         ("cell", "one contender with one setting on one workload at one rate, over its seeds"),
         ("quality", "mean score, 0 to 1, of the answers that the chosen models gave; of answered requests"),
@@ -327,15 +356,19 @@ fn reading(view: &View) -> String {
         ("balanced", "uniform weights; of a contender without weights, the setting whose quality is nearest to ours"),
         ("oracle", "knows every answer's quality and length before it is given: a bound, not a rival"),
     ];
-    for (word, meaning) in rows {
-        if word != "oracle" || view.contenders.contains(&ORACLE) {
-            let _ = write!(html, "<dt>{word}</dt><dd>{meaning}</dd>");
+    html! {
+        dl {
+            @for (word, meaning) in rows {
+                @if word != "oracle" || view.contenders.contains(&ORACLE) {
+                    dt { (word) }
+                    dd { (meaning) }
+                }
+            }
         }
     }
-    html + "</dl>"
 }
 
-fn basis(cells: &Cells, view: &View) -> String {
+fn basis(cells: &Cells, view: &View) -> Markup {
     let range = |values: Vec<usize>| {
         let (low, high) = (values.iter().min().copied().unwrap_or(0), values.iter().max().copied().unwrap_or(0));
         if low == high {
@@ -353,19 +386,26 @@ fn basis(cells: &Cells, view: &View) -> String {
         "Intervals are Student's t over seeds."
     };
     let e = &view.experiment;
-    format!(
-        "<ul><li>Main comparison: {} arrivals{}, deciding {}, {} gateway{}; {} seeds per cell, {} requests per seed. In all, {} requests.</li>\
-         <li>Times come from a simulation in virtual time: engines with continuous batching, fitted to measured latencies. It knows no network loss, no GPU that slows down, and no engine but the ones it was fitted to. Real fleets differ.</li>\
-         <li>Quality is the recorded score of the chosen model's recorded answer to the same prompt; nothing is generated anew, and a score is only as good as its judge.</li>\
-         <li>{intervals} Quality, cost and mean times have intervals; percentiles have none.</li>\
-         <li>Failed requests are outside quality, cost and times: compare the share that was answered.</li></ul>",
-        escaped(&e.workload),
-        if e.variant.is_empty() { String::new() } else { format!(", {}", escaped(&e.variant)) },
-        if e.overhead == "zero" { "takes no time" } else { "takes the time it was measured or published to take" },
-        e.gateways,
-        if e.gateways == 1 { "" } else { "s" },
-        range(seeds),
-        range(view.main.iter().flat_map(|summary| summary.cells.iter().map(|cell| cell.requests)).collect()),
-        number(requests as f64, 12),
-    )
+    let requests_each =
+        range(view.main.iter().flat_map(|summary| summary.cells.iter().map(|cell| cell.requests)).collect());
+    html! {
+        ul {
+            li {
+                "Main comparison: " (e.workload) " arrivals" @if !e.variant.is_empty() { ", " (e.variant) } ", deciding "
+                @if e.overhead == "zero" { "takes no time" } @else { "takes the time it was measured or published to take" }
+                ", " (e.gateways) " gateway" @if e.gateways != 1 { "s" } "; " (range(seeds)) " seeds per cell, "
+                (requests_each) " requests per seed. In all, " (number(requests as f64, 12)) " requests."
+            }
+            li {
+                "Times come from a simulation in virtual time: engines with continuous batching, fitted to measured latencies. It knows \
+                 no network loss, no GPU that slows down, and no engine but the ones it was fitted to. Real fleets differ."
+            }
+            li {
+                "Quality is the recorded score of the chosen model's recorded answer to the same prompt; nothing is generated anew, and a \
+                 score is only as good as its judge."
+            }
+            li { (intervals) " Quality, cost and mean times have intervals; percentiles have none." }
+            li { "Failed requests are outside quality, cost and times: compare the share that was answered." }
+        }
+    }
 }

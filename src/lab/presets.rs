@@ -68,11 +68,11 @@ const SWEEP: ([f64; 11], [f64; 6]) =
 /// A denser sweep than the published one: what a contender can do at all.
 pub fn sweep_weights() -> Vec<Weights> {
     let (latencies, costs) = SWEEP;
-    let of = |latency: f64, cost: f64| {
+    let weights = |latency: f64, cost: f64| {
         let sum = 1.0 + latency + cost;
         Weights { quality: 1.0 / sum, latency: latency / sum, cost: cost / sum }
     };
-    latencies.iter().flat_map(|latency| costs.map(|cost| of(*latency, cost))).collect()
+    latencies.iter().flat_map(|latency| costs.map(|cost| weights(*latency, cost))).collect()
 }
 
 /// What of a preset the command line says otherwise; `None` and empty for nothing.

@@ -123,7 +123,7 @@ pub fn parse(name: &str, text: &str, router: &Router) -> Result<LabPrompts> {
         };
         let template = Template {
             outlook: Some(outlook),
-            ..Template::of(prompt, prompt_tokens, answered_tokens(fleet, &output_tokens), quality)
+            ..Template::from_prompt(prompt, prompt_tokens, answered_tokens(fleet, &output_tokens), quality)
         };
         set.prompts.push(LabPrompt { id: row.id.unwrap_or(place), template, opinions: None });
     }
@@ -172,11 +172,11 @@ pub(super) fn priors(router: &Router, prompt: &Prompt) -> Outlook {
 
 /// An empty answer costs about what one token does; a model that writes no text has no tokens.
 pub fn answered_tokens(fleet: &Fleet, tokens: &[f64]) -> Vec<u32> {
-    let of = |(model, tokens): (&routebalance_core::fleet::Model, &f64)| match model.kind {
+    let answered = |(model, tokens): (&routebalance_core::fleet::Model, &f64)| match model.kind {
         ModelKind::Generate => (tokens.round() as u32).max(1),
         ModelKind::Embed => 0,
     };
-    fleet.models.iter().zip(tokens).map(of).collect()
+    fleet.models.iter().zip(tokens).map(answered).collect()
 }
 
 #[cfg(test)]

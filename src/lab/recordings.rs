@@ -20,15 +20,15 @@ pub struct Logged {
     /// Tokens of the answer.
     pub output_tokens: u32,
     /// Seconds from its arrival to its first token.
-    pub ttft: f64,
+    pub ttft_seconds: f64,
     /// Seconds from its arrival to its last token.
-    pub e2e: f64,
+    pub e2e_seconds: f64,
 }
 
 impl Logged {
     /// What was measured.
     pub fn times(&self) -> Times {
-        Times { ttft: self.ttft, e2e: self.e2e }
+        Times { ttft_seconds: self.ttft_seconds, e2e_seconds: self.e2e_seconds }
     }
 }
 
@@ -92,14 +92,15 @@ fn requests(gzipped: &[u8]) -> Result<Vec<Logged>> {
     let (arrival_zero, queued_zero) = (first.arrival_time, first.queued_ts);
     let logged = |line: &Line| {
         let at = line.arrival_time - arrival_zero;
-        let (ttft, e2e) = (line.first_token_ts - queued_zero - at, line.last_token_ts - queued_zero - at);
-        ensure!(ttft > 0.0 && e2e >= ttft, "a request ends before it begins");
+        let (ttft_seconds, e2e_seconds) =
+            (line.first_token_ts - queued_zero - at, line.last_token_ts - queued_zero - at);
+        ensure!(ttft_seconds > 0.0 && e2e_seconds >= ttft_seconds, "a request ends before it begins");
         Ok(Logged {
             at: Duration::try_from_secs_f64(at)?,
             prompt_tokens: line.input_toks,
             output_tokens: line.output_toks,
-            ttft,
-            e2e,
+            ttft_seconds,
+            e2e_seconds,
         })
     };
     lines.iter().map(logged).collect()

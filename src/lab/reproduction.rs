@@ -1,8 +1,10 @@
 //! The paper's shape, reproduced: its numbers beside those of the same experiments here.
 //!
-//! Published numbers are those of RouteBalance, section 13 of its specification. What differs everywhere: answers are those of Qwen2.5 to
+//! Published numbers are those of RouteBalance (PUBLISHED.md, section 13). What differs everywhere: answers are those of Qwen2.5 to
 //! mathematics and code, several times as long as the paper's, with their benchmarks' scores instead of a judge's; a 32B model stands
 //! where the paper has 14B, as nobody has published answers of 14B prompt by prompt; instances are simulated.
+
+mod remarks;
 
 use super::cell::{Cells, Reproduced};
 use super::statistics::mean;
@@ -14,7 +16,7 @@ const ARM_4: &str = "routebalance-paper-arm4";
 const ARM_RATES: [f64; 3] = [12.0, 24.0, 30.0];
 
 /// The rows that the cells can fill.
-pub fn of(cells: &Cells) -> Vec<Reproduced> {
+pub fn reproduced_rows(cells: &Cells) -> Vec<Reproduced> {
     if cells.preset != "paper" {
         return Vec::new();
     }
@@ -55,13 +57,13 @@ fn seconds(s: &Summary) -> f64 {
 }
 
 impl<'s, 'a> Lab<'s, 'a> {
-    fn of(&self, policy: &str) -> Vec<&'s Summary<'a>> {
+    fn cells_of(&self, policy: &str) -> Vec<&'s Summary<'a>> {
         self.main.iter().copied().filter(|s| s.policy() == policy).collect()
     }
 
     /// A contender's cell with uniform weights, or its only one, with a setting that says this.
     fn uniform_at(&self, policy: &str, setting: &str, rate: f64) -> Option<&'s Summary<'a>> {
-        let own = self.of(policy).into_iter().filter(|s| s.is_at(rate) && s.first().setting == setting);
+        let own = self.cells_of(policy).into_iter().filter(|s| s.is_at(rate) && s.first().setting == setting);
         let own: Vec<_> = own.collect();
         own.iter().copied().find(|s| s.is_uniform()).or_else(|| own.first().copied().filter(|_| own.len() == 1))
     }
@@ -75,7 +77,7 @@ impl<'s, 'a> Lab<'s, 'a> {
     }
 
     fn best(&self, policy: &str, rate: f64) -> Option<&'s Summary<'a>> {
-        let own = self.of(policy).into_iter().filter(|s| s.is_at(rate));
+        let own = self.cells_of(policy).into_iter().filter(|s| s.is_at(rate));
         own.max_by(|a, b| a.quality.mean.total_cmp(&b.quality.mean))
     }
 
@@ -89,30 +91,42 @@ impl<'s, 'a> Lab<'s, 'a> {
             best_route.quality.mean,
             avengers.quality.mean
         );
-        let why = "Benchmark scores instead of a judge's; all predictors are trained on the same rows, and the largest models are right \
-                   more often than a predictor can tell them apart";
-        row("peak quality at 12/s", "0.419 (.8/.1/.1); BEST-Route 0.406, Avengers-Pro 0.376", ours, why)
+        row("peak quality at 12/s", "0.419 (.8/.1/.1); BEST-Route 0.406, Avengers-Pro 0.376", ours, remarks::PEAK)
     }
 
     fn cheapest(&self) -> Option<Reproduced> {
         let least = |name: &str| {
-            self.of(name).into_iter().map(|s| s.cost_usd.mean).min_by(f64::total_cmp).map(|usd| format!("{usd:.2e}"))
+            self.cells_of(name)
+                .into_iter()
+                .map(|s| s.cost_usd.mean)
+                .min_by(f64::total_cmp)
+                .map(|usd| format!("{usd:.2e}"))
         };
         let ours =
             format!("{}; Avengers-Pro {}, BEST-Route {}", least(PAPER)?, least("avengers-pro")?, least("best-route")?);
-        let why = "The same prices; answers and prompts are longer";
-        row("cheapest cell, USD a request", "1.67e-5; Avengers-Pro the same, BEST-Route 2.68e-5", ours, why)
+        row(
+            "cheapest cell, USD a request",
+            "1.67e-5; Avengers-Pro the same, BEST-Route 2.68e-5",
+            ours,
+            remarks::CHEAPEST,
+        )
     }
 
     fn sustained(&self) -> Option<Reproduced> {
         let rates = sustained_rates(self.all, &self.main);
-        let of = |name: &str| rates.iter().find(|(of, ..)| *of == name).map(|(_, rate, _)| rate.mean);
-        let dispatchers = ["shortest-queue", "least-load"].iter().filter_map(|name| of(name)).reduce(f64::max)?;
-        let ours = format!("{:.1}; dispatcher-only {dispatchers:.1}; BEST-Route {:.1}", of(PAPER)?, of("best-route")?);
-        let why = "Published is the most answers per second of any cell, down to the last answer; here the highest rate at which .97 of the \
-                   requests are answered while they come, with a p99 TTFT of at most 5 s. V100 and A30 timings with a batch that slows down \
-                   by 1.5 % a sequence carry a load of their own";
-        row("sustained requests per second, uniform weights", "27.6; dispatcher-only 23.0; BEST-Route 21.8", ours, why)
+        let rate_of = |name: &str| rates.iter().find(|(of, ..)| *of == name).map(|(_, rate, _)| rate.mean);
+        let dispatchers = ["shortest-queue", "least-load"].iter().filter_map(|name| rate_of(name)).reduce(f64::max)?;
+        let ours = format!(
+            "{:.1}; dispatcher-only {dispatchers:.1}; BEST-Route {:.1}",
+            rate_of(PAPER)?,
+            rate_of("best-route")?
+        );
+        row(
+            "sustained requests per second, uniform weights",
+            "27.6; dispatcher-only 23.0; BEST-Route 21.8",
+            ours,
+            remarks::SUSTAINED,
+        )
     }
 
     fn uniform(&self) -> Option<Reproduced> {
@@ -127,12 +141,11 @@ impl<'s, 'a> Lab<'s, 'a> {
             first.quality.mean,
             last.quality.mean
         );
-        let why = "Longer answers; the shape is the same: flat where nothing queues";
         row(
             "uniform weights over the rates, mean E2E",
             "2.3 to 2.8 s from 6/s to 30/s; quality .369 to .371",
             ours,
-            why,
+            remarks::uniform(seconds(first), seconds(last)),
         )
     }
 
@@ -140,18 +153,21 @@ impl<'s, 'a> Lab<'s, 'a> {
         let cell = self.paper(18.0)?.first();
         let shares: Vec<String> =
             cell.mix.iter().map(|(model, share)| format!("{model} {:.0} %", share * 100.0)).collect();
-        let why = "32B is better than 14B, dearer and slower, and prompts differ";
-        row("mix with uniform weights", "3B 57, 7B 10, 14B 32, 72B 1 %", shares.join(", "), why)
+        row("mix with uniform weights", "3B 57, 7B 10, 14B 32, 72B 1 %", shares.join(", "), remarks::MIX)
     }
 
     fn quality_preset(&self) -> Option<Reproduced> {
         let heavy =
             |s: &&&Summary| s.weights().is_some_and(|w| (w.quality - 0.8).abs() < 1e-6 && (w.cost - 0.1).abs() < 1e-6);
-        let own = self.of(PAPER);
+        let own = self.cells_of(PAPER);
         let cell = own.iter().filter(|s| s.first().setting.is_empty() && s.is_at(30.0)).find(heavy)?;
         let ours = format!("{:.0} s; p99 TTFT {:.1} s", cell.e2e_p99_ms / 1e3, cell.ttft_p99_ms / 1e3);
-        let why = "The same collapse: nothing caps the queue of the largest model";
-        row("quality preset at 30/s, p99 E2E", "111 s; p99 TTFT 91.3 s", ours, why)
+        row(
+            "quality preset at 30/s, p99 E2E",
+            "111 s; p99 TTFT 91.3 s",
+            ours,
+            remarks::quality_preset(cell.e2e_p99_ms / 1e3),
+        )
     }
 
     /// Mean E2E of a variation over that of the paper's runs, at each rate.
@@ -171,12 +187,11 @@ impl<'s, 'a> Lab<'s, 'a> {
     fn longest_first(&self) -> Option<Reproduced> {
         let ratios = self.ratios("LPT off");
         let most = ratios.iter().map(|(_, ratio)| ratio.abs()).reduce(f64::max)?;
-        let why = "Batches of a few requests are in nearly the same order either way";
         row(
             "longest first switched off",
             "mean E2E within 2.3 % at every rate",
             format!("within {:.1} %", most * 100.0),
-            why,
+            remarks::LONGEST_FIRST,
         )
     }
 
@@ -188,10 +203,9 @@ impl<'s, 'a> Lab<'s, 'a> {
                 Some(format!("{size}: {:+.1} %", mean(&ratios)? * 100.0))
             })
             .collect();
-        let why = "Mean E2E against adaptive batches, mean over 8, 16 and 24/s. The published curves are not in its text. One request at a \
-                   time takes 30 ms each: beyond 33/s it would not keep up";
-        (!words.is_empty())
-            .then(|| row("batches of a fixed size", "a size of 1 does not collapse", words.join(", "), why))?
+        (!words.is_empty()).then(|| {
+            row("batches of a fixed size", "a size of 1 does not collapse", words.join(", "), remarks::BATCH_SIZES)
+        })?
     }
 
     fn arms(&self) -> Option<Reproduced> {
@@ -203,20 +217,24 @@ impl<'s, 'a> Lab<'s, 'a> {
         let gain = self.uniform_at(ARM_2, "", 30.0)?.quality.mean - self.paper(30.0)?.quality.mean;
         let ours =
             format!("{:+.0} % and {:+.0} % over 12, 24 and 30/s, quality {gain:+.3}", second * 100.0, third * 100.0);
-        let why = if second.min(third) > 0.0 { "The same finding: time counts when the model is chosen" } else { "" };
-        row("arms 2 and 3, without time in the score: mean E2E against arm 1", "+26 to +31 %, quality +.015", ours, why)
+        row(
+            "arms 2 and 3, without time in the score: mean E2E against arm 1",
+            "+26 to +31 %, quality +.015",
+            ours,
+            remarks::arms(second, third),
+        )
     }
 
     fn static_prior(&self) -> Option<Reproduced> {
         let (fourth, first) = (self.uniform_at(ARM_4, "", 18.0)?, self.paper(18.0)?);
         let wave = |policy: &str| {
-            let of = |s: &&Summary| {
+            let is_on_wave = |s: &&Summary| {
                 s.experiment.workload == "square-40-6"
                     && s.policy() == policy
                     && s.is_uniform()
                     && s.first().setting.is_empty()
             };
-            self.all.iter().find(of).map(seconds)
+            self.all.iter().find(is_on_wave).map(seconds)
         };
         let on_wave = wave(ARM_4)
             .zip(wave(PAPER))
@@ -226,19 +244,20 @@ impl<'s, 'a> Lab<'s, 'a> {
             (seconds(fourth) / seconds(first) - 1.0) * 100.0,
             on_wave.unwrap_or_default()
         );
-        let why = if fourth.e2e_ms.mean > first.e2e_ms.mean {
-            "Here the fitted times are worth something: a simulated instance slows down with its batch as its profile says, and answers are \
-             long enough for batches to grow"
-        } else {
-            ""
-        };
-        row("arm 4, a static time per token: mean E2E against arm 1", "-8 % at 18/s; -18 % on the 40/6 wave", ours, why)
+        row(
+            "arm 4, a static time per token: mean E2E against arm 1",
+            "-8 % at 18/s; -18 % on the 40/6 wave",
+            ours,
+            remarks::static_prior(fourth.e2e_ms.mean / first.e2e_ms.mean - 1.0),
+        )
     }
 
     fn serial(&self) -> Option<Reproduced> {
         let slowest = |word: &str| {
-            let own =
-                self.of("best-route").into_iter().filter(|s| s.is_at(30.0) && s.first().setting.starts_with(word));
+            let own = self
+                .cells_of("best-route")
+                .into_iter()
+                .filter(|s| s.is_at(30.0) && s.first().setting.starts_with(word));
             own.map(seconds).reduce(f64::max)
         };
         let ours = format!(
@@ -247,26 +266,24 @@ impl<'s, 'a> Lab<'s, 'a> {
             slowest("concurrent")?,
             seconds(self.paper(30.0)?)
         );
-        let why =
-            "Here BEST-Route sends most prompts to the largest models, whose queues take longer than its classifier";
         row(
             "BEST-Route at 30/s, mean E2E of its slowest setting",
             "64.2 s serial, about 6.5 to 11.5 s enhanced; RouteBalance 2.8 s",
             ours,
-            why,
+            remarks::SERIAL,
         )
     }
 
     fn unsteady(&self, workload: &str, what: &str, published: &str) -> Option<Reproduced> {
-        let of = |policy: &str| {
+        let fastest_ms = |policy: &str| {
             let own = self.all.iter().filter(|s| {
                 s.experiment.workload == workload && s.experiment.variant.is_empty() && s.policy() == policy
             });
             own.filter(|s| s.weights().is_none() || s.is_uniform()).map(|s| s.e2e_ms.mean).min_by(f64::total_cmp)
         };
-        let ours = format!("{:.0}; {:.0}; {:.0}", of(PAPER)?, of("avengers-pro")?, of("best-route")?);
-        let why = "The fastest headline setting of each; longer answers";
+        let ours =
+            format!("{:.0}; {:.0}; {:.0}", fastest_ms(PAPER)?, fastest_ms("avengers-pro")?, fastest_ms("best-route")?);
         let what = format!("{what}, mean E2E ms of RouteBalance; Avengers-Pro; BEST-Route");
-        row(&what, published, ours, why)
+        row(&what, published, ours, remarks::UNSTEADY)
     }
 }

@@ -47,11 +47,11 @@ impl Partial {
             let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
             of_all.update(hash(&bytes));
         }
-        Partial::with(result, of_all.finalize().to_vec())
+        Partial::open_hashed(result, of_all.finalize().to_vec())
     }
 
     /// [`Partial::open`] where the hash of all inputs is known.
-    fn with(result: &Path, of_all: Vec<u8>) -> Result<Partial> {
+    fn open_hashed(result: &Path, of_all: Vec<u8>) -> Result<Partial> {
         let mut path = result.as_os_str().to_owned();
         path.push(".partial");
         let path = PathBuf::from(path);
@@ -115,16 +115,16 @@ mod tests {
     fn finished_cells_are_found_again_and_stale_ones_are_not() {
         let dir = tempfile::tempdir().unwrap();
         let result = dir.path().join("r.json");
-        let mut first = Partial::with(&result, vec![1]).unwrap();
+        let mut first = Partial::open_hashed(&result, vec![1]).unwrap();
         let key = first.key("a");
         first.keep(key.clone(), None).unwrap();
         drop(first);
-        let again = Partial::with(&result, vec![1]).unwrap();
+        let again = Partial::open_hashed(&result, vec![1]).unwrap();
         assert!(again.found(&again.key("a")).is_some() && again.found(&again.key("b")).is_none());
-        let of_other_inputs = Partial::with(&result, vec![2]).unwrap();
+        let of_other_inputs = Partial::open_hashed(&result, vec![2]).unwrap();
         assert!(of_other_inputs.found(&of_other_inputs.key("a")).is_none());
         again.remove().unwrap();
-        assert!(Partial::with(&result, vec![1]).unwrap().found(&key).is_none());
+        assert!(Partial::open_hashed(&result, vec![1]).unwrap().found(&key).is_none());
     }
 
     #[test]
@@ -133,10 +133,10 @@ mod tests {
         let result = dir.path().join("r.json");
         std::fs::write(dir.path().join("r.json.partial"), "{\"key\":\"00\",\"cell\":null}\n{\"key\":\"01\",\"ce")
             .unwrap();
-        let mut partial = Partial::with(&result, vec![1]).unwrap();
+        let mut partial = Partial::open_hashed(&result, vec![1]).unwrap();
         assert!(partial.found("00").is_some() && partial.found("01").is_none());
         partial.keep("02".to_owned(), None).unwrap();
-        let again = Partial::with(&result, vec![1]).unwrap();
+        let again = Partial::open_hashed(&result, vec![1]).unwrap();
         assert!(["00", "02"].iter().all(|key| again.found(key).is_some()));
     }
 }

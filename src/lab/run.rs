@@ -104,7 +104,7 @@ impl Job {
 
     /// Looks for the highest rate by halving: whether a fleet keeps up hardly depends on the draw, so that one seed is one answer.
     fn sustained(&self, ground: &Ground, up_to: f64) -> Result<Option<Cell>> {
-        let at = |steps: u32| -> Result<Option<Cell>> {
+        let sustained_at = |steps: u32| -> Result<Option<Cell>> {
             let rate = Some(f64::from(steps) * RATE_STEP);
             let cell = self.cell(ground, &Asked { rate, ..self.asked.clone() })?;
             Ok(Some(cell).filter(is_sustained))
@@ -113,7 +113,7 @@ impl Job {
         let mut best = None;
         while most - least > 1 {
             let middle = least.midpoint(most);
-            match at(middle)? {
+            match sustained_at(middle)? {
                 Some(cell) => (least, best) = (middle, Some(cell)),
                 None => most = middle,
             }

@@ -1,8 +1,11 @@
 //! How sure a mean is: the bootstrap over requests, Student's t over seeds, differences paired by seed.
 
-use routebalance_core::random::Random;
+use serde::Serialize;
 
-/// Resamples of the bootstrap (the paper's number, section 5).
+use routebalance_core::random::Random;
+pub use routebalance_sim::statistics::{mean, mean_or_zero, percentile};
+
+/// Resamples of the bootstrap (the paper's number; PUBLISHED.md, section 12).
 pub const RESAMPLES: usize = 1000;
 
 /// Quantiles .975 of Student's t for 1 to 30 degrees of freedom.
@@ -35,9 +38,25 @@ impl Estimate {
     }
 }
 
-/// The mean of numbers; `None` of none.
-pub fn mean(values: &[f64]) -> Option<f64> {
-    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+/// Median and 99th percentile, nearest-rank.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Quantiles<T> {
+    /// Median.
+    pub p50: T,
+    /// 99th percentile.
+    pub p99: T,
+}
+
+impl<T: Copy + Default> Quantiles<T> {
+    /// Of sorted values; zeros of none.
+    pub fn from_sorted(sorted: &[T]) -> Quantiles<T> {
+        Quantiles { p50: percentile(sorted, 50), p99: percentile(sorted, 99) }
+    }
+}
+
+/// The value at a share of the way through sorted ones, the nearest of them; `None` of none.
+pub(crate) fn value_at(sorted: &[f64], share: f64) -> Option<f64> {
+    sorted.get((share * sorted.len().saturating_sub(1) as f64).round() as usize).copied()
 }
 
 /// The mean of `values` with the percentile bootstrap's interval (Efron 1979): requests are drawn again with replacement
@@ -49,11 +68,8 @@ pub fn bootstrap(values: &[f64], resamples: usize, seed: u64) -> Option<Estimate
         .map(|_| (0..values.len()).map(|_| values[random.below(values.len())]).sum::<f64>() / values.len() as f64)
         .collect();
     means.sort_by(f64::total_cmp);
-    let at = |share: f64| {
-        let index = (share * means.len().saturating_sub(1) as f64).round() as usize;
-        means.get(index).copied().unwrap_or(centre)
-    };
-    Some(Estimate { mean: centre, low: at(0.025), high: at(0.975) })
+    let quantile = |share: f64| value_at(&means, share).unwrap_or(centre);
+    Some(Estimate { mean: centre, low: quantile(0.025), high: quantile(0.975) })
 }
 
 /// The mean of one number per seed with Student's t interval. `None` of fewer than two numbers, which show no spread.

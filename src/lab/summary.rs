@@ -29,7 +29,7 @@ pub struct Experiment {
 
 impl Experiment {
     /// Of a cell.
-    pub fn of(cell: &Cell) -> Experiment {
+    pub fn from_cell(cell: &Cell) -> Experiment {
         Experiment {
             workload: cell.workload.clone(),
             variant: cell.variant.clone(),
@@ -85,7 +85,7 @@ impl<'a> Summary<'a> {
             over_seeds(&each(of)).unwrap_or(alone)
         };
         Some(Summary {
-            experiment: Experiment::of(first),
+            experiment: Experiment::from_cell(first),
             quality: estimate(|cell| cell.quality, first.intervals.quality),
             cost_usd: estimate(|cell| cell.cost_usd, first.intervals.cost_usd),
             e2e_ms: estimate(|cell| cell.e2e_ms.mean, first.intervals.e2e_ms),
@@ -150,7 +150,7 @@ pub fn summaries(cells: &Cells) -> Vec<Summary<'_>> {
     let mut index = std::collections::BTreeMap::<_, Vec<usize>>::new();
     for cell in &cells.cells {
         let weights = cell.weights.map(|w| [w.quality, w.latency, w.cost].map(f64::to_bits));
-        let known = index.entry((&cell.policy, &cell.setting, weights, Experiment::of(cell))).or_default();
+        let known = index.entry((&cell.policy, &cell.setting, weights, Experiment::from_cell(cell))).or_default();
         let is_its = |group: &Vec<&Cell>| {
             let ratio = cell.rate / group[0].rate;
             let is_new = group.iter().all(|other| other.seed != cell.seed);
@@ -230,10 +230,10 @@ pub fn representatives<'s, 'a>(summaries: &[&'s Summary<'a>], policy: &str, qual
 
 /// Mean quality of our cells with uniform weights: where contenders without weights are compared with ours.
 pub fn balanced_quality(summaries: &[&Summary]) -> f64 {
-    let of = |test: fn(&Summary) -> bool| {
+    let mean_quality = |test: fn(&Summary) -> bool| {
         mean(&summaries.iter().filter(|s| test(s)).map(|s| s.quality.mean).collect::<Vec<f64>>())
     };
-    of(|s| s.policy() == OURS && s.is_uniform()).or_else(|| of(|_| true)).unwrap_or(0.0)
+    mean_quality(|s| s.policy() == OURS && s.is_uniform()).or_else(|| mean_quality(|_| true)).unwrap_or(0.0)
 }
 
 /// Answers over requests while requests come that a sustained rate has at least.

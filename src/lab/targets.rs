@@ -13,7 +13,7 @@ pub const DISPATCHERS: [&str; 6] =
     ["round-robin", "random", "shortest-queue", "power-of-two", "least-load", "weighted-scorers"];
 
 /// Every target that the cells can tell something about.
-pub fn of(cells: &Cells) -> Vec<Target> {
+pub fn judged(cells: &Cells) -> Vec<Target> {
     let all = summaries(cells);
     let Some(experiment) = main_experiment(&all) else { return Vec::new() };
     let main: Vec<&Summary> = all.iter().filter(|summary| summary.experiment == experiment).collect();
@@ -134,8 +134,8 @@ fn tail_ratio(main: &[&Summary], theirs: &Summary, slack: f64) -> Option<f64> {
 
 fn throughput(all: &[Summary], main: &[&Summary]) -> Option<Target> {
     let rates = sustained_rates(all, main);
-    let of = |name| rates.iter().find(|(of, ..)| *of == name).map(|(_, rate, _)| rate.mean);
-    let (ours, theirs) = (of(OURS)?, of(PAPER)?);
+    let rate_of = |name| rates.iter().find(|(of, ..)| *of == name).map(|(_, rate, _)| rate.mean);
+    let (ours, theirs) = (rate_of(OURS)?, rate_of(PAPER)?);
     target(
         format!("sustained throughput with uniform weights at least 1.10 of {PAPER}'s"),
         format!("{:.2} ({ours:.1} and {theirs:.1} per second)", ours / theirs),
@@ -166,8 +166,8 @@ fn wave(all: &[Summary]) -> Option<Target> {
     let wave: Vec<&Summary> =
         all.iter().filter(|s| s.experiment.workload.contains("40") && s.experiment.variant.is_empty()).collect();
     let quality = balanced_quality(&wave);
-    let of = |name| representatives(&wave, name, quality).last().map(|summary| summary.e2e_ms.mean);
-    let ratio = of(OURS)? / of(PAPER)?;
+    let e2e_ms_of = |name| representatives(&wave, name, quality).last().map(|summary| summary.e2e_ms.mean);
+    let ratio = e2e_ms_of(OURS)? / e2e_ms_of(PAPER)?;
     target(
         format!("on the 40/6 wave, mean E2E with uniform weights at most .85 of {PAPER}'s"),
         format!("{ratio:.3}"),

@@ -1,4 +1,4 @@
-//! Simple rules to choose a setup by, which the best setup is compared with (RouterWise, section 5).
+//! Simple rules to choose a setup by, which the best setup is compared with (RouterWise; PUBLISHED.md, section 19.1).
 
 use super::placement::isolated;
 use super::problem::Problem;

@@ -1,9 +1,9 @@
 //! What a share of the requests at one model adds to each limit.
 //!
 //! A mean over all requests is `sum_i x_i * l_i(rate * x_i)` with the shares `x` and each model's latency `l` by its own rate
-//! (RouterWise, section 1). The share of requests that are later than a limit has the same form, with the fraction of late ones for
-//! `l`; so a limit of a quantile is a limit of that. `l` is piecewise linear between the points of a profile; below the first point
-//! it is that point's, since nothing tells how much less it is.
+//! (RouterWise; PUBLISHED.md, section 15). The share of requests that are later than a limit has the same form, with the fraction of late
+//! ones for `l`; so a limit of a quantile is a limit of that. `l` is piecewise linear between the points of a profile; below the first
+//! point it is that point's, since nothing tells how much less it is.
 //!
 //! A copy that is slowed down by a factor `f` behaves at a rate `r` as one that is not does at `f * r`, with all times longer by `f`
 //! but for their fixed part.
@@ -87,8 +87,8 @@ impl Served<'_> {
 
     /// The fraction of requests that are later than so many milliseconds.
     pub(super) fn late(&self, share: f64, metric: Metric, milliseconds: f64) -> f64 {
-        let of = |p: &Point| later_than(times(p, metric), self.unslowed(milliseconds, metric));
-        interpolate(&self.profile.points, self.profile_rate(share), of).min(1.0)
+        let late_fraction = |p: &Point| later_than(times(p, metric), self.unslowed(milliseconds, metric));
+        interpolate(&self.profile.points, self.profile_rate(share), late_fraction).min(1.0)
     }
 }
 
@@ -203,7 +203,7 @@ impl Term {
     }
 
     /// What a share adds to each limit; the last piece goes on beyond its end.
-    pub(super) fn at(&self, share: f64, into: &mut Vec<f64>) {
+    pub(super) fn additions(&self, share: f64, into: &mut Vec<f64>) {
         into.clear();
         let piece = self.ends.partition_point(|end| *end < share).min(self.ends.len().saturating_sub(1));
         let from = piece.saturating_mul(self.limits);
@@ -283,7 +283,7 @@ mod tests {
             let served = Served { profile: &profile, replicas, slow_down, rate: 40.0 };
             let term = Term::new(&served, &limits, Beyond::Never);
             let mut of = Vec::new();
-            term.at(share, &mut of);
+            term.additions(share, &mut of);
             let case = format!("{replicas} {slow_down} {share}");
             assert!((served.busy(share) - busy).abs() < 1e-12, "{case}: {}", served.busy(share));
             assert!((served.mean_ms(share, Metric::Ttft) - ms).abs() < 1e-9, "{case}");
@@ -297,7 +297,7 @@ mod tests {
         let later = 0.25_f64.powf(1.0 - part) * 0.1_f64.powf(part);
         assert!((served.late(0.5, Metric::Ttft, 330.0) - later).abs() < 1e-12);
         let mut of = Vec::new();
-        Term::new(&served, &limits, Beyond::Never).at(0.5, &mut of);
+        Term::new(&served, &limits, Beyond::Never).additions(0.5, &mut of);
         assert!((of[1] - 0.5 * later / 0.05).abs() < 1e-9, "{of:?}");
     }
 
@@ -310,7 +310,7 @@ mod tests {
         let term = Term::new(&served, &limit, Beyond::LastSlope);
         assert_eq!(term.share_max(), 1.0);
         let mut of = Vec::new();
-        term.at(0.75, &mut of);
+        term.additions(0.75, &mut of);
         assert!((of[0] - 0.75 * 0.31).abs() < 1e-12, "{of:?}");
         assert_eq!(Term::none(1).share_max(), 0.0);
         // At a price of 1 and a multiplier of 4, 1 - 4 (h)' = 0 where 4 (2 * 0.4 x + 0.01) = 1.

@@ -44,7 +44,7 @@ fn by_kind(problem: &Problem, setup: &Setup) -> Option<Vec<OfKind>> {
         first = first.saturating_add(kind.count);
     }
     for (model, (planned, choice)) in problem.models.iter().zip(&setup.0).enumerate() {
-        let kb = kilobytes(problem.memory.of(planned, choice.tensor_parallel));
+        let kb = kilobytes(problem.memory.shard_gb(planned, choice.tensor_parallel));
         for copy in 0..choice.replicas as usize {
             let shards = choice.tensor_parallel as usize;
             kinds.get_mut(choice.kind)?.copies.push(ModelCopy { model, copy, shards, kb, cap: choice.share_percent });
@@ -70,8 +70,8 @@ impl Placement {
     }
 }
 
-/// The paper's placement (RouterWise, algorithm 3, step 2): shards by memory, most first, and each to the first GPU that has memory
-/// for it and no other shard of the same copy; `None` if there is none. Caps are not looked at.
+/// The paper's placement (RouterWise, algorithm 3, step 2; PUBLISHED.md, section 18.3): shards by memory, most first, and each to the first
+/// GPU that has memory for it and no other shard of the same copy; `None` if there is none. Caps are not looked at.
 ///
 /// Shards of equal memory go in the order of models, copies and shards, each to the GPUs of its kind, in their order.
 pub fn first_fit_decreasing(problem: &Problem, setup: &Setup) -> Option<Placement> {

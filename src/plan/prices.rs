@@ -1,6 +1,6 @@
 //! What a request to each model should cost, in units of quality, so that models get no more requests than they can serve.
 //!
-//! RouterWise, section 3 of its specification: send prompt `j` to `argmax_m (Q_jm - alpha_m)`, where the prices `alpha` minimise the
+//! RouterWise (PUBLISHED.md, section 17): send prompt `j` to `argmax_m (Q_jm - alpha_m)`, where the prices `alpha` minimise the
 //! dual of "the best total quality with at most a share `c_m` of the prompts for model `m`",
 //! `g(alpha) = mean_j max_m (Q_jm - alpha_m) + sum_m alpha_m c_m`, over prices of at least 0.
 
@@ -51,8 +51,9 @@ fn best_move(scores: &Scores, shares: &[f64], prices: &[f64], step: f64) -> Opti
     let singles_and_all = (0..models.min(63)).map(|m| 1_u64 << m).chain(std::iter::once(u64::MAX));
     let sets: Vec<u64> = if models <= SETS_MAX { (1..1_u64 << models).collect() } else { singles_and_all.collect() };
     let moved = |set: u64, by: f64| -> Vec<f64> {
-        let of = |(m, price): (usize, &f64)| if set >> m.min(63) & 1 == 1 { (price + by).max(0.0) } else { *price };
-        prices.iter().enumerate().map(of).collect()
+        let moved_price =
+            |(m, price): (usize, &f64)| if set >> m.min(63) & 1 == 1 { (price + by).max(0.0) } else { *price };
+        prices.iter().enumerate().map(moved_price).collect()
     };
     let moves = sets.iter().flat_map(|set| [moved(*set, step), moved(*set, -step)]);
     moves.map(|p| (dual(scores, shares, &p), p)).min_by(|a, b| a.0.total_cmp(&b.0)).map(|(value, p)| (p, value))

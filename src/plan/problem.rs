@@ -36,7 +36,7 @@ pub struct ShardMemory {
 
 impl ShardMemory {
     /// GB of one shard of a model.
-    pub fn of(&self, model: &PlannedModel, tensor_parallel: u32) -> f64 {
+    pub fn shard_gb(&self, model: &PlannedModel, tensor_parallel: u32) -> f64 {
         model.weights_gb / f64::from(tensor_parallel.max(1)) * self.factor + self.fixed_gb
     }
 }

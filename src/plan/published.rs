@@ -1,5 +1,6 @@
-//! The routing of a setup by RouterWise's own algorithm (arXiv 2604.10907, algorithms 1 and 2), to compare ours with: prices by
-//! subgradient steps, shares by projected gradient steps, and the multiplier of the one limit by bisection.
+//! The routing of a setup by RouterWise's own algorithm (arXiv 2604.10907, algorithms 1 and 2; PUBLISHED.md, sections 18.1
+//! and 18.2), to compare ours with: prices by subgradient steps, shares by projected gradient steps, and the multiplier of the one
+//! limit by bisection.
 //!
 //! The paper gives neither steps, rounds, bounds nor tolerances; [`Knobs::default`] has those with which the tests' problems come
 //! within a hundredth of the optimum. Latencies are measured in units of the limit, so that one step fits all limits. Copies do not
@@ -14,7 +15,7 @@ use super::setup::Setup;
 /// What the paper leaves open.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Knobs {
-    /// Steps of the prices, for each step of the shares (section 3).
+    /// Steps of the prices, for each step of the shares (PUBLISHED.md, section 17).
     pub price_rounds: usize,
     /// Their size at first; it falls with the square root of the step's number.
     pub price_step: f64,
@@ -80,7 +81,7 @@ fn latency(served: &[Option<Served<'_>>], limit: &Limit, fractions: &[f64]) -> f
     served.iter().zip(fractions).map(of).sum::<f64>() / limit.milliseconds
 }
 
-/// Algorithm 1: shares for a multiplier.
+/// Algorithm 1 (PUBLISHED.md, section 18.1): shares for a multiplier.
 fn stage_one(
     scores: &Scores,
     served: &[Option<Served<'_>>],
@@ -118,9 +119,9 @@ fn stage_one(
 fn marginal(served: &Served<'_>, share: f64, limit: &Limit) -> f64 {
     /// Width of the difference that stands for the slope: far less than a piece.
     const WIDTH: f64 = 1e-6;
-    let at = |share: f64| served.mean_ms(share, limit.metric);
-    let slope = (at(share + WIDTH) - at(share)) / WIDTH;
-    (at(share) + share * slope) / limit.milliseconds
+    let mean_ms_at = |share: f64| served.mean_ms(share, limit.metric);
+    let slope = (mean_ms_at(share + WIDTH) - mean_ms_at(share)) / WIDTH;
+    (mean_ms_at(share) + share * slope) / limit.milliseconds
 }
 
 /// The nearest point of the simplex (Duchi et al. 2008, *Efficient projections onto the l1-ball*).

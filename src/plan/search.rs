@@ -44,8 +44,8 @@ impl<'a> Planner<'a> {
     pub fn choices(&self) -> Vec<Vec<Choice>> {
         let all = super::setup::choices(self.problem);
         let known = |model: usize, choice: &Choice| choice.replicas == 0 || self.profile(model, choice).is_some();
-        let of = |model: usize| all.iter().filter(|c| known(model, c)).copied().collect();
-        (0..self.problem.models.len()).map(of).collect()
+        let choices_of = |model: usize| all.iter().filter(|c| known(model, c)).copied().collect();
+        (0..self.problem.models.len()).map(choices_of).collect()
     }
 
     /// The problem.
@@ -66,8 +66,8 @@ impl<'a> Planner<'a> {
     }
 
     pub(super) fn all_served(&self, setup: &Setup, slow_down: &[f64], rate: f64) -> Vec<Option<Served<'a>>> {
-        let of = |(model, (choice, f)): (usize, (&Choice, &f64))| self.served(model, choice, *f, rate);
-        setup.0.iter().zip(slow_down).enumerate().map(of).collect()
+        let served = |(model, (choice, f)): (usize, (&Choice, &f64))| self.served(model, choice, *f, rate);
+        setup.0.iter().zip(slow_down).enumerate().map(served).collect()
     }
 
     fn terms(&self, served: &[Option<Served<'_>>], limits: &[Limit]) -> Vec<Term> {

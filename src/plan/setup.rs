@@ -82,7 +82,8 @@ pub fn choices(problem: &Problem) -> Vec<Choice> {
 }
 
 /// All setups whose shards use together between `compute_min` and all of the GPUs' compute, of each kind at most what it has, with
-/// at least one model deployed (RouterWise, algorithm 3, step 1). Whether they have a placement is not looked at.
+/// at least one model deployed (RouterWise, algorithm 3, step 1; PUBLISHED.md, section 18.3). Whether they have a placement is not looked
+/// at.
 ///
 /// Lexicographic in the order of the choices. Beginnings that no further choices bring into the window are left out at once.
 #[derive(Clone, Debug)]

@@ -135,8 +135,8 @@ fn invert(columns: &[Column]) -> Option<Vec<Vec<f64>>> {
     for i in 0..n {
         let size = |row: &Vec<f64>| row.get(i).copied().unwrap_or(0.0).abs();
         let at = (i..n).max_by(|a, b| {
-            let of = |r: &usize| rows.get(*r).map_or(0.0, size);
-            of(a).total_cmp(&of(b))
+            let size_of = |r: &usize| rows.get(*r).map_or(0.0, size);
+            size_of(a).total_cmp(&size_of(b))
         })?;
         rows.swap(i, at);
         let pivot_row = rows.get_mut(i)?;

@@ -3,9 +3,10 @@
 //! Maximise the score of the best assignment with shares `w` of the prompts per model, so that `sum_i h_ik(w_i) <= 1` for every
 //! limit `k` ([`Term`]). The score is concave and piecewise linear in `w`, so this is a linear programme with a column for every
 //! assignment and for every share of a model; both are found by prices (Dantzig and Wolfe 1960): for prices `alpha` of the models
-//! and multipliers `beta` of the limits, the best assignment is `argmax (score - alpha)` prompt by prompt (RouterWise, section 3),
-//! the best share of a model maximises `alpha_i x - sum_k beta_k h_ik(x)`, and the sum of the two is an upper bound whatever the
-//! prices are. Prices are taken from between the best so far and the programme's (Wentges 1997): the programme's own swing widely at first.
+//! and multipliers `beta` of the limits, the best assignment is `argmax (score - alpha)` prompt by prompt (RouterWise; PUBLISHED.md,
+//! section 17), the best share of a model maximises `alpha_i x - sum_k beta_k h_ik(x)`, and the sum of the two is an upper bound whatever
+//! the prices are. Prices are taken from between the best so far and the programme's (Wentges 1997): the programme's own swing widely at
+//! first.
 //!
 //! Where `h` is not convex, which happens to limits of quantiles, the programme mixes shares of one model that no single share
 //! equals. Then the shares' ranges are split until bound and routing meet (branch and bound).
@@ -88,6 +89,22 @@ struct Relaxed {
     bound: f64,
     center: Vec<f64>,
     feasible: bool,
+}
+
+/// Where the columns of one programme are looked for.
+struct Pricing {
+    /// Prices and multipliers of the lowest bound.
+    center: Vec<f64>,
+    bound: f64,
+    /// Columns of shares that have gained.
+    shares: Vec<Column>,
+}
+
+/// What the columns of a basis come to.
+struct Mixture {
+    fractions: Vec<f64>,
+    believed: Vec<f64>,
+    value: f64,
 }
 
 impl<'a> Solver<'a> {
@@ -228,9 +245,7 @@ impl<'a> Solver<'a> {
         if self.center.len() != terms.len().saturating_add(limits) {
             self.center = vec![0.0; terms.len().saturating_add(limits)];
         }
-        let mut center = self.center.clone();
-        let mut bound = f64::INFINITY;
-        let mut shares: Vec<Column> = Vec::new();
+        let mut pricing = Pricing { center: self.center.clone(), bound: f64::INFINITY, shares: Vec::new() };
         let again = Basis::new(programme.again(&self.last), &right);
         let mut basis = again.or_else(|| self.known.last().and_then(|a| Basis::new(programme.first(a), &right)));
         // The end of the loop is a bound that meets the value; rounds and pivots are limits on rounding's account only.
@@ -238,78 +253,67 @@ impl<'a> Solver<'a> {
             let Some(basis) = &mut basis else { break };
             for _ in 0..PIVOTS_MAX {
                 let prices = basis.prices();
-                let Some(column) = programme.best(&prices, &self.known, &shares) else { break };
+                let Some(column) = programme.best(&prices, &self.known, &pricing.shares) else { break };
                 if !basis.enter(column, &right) {
                     break;
                 }
             }
+            let bound = pricing.bound;
             let met = bound - basis.value() <= gap && basis.amount(Kind::Excess) < EXCESS_LEAST;
-            if met || bound <= enough || bound < self.range.0 - gap {
-                break;
-            }
-            let prices = basis.prices();
-            let mut improved = false;
-            for own in [OWN_PRICES, 1.0] {
-                let asked = programme.between(&center, &prices, own);
-                let (alpha, beta) = asked.split_at(terms.len().min(asked.len()));
-                let assignment = self.scores.assign(alpha);
-                let gain = |a: &Assignment, alpha: &[f64]| {
-                    a.score - a.shares.iter().zip(alpha).map(|(s, p)| s * p).sum::<f64>()
-                };
-                let mut value = gain(&assignment, alpha) + beta.iter().sum::<f64>();
-                for (i, term) in terms.iter().enumerate() {
-                    let range = node.ranges.get(i).copied().unwrap_or_default();
-                    let price = alpha.get(i).copied().unwrap_or(0.0);
-                    let (share, worth) = term.best_share(price, beta, range);
-                    value += worth;
-                    let column = programme.share(i, share);
-                    if programme.gain(&column, &prices) > LEAST_GAIN {
-                        shares.push(column);
-                        improved = true;
-                    }
-                }
-                if gain(&assignment, prices.get(1..).unwrap_or_default()) - prices.first().copied().unwrap_or(0.0)
-                    > LEAST_GAIN
-                {
-                    self.learn(assignment);
-                    improved = true;
-                }
-                if value < bound {
-                    bound = value;
-                    center = asked;
-                }
-                if improved {
-                    break;
-                }
-            }
-            if !improved {
+            if met || bound <= enough || bound < self.range.0 - gap || !self.finds(&programme, basis, &mut pricing) {
                 break;
             }
         }
+        let Pricing { center, bound, .. } = pricing;
         self.center.clone_from(&center);
         self.last = basis.iter().flat_map(Basis::solution).map(|(column, _)| programme.start(column)).collect();
-        let mut fractions = vec![0.0; terms.len()];
-        let mut believed = vec![0.0; terms.len()];
-        let mut value = 0.0;
-        for (column, amount) in basis.iter().flat_map(Basis::solution) {
-            match column.kind {
-                Kind::Assignment => {
-                    value += column.cost * amount;
-                    let of = column.entries.iter().skip(1);
-                    fractions.iter_mut().zip(of).for_each(|(f, share)| *f += amount * share);
-                }
-                Kind::Share => {
-                    let model = column.entries.iter().skip(1).take(terms.len()).zip(&mut believed);
-                    let of_limits = column.entries.iter().skip(1 + 2 * terms.len()).sum::<f64>();
-                    model.filter(|(entry, _)| **entry != 0.0).for_each(|(_, b)| *b += amount * of_limits);
-                }
-                Kind::Excess | Kind::Slack => {}
-            }
-        }
+        let Mixture { fractions, believed, value } = programme.mixture(basis.as_ref());
         let served = basis.is_some_and(|b| b.amount(Kind::Excess) < EXCESS_LEAST);
         let feasible = served && bound >= self.range.0 - gap;
         Relaxed { fractions, believed, value, bound, center, feasible }
     }
+
+    /// Looks for columns that gain at a basis' prices, and lowers the bound on the way. False if there are none.
+    fn finds(&mut self, programme: &Programme<'_>, basis: &Basis, pricing: &mut Pricing) -> bool {
+        let terms = programme.terms;
+        let prices = basis.prices();
+        for own in [OWN_PRICES, 1.0] {
+            let asked = programme.between(&pricing.center, &prices, own);
+            let (alpha, beta) = asked.split_at(terms.len().min(asked.len()));
+            let assignment = self.scores.assign(alpha);
+            let mut value = gain_of(&assignment, alpha) + beta.iter().sum::<f64>();
+            let mut is_found = false;
+            for (i, term) in terms.iter().enumerate() {
+                let range = programme.ranges.get(i).copied().unwrap_or_default();
+                let price = alpha.get(i).copied().unwrap_or(0.0);
+                let (share, worth) = term.best_share(price, beta, range);
+                value += worth;
+                let column = programme.share(i, share);
+                if programme.gain(&column, &prices) > LEAST_GAIN {
+                    pricing.shares.push(column);
+                    is_found = true;
+                }
+            }
+            let gain = gain_of(&assignment, prices.get(1..).unwrap_or_default());
+            if gain - prices.first().copied().unwrap_or(0.0) > LEAST_GAIN {
+                self.learn(assignment);
+                is_found = true;
+            }
+            if value < pricing.bound {
+                pricing.bound = value;
+                pricing.center = asked;
+            }
+            if is_found {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// What an assignment is worth at prices of its models.
+fn gain_of(assignment: &Assignment, alpha: &[f64]) -> f64 {
+    assignment.score - assignment.shares.iter().zip(alpha).map(|(s, p)| s * p).sum::<f64>()
 }
 
 fn highest(open: &[Node]) -> Option<usize> {
@@ -325,7 +329,7 @@ fn holds(terms: &[Term], limits: usize, shares: &[f64]) -> bool {
         if *share > term.share_max() + TOLERANCE {
             return false;
         }
-        term.at(*share, &mut of);
+        term.additions(*share, &mut of);
         sum.iter_mut().zip(&of).for_each(|(sum, of)| *sum += of);
     }
     sum.iter().all(|sum| *sum <= 1.0 + TOLERANCE)
@@ -335,7 +339,7 @@ fn holds(terms: &[Term], limits: usize, shares: &[f64]) -> bool {
 fn split(terms: &[Term], node: &Node, relaxed: &Relaxed, bound: f64) -> Option<[Node; 2]> {
     let mut of = Vec::new();
     let missed = terms.iter().zip(&relaxed.fractions).zip(&relaxed.believed).map(|((term, share), believed)| {
-        term.at(*share, &mut of);
+        term.additions(*share, &mut of);
         of.iter().sum::<f64>() - believed
     });
     let (model, missed) = missed.enumerate().max_by(|a, b| a.1.total_cmp(&b.1))?;
@@ -346,14 +350,14 @@ fn split(terms: &[Term], node: &Node, relaxed: &Relaxed, bound: f64) -> Option<[
     if missed <= EXCESS_LEAST || most - least < 1e-6 {
         return None;
     }
-    let with = |range: (f64, f64)| {
+    let node_with = |range: (f64, f64)| {
         let mut ranges = node.ranges.clone();
         if let Some(place) = ranges.get_mut(model) {
             *place = range;
         }
         Node { ranges, bound }
     };
-    Some([with((least, at)), with((at, most))])
+    Some([node_with((least, at)), node_with((at, most))])
 }
 
 /// Rows: one assignment; for each model, what is assigned is within its share; for each model, one share; the limits.
@@ -388,10 +392,11 @@ impl Programme<'_> {
     fn share(&self, model: usize, share: f64) -> Column {
         let mut of = Vec::with_capacity(self.limits);
         if let Some(term) = self.terms.get(model) {
-            term.at(share, &mut of);
+            term.additions(share, &mut of);
         }
-        let at = |value: f64| (0..self.models()).map(move |m| if m == model { value } else { 0.0 });
-        let entries = std::iter::once(0.0).chain(at(-share)).chain(at(1.0)).chain(of).collect();
+        let in_row_of_model = |value: f64| (0..self.models()).map(move |m| if m == model { value } else { 0.0 });
+        let entries =
+            std::iter::once(0.0).chain(in_row_of_model(-share)).chain(in_row_of_model(1.0)).chain(of).collect();
         Column { cost: 0.0, entries, kind: Kind::Share }
     }
 
@@ -459,6 +464,27 @@ impl Programme<'_> {
         last.iter().map(column).collect()
     }
 
+    fn mixture(&self, basis: Option<&Basis>) -> Mixture {
+        let models = self.models();
+        let (mut fractions, mut believed, mut value) = (vec![0.0; models], vec![0.0; models], 0.0);
+        for (column, amount) in basis.into_iter().flat_map(Basis::solution) {
+            match column.kind {
+                Kind::Assignment => {
+                    value += column.cost * amount;
+                    let shares = column.entries.iter().skip(1);
+                    fractions.iter_mut().zip(shares).for_each(|(f, share)| *f += amount * share);
+                }
+                Kind::Share => {
+                    let model = column.entries.iter().skip(1).take(models).zip(&mut believed);
+                    let of_limits = column.entries.iter().skip(1 + 2 * models).sum::<f64>();
+                    model.filter(|(entry, _)| **entry != 0.0).for_each(|(_, b)| *b += amount * of_limits);
+                }
+                Kind::Excess | Kind::Slack => {}
+            }
+        }
+        Mixture { fractions, believed, value }
+    }
+
     fn gain(&self, column: &Column, prices: &[f64]) -> f64 {
         column.cost - column.entries.iter().zip(prices).map(|(e, p)| e * p).sum::<f64>()
     }
@@ -467,9 +493,8 @@ impl Programme<'_> {
     fn best(&self, prices: &[f64], known: &[Assignment], shares: &[Column]) -> Option<Column> {
         let of_row = |row: usize| prices.get(row).copied().unwrap_or(0.0);
         let alpha = prices.get(1..1 + self.models()).unwrap_or_default();
-        let of_assignment = |a: &Assignment| a.score - a.shares.iter().zip(alpha).map(|(s, p)| s * p).sum::<f64>();
         let by_gain = |a: &(usize, f64), b: &(usize, f64)| a.1.total_cmp(&b.1);
-        let assignment = known.iter().map(of_assignment).enumerate().max_by(by_gain);
+        let assignment = known.iter().map(|a| gain_of(a, alpha)).enumerate().max_by(by_gain);
         let assignment = assignment.map(|(i, gain)| (i, gain - of_row(0)));
         let share = shares.iter().map(|c| self.gain(c, prices)).enumerate().max_by(by_gain);
         let room = self.roomy().map(|row| (row, -of_row(row))).max_by(by_gain);

@@ -55,7 +55,7 @@ pub enum Deciding {
     Concurrently(Duration),
     /// One after the other.
     Serially(Duration),
-    /// In batches, one after the other (RouteBalance, section 8 of its specification): the first request is waited for, then further
+    /// In batches, one after the other (RouteBalance; PUBLISHED.md, section 8): the first request is waited for, then further
     /// ones until the batch is full or its window is over; then it is decided.
     InBatches {
         /// Of a whole batch.
@@ -101,7 +101,7 @@ pub struct Choice {
 
 impl Choice {
     /// A choice of a contender that names no other instances.
-    fn of(instance: usize, prompt_tokens: u32, output_tokens: f64) -> Choice {
+    fn alone(instance: usize, prompt_tokens: u32, output_tokens: f64) -> Choice {
         let dispatch =
             Dispatch { instance, prompt_tokens: u64::from(prompt_tokens), output_tokens: output_tokens as u64 };
         Choice { instance, fallbacks: Vec::new(), dispatch, max_tokens: None, decision: None }

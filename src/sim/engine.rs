@@ -162,7 +162,7 @@ impl Engine {
     pub fn new(profile: LatencyProfile, limits: Limits, detail: Detail) -> Self {
         let kv = Kv::new(limits.kv_tokens);
         Self {
-            durations: Durations::of(profile),
+            durations: Durations::from_profile(profile),
             limits: Limits { max_running: limits.max_running.max(1), ..limits },
             detail,
             now_ns: 0,
@@ -289,7 +289,7 @@ impl Engine {
                         break;
                     }
                     if next.arrives_ns > self.boundary.ns {
-                        self.boundary = Moment::at(next.arrives_ns);
+                        self.boundary = Moment::from_ns(next.arrives_ns);
                     }
                 }
                 self.queue_arrivals(self.boundary.ns);

@@ -1,4 +1,4 @@
-//! The filters of RouteBalance and those that it was compared with, as published (section 10 of its specification), for the lab's
+//! The filters of RouteBalance and those that it was compared with, as published (PUBLISHED.md, section 10), for the lab's
 //! contenders. The gateway's own is [`admission`](routebalance_core::admission).
 //!
 //! Two things differ by necessity. The probability of a length comes from this predictor's percentiles instead of the paper's
@@ -19,14 +19,14 @@ const THETA: f64 = 0.7;
 const THETA_STEP: f64 = 0.1;
 const ROUNDS: u32 = 3;
 
-/// What a filter knows of an instance; times in seconds.
+/// What a filter knows of an instance.
 #[derive(Clone, Copy, Debug)]
 pub struct Offer {
     /// Predicted time to the first token.
-    pub ttft: f64,
+    pub ttft_seconds: f64,
     /// Predicted time per output token.
-    pub tpot: f64,
-    /// Standard deviations of the two predictions.
+    pub tpot_seconds: f64,
+    /// Standard deviations of the two predictions, seconds.
     pub sd: (f64, f64),
     /// Residuals of the two predictions; `None` is what the published code has loaded.
     pub residuals: Option<(Residuals, Residuals)>,
@@ -40,7 +40,7 @@ pub struct Offer {
     pub queue: f64,
 }
 
-/// What a request insists on; times in seconds.
+/// What a request insists on.
 #[derive(Clone, Copy, Debug)]
 pub struct Demand {
     /// Its prompt.
@@ -48,9 +48,9 @@ pub struct Demand {
     /// Its limit of output tokens.
     pub max_tokens: f64,
     /// Limit of the time to the first token.
-    pub ttft: f64,
+    pub ttft_seconds: f64,
     /// Limit of the time per output token.
-    pub tpot: f64,
+    pub tpot_seconds: f64,
     /// Output tokens that it may have.
     pub budget_tokens: Option<f64>,
     /// USD that it may cost.
@@ -65,8 +65,8 @@ impl Default for Demand {
         Demand {
             prompt_tokens: 0.0,
             max_tokens: 1024.0,
-            ttft: 10.0,
-            tpot: 0.2,
+            ttft_seconds: 10.0,
+            tpot_seconds: 0.2,
             budget_tokens: Some(256.0),
             budget_usd: None,
             quality_min: 0.0,
@@ -79,9 +79,9 @@ impl Default for Demand {
 pub enum Filter {
     /// All pass: every headline run.
     Off,
-    /// The one built in (a).
+    /// The one built in (PUBLISHED.md, section 10.1).
     Inline(Mode),
-    /// "route_balance_tiered" (b), which relaxes probabilities.
+    /// "route_balance_tiered" (PUBLISHED.md, section 10.2), which relaxes probabilities.
     Tiered,
     /// Both times within their limits.
     SlosServe,
@@ -103,11 +103,14 @@ impl Filter {
             Filter::Off => chosen(&|_| true),
             Filter::Inline(mode) => return inline(mode, offers, demand),
             Filter::Tiered => tiered(offers, demand),
-            Filter::SlosServe => chosen(&|o| o.ttft <= demand.ttft && o.tpot <= demand.tpot),
-            Filter::PolyServe => chosen(&|o| o.seconds() <= demand.ttft + o.tokens() * demand.tpot),
-            Filter::Qlm => {
-                chosen(&|o| o.ttft + QLM_Z * o.sd.0 <= demand.ttft && o.tpot + QLM_Z * o.sd.1 <= demand.tpot)
+            Filter::SlosServe => {
+                chosen(&|o| o.ttft_seconds <= demand.ttft_seconds && o.tpot_seconds <= demand.tpot_seconds)
             }
+            Filter::PolyServe => chosen(&|o| o.seconds() <= demand.ttft_seconds + o.tokens() * demand.tpot_seconds),
+            Filter::Qlm => chosen(&|o| {
+                o.ttft_seconds + QLM_Z * o.sd.0 <= demand.ttft_seconds
+                    && o.tpot_seconds + QLM_Z * o.sd.1 <= demand.tpot_seconds
+            }),
             Filter::TimeBill => {
                 chosen(&|o| demand.budget_usd.is_none_or(|budget| o.seconds() * o.usd_per_second <= budget))
             }
@@ -123,7 +126,7 @@ impl Offer {
 
     /// `TTFT + N TPOT`.
     fn seconds(&self) -> f64 {
-        self.ttft + self.tokens() * self.tpot
+        self.ttft_seconds + self.tokens() * self.tpot_seconds
     }
 
     /// USD of so many output tokens after the prompt.
@@ -149,8 +152,8 @@ fn least(offers: &[Offer], of: impl Fn(&Offer) -> f64) -> Vec<usize> {
 
 fn inline(mode: Mode, offers: &[Offer], demand: &Demand) -> Vec<usize> {
     let keeps = |offer: &Offer, constraint: Constraint| match constraint {
-        Constraint::Ttft => offer.ttft <= demand.ttft,
-        Constraint::Tpot => offer.tpot <= demand.tpot,
+        Constraint::Ttft => offer.ttft_seconds <= demand.ttft_seconds,
+        Constraint::Tpot => offer.tpot_seconds <= demand.tpot_seconds,
         Constraint::Quality => offer.estimate.quality >= demand.quality_min,
         Constraint::Budget => {
             // A budget in USD gives one in tokens by the price of a token.
@@ -185,10 +188,10 @@ fn tiered(offers: &[Offer], demand: &Demand) -> Vec<usize> {
     let length = offers.last().map_or(0.0, Offer::tokens).min(demand.max_tokens);
     let certain = |holds: bool| if holds { 1.0 } else { 0.0 };
     let probability = |offer: &Offer, constraint: Constraint| match (constraint, &offer.residuals) {
-        (Constraint::Ttft, Some((ttft, _))) => ttft.probability_within(offer.ttft, demand.ttft),
-        (Constraint::Tpot, Some((_, tpot))) => tpot.probability_within(offer.tpot, demand.tpot),
-        (Constraint::Ttft, None) => certain(offer.ttft <= demand.ttft),
-        (Constraint::Tpot, None) => certain(offer.tpot <= demand.tpot),
+        (Constraint::Ttft, Some((ttft, _))) => ttft.probability_within(offer.ttft_seconds, demand.ttft_seconds),
+        (Constraint::Tpot, Some((_, tpot))) => tpot.probability_within(offer.tpot_seconds, demand.tpot_seconds),
+        (Constraint::Ttft, None) => certain(offer.ttft_seconds <= demand.ttft_seconds),
+        (Constraint::Tpot, None) => certain(offer.tpot_seconds <= demand.tpot_seconds),
         (Constraint::Budget, _) => certain(demand.budget_usd.is_none_or(|usd| offer.usd(demand, length) <= usd)),
         (Constraint::Quality, _) => 1.0,
     };
@@ -222,7 +225,7 @@ mod tests {
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
 
-    fn offer(ttft: f64, tpot: f64, tokens: f64, quality: f64, usd_per_token: f64, queue: f64) -> Offer {
+    fn offer(ttft_seconds: f64, tpot_seconds: f64, tokens: f64, quality: f64, usd_per_token: f64, queue: f64) -> Offer {
         let estimate = Estimate {
             quality,
             quality_sd: 0.1,
@@ -231,7 +234,16 @@ mod tests {
             output_tokens_p90: tokens * 3.0,
         };
         let tariff = Tariff { usd_per_input_token: usd_per_token, usd_per_output_token: usd_per_token };
-        Offer { ttft, tpot, sd: (0.1, 0.005), residuals: None, estimate, tariff, usd_per_second: 1e-3, queue }
+        Offer {
+            ttft_seconds,
+            tpot_seconds,
+            sd: (0.1, 0.005),
+            residuals: None,
+            estimate,
+            tariff,
+            usd_per_second: 1e-3,
+            queue,
+        }
     }
 
     /// Small, middle, large.
@@ -243,8 +255,15 @@ mod tests {
         ]
     }
 
-    fn demand(ttft: f64, tpot: f64, budget_usd: Option<f64>) -> Demand {
-        Demand { prompt_tokens: 100.0, ttft, tpot, budget_tokens: None, budget_usd, ..Demand::default() }
+    fn demand(ttft_seconds: f64, tpot_seconds: f64, budget_usd: Option<f64>) -> Demand {
+        Demand {
+            prompt_tokens: 100.0,
+            ttft_seconds,
+            tpot_seconds,
+            budget_tokens: None,
+            budget_usd,
+            ..Demand::default()
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! [`simulation`] is the loop over events; [`gateway`] and [`server`] are what it moves requests between; [`workload`] says what
 //! is asked for, [`fault`] what goes wrong, [`outcome`] what became of it. [`scenarios`] draws small fleets where something goes
-//! wrong and says what must hold then; [`sharing`] says which instances share GPUs;
+//! wrong and says what must hold then; [`sharing`] says which instances share GPUs; [`statistics`] are means and percentiles;
 //! [`contender`]s are algorithms that decide, [`filters`] published filters to compare with.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::unreachable)]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
@@ -18,6 +18,7 @@ pub mod scenarios;
 pub mod server;
 pub mod sharing;
 pub mod simulation;
+pub mod statistics;
 pub mod workload;
 
 #[cfg(test)]

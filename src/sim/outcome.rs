@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::statistics::{mean_or_zero, percentile};
 use routebalance_core::router::Decision;
 
 /// How a request ended.
@@ -92,12 +93,6 @@ impl Outcome {
     }
 }
 
-/// The nearest-rank percentile of sorted values: the smallest value that at least `percent` % of them do not exceed; 0 of none.
-pub fn percentile(sorted: &[f64], percent: usize) -> f64 {
-    let rank = sorted.len().saturating_mul(percent).div_ceil(100);
-    sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
-}
-
 /// Times of many requests, seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Times {
@@ -111,12 +106,10 @@ pub struct Times {
 
 impl Times {
     /// Of these values; zeros if there are none. Percentiles are nearest-rank.
-    pub fn of(values: impl Iterator<Item = Duration>) -> Times {
+    pub fn from_durations(values: impl Iterator<Item = Duration>) -> Times {
         let mut seconds: Vec<f64> = values.map(|v| v.as_secs_f64()).collect();
         seconds.sort_by(f64::total_cmp);
-        let n = seconds.len().max(1) as f64;
-        let mean = seconds.iter().sum::<f64>() / n;
-        Times { mean, p50: percentile(&seconds, 50), p99: percentile(&seconds, 99) }
+        Times { mean: mean_or_zero(&seconds), p50: percentile(&seconds, 50), p99: percentile(&seconds, 99) }
     }
 }
 
@@ -137,14 +130,14 @@ pub struct Summary {
 
 impl Summary {
     /// Of these outcomes.
-    pub fn of<'a>(outcomes: impl Iterator<Item = &'a Outcome> + Clone) -> Summary {
+    pub fn from_outcomes<'a>(outcomes: impl Iterator<Item = &'a Outcome> + Clone) -> Summary {
         let answered = outcomes.clone().filter(|o| o.is_answered());
         Summary {
             requests: outcomes.count(),
             answered: answered.clone().count(),
-            ttft: Times::of(answered.clone().filter_map(|o| o.ttft)),
-            tpot: Times::of(answered.clone().filter_map(Outcome::tpot)),
-            e2e: Times::of(answered.filter_map(|o| o.e2e)),
+            ttft: Times::from_durations(answered.clone().filter_map(|o| o.ttft)),
+            tpot: Times::from_durations(answered.clone().filter_map(Outcome::tpot)),
+            e2e: Times::from_durations(answered.filter_map(|o| o.e2e)),
         }
     }
 }
@@ -156,26 +149,9 @@ mod tests {
     use wasm_bindgen_test::wasm_bindgen_test as test;
 
     #[test]
-    fn percentiles_are_nearest_rank() {
-        let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
-        let rows: [(&[f64], usize, f64); 7] = [
-            (&hundred, 0, 1.0),
-            (&hundred, 7, 7.0),
-            (&hundred, 50, 50.0),
-            (&hundred, 99, 99.0),
-            (&[7.0], 99, 7.0),
-            (&[1.0, 9.0], 50, 1.0),
-            (&[], 50, 0.0),
-        ];
-        for (values, percent, expected) in rows {
-            assert_eq!(percentile(values, percent), expected, "p{percent} of {} values", values.len());
-        }
-    }
-
-    #[test]
     fn times_are_summed_up() {
-        let hundred = Times::of((1..=100).map(Duration::from_secs));
+        let hundred = Times::from_durations((1..=100).map(Duration::from_secs));
         assert_eq!(hundred, Times { mean: 50.5, p50: 50.0, p99: 99.0 });
-        assert_eq!(Times::of(std::iter::empty()), Times::default());
+        assert_eq!(Times::from_durations(std::iter::empty()), Times::default());
     }
 }

@@ -240,11 +240,11 @@ fn check_shares(fleet: &Fleet, outcomes: &[Outcome], faults: &[Scheduled], viola
         | Fault::RestartGateway { .. } => false,
     };
     for pool in &fleet.pools {
-        let of = |i: &usize| counts.get(*i).copied().unwrap_or_default();
-        let even = pool.instances.iter().map(of).sum::<usize>() as f64 / pool.instances.len().max(1) as f64;
+        let count_of = |i: &usize| counts.get(*i).copied().unwrap_or_default();
+        let even = pool.instances.iter().map(count_of).sum::<usize>() as f64 / pool.instances.len().max(1) as f64;
         for i in pool.instances.iter().filter(|i| !faults.iter().any(|f| touches(f, **i))) {
-            if even >= REQUESTS_MIN && (of(i) as f64) < SHARE_MIN * even {
-                violations.push(format!("instance {i} of pool {} got {} of {even:.0}", pool.name, of(i)));
+            if even >= REQUESTS_MIN && (count_of(i) as f64) < SHARE_MIN * even {
+                violations.push(format!("instance {i} of pool {} got {} of {even:.0}", pool.name, count_of(i)));
             }
         }
     }

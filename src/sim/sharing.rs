@@ -23,10 +23,10 @@ impl Sharing {
     /// down what it shares no compute with: by caches and memory bandwidth.
     pub fn new(parts: Vec<Part>, interference: f64) -> Sharing {
         let meet = |a: &Part, b: &Part| a.gpus.iter().any(|gpu| b.gpus.contains(gpu));
-        let of = |(i, part): (usize, &Part)| -> Vec<usize> {
+        let neighbours_of = |(i, part): (usize, &Part)| -> Vec<usize> {
             parts.iter().enumerate().filter(|(j, other)| *j != i && meet(part, other)).map(|(j, _)| j).collect()
         };
-        let neighbours = parts.iter().enumerate().map(of).collect();
+        let neighbours = parts.iter().enumerate().map(neighbours_of).collect();
         Sharing { interference, parts, neighbours }
     }
 
@@ -41,13 +41,13 @@ impl Sharing {
     pub fn slow_down(&self, instance: usize, at_work: &[bool]) -> f64 {
         let Some(part) = self.parts.get(instance) else { return 1.0 };
         let works = |other: &usize| at_work.get(*other).copied().unwrap_or_default();
-        let on = |gpu: &usize| {
+        let slow_down_on = |gpu: &usize| {
             let others = self.neighbours(instance).iter().filter(|other| works(other));
             let here = others.filter_map(|other| self.parts.get(*other)).filter(|other| other.gpus.contains(gpu));
             let caps: f64 = here.map(|other| other.cap).sum();
             (1.0 + self.interference * caps) * (part.cap + caps).max(1.0)
         };
-        part.gpus.iter().map(on).fold(1.0, f64::max)
+        part.gpus.iter().map(slow_down_on).fold(1.0, f64::max)
     }
 }
 

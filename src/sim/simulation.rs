@@ -173,11 +173,11 @@ pub struct Simulation<'a> {
 impl<'a> Simulation<'a> {
     /// Everything idle at time zero, and our router decides.
     pub fn new(router: &'a Router, workload: &'a Workload, faults: &'a [Scheduled], options: Options) -> Self {
-        Simulation::of(Contender::Ours, router, workload, faults, options)
+        Simulation::deciding_by(Contender::Ours, router, workload, faults, options)
     }
 
     /// Everything idle at time zero. Fleet and telemetry are the router's, whoever decides.
-    pub fn of(
+    pub fn deciding_by(
         contender: Contender,
         router: &'a Router,
         workload: &'a Workload,

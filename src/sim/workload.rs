@@ -39,11 +39,11 @@ impl Template {
         let mut prompt = RequestScan::new(Api::ChatCompletions).so_far();
         prompt.token_ids = u64::from(prompt_tokens);
         prompt.has_input = true;
-        Template::of(prompt, prompt_tokens, output_tokens, quality)
+        Template::from_prompt(prompt, prompt_tokens, output_tokens, quality)
     }
 
     /// A request that says this, of which nothing else is known and which shares nothing with others.
-    pub fn of(prompt: Prompt, prompt_tokens: u32, output_tokens: Vec<u32>, quality: Vec<f64>) -> Template {
+    pub fn from_prompt(prompt: Prompt, prompt_tokens: u32, output_tokens: Vec<u32>, quality: Vec<f64>) -> Template {
         Template { prompt, outlook: None, prompt_tokens, output_tokens, quality, blocks: Arc::default() }
     }
 }

@@ -18,7 +18,7 @@ fn chat(route: &str, fields: &Value) -> Request {
     Request::post(&format!("{route}{CHAT}"), body.to_string())
 }
 
-fn with(request: Request, headers: &[(&str, &str)]) -> Request {
+fn with_headers(request: Request, headers: &[(&str, &str)]) -> Request {
     headers.iter().fold(request, |request, (name, value)| request.header(name, value))
 }
 
@@ -39,11 +39,12 @@ pub(crate) async fn headers_count_where_trusted(gateway: &Gateway) {
     let (fields, budget) = (json!({"max_tokens": 100}), [("x-routebalance-budget-usd", "0.00001")]);
     let free = gateway.send(&chat("/quality", &fields)).await.ok();
     assert!(dear.contains(&pool(gateway, &free).as_str()), "{free:?}");
-    let bound = gateway.send(&with(chat("/quality", &fields), &budget).header("x-request-id", "bound")).await.ok();
+    let bound =
+        gateway.send(&with_headers(chat("/quality", &fields), &budget).header("x-request-id", "bound")).await.ok();
     assert!(!dear.contains(&pool(gateway, &bound).as_str()), "{bound:?}");
     assert_eq!(decision(gateway, "bound").await["relaxed"], json!([]));
     let in_time = [("x-routebalance-ttft-slo-ms", "60000"), ("x-routebalance-mode", "strict")];
-    gateway.send(&with(chat("/quality", &fields), &in_time)).await.ok();
+    gateway.send(&with_headers(chat("/quality", &fields), &in_time)).await.ok();
 }
 
 /// The default route does not.
@@ -54,7 +55,7 @@ pub(crate) async fn headers_are_ignored_where_untrusted(gateway: &Gateway) {
         [("x-routebalance-ttft-slo-ms", "0.001"), ("x-routebalance-mode", "strict")],
         [("x-routebalance-quality-min", "nonsense"), ("x-llm-d-slo-ttft-ms", "nonsense")],
     ] {
-        let request = with(chat("", &fields), &headers);
+        let request = with_headers(chat("", &fields), &headers);
         let reply = gateway.send(&request).await.ok();
         let arrived: Value = serde_json::from_slice(&reply.arrival().1.body).unwrap();
         assert_eq!(arrived["max_tokens"], 100, "{headers:?}");
@@ -77,7 +78,7 @@ pub(crate) async fn headers_that_are_none(gateway: &Gateway) {
 
 pub(crate) async fn own_headers_end_here(gateway: &Gateway) {
     let headers = [("x-routebalance-mode", "relaxed"), ("x-llm-d-slo-ttft-ms", "5000")];
-    let reply = gateway.send(&with(chat("/quality", &json!({})), &headers)).await.ok();
+    let reply = gateway.send(&with_headers(chat("/quality", &json!({})), &headers)).await.ok();
     let received = &reply.arrival().1;
     assert_eq!(received.header("x-routebalance-mode"), None);
     assert_eq!(received.header("x-llm-d-slo-ttft-ms"), Some("5000"), "others may read it, too");
@@ -92,17 +93,17 @@ pub(crate) async fn strict_is_refused(gateway: &Gateway) {
     let soon = ("x-routebalance-ttft-slo-ms", "0.01");
     let before = gateway.stat("refused_for.ttft").await;
     for (request, shape, reason, part) in [
-        (with(chat("/quality", &json!({})), &[strict, soon]), Shape::OpenAi, "ttft", "0.01 ms"),
-        (with(chat("/quality", &json!({"stream": true})), &[strict, soon]), Shape::OpenAi, "ttft", "0.01 ms"),
-        (with(messages(message), &[strict, soon]), Shape::Anthropic, "ttft", "first token"),
+        (with_headers(chat("/quality", &json!({})), &[strict, soon]), Shape::OpenAi, "ttft", "0.01 ms"),
+        (with_headers(chat("/quality", &json!({"stream": true})), &[strict, soon]), Shape::OpenAi, "ttft", "0.01 ms"),
+        (with_headers(messages(message), &[strict, soon]), Shape::Anthropic, "ttft", "first token"),
         (
-            with(chat("/quality", &json!({})), &[strict, ("x-llm-d-slo-tpot-ms", "0.01")]),
+            with_headers(chat("/quality", &json!({})), &[strict, ("x-llm-d-slo-tpot-ms", "0.01")]),
             Shape::OpenAi,
             "tpot",
             "every 0.01 ms",
         ),
         (
-            with(chat("/quality", &json!({})), &[strict, ("x-routebalance-budget-usd", "0")]),
+            with_headers(chat("/quality", &json!({})), &[strict, ("x-routebalance-budget-usd", "0")]),
             Shape::OpenAi,
             "budget",
             "budget",
@@ -136,7 +137,7 @@ pub(crate) async fn relaxed_in_order(gateway: &Gateway) {
     for (id, headers, relaxed) in rows {
         let named = |(name, _): &&(&str, &str)| !headers.iter().any(|(other, _)| other == name);
         let kept: Vec<(&str, &str)> = impossible.iter().filter(named).chain(headers).copied().collect();
-        gateway.send(&with(chat("/quality", &json!({})), &kept).header("x-request-id", id)).await.ok();
+        gateway.send(&with_headers(chat("/quality", &json!({})), &kept).header("x-request-id", id)).await.ok();
         assert_eq!(decision(gateway, id).await["relaxed"], relaxed, "{id}");
     }
 }
@@ -246,7 +247,7 @@ pub(crate) async fn saturated_instances_shed(gateway: &Gateway) {
 /// What the filter does not read passes on a route without limits, and not on one whose policy has some.
 pub(crate) async fn no_way_round(gateway: &Gateway) {
     let chat = Request::chat("Qwen2.5-7B-Instruct");
-    let at = |path: &str| Request { path: path.to_owned(), ..chat.clone() };
+    let request_at = |path: &str| Request { path: path.to_owned(), ..chat.clone() };
     let websocket = |path: &str| {
         Request::get(path)
             .header("connection", "upgrade")
@@ -254,15 +255,15 @@ pub(crate) async fn no_way_round(gateway: &Gateway) {
             .header("sec-websocket-version", "13")
     };
     let rows = [
-        (at("/cost/v1%2Fchat/completions"), 403),
-        (at("/cost/v1/chat//completions"), 403),
-        (at("/cost/V1/Chat/Completions"), 403),
-        (at("/cost/invocations"), 403),
-        (at("/cost/v1/audio/speech"), 403),
+        (request_at("/cost/v1%2Fchat/completions"), 403),
+        (request_at("/cost/v1/chat//completions"), 403),
+        (request_at("/cost/V1/Chat/Completions"), 403),
+        (request_at("/cost/invocations"), 403),
+        (request_at("/cost/v1/audio/speech"), 403),
         (websocket("/cost/v1/realtime"), 403),
-        (at("/cost/v1/chat/completions").header("content-encoding", "x-ours"), 415),
-        (at("/cost/v1/chat/completions").header("content-encoding", "deflate"), 415),
-        (at("/cost/v1/chat/completions").header("content-encoding", "br, gzip"), 415),
+        (request_at("/cost/v1/chat/completions").header("content-encoding", "x-ours"), 415),
+        (request_at("/cost/v1/chat/completions").header("content-encoding", "deflate"), 415),
+        (request_at("/cost/v1/chat/completions").header("content-encoding", "br, gzip"), 415),
     ];
     for (request, status) in rows {
         let reply = gateway.send(&request).await;
@@ -274,7 +275,7 @@ pub(crate) async fn no_way_round(gateway: &Gateway) {
         let is_broken = free.headers.iter().any(|(_, value)| value.contains(','));
         assert_eq!(reply.header("x-routebalance-refused-reason").is_some(), is_broken, "{}: {reply:?}", free.path);
     }
-    let tokenize = gateway.send(&at("/cost/tokenize")).await;
+    let tokenize = gateway.send(&request_at("/cost/tokenize")).await;
     assert_eq!(tokenize.header("x-routebalance-refused-reason"), None, "what does not generate passes");
     let plain = gateway.send(&chat.header("content-encoding", "Identity")).await.ok();
     assert_eq!(plain.header("x-routebalance-rung"), Some("fused"), "it is read");

@@ -17,7 +17,7 @@ const POOL: &str = "qwen2.5-72b";
 const MODEL: &str = "Qwen2.5-72B-Instruct";
 
 /// The same request on another route.
-fn on(route: &str, request: Request) -> Request {
+fn on_route(route: &str, request: Request) -> Request {
     Request { path: format!("/{route}{}", request.path), ..request }
 }
 
@@ -70,7 +70,7 @@ pub(crate) async fn longest_first(gateway: &Gateway) {
     let request = |max_tokens: usize| {
         let messages = json!([{"role": "user", "content": "Count."}]);
         let body = json!({"model": MODEL, "messages": messages, "max_tokens": max_tokens, "ignore_eos": true});
-        on("latency", Request::post("/v1/chat/completions", body.to_string()))
+        on_route("latency", Request::post("/v1/chat/completions", body.to_string()))
     };
     // The shortest comes first: in the order of arrival it would be decided first, too.
     let requests: Vec<Request> = (1..=24).map(|i| request(2 * i)).collect();
@@ -87,8 +87,8 @@ pub(crate) async fn longest_first(gateway: &Gateway) {
         largest = largest.max(size);
     }
     assert!(largest >= 3, "batches of up to {largest}");
-    let to = |instance: &usize| seen.iter().filter(|(reply, _)| reply.arrival().0 == *instance).count();
-    let spread: Vec<usize> = gateway.pool(POOL).instances.iter().map(to).collect();
+    let sent_to = |instance: &usize| seen.iter().filter(|(reply, _)| reply.arrival().0 == *instance).count();
+    let spread: Vec<usize> = gateway.pool(POOL).instances.iter().map(sent_to).collect();
     assert!(
         spread.iter().sum::<usize>() == seen.len() && spread.iter().all(|n| *n >= 6),
         "a batch is spread: {spread:?}"
@@ -96,13 +96,13 @@ pub(crate) async fn longest_first(gateway: &Gateway) {
 }
 
 pub(crate) async fn lone(gateway: &Gateway) {
-    let (reply, decision) = one(gateway, "lone-capped", on("quality", Request::chat("auto"))).await;
+    let (reply, decision) = one(gateway, "lone-capped", on_route("quality", Request::chat("auto"))).await;
     names_its_choice(gateway, &reply.ok(), "fused");
     let waited = decision["batch_wait_ms"].as_f64().unwrap();
     assert_eq!(decision["batch_size"], 1);
     // The window is ten times as long.
     assert!(waited > 0.9 * MAX_WAIT_MS as f64 && waited < 5.0 * MAX_WAIT_MS as f64, "{decision}");
-    let (reply, decision) = one(gateway, "lone-adaptive", on("cost", Request::long_stream("auto"))).await;
+    let (reply, decision) = one(gateway, "lone-adaptive", on_route("cost", Request::long_stream("auto"))).await;
     names_its_choice(gateway, &reply.ok(), "fused");
     assert_eq!(decision["batch_size"], 1);
     assert!(decision["batch_wait_ms"].as_f64().unwrap() < 50.0, "within the window: {decision}");
@@ -118,20 +118,20 @@ pub(crate) async fn at_once_alone(gateway: &Gateway) {
         ("/v1/embeddings", json!({"input": "a sea", "dimensions": 2})),
     ];
     let requests: Vec<Request> =
-        requests.iter().map(|(path, body)| on("quality", Request::post(path, body.to_string()))).collect();
+        requests.iter().map(|(path, body)| on_route("quality", Request::post(path, body.to_string()))).collect();
     for (reply, decision) in together(gateway, "alone", &requests).await {
         names_its_choice(gateway, &reply.ok(), "fused");
         assert!(decision["model"].is_string() && decision.get("batch_size").is_none(), "{decision}");
     }
     let before = gateway.stat("batches").await;
-    let refused = gateway.send(&on("quality", Request::chat("gpt-9"))).await;
+    let refused = gateway.send(&on_route("quality", Request::chat("gpt-9"))).await;
     has_error_shape(&refused, 404, Shape::OpenAi, "`gpt-9`");
     assert_eq!(gateway.stat("batches").await, before);
 }
 
 pub(crate) async fn beyond_the_limit(gateway: &Gateway) {
     let request = bulky(3_000_000, true, "/v1/chat/completions");
-    let (reply, decision) = one(gateway, "beyond", on("quality", request.clone())).await;
+    let (reply, decision) = one(gateway, "beyond", on_route("quality", request.clone())).await;
     assert_eq!(reply.status, 200, "{}", reply.answer.text());
     arrived_whole(&request, &reply);
     assert!(decision["model"].is_string() && decision.get("batch_size").is_none(), "{decision}");
@@ -157,7 +157,7 @@ pub(crate) async fn neighbours_serve(gateway: &Gateway) {
 
 pub(crate) async fn refused(gateway: &Gateway) {
     let before = gateway.stat("batches").await;
-    let requests: Vec<Request> = (0..6).map(|_| on("round-robin", Request::chat("auto"))).collect();
+    let requests: Vec<Request> = (0..6).map(|_| on_route("round-robin", Request::chat("auto"))).collect();
     for (reply, decision) in together(gateway, "refused", &requests).await {
         has_error_shape(&reply, 429, Shape::OpenAi, "quality");
         assert!(reply.arrivals.is_empty() && reply.header("retry-after").is_some(), "{reply:?}");
@@ -183,7 +183,7 @@ pub(crate) async fn client_leaves(gateway: &Gateway) {
     let mut leaving = Vec::new();
     let mut ids = Vec::new();
     for request in [Request::chat("auto"), Request::long_stream("auto"), Request::chat("auto").chunked(9)] {
-        let (request, id) = gateway.mark(&on("quality", request));
+        let (request, id) = gateway.mark(&on_route("quality", request));
         let mut tcp = gateway.connect().await;
         request.write(&mut tcp).await;
         leaving.push(tcp);
@@ -197,11 +197,11 @@ pub(crate) async fn client_leaves(gateway: &Gateway) {
     assert!(ids.iter().all(|id| gateway.arrivals(id).is_empty()), "no instance hears of them");
     assert_eq!(decided().await, before, "nothing is decided for them");
     // One of several that wait leaves; with two workers some of the others share its batch.
-    let (request, id) = gateway.mark(&on("quality", Request::chat("auto")));
+    let (request, id) = gateway.mark(&on_route("quality", Request::chat("auto")));
     let mut leaving = gateway.connect().await;
     request.write(&mut leaving).await;
     eventually("a request that waits", async || active(gateway).await, |n| *n > idle).await;
-    let staying: Vec<Request> = (0..6).map(|_| on("quality", Request::chat("auto"))).collect();
+    let staying: Vec<Request> = (0..6).map(|_| on_route("quality", Request::chat("auto"))).collect();
     let leave = async {
         eventually("the others", async || active(gateway).await, |n| *n >= idle + 7).await;
         drop(leaving);
@@ -215,7 +215,7 @@ pub(crate) async fn client_leaves(gateway: &Gateway) {
 
 /// The last scenario of its gateway: nobody is let in afterwards.
 pub(crate) async fn drained(gateway: &Gateway) {
-    let (request, id) = gateway.mark(&on("quality", Request::chat("auto")));
+    let (request, id) = gateway.mark(&on_route("quality", Request::chat("auto")));
     let mut tcp = gateway.connect().await;
     request.write(&mut tcp).await;
     eventually("a request that waits", async || active(gateway).await, |n| *n > 0).await;

@@ -101,7 +101,7 @@ impl Drop for Replay {
 }
 
 impl Replay {
-    async fn at(gateway: &Gateway) -> Replay {
+    async fn start(gateway: &Gateway) -> Replay {
         let mut ports = Vec::new();
         let mut served = Vec::new();
         for pool in POOLS.map(|name| gateway.pool(name)) {
@@ -131,7 +131,7 @@ impl Replay {
 
 /// Whatever the official SDKs do, they see the same through the gateway as at the instance.
 pub(crate) async fn sdks(gateway: &Gateway) {
-    let replay = Replay::at(gateway).await;
+    let replay = Replay::start(gateway).await;
     let [generating, embedding] = POOLS.map(|name| gateway.pool(name));
     let direct = gateway.instance(generating.instances[0]).address();
     let fleet = &gateway.config().fleet;

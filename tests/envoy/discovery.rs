@@ -26,8 +26,8 @@ async fn set(gateway: &Gateway, pool: &str, hosts: &[(SocketAddr, &str)]) {
     let ill = hosts.iter().filter(|(_, health)| *health != "HEALTHY").count() as u64;
     let counts = async || {
         let stats = gateway.stats().await;
-        let of = |name: &str| stats.get(&format!("{name}.{pool}")).copied().unwrap_or(0);
-        (of("present_instances"), of("unhealthy_instances"))
+        let stat_of = |name: &str| stats.get(&format!("{name}.{pool}")).copied().unwrap_or(0);
+        (stat_of("present_instances"), stat_of("unhealthy_instances"))
     };
     eventually("the discovered instances", counts, |seen| *seen == (hosts.len() as u64 - ill, ill)).await;
     tokio::time::sleep(std::time::Duration::from_millis(150)).await;

@@ -237,12 +237,12 @@ pub(crate) async fn exploration(gateway: &Gateway) {
     let mut rest = 0.0;
     for decision in &decisions {
         let propensity = decision["propensity"].as_f64().unwrap();
-        let is = |value: f64| (propensity - value).abs() < 1e-9;
-        assert!(is(rare) || is(rare + 1.0 - EXPLORATION), "{decision}");
+        let is_propensity = |value: f64| (propensity - value).abs() < 1e-9;
+        assert!(is_propensity(rare) || is_propensity(rare + 1.0 - EXPLORATION), "{decision}");
         let drawn = decision["explored"].as_bool().unwrap();
-        assert!(drawn || !is(rare), "only a lot chooses a model that is not the best: {decision}");
+        assert!(drawn || !is_propensity(rare), "only a lot chooses a model that is not the best: {decision}");
         explored += usize::from(drawn);
-        rest += f64::from(u8::from(is(rare)));
+        rest += f64::from(u8::from(is_propensity(rare)));
     }
     // Four standard deviations of a binomial count about its mean.
     let bounds = |share: f64| 4.0 * (share * (1.0 - share) / REQUESTS as f64).sqrt();

@@ -164,11 +164,11 @@ pub(crate) async fn beyond_what_is_read(gateway: &Gateway) {
     let body = json!({"model": MODEL, "max_tokens": 4, "messages": [{"role": "user", "content": text}], "n": 1});
     // The order in which a client may write it, so that limits come after what is read.
     let body = format!(r#"{{"model":"{MODEL}",{}"#, &body.to_string()[1..]);
-    let at = |path: &str| Request::post(&format!("{path}/v1/chat/completions"), body.clone());
-    let reply = gateway.send(&at("")).await;
+    let request_at = |path: &str| Request::post(&format!("{path}/v1/chat/completions"), body.clone());
+    let reply = gateway.send(&request_at("")).await;
     assert_eq!((pool(gateway, &reply), reply.arrival().1.body.len()), ("qwen2.5-32b", body.len() + "Qwen/".len()));
-    has_error_shape(&gateway.send(&at("/cost")).await, 413, Shape::OpenAi, "limits");
-    let trusted = at("/quality").header("x-routebalance-budget-tokens", "9");
+    has_error_shape(&gateway.send(&request_at("/cost")).await, 413, Shape::OpenAi, "limits");
+    let trusted = request_at("/quality").header("x-routebalance-budget-tokens", "9");
     has_error_shape(&gateway.send(&trusted).await, 413, Shape::OpenAi, "limits");
 }
 

@@ -226,7 +226,7 @@ pub(crate) async fn one_key_is_limited(gateway: &Gateway) {
     const HALF: Duration = Duration::from_millis(2_500);
     are_well(gateway, &[POOL]).await;
     let place = instances(gateway, POOL)[1];
-    let strangers = Strangers::at(gateway, &[place], Page::Vllm, |_, before| match before % 3 {
+    let strangers = Strangers::in_place_of(gateway, &[place], Page::Vllm, |_, before| match before % 3 {
         2 => limited(),
         _ => Act::json(200, &completion(true)),
     })
@@ -250,7 +250,7 @@ pub(crate) async fn one_key_is_limited(gateway: &Gateway) {
 pub(crate) async fn at_capacity(gateway: &Gateway) {
     are_well(gateway, &[POOL]).await;
     let all = instances(gateway, POOL);
-    let strangers = Strangers::at(gateway, &all, Page::Vllm, |_, before| match before % 2 {
+    let strangers = Strangers::in_place_of(gateway, &all, Page::Vllm, |_, before| match before % 2 {
         0 => Act::json(503, &error("overloaded_error", "No capacity.")),
         _ => Act::json(200, &completion(true)),
     })
@@ -274,14 +274,14 @@ pub(crate) async fn fails_everywhere(gateway: &Gateway, status: u16) {
     are_well(gateway, &POOLS).await;
     let favourite = favourite(gateway).await;
     let ill = |instance: usize| error("InternalServerError", &format!("Instance {instance} is ill."));
-    let of = |pools: &[&str]| pools.iter().flat_map(|pool| instances(gateway, pool)).collect::<Vec<_>>();
+    let instances_of = |pools: &[&str]| pools.iter().flat_map(|pool| instances(gateway, pool)).collect::<Vec<_>>();
     let rows = [
-        (POOL, of(&[POOL]), Request::chat(MODEL)),
-        (favourite.as_str(), of(&POOLS), for_quality(Request::chat("auto"))),
+        (POOL, instances_of(&[POOL]), Request::chat(MODEL)),
+        (favourite.as_str(), instances_of(&POOLS), for_quality(Request::chat("auto"))),
     ];
     for (pool, all, request) in rows {
         let answer = move |post: &server::Post, _| Act::json(status, &ill(post.instance));
-        let strangers = Strangers::at(gateway, &all, Page::Vllm, answer).await;
+        let strangers = Strangers::in_place_of(gateway, &all, Page::Vllm, answer).await;
         let requests = async {
             for sent in 1..=5 {
                 let reply = gateway.send(&request).await;
@@ -332,7 +332,7 @@ const EVENTS: &[(&str, &str, &str, bool)] = &[
 pub(crate) async fn error_events(gateway: &Gateway) {
     are_well(gateway, &[POOL]).await;
     let all = instances(gateway, POOL);
-    let strangers = Strangers::at(gateway, &all, Page::Vllm, |post, _| {
+    let strangers = Strangers::in_place_of(gateway, &all, Page::Vllm, |post, _| {
         let (.., event, _) = EVENTS.iter().find(|(_, word, ..)| post.says(word)).expect("a row's request");
         Act::events([*event])
     })
@@ -479,7 +479,7 @@ pub(crate) async fn passed_around_the_dead(gateway: &Gateway) {
     let default = &gateway.config().fleet.pools[gateway.config().envoy.default_pool];
     assert_eq!(default.instances, all, "the default pool");
     gateway.fault(all[0], Fault::Refuse).await;
-    let strangers = Strangers::at(gateway, &all[1..], Page::Absent, |post, _| {
+    let strangers = Strangers::in_place_of(gateway, &all[1..], Page::Absent, |post, _| {
         assert_eq!(post.path, TRANSCRIPTIONS);
         let answer = Act::json(200, &json!({"text": "Hello."}));
         if post.says("slow") { answer.after(LONG) } else { answer }

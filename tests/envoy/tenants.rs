@@ -55,8 +55,8 @@ pub(crate) async fn see_each_other(gateway: &Gateway) {
     }
     let scrapes = async || {
         let stats = gateway.stats().await;
-        let of = |name: &str| stats.get(name).copied().unwrap_or_default();
-        of("scrapes.ok") + of(&format!("{SECOND}.scrapes.ok"))
+        let stat_of = |name: &str| stats.get(name).copied().unwrap_or_default();
+        stat_of("scrapes.ok") + stat_of(&format!("{SECOND}.scrapes.ok"))
     };
     let instances = gateway.config().fleet.instances.len() as u64;
     let before = scrapes().await;

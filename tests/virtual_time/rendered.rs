@@ -52,12 +52,12 @@ pub(super) struct Retries {
 }
 
 impl Retries {
-    pub(super) fn on(&self, condition: &str) -> bool {
+    pub(super) fn has_condition(&self, condition: &str) -> bool {
         self.conditions.iter().any(|other| other == condition)
     }
 
     pub(super) fn on_status(&self, status: u16) -> bool {
-        self.on("retriable-status-codes") && self.statuses.contains(&status.into())
+        self.has_condition("retriable-status-codes") && self.statuses.contains(&status.into())
     }
 }
 

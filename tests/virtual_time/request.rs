@@ -460,15 +460,15 @@ impl Life {
     fn log_line(&self) -> String {
         let time = self.began.elapsed().as_millis().to_string();
         self.exchange(|exchange| {
-            let of = |headers: &Headers, name: &str| value(headers, name).unwrap_or_default().to_owned();
+            let value_of = |headers: &Headers, name: &str| value(headers, name).unwrap_or_default().to_owned();
             let state = exchange.states.get(names::DECISION_STATE).cloned().unwrap_or_default();
             let upstream = exchange.properties.get("upstream.address").cloned().unwrap_or_default();
             [
                 ("%START_TIME%", String::new()),
-                ("%REQ(:METHOD)%", of(&exchange.request, ":method")),
+                ("%REQ(:METHOD)%", value_of(&exchange.request, ":method")),
                 (
                     "%RESPONSE_CODE%",
-                    Some(of(&exchange.response, ":status")).filter(|s| !s.is_empty()).unwrap_or("0".into()),
+                    Some(value_of(&exchange.response, ":status")).filter(|s| !s.is_empty()).unwrap_or("0".into()),
                 ),
                 ("%RESPONSE_FLAGS%", String::new()),
                 ("%DURATION%", time),
@@ -484,5 +484,5 @@ impl Life {
 
 /// Whether another attempt follows one that has brought no answer.
 fn is_followed(retries: &Retries, failure: Failure) -> bool {
-    retries.on("reset") || (failure == Failure::Refused && retries.on("connect-failure"))
+    retries.has_condition("reset") || (failure == Failure::Refused && retries.has_condition("connect-failure"))
 }

@@ -72,8 +72,9 @@ pub(super) async fn send(
     let task = Task(tokio::spawn(async move {
         let _ = connection.await;
     }));
-    let of = |name| value(headers, name).unwrap_or_default();
-    let mut request = Request::builder().method(of(":method")).uri(of(":path")).header("host", of(":authority"));
+    let value_of = |name| value(headers, name).unwrap_or_default();
+    let mut request =
+        Request::builder().method(value_of(":method")).uri(value_of(":path")).header("host", value_of(":authority"));
     for (name, value) in of_message(headers) {
         request = request.header(name, value);
     }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::super::gateway::{Gateway, GatewayOptions};
+use routebalance_lab::statistics::Quantiles;
 
 const BODY_BYTES: [usize; 4] = [1_000, 10_000, 100_000, 1_000_000];
 const WORDS: &str = "count the 12 apples that quick brown foxes (and lazy dogs) bring, then explain why it works. ";
@@ -19,25 +20,17 @@ const LOG_WITHIN: Duration = Duration::from_secs(30);
 pub(super) struct Row {
     body_bytes: usize,
     model_first: bool,
-    scan_us: Quantiles,
-    decision_us: Quantiles,
-    patch_us: Quantiles,
+    scan_us: Quantiles<u64>,
+    decision_us: Quantiles<u64>,
+    patch_us: Quantiles<u64>,
 }
 
-#[derive(Debug, Serialize)]
-pub(super) struct Quantiles {
-    pub(super) p50: u64,
-    pub(super) p99: u64,
-}
-
-impl Quantiles {
-    pub(super) fn of(lines: &[Value], field: &str) -> Result<Quantiles> {
-        let value = |line: &Value| line["decision"][field].as_u64().with_context(|| format!("no {field} in {line}"));
-        let mut values = lines.iter().map(value).collect::<Result<Vec<u64>>>()?;
-        values.sort_unstable();
-        let at = |percent: usize| values[(values.len() - 1) * percent / 100];
-        Ok(Quantiles { p50: at(50), p99: at(99) })
-    }
+/// Of a field of the decisions in the access log, microseconds.
+pub(super) fn logged_us(lines: &[Value], field: &str) -> Result<Quantiles<u64>> {
+    let value = |line: &Value| line["decision"][field].as_u64().with_context(|| format!("no {field} in {line}"));
+    let mut values = lines.iter().map(value).collect::<Result<Vec<u64>>>()?;
+    values.sort_unstable();
+    Ok(Quantiles::from_sorted(&values))
 }
 
 /// Runs the benchmark.
@@ -53,9 +46,9 @@ pub(super) async fn run(options: GatewayOptions, requests: u32) -> Result<Vec<Ro
             rows.push(Row {
                 body_bytes: body.len(),
                 model_first,
-                scan_us: Quantiles::of(&lines, "scan_us")?,
-                decision_us: Quantiles::of(&lines, "decision_us")?,
-                patch_us: Quantiles::of(&lines, "patch_us")?,
+                scan_us: logged_us(&lines, "scan_us")?,
+                decision_us: logged_us(&lines, "decision_us")?,
+                patch_us: logged_us(&lines, "patch_us")?,
             });
         }
     }
@@ -144,8 +137,8 @@ mod tests {
     #[test]
     fn quantiles_are_those_of_the_field() {
         let lines: Vec<Value> = (1..=100).rev().map(|us| serde_json::json!({"decision": {"scan_us": us}})).collect();
-        let quantiles = Quantiles::of(&lines, "scan_us").unwrap();
+        let quantiles = logged_us(&lines, "scan_us").unwrap();
         assert_eq!((quantiles.p50, quantiles.p99), (50, 99));
-        assert!(Quantiles::of(&lines, "patch_us").is_err());
+        assert!(logged_us(&lines, "patch_us").is_err());
     }
 }

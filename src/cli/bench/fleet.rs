@@ -8,7 +8,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::super::gateway::{Gateway, GatewayOptions};
-use super::body::{Quantiles, decisions, request_body};
+use super::body::{decisions, logged_us, request_body};
+use routebalance_lab::statistics::Quantiles;
 
 /// Instances of the whole fleet; the first pool that generates gets what is missing.
 const INSTANCES: [usize; 3] = [14, 100, 1_000];
@@ -20,7 +21,7 @@ const COUNTED: Duration = Duration::from_secs(12);
 #[derive(Debug, Serialize)]
 pub(super) struct Row {
     instances: usize,
-    decision_us: Quantiles,
+    decision_us: Quantiles<u64>,
     scrapes_per_second: f64,
     seconds_between_reports: f64,
 }
@@ -44,7 +45,7 @@ pub(super) async fn run(options: &GatewayOptions, requests: u32) -> Result<Vec<R
         let lines = decisions(&gateway, &reqwest::Client::new(), &body, requests, &name).await?;
         rows.push(Row {
             instances: gateway.instances().len(),
-            decision_us: Quantiles::of(&lines, "decision_us")?,
+            decision_us: logged_us(&lines, "decision_us")?,
             scrapes_per_second: per_second,
             seconds_between_reports: gateway.instances().len() as f64 / per_second,
         });

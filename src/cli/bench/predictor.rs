@@ -14,6 +14,7 @@ use routebalance_core::features::{TextWindow, extract};
 use routebalance_core::names::DEBUG_PREDICT_PATH;
 use routebalance_core::openai::REPEAT_MAX;
 use routebalance_core::predictor::Predictor;
+use routebalance_lab::statistics::{Quantiles, percentile};
 
 const SIZES: [usize; 6] = [100, 300, 1_000, 3_000, 6_000, 100_000];
 /// Texts per size: other words meet other branches.
@@ -32,20 +33,13 @@ struct Row {
     chars: usize,
     #[serde(rename = "where")]
     place: &'static str,
-    features_us: Quantiles,
-    inference_us: Quantiles,
-    total_us: Quantiles,
-}
-
-/// Medians over the texts of a size.
-#[derive(Clone, Copy, Debug, Serialize)]
-struct Quantiles {
-    p50: f64,
-    p99: f64,
+    features_us: Quantiles<f64>,
+    inference_us: Quantiles<f64>,
+    total_us: Quantiles<f64>,
 }
 
 /// Features, inference and both of one text.
-type Times = [Quantiles; 3];
+type Times = [Quantiles<f64>; 3];
 
 /// Runs the benchmark.
 pub(super) async fn run(mut options: GatewayOptions, repeat: u32) -> Result<Report> {
@@ -102,7 +96,7 @@ fn native(predictor: &Predictor, text: &str, repeat: u32) -> Result<Times> {
             times.push(time.as_nanos() as f64 / 1e3);
         }
     }
-    Ok(times.map(|mut times| Quantiles { p50: quantile(&mut times, 50), p99: quantile(&mut times, 99) }))
+    Ok(times.map(|times| Quantiles::from_sorted(&sorted(times))))
 }
 
 async fn envoy(gateway: &Gateway, http: &reqwest::Client, text: &str, repeat: u32) -> Result<Times> {
@@ -115,22 +109,23 @@ async fn envoy(gateway: &Gateway, http: &reqwest::Client, text: &str, repeat: u3
         answer[field][quantile].as_f64().map(|ns| ns / 1e3).with_context(|| format!("no {field}.{quantile} in {body}"))
     };
     let quantiles =
-        |field: &str| -> Result<Quantiles> { Ok(Quantiles { p50: us(field, "p50")?, p99: us(field, "p99")? }) };
+        |field: &str| -> Result<Quantiles<f64>> { Ok(Quantiles { p50: us(field, "p50")?, p99: us(field, "p99")? }) };
     Ok([quantiles("features_ns")?, quantiles("predict_ns")?, quantiles("total_ns")?])
 }
 
 fn row(chars: usize, place: &'static str, times: &[Times]) -> Row {
     let median = |part: usize| {
-        let of =
-            |value: fn(&Quantiles) -> f64| quantile(&mut times.iter().map(|t| value(&t[part])).collect::<Vec<_>>(), 50);
-        Quantiles { p50: of(|q| q.p50), p99: of(|q| q.p99) }
+        let over_texts = |value: fn(&Quantiles<f64>) -> f64| {
+            percentile(&sorted(times.iter().map(|times| value(&times[part])).collect()), 50)
+        };
+        Quantiles { p50: over_texts(|q| q.p50), p99: over_texts(|q| q.p99) }
     };
     Row { chars, place, features_us: median(0), inference_us: median(1), total_us: median(2) }
 }
 
-fn quantile(values: &mut [f64], percent: usize) -> f64 {
+fn sorted(mut values: Vec<f64>) -> Vec<f64> {
     values.sort_by(f64::total_cmp);
-    values[(values.len() - 1) * percent / 100]
+    values
 }
 
 impl Report {

@@ -75,7 +75,7 @@ fn row(
     let workload = Workload::drawn(templates, &times, default_policy, 1);
     let last = times.last().copied().unwrap_or_default();
     let began = cpu_seconds()?;
-    let mut simulation = Simulation::of(contender, &router, &workload, &[], options.clone());
+    let mut simulation = Simulation::deciding_by(contender, &router, &workload, &[], options.clone());
     simulation.finish(last + Duration::from_secs(3_600));
     let seconds = cpu_seconds()? - began;
     let answered = simulation.outcomes().iter().filter(|o| o.is_answered()).count();

@@ -201,7 +201,7 @@ fn template(router: &Router, row: &PromptRow) -> Result<Template> {
     scan.push(chat_request(&target(router.config(), String::new()), &row.prompt).as_bytes());
     let prompt = scan.finish().map_err(|problem| anyhow!("prompt {}: {problem}", row.id))?;
     let (prompt_tokens, blocks) = tokens_read(&row.prompt);
-    let of = |values| {
+    let recorded = |values| {
         in_fleet_order(fleet, values).map_err(|model| {
             anyhow!("no answer of {model} to prompt {} is recorded: --real cannot run this fleet", row.id)
         })
@@ -210,7 +210,7 @@ fn template(router: &Router, row: &PromptRow) -> Result<Template> {
     Ok(Template {
         outlook: Some(outlook),
         blocks: blocks.into(),
-        ..Template::of(prompt, prompt_tokens, answered_tokens(fleet, &of(&row.len)?), of(&row.q)?)
+        ..Template::from_prompt(prompt, prompt_tokens, answered_tokens(fleet, &recorded(&row.len)?), recorded(&row.q)?)
     })
 }
 

@@ -1,4 +1,4 @@
-//! What a budget leaves for an answer, and when it is used up (RouteBalance, section 10 (c) of its specification).
+//! What a budget leaves for an answer, and when it is used up (RouteBalance; PUBLISHED.md, section 10.3).
 
 use crate::fleet::{Budget, Tariff};
 

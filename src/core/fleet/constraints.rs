@@ -35,7 +35,7 @@ pub enum Constraint {
 }
 
 impl Constraint {
-    /// The published order of relaxation: time first, money last (RouteBalance, section 10 (a) of its specification).
+    /// The published order of relaxation: time first, money last (RouteBalance; PUBLISHED.md, section 10.1).
     pub const ALL: [Constraint; 4] = [Constraint::Ttft, Constraint::Tpot, Constraint::Quality, Constraint::Budget];
 
     /// Its name in configuration, headers and logs.

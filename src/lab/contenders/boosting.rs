@@ -30,7 +30,7 @@ pub struct Settings {
     pub patience: usize,
 }
 
-/// Published settings for the time per output token (RouteBalance, section 4.2 of its specification).
+/// Published settings for the time per output token (RouteBalance; PUBLISHED.md, section 4.2).
 pub const TPOT: Settings =
     Settings { depth: 6, rate: 0.1, sample: 0.8, leaf_rows: 5.0, l1: 0.0, rounds: 500, patience: 30 };
 /// Published settings for the time to the first token.
@@ -54,7 +54,7 @@ struct Binned {
 }
 
 impl Binned {
-    fn of(rows: &[Inputs]) -> Binned {
+    fn from_rows(rows: &[Inputs]) -> Binned {
         let column = |i: usize| -> Vec<f32> { rows.iter().map(|row| row[i]).collect() };
         let cuts: Vec<Vec<f32>> = (0..INPUTS_MAX).map(|i| cuts(column(i))).collect();
         let bin = |i: usize, value: f32| cuts[i].partition_point(|cut| *cut < value) as u8;
@@ -105,7 +105,7 @@ pub fn grow(rows: &Rows, validation: &Rows, settings: &Settings) -> Forest {
     if n == 0 {
         return Forest::default();
     }
-    let binned = Binned::of(&rows.inputs);
+    let binned = Binned::from_rows(&rows.inputs);
     let base = (rows.targets.iter().sum::<f64>() / n as f64) as f32;
     let mut forest = Forest { base, trees: Vec::new() };
     let mut said = vec![f64::from(base); n];
@@ -116,7 +116,7 @@ pub fn grow(rows: &Rows, validation: &Rows, settings: &Settings) -> Forest {
         let tree = tree(&binned, &errors, settings, &mut random);
         let alone = Forest { base: 0.0, trees: vec![tree] };
         let add = |said: &mut Vec<f64>, inputs: &[Inputs]| {
-            said.iter_mut().zip(inputs).for_each(|(said, inputs)| *said += alone.of(inputs));
+            said.iter_mut().zip(inputs).for_each(|(said, inputs)| *said += alone.prediction(inputs));
         };
         add(&mut said, &rows.inputs);
         add(&mut said_of_validation, &validation.inputs);
@@ -226,7 +226,7 @@ mod tests {
         let (train, validation, test) = (rows(4_000, 1, 0.5), rows(1_000, 2, 0.5), rows(1_000, 3, 0.0));
         for (name, settings) in [("tpot", TPOT), ("ttft", TTFT)] {
             let forest = grow(&train, &validation, &settings);
-            let errors = test.inputs.iter().zip(&test.targets).map(|(x, y)| (forest.of(x) - y).abs());
+            let errors = test.inputs.iter().zip(&test.targets).map(|(x, y)| (forest.prediction(x) - y).abs());
             let mae = errors.sum::<f64>() / 1_000.0;
             assert!(mae < 0.25, "{name}: {mae}");
             assert!(forest.trees.len() < settings.rounds, "{name}: stops early, at {}", forest.trees.len());
@@ -237,10 +237,10 @@ mod tests {
     #[test]
     fn the_smallest_cases() {
         let none = Rows::default();
-        assert_eq!(grow(&none, &none, &TPOT).of(&Inputs::default()), 0.0);
+        assert_eq!(grow(&none, &none, &TPOT).prediction(&Inputs::default()), 0.0);
         let few = rows(8, 1, 0.0);
         let mean = few.targets.iter().sum::<f64>() / 8.0;
         let forest = grow(&few, &rows(8, 2, 0.0), &TPOT);
-        assert!((forest.of(&few.inputs[0]) - mean).abs() < 1.0, "too few rows for a split");
+        assert!((forest.prediction(&few.inputs[0]) - mean).abs() < 1.0, "too few rows for a split");
     }
 }

@@ -15,10 +15,10 @@ use routebalance_sim::workload::Template;
 /// had a mean E2E of 64.2 s, of which about 3.5 s are the answer; requests wait `(3,534 s - 117.8 s) / 2` on average for a pass of
 /// `s` seconds, so it is 0.068 s. The semantic router's classifier is of the same size, and collapsed in the same range of rates.
 const DEBERTA: Duration = Duration::from_millis(68);
-/// One sentence vector of MiniLM on a CPU: the published decision's 30 ms less the 3 ms of its trees (section 13.2).
+/// One sentence vector of MiniLM on a CPU: the published decision's 30 ms less the 3 ms of its trees (PUBLISHED.md, section 13.2).
 const MINILM: Duration = Duration::from_millis(27);
 
-/// How a model's instance is chosen in the published pipelines (section 12), the better one first.
+/// How a model's instance is chosen in the published pipelines (PUBLISHED.md, section 12), the better one first.
 const DISPATCHERS: [(Dispatcher, &str); 2] =
     [(Dispatcher::ShortestQueue, "shortest queue"), (Dispatcher::RoundRobin, "round robin")];
 
@@ -38,12 +38,12 @@ fn with_dispatchers(
     charged: Deciding,
 ) -> Vec<Entrant> {
     let models: Arc<[usize]> = models.collect();
-    let of = |(dispatcher, dispatched): &(Dispatcher, &str)| {
+    let entrant = |(dispatcher, dispatched): &(Dispatcher, &str)| {
         let setting = if setting.is_empty() { (*dispatched).to_owned() } else { format!("{setting}, {dispatched}") };
         let contender = Contender::Pipeline { models: Some(models.clone()), dispatcher: *dispatcher };
         Entrant { charged, ..Entrant::new(name, setting, contender) }
     };
-    dispatchers(knobs).iter().map(of).collect()
+    dispatchers(knobs).iter().map(entrant).collect()
 }
 
 /// BEST-Route with a class per model. Where no model is probably enough the best, a fall-back serves: as shipped the first of the
@@ -83,11 +83,11 @@ pub(super) fn best_route(name: &'static str, knobs: Knobs, lab: &LabInputs<'_>) 
 pub(super) fn avengers_pro(name: &'static str, knobs: Knobs, lab: &LabInputs<'_>) -> Result<Vec<Entrant>> {
     let opinions = lab.opinions(name)?;
     let weights: &[f64] = if knobs == Knobs::All { &[0.25, 0.39, 0.53, 0.7, 0.8] } else { &[0.8] };
-    let of = |weight: &f64| {
+    let entrants = |weight: &f64| {
         let models = opinions.iter().map(|o| o.avengers_pro(*weight));
         with_dispatchers(name, knobs, &format!("p_w {weight}"), models, Deciding::Concurrently(MINILM))
     };
-    Ok(weights.iter().flat_map(of).collect())
+    Ok(weights.iter().flat_map(entrants).collect())
 }
 
 /// RouteLLM over thresholds of the win rate. The published default, .11593, sends everything to the largest model here, where that
@@ -96,11 +96,11 @@ pub(super) fn routellm(name: &'static str, knobs: Knobs, lab: &LabInputs<'_>) ->
     let opinions = lab.opinions(name)?;
     let thresholds: &[f64] =
         if knobs == Knobs::All { &[0.11593, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5] } else { &[0.11593, 0.4] };
-    let of = |threshold: &f64| {
+    let entrants = |threshold: &f64| {
         let models = opinions.iter().map(|o| o.routellm(*threshold));
         with_dispatchers(name, knobs, &format!("threshold {threshold}"), models, Deciding::Concurrently(MINILM))
     };
-    Ok(thresholds.iter().flat_map(of).collect())
+    Ok(thresholds.iter().flat_map(entrants).collect())
 }
 
 /// vLLM Semantic Router: one classification after the other.
@@ -135,7 +135,7 @@ fn cheapest<'a>(offers: impl Iterator<Item = &'a (usize, f64, f64)>) -> Option<u
 pub(super) fn omnirouter(name: &'static str, knobs: Knobs, lab: &LabInputs<'_>) -> Vec<Entrant> {
     let thresholds: &[f64] = if knobs == Knobs::All { &[0.4, 0.5, 0.6, 0.7] } else { &[0.5] };
     let charged = Deciding::Concurrently(OUR_DECISION);
-    let of = |threshold: &f64| {
+    let entrants = |threshold: &f64| {
         let model = |template: &Template| {
             let offers = offers(lab, template);
             let good = offers.iter().filter(|offer| offer.1 >= *threshold);
@@ -143,7 +143,7 @@ pub(super) fn omnirouter(name: &'static str, knobs: Knobs, lab: &LabInputs<'_>) 
         };
         with_dispatchers(name, knobs, &format!("quality {threshold}"), lab.templates.iter().map(model), charged)
     };
-    thresholds.iter().flat_map(of).collect()
+    thresholds.iter().flat_map(entrants).collect()
 }
 
 /// The model that our estimates expect the best answer of.
@@ -173,12 +173,12 @@ pub(super) fn cheapest_adequate(name: &'static str, knobs: Knobs, lab: &LabInput
     };
     let offers: Vec<(usize, f64, f64)> = lab.models().into_iter().map(offer).collect();
     let thresholds: &[f64] = if knobs == Knobs::All { &[0.4, 0.5, 0.6, 0.65] } else { &[0.5, 0.6] };
-    let of = |threshold: &f64| {
+    let entrant = |threshold: &f64| {
         let good = offers.iter().filter(|offer| offer.1 >= *threshold);
         let model = cheapest(good).unwrap_or_else(|| best(&offers));
         let models = vec![model; lab.templates.len()].into();
         let contender = Contender::Pipeline { models: Some(models), dispatcher: Dispatcher::LeastLoad };
         Entrant::new(name, format!("quality {threshold}"), contender)
     };
-    thresholds.iter().map(of).collect()
+    thresholds.iter().map(entrant).collect()
 }

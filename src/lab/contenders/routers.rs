@@ -15,7 +15,7 @@ use routebalance_sim::contender::{Contender, Deciding, Published, Tie, Tpot};
 use routebalance_sim::filters::Filter;
 use routebalance_sim::workload::sustainable_rates;
 
-/// What the published RouteBalance takes to decide a batch (section 13.2: 28 to 32 ms).
+/// What the published RouteBalance takes to decide a batch (28 to 32 ms; PUBLISHED.md, section 13.2).
 const PUBLISHED_DECISION: Duration = Duration::from_millis(30);
 
 /// Our policy for these weights, as a configuration that says nothing else has it.
@@ -70,7 +70,7 @@ pub(super) fn weighted(
         }
         _ => {
             let estimates = if name == "routebalance-paper-knn" { Estimates::Knn } else { Estimates::Ours };
-            let of = |w: &Weights| {
+            let entrants = |w: &Weights| {
                 let mut settings = vec![published(name, "", paper(*w, lab))];
                 if knobs == Knobs::All {
                     let raw = Published { quality: QualityNormalisation::Raw, ..paper(*w, lab) };
@@ -79,7 +79,7 @@ pub(super) fn weighted(
                 }
                 settings
             };
-            Ok(weights.iter().flat_map(of).map(|entrant| Entrant { estimates, ..entrant }).collect())
+            Ok(weights.iter().flat_map(entrants).map(|entrant| Entrant { estimates, ..entrant }).collect())
         }
     }
 }
@@ -105,13 +105,13 @@ fn arm(name: &'static str, tie: Tie, lab: &LabInputs<'_>) -> Entrant {
     published(name, "", Published { tie, ..paper(weights, lab) })
 }
 
-/// Batch sizes that were run with adaptive sizing off (section 8).
+/// Batch sizes that were run with adaptive sizing off (PUBLISHED.md, section 8).
 const BATCH_SIZES: [usize; 5] = [1, 4, 8, 16, 32];
 /// Their window: the one that batches begin with.
 const BATCH_WINDOW: Duration = Duration::from_millis(100);
 
-/// RouteBalance as published without its order of the longest first, and with batches of fixed sizes (section 13.3). Only where
-/// deciding takes time.
+/// RouteBalance as published without its order of the longest first, and with batches of fixed sizes (PUBLISHED.md, section 13.3). Only
+/// where deciding takes time.
 pub fn ablations(weights: Weights, lab: &LabInputs<'_>) -> Vec<Entrant> {
     let name = "routebalance-paper";
     let in_order = published(name, "LPT off", Published { longest_first: false, ..paper(weights, lab) });
@@ -126,7 +126,7 @@ pub fn ablations(weights: Weights, lab: &LabInputs<'_>) -> Vec<Entrant> {
     std::iter::once(in_order).chain(BATCH_SIZES.iter().map(of_size)).collect()
 }
 
-/// RouteBalance as published with each of its filters (section 10). What requests insist on is in their arrivals.
+/// RouteBalance as published with each of its filters (PUBLISHED.md, section 10). What requests insist on is in their arrivals.
 pub fn filtered(weights: Weights, lab: &LabInputs<'_>) -> Vec<Entrant> {
     let rows = [
         ("no filter", Filter::Off, false),
@@ -140,10 +140,10 @@ pub fn filtered(weights: Weights, lab: &LabInputs<'_>) -> Vec<Entrant> {
         ("filter qlm", Filter::Qlm, true),
         ("filter timebill", Filter::TimeBill, true),
     ];
-    let of = |(setting, filter, calibrated)| {
+    let entrant = |(setting, filter, calibrated)| {
         published("routebalance-paper", setting, Published { filter, calibrated, ..paper(weights, lab) })
     };
-    rows.into_iter().map(of).collect()
+    rows.into_iter().map(entrant).collect()
 }
 
 /// Shares of what the pools sustain that prices may fill.
@@ -166,7 +166,7 @@ pub(super) fn prices(name: &'static str, knobs: Knobs, lab: &LabInputs<'_>) -> V
     };
     let qualities: Vec<Vec<f64>> = lab.templates.iter().filter_map(quality).collect();
     let scores = Scores::new(models.len(), qualities.concat());
-    let of = |utilisation: &f64| {
+    let entrant = |utilisation: &f64| {
         let shares: Vec<f64> = models.iter().map(|m| utilisation * sustained(*m) / lab.rate.max(1e-9)).collect();
         let mut prices = vec![0.0; fleet.models.len()];
         // Nothing is known of the prompts: everything is free.
@@ -179,7 +179,7 @@ pub(super) fn prices(name: &'static str, knobs: Knobs, lab: &LabInputs<'_>) -> V
         entrant_of_ours(name, format!("utilisation {utilisation}"), policy, Estimates::Ours)
     };
     match knobs {
-        Knobs::All => UTILISATIONS.iter().map(of).collect(),
-        Knobs::Headline => vec![of(&UTILISATION)],
+        Knobs::All => UTILISATIONS.iter().map(entrant).collect(),
+        Knobs::Headline => vec![entrant(&UTILISATION)],
     }
 }

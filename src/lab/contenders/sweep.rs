@@ -1,10 +1,11 @@
-//! What the published predictor of times is trained on: one instance of each pool, asked ever faster (RouteBalance, section 4.2 of
-//! its specification).
+//! What the published predictor of times is trained on: one instance of each pool, asked ever faster (RouteBalance;
+//! PUBLISHED.md, section 4.2).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use comfy_table::Table;
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::boosting::{self, Rows};
 use routebalance_core::config::Config;
@@ -55,10 +56,8 @@ pub struct Errors {
 /// Runs the sweep and grows the trees of every pool.
 pub fn fitted(config: &Config, templates: &Arc<[Template]>, requests: usize) -> (Fitted, Vec<Accuracy>) {
     let pools = config.fleet.pools.len();
-    let fits: Vec<Option<(PoolTimes, Accuracy)>> = std::thread::scope(|scope| {
-        let fits: Vec<_> = (0..pools).map(|p| scope.spawn(move || fit(config, templates, p, requests))).collect();
-        fits.into_iter().map(|fit| fit.join().expect("a fit does not panic")).collect()
-    });
+    let fits: Vec<Option<(PoolTimes, Accuracy)>> =
+        (0..pools).into_par_iter().map(|pool| fit(config, templates, pool, requests)).collect();
     let (times, accuracies): (Vec<_>, Vec<_>) = fits.into_iter().map(Option::unzip).unzip();
     (Fitted { pools: times }, accuracies.into_iter().flatten().collect())
 }
@@ -129,7 +128,7 @@ fn sweep(
     let workload = Workload::drawn(templates.clone(), &times, 0, SEED.wrapping_add(which as u64));
     let contender = Contender::dispatch(Dispatcher::RoundRobin);
     let options = Options { keep_decisions: false, seed: SEED, ..Options::default() };
-    let mut simulation = Simulation::of(contender, router, &workload, &[], options);
+    let mut simulation = Simulation::deciding_by(contender, router, &workload, &[], options);
     let before = |arrival: &Arrival| arrival.at.saturating_sub(Duration::from_nanos(1));
     let states: Vec<LoadNow> = workload
         .arrivals
@@ -163,7 +162,7 @@ fn head(rows: Rows, settings: &boosting::Settings) -> (Forest, Errors, Residuals
     let mut shares = [0.0; BINS];
     let mut squares = 0.0;
     for (inputs, target) in validation.inputs.iter().zip(&validation.targets) {
-        let said = forest.of(inputs).max(1.0);
+        let said = forest.prediction(inputs).max(1.0);
         errors.mae_ms += (said - target).abs() / n;
         errors.mape += (said / target - 1.0).abs() / n;
         squares += (said - target).powi(2) / n;

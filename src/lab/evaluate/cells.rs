@@ -1,9 +1,10 @@
 //! Cells of an experiment on two threads.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use rayon::ThreadPoolBuilder;
+use rayon::iter::{ParallelBridge, ParallelIterator};
 
 /// The machine's other work keeps its cores.
 const THREADS: usize = 2;
@@ -18,20 +19,15 @@ pub(crate) fn each_measured<J: Sync, R: Send>(
     if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} cells, {elapsed}, {eta} to go") {
         bar.set_style(style);
     }
-    let next = AtomicUsize::new(0);
+    let pool = ThreadPoolBuilder::new().num_threads(THREADS).build().expect("threads can be started");
     let (sender, receiver) = mpsc::channel();
-    std::thread::scope(|scope| {
-        for _ in 0..THREADS {
-            let (sender, next, measure) = (sender.clone(), &next, &measure);
-            scope.spawn(move || {
-                while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if sender.send((job, measure(job))).is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-        drop(sender);
+    let measure = &measure;
+    pool.in_place_scope(|scope| {
+        // Jobs begin in their order, and none begins once nobody listens.
+        scope.spawn(move |_| {
+            let send = |sender: &mut mpsc::Sender<_>, job| sender.send((job, measure(job))).ok();
+            let _ = jobs.iter().par_bridge().try_for_each_with(sender, send);
+        });
         for (job, result) in receiver {
             bar.inc(1);
             if !done(job, result) {

@@ -6,6 +6,7 @@ mod logs;
 use anyhow::Result;
 use serde_json::{Value, json};
 
+use crate::statistics::{mean, value_at};
 use routebalance_core::fleet::{LatencyProfile, Limits};
 
 /// KV that nobody fills.
@@ -50,7 +51,5 @@ fn profile_json(profile: &LatencyProfile) -> Value {
 /// Mean, median and 99th percentile.
 fn summary(mut values: Vec<f64>) -> [f64; 3] {
     values.sort_by(f64::total_cmp);
-    let last = values.len().saturating_sub(1) as f64;
-    let at = |q: f64| values.get((last * q).round() as usize).copied().unwrap_or(f64::NAN);
-    [values.iter().sum::<f64>() / values.len() as f64, at(0.5), at(0.99)]
+    [mean(&values), value_at(&values, 0.5), value_at(&values, 0.99)].map(|value| value.unwrap_or(f64::NAN))
 }

@@ -61,13 +61,13 @@ pub(super) fn run(config: &Config, args: &EvaluateArgs) -> Result<(Value, bool)>
     let mut passed = true;
     for (c, case) in cases.iter().enumerate() {
         for utilisation in UTILISATIONS {
-            let of = |gateways: usize| -> Vec<&Summary> {
+            let summaries_behind = |gateways: usize| -> Vec<&Summary> {
                 let is_of = |j: &Job| j.case == c && j.gateways == gateways && j.utilisation == utilisation;
                 jobs.iter().zip(&summaries).filter(|(j, _)| is_of(j)).map(|(_, s)| s).collect()
             };
-            let one = of(1);
+            let one = summaries_behind(1);
             for gateways in GATEWAYS {
-                let many = of(gateways);
+                let many = summaries_behind(gateways);
                 let values = |value: fn(&Summary) -> f64| many.iter().map(|s| value(s)).collect::<Vec<_>>();
                 let ratios = |value: fn(&Summary) -> f64| -> Vec<f64> {
                     many.iter().zip(&one).map(|(many, one)| value(many) / value(one)).collect()
@@ -148,5 +148,5 @@ fn simulate(case: &Case, job: &Job, end: Duration) -> Summary {
     let options = Options { gateways: job.gateways, seed: job.seed, ..Options::default() };
     let mut simulation = Simulation::new(&case.router, &workload, &[], options);
     simulation.finish(end * 10);
-    Summary::of(simulation.outcomes().iter().filter(|o| o.at >= WARM_UP))
+    Summary::from_outcomes(simulation.outcomes().iter().filter(|o| o.at >= WARM_UP))
 }

@@ -192,9 +192,9 @@ pub(super) fn run(
     let name = preset.and_then(|preset| Some(preset.to_possible_value()?.get_name().to_owned()));
     let mut cells = Cells { preset: name.unwrap_or_else(|| "custom".to_owned()), cells: measured, ..Cells::default() };
     if preset == Some(Preset::Paper) {
-        cells.targets = targets::of(&cells);
+        cells.targets = targets::judged(&cells);
     }
-    cells.reproduction = reproduction::of(&cells);
+    cells.reproduction = reproduction::reproduced_rows(&cells);
     println!("{}", table(&cells));
     show_targets(&cells);
     write(&cells, json)?;

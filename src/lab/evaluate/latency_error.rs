@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 
 use super::EvaluateArgs;
 use super::cells::measured;
+use crate::statistics::percentile;
 use routebalance_core::config::Config;
 use routebalance_core::latency::Basis;
 use routebalance_core::router::Router;
-use routebalance_sim::outcome::percentile;
 use routebalance_sim::simulation::{Options, Simulation};
 use routebalance_sim::workload::{Arrivals, ChatMix, Workload, sustainable_rates};
 
@@ -80,7 +80,7 @@ pub(super) fn run(config: &Config, args: &EvaluateArgs) -> Result<(Value, bool)>
             jobs.iter().zip(&errors).filter(|(job, _)| of_cell(job)).for_each(|(_, errors)| all.add(errors));
             let requests = all.ttft.len();
             let [ttft, true_length, e2e] =
-                [&mut all.ttft, &mut all.e2e_true_length, &mut all.e2e].map(|errors| Quantiles::of(errors));
+                [&mut all.ttft, &mut all.e2e_true_length, &mut all.e2e].map(|errors| MedianAndP90::from_values(errors));
             if i == 0 && utilisation <= AIM_UP_TO && ttft.median.max(true_length.median) > AIM {
                 missed.push(utilisation.to_string());
             }
@@ -137,16 +137,16 @@ fn simulate(router: &Router, job: &Job, end: Duration) -> Errors {
 }
 
 #[derive(Clone, Copy)]
-struct Quantiles {
+struct MedianAndP90 {
     median: f64,
     p90: f64,
 }
 
-impl Quantiles {
+impl MedianAndP90 {
     /// Nearest-rank; zeros if there are no values.
-    fn of(values: &mut [f64]) -> Quantiles {
+    fn from_values(values: &mut [f64]) -> MedianAndP90 {
         values.sort_by(f64::total_cmp);
-        Quantiles { median: percentile(values, 50), p90: percentile(values, 90) }
+        MedianAndP90 { median: percentile(values, 50), p90: percentile(values, 90) }
     }
 
     fn json(self) -> Value {

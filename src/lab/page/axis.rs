@@ -62,7 +62,7 @@ pub(crate) struct Axis {
 impl Axis {
     /// An axis that shows all finite values, with some room around them; logarithmic if they span more than `ratio` and are
     /// positive. `from_zero` makes a linear axis begin at 0.
-    pub(crate) fn of(values: impl IntoIterator<Item = f64>, ratio: f64, from_zero: bool) -> Axis {
+    pub(crate) fn showing(values: impl IntoIterator<Item = f64>, ratio: f64, from_zero: bool) -> Axis {
         let finite = values.into_iter().filter(|value| value.is_finite());
         let (low, high) = finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
         if low > high || (low == 0.0 && high == 0.0) {
@@ -111,17 +111,17 @@ impl Axis {
 
     fn log_ticks(&self, count: usize) -> Vec<f64> {
         let decades = self.low.log10().floor() as i32..=self.high.log10().ceil() as i32;
-        let with = |digits: &[f64]| -> Vec<f64> {
+        let ticks_of = |digits: &[f64]| -> Vec<f64> {
             let all = decades.clone().flat_map(|decade| digits.iter().map(move |d| d * 10f64.powi(decade)));
             all.filter(|value| (self.low..=self.high).contains(value)).collect()
         };
         let choices = [
-            with(&[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0]),
-            with(&[1.0, 2.0, 3.0, 5.0]),
-            with(&[1.0, 2.0, 5.0]),
-            with(&[1.0, 3.0]),
+            ticks_of(&[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0]),
+            ticks_of(&[1.0, 2.0, 3.0, 5.0]),
+            ticks_of(&[1.0, 2.0, 5.0]),
+            ticks_of(&[1.0, 3.0]),
         ];
-        choices.into_iter().find(|ticks| ticks.len() <= count + 1).unwrap_or_else(|| with(&[1.0]))
+        choices.into_iter().find(|ticks| ticks.len() <= count + 1).unwrap_or_else(|| ticks_of(&[1.0]))
     }
 }
 
@@ -170,10 +170,12 @@ mod tests {
         let words = |axis: Axis, count| axis.ticks(count).into_iter().map(|(_, text)| text).collect::<Vec<_>>();
         assert_eq!(words(Axis::between(0.0, 1.0), 5), ["0", "0.2", "0.4", "0.6", "0.8", "1"]);
         assert_eq!(words(Axis::between(0.58, 0.68), 5), ["0.6", "0.625", "0.65", "0.675"]);
-        assert_eq!(words(Axis::of([1.0, 100.0], 5.0, false), 5), ["1", "3", "10", "30", "100"]);
-        for axis in
-            [Axis::of([f64::NAN], 5.0, true), Axis::of([0.5, 0.5], 5.0, false), Axis::of([2.0, 90.0], 5.0, false)]
-        {
+        assert_eq!(words(Axis::showing([1.0, 100.0], 5.0, false), 5), ["1", "3", "10", "30", "100"]);
+        for axis in [
+            Axis::showing([f64::NAN], 5.0, true),
+            Axis::showing([0.5, 0.5], 5.0, false),
+            Axis::showing([2.0, 90.0], 5.0, false),
+        ] {
             let ticks = axis.ticks(5);
             assert!(!ticks.is_empty() && ticks.len() <= 8, "{axis:?}: {ticks:?}");
             assert!(ticks.iter().all(|(v, _)| (-1e-9..=1.0 + 1e-9).contains(&axis.place(*v))), "{axis:?}: {ticks:?}");

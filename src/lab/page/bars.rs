@@ -33,7 +33,7 @@ pub(super) fn scene(title: &str, subtitle: &str, width: f64, bars: &[Bar], looks
     let bottom = top + ROW * bars.len() as f64;
     scene.height = bottom + 26.0;
     let ends = bars.iter().flat_map(|bar| bar.interval.into_iter().flatten());
-    let axis = Axis::of(bars.iter().map(|bar| bar.value).chain(ends), 12.0, true);
+    let axis = Axis::showing(bars.iter().map(|bar| bar.value).chain(ends), 12.0, true);
     let place = |value: f64| left + axis.place(value) * (right - left);
     for (value, text) in axis.ticks(((right - left) / 90.0) as usize + 1) {
         scene.rule(Ink::Grid, (place(value), top), (place(value), bottom + 3.0), 1.0);
@@ -44,26 +44,31 @@ pub(super) fn scene(title: &str, subtitle: &str, width: f64, bars: &[Bar], looks
         let ink = looks.ink(&bar.contender);
         let leads = matches!(ink, Ink::Ours | Ink::Paper);
         let words = if leads { ink } else { Ink::Text };
-        scene.text(words, (left - 8.0, y + 4.0), SMALL, Anchor::End, leads, &bar.label).of(&bar.contender);
+        scene.text(words, (left - 8.0, y + 4.0), SMALL, Anchor::End, leads, &bar.label).of_contender(&bar.contender);
         let tip = format!("{}: {}", bar.label, number(bar.value, 4));
         let from = place(axis_start(&axis));
         let to = if bar.value.is_finite() { place(bar.value) } else { from };
         if axis.log {
             let line = Shape::Line { points: vec![(from, y), (to, y)], width: 1.2, dashed: false };
-            scene.add(ink, line).faint(0.4).of(&bar.contender);
+            scene.add(ink, line).faint(0.4).of_contender(&bar.contender);
             let mark = looks.mark(&bar.contender).outline((to, y), 5.0);
-            scene.add(ink, Shape::Area { points: mark, rim: true }).of(&bar.contender).says(&tip);
+            scene.add(ink, Shape::Area { points: mark, rim: true }).of_contender(&bar.contender).says(&tip);
         } else {
             let points = vec![(from, y - 7.0), (to, y - 7.0), (to, y + 7.0), (from, y + 7.0)];
             let opacity = if leads { 1.0 } else { 0.6 };
-            scene.add(ink, Shape::Area { points, rim: false }).faint(opacity).of(&bar.contender).says(&tip);
+            scene.add(ink, Shape::Area { points, rim: false }).faint(opacity).of_contender(&bar.contender).says(&tip);
         }
         if let Some([low, high]) = bar.interval.filter(|ends| ends.iter().all(|end| end.is_finite())) {
             let points = vec![(place(low), y), (place(high), y)];
-            scene.add(Ink::Text, Shape::Line { points, width: 1.2, dashed: false }).faint(0.7).of(&bar.contender);
+            scene
+                .add(Ink::Text, Shape::Line { points, width: 1.2, dashed: false })
+                .faint(0.7)
+                .of_contender(&bar.contender);
         }
         let end = bar.interval.map_or(to, |[_, high]| to.max(place(high)));
-        scene.text(Ink::Muted, (end + 9.0, y + 4.0), SMALL, Anchor::Start, false, &bar.note).of(&bar.contender);
+        scene
+            .text(Ink::Muted, (end + 9.0, y + 4.0), SMALL, Anchor::Start, false, &bar.note)
+            .of_contender(&bar.contender);
     }
     scene
 }

@@ -237,8 +237,9 @@ fn along(line: &[Point], place: &dyn Fn(Point) -> Point) -> Vec<Point> {
     let between = |pair: &[Point]| {
         let (from, to) = (pair[0], pair[1]);
         let steps = ((to.0 - from.0).hypot(to.1 - from.1) / STEP).ceil().max(1.0);
-        let at = move |i: usize| i as f64 / steps;
-        (0..steps as usize).map(move |i| (from.0 + (to.0 - from.0) * at(i), from.1 + (to.1 - from.1) * at(i)))
+        let part_of_way = move |i: usize| i as f64 / steps;
+        (0..steps as usize)
+            .map(move |i| (from.0 + (to.0 - from.0) * part_of_way(i), from.1 + (to.1 - from.1) * part_of_way(i)))
     };
     corners.windows(2).flat_map(between).collect()
 }

@@ -92,7 +92,7 @@ fn times(view: &View, standing: &[&Summary], name: &str) -> Chart {
         width: width(6),
         height: 330.0,
         x: Axis::between(0.0, chosen.iter().map(|s| end_of(course(s))).fold(0.0, f64::max)),
-        y: Axis::of(values, 12.0, true),
+        y: Axis::showing(values, 12.0, true),
         x_title: "when the request came, seconds".into(),
         y_title: "mean time to the last token, seconds".into(),
         series,

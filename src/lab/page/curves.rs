@@ -1,5 +1,7 @@
 //! Lines of a few contenders over one number, for pages other than the lab's.
 
+use maud::Markup;
+
 use super::axis::Axis;
 use super::chart::{Chart, Dot, Labels, Series};
 use super::scene::{Ink, MARKS, Mark, Point, Scene, TONES};
@@ -51,7 +53,7 @@ impl Curves {
     }
 
     /// The picture as an element of a page that has the lab's style.
-    pub(crate) fn element(&self) -> String {
+    pub(crate) fn element(&self) -> Markup {
         svg::element(&self.scene())
     }
 
@@ -62,8 +64,8 @@ impl Curves {
             subtitle: self.subtitle.clone(),
             width: 820.0,
             height: 460.0,
-            x: Axis::of(points().map(|(x, _)| x), f64::INFINITY, false),
-            y: Axis::of(points().map(|(_, y)| y), 6.0, true),
+            x: Axis::showing(points().map(|(x, _)| x), f64::INFINITY, false),
+            y: Axis::showing(points().map(|(_, y)| y), 6.0, true),
             x_title: self.x_title.clone(),
             y_title: self.y_title.clone(),
             series: self.curves.iter().map(series).collect(),

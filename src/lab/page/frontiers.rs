@@ -157,7 +157,7 @@ struct Common {
 
 /// The highest quality that ours and the paper's both reach, and the best of what it takes either.
 fn at_common_quality(view: &View, which: Against, rate: f64) -> Option<Common> {
-    let (own, theirs) = (view.at(OURS, rate), view.at(PAPER, rate));
+    let (own, theirs) = (view.cells_at(OURS, rate), view.cells_at(PAPER, rate));
     let best = |cells: &[&Summary]| cells.iter().map(|s| s.quality.mean).reduce(f64::max);
     let quality = best(&own)?.min(best(&theirs)?);
     let takes = |cells: &[&Summary]| {
@@ -180,8 +180,8 @@ fn chart(view: &View, which: Against, rate: f64, large: bool) -> Chart {
         subtitle: String::new(),
         width: 0.0,
         height: 0.0,
-        x: Axis::of(shared(own_x).map(|summary| which.value(summary)), 3.5, false),
-        y: Axis::of(shared(large).map(|summary| summary.quality.mean), f64::INFINITY, false),
+        x: Axis::showing(shared(own_x).map(|summary| which.value(summary)), 3.5, false),
+        y: Axis::showing(shared(large).map(|summary| summary.quality.mean), f64::INFINITY, false),
         x_title: if large { which.axis_title() } else { which.short_title() }.to_owned(),
         y_title: if large { "mean quality of the answers (0 to 1)" } else { "quality" }.to_owned(),
         series,
@@ -190,7 +190,7 @@ fn chart(view: &View, which: Against, rate: f64, large: bool) -> Chart {
 }
 
 fn one(view: &View, which: Against, name: &str, rate: f64, large: bool) -> Option<Series> {
-    let cells = view.at(name, rate);
+    let cells = view.cells_at(name, rate);
     let point = |summary: &Summary| (which.value(summary), summary.quality.mean);
     let frontier = pareto(&cells.iter().map(|summary| point(summary)).collect::<Vec<_>>(), which.is_better_low());
     let first = *cells.first()?;

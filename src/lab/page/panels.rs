@@ -35,8 +35,11 @@ fn plot(section: Section, name: &str, scene: super::scene::Scene) -> Plot {
 fn sorted(mut bars: Vec<Bar>, low_first: bool) -> Vec<Bar> {
     bars.sort_by(|a, b| {
         let values = if low_first { a.value.total_cmp(&b.value) } else { b.value.total_cmp(&a.value) };
-        let is = |bar: &Bar, name: &str| bar.contender == name;
-        is(a, ORACLE).cmp(&is(b, ORACLE)).then(values).then(is(b, OURS).cmp(&is(a, OURS)))
+        let is_contender = |bar: &Bar, name: &str| bar.contender == name;
+        is_contender(a, ORACLE)
+            .cmp(&is_contender(b, ORACLE))
+            .then(values)
+            .then(is_contender(b, OURS).cmp(&is_contender(a, OURS)))
     });
     bars
 }
@@ -61,9 +64,9 @@ fn times(view: &View, standing: &[&Summary], name: &str) -> super::scene::Scene 
 
 /// The settings of a comparison's only contender, at the rate with the most of them.
 fn settings(view: &View, experiment: &Experiment, cells: &[&Summary]) -> Option<Plot> {
-    let at = |rate: f64| cells.iter().copied().filter(move |s| s.is_at(rate));
-    let rate = rates(cells).into_iter().max_by_key(|rate| at(*rate).count())?;
-    let bars: Vec<Bar> = at(rate).map(|s| Bar { label: labelled(s), ..bar(s) }).collect();
+    let cells_at = |rate: f64| cells.iter().copied().filter(move |s| s.is_at(rate));
+    let rate = rates(cells).into_iter().max_by_key(|rate| cells_at(*rate).count())?;
+    let bars: Vec<Bar> = cells_at(rate).map(|s| Bar { label: labelled(s), ..bar(s) }).collect();
     if bars.len() < 2 {
         return None;
     }

@@ -1,10 +1,12 @@
 //! A scene as a PNG file, drawn by plotters with a font of our own.
 
+use std::fs::File;
+use std::io::BufWriter;
 use std::path::Path;
 use std::sync::Once;
 
-use anyhow::{Context, Result, anyhow};
-use plotters::backend::DrawingBackend;
+use ::png::{BitDepth, ColorType, Encoder};
+use anyhow::{Context, Result};
 use plotters::prelude::*;
 use plotters::style::register_font;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -55,10 +57,13 @@ pub(super) fn write(scene: &Scene, file: &Path) -> Result<()> {
     }
     let (w, h) = (size(scene.width, DENSITY), size(scene.height, DENSITY));
     let pixels = reduced(&fine, w, h);
-    let failed = || anyhow!("{} cannot be written", file.display());
-    let mut target = BitMapBackend::new(file, (w as u32, h as u32));
-    target.blit_bitmap((0, 0), (w as u32, h as u32), &pixels).map_err(|_| failed())?;
-    target.present().map_err(|problem| failed().context(problem.to_string()))
+    let failed = || format!("{} cannot be written", file.display());
+    let mut encoder = Encoder::new(BufWriter::new(File::create(file).with_context(failed)?), w as u32, h as u32);
+    encoder.set_color(ColorType::Rgb);
+    encoder.set_depth(BitDepth::Eight);
+    let mut writer = encoder.write_header().with_context(failed)?;
+    writer.write_image_data(&pixels).with_context(failed)?;
+    writer.finish().with_context(failed)
 }
 
 /// Squares of fine pixels, each as its mean.
@@ -68,11 +73,11 @@ fn reduced(fine: &[u8], w: usize, h: usize) -> Vec<u8> {
     for y in 0..h {
         for x in 0..w {
             for channel in 0..3 {
-                let at = |i: usize| {
+                let fine_value = |i: usize| {
                     let (row, column) = (y * OVERSAMPLING + i / OVERSAMPLING, x * OVERSAMPLING + i % OVERSAMPLING);
                     usize::from(fine[(row * w * OVERSAMPLING + column) * 3 + channel])
                 };
-                pixels.push(((0..count).map(at).sum::<usize>() / count) as u8);
+                pixels.push(((0..count).map(fine_value).sum::<usize>() / count) as u8);
             }
         }
     }

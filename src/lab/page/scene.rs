@@ -196,7 +196,7 @@ impl Scene {
 
 impl Item {
     /// Says whose it is.
-    pub(crate) fn of(&mut self, contender: &str) -> &mut Item {
+    pub(crate) fn of_contender(&mut self, contender: &str) -> &mut Item {
         self.contender = Some(contender.to_owned());
         self
     }

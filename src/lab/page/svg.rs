@@ -2,100 +2,116 @@
 
 use std::fmt::Write;
 
+use maud::{Markup, PreEscaped, Render, html};
+
 use super::scene::{Anchor, Ink, Item, Scene, Shape};
 
-/// A character of HTML or SVG text or of an attribute, or what stands for it.
-pub(crate) fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
 /// The scene as an element of an HTML page.
-pub(crate) fn element(scene: &Scene) -> String {
-    let mut out = String::new();
-    let _ = write!(
-        out,
-        "<svg viewBox=\"0 0 {:.0} {:.0}\" role=\"img\" aria-label=\"{}\">",
-        scene.width,
-        scene.height,
-        escaped(&scene.title)
-    );
-    body(scene, &mut out);
-    out.push_str("</svg>");
-    out
+pub(crate) fn element(scene: &Scene) -> Markup {
+    let view_box = format!("0 0 {:.0} {:.0}", scene.width, scene.height);
+    html! { svg viewBox=(view_box) role="img" aria-label=(scene.title) { (items(scene)) } }
 }
 
 /// The scene as a file of its own, on a light ground.
 pub(crate) fn file(scene: &Scene) -> String {
-    let mut out = String::new();
-    let (w, h) = (scene.width, scene.height);
-    let _ = writeln!(
-        out,
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{w:.0}\" height=\"{h:.0}\" viewBox=\"0 0 {w:.0} {h:.0}\">"
-    );
-    let _ = writeln!(out, "<title>{}</title>", escaped(&scene.title));
-    out.push_str("<style>text{font-family:\"DejaVu Sans\",Verdana,sans-serif}.b{font-weight:bold}.l{fill:none;stroke-linejoin:round;stroke-linecap:round}");
+    let [w, h] = [scene.width, scene.height].map(|length| format!("{length:.0}"));
+    let element = html! {
+        svg xmlns="http://www.w3.org/2000/svg" width=(w) height=(h) viewBox={ "0 0 " (w) " " (h) } {
+            title { (scene.title) }
+            style { (PreEscaped(style())) }
+            rect width=(w) height=(h) class="f-ground" {}
+            "\n"
+            (items(scene))
+        }
+        "\n"
+    };
+    element.into_string()
+}
+
+fn style() -> String {
+    let mut css = "text{font-family:\"DejaVu Sans\",Verdana,sans-serif}.b{font-weight:bold}\
+                   .l{fill:none;stroke-linejoin:round;stroke-linecap:round}"
+        .to_owned();
     let (r, g, b) = Ink::Ground.rgb();
-    let _ = write!(out, ".r{{stroke:#{r:02x}{g:02x}{b:02x};stroke-width:2;paint-order:stroke}}");
+    let _ = write!(css, ".r{{stroke:#{r:02x}{g:02x}{b:02x};stroke-width:2;paint-order:stroke}}");
     for ink in Ink::all() {
         let ((r, g, b), class) = (ink.rgb(), ink.class());
-        let _ = write!(out, ".f-{class}{{fill:#{r:02x}{g:02x}{b:02x}}}.s-{class}{{stroke:#{r:02x}{g:02x}{b:02x}}}");
+        let _ = write!(css, ".f-{class}{{fill:#{r:02x}{g:02x}{b:02x}}}.s-{class}{{stroke:#{r:02x}{g:02x}{b:02x}}}");
     }
-    let _ = writeln!(out, "</style>\n<rect width=\"{w:.0}\" height=\"{h:.0}\" class=\"f-ground\"/>");
-    body(scene, &mut out);
-    out.push_str("</svg>\n");
-    out
+    css
 }
 
-fn body(scene: &Scene, out: &mut String) {
-    for item in &scene.items {
-        let wrap = item.contender.is_some() || item.tip.is_some();
-        if wrap {
-            out.push_str("<g");
-            if let Some(contender) = &item.contender {
-                let _ = write!(out, " data-c=\"{}\"", escaped(contender));
+fn items(scene: &Scene) -> Markup {
+    html! {
+        @for item in &scene.items {
+            @if item.contender.is_some() || item.tip.is_some() {
+                g data-c=[item.contender.as_deref()] {
+                    @if let Some(tip) = &item.tip {
+                        title { (tip) }
+                    }
+                    (drawn(item))
+                }
+            } @else {
+                (drawn(item))
             }
-            out.push('>');
-            if let Some(tip) = &item.tip {
-                let _ = write!(out, "<title>{}</title>", escaped(tip));
-            }
+            "\n"
         }
-        draw(item, out);
-        out.push_str(if wrap { "</g>\n" } else { "\n" });
     }
 }
 
-fn draw(item: &Item, out: &mut String) {
+/// A number with so many digits after the point.
+struct Digits(f64, usize);
+
+impl Render for Digits {
+    fn render_to(&self, out: &mut String) {
+        let _ = write!(out, "{:.*}", self.1, self.0);
+    }
+}
+
+fn drawn(item: &Item) -> Markup {
     let class = item.ink.class();
-    let opacity = if item.opacity < 1.0 { format!(" opacity=\"{:.2}\"", item.opacity) } else { String::new() };
+    let opacity = (item.opacity < 1.0).then_some(Digits(item.opacity, 2));
     let corners =
         |points: &[(f64, f64)]| points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect::<Vec<_>>().join(" ");
-    let _ = match &item.shape {
+    match &item.shape {
         Shape::Line { points, width, dashed } => {
-            let dash = if *dashed { " stroke-dasharray=\"6 4\"" } else { "" };
-            write!(
-                out,
-                "<polyline class=\"l s-{class}\" points=\"{}\" stroke-width=\"{width:.1}\"{dash}{opacity}/>",
-                corners(points)
-            )
+            let dashes = dashed.then_some("6 4");
+            html! {
+                polyline class={ "l s-" (class) } points=(corners(points)) stroke-width=(Digits(*width, 1))
+                    stroke-dasharray=[dashes] opacity=[opacity] {}
+            }
         }
         Shape::Area { points, rim } => {
             let rim = if *rim { " r" } else { "" };
-            write!(out, "<polygon class=\"f-{class}{rim}\" points=\"{}\"{opacity}/>", corners(points))
+            html! { polygon class={ "f-" (class) (rim) } points=(corners(points)) opacity=[opacity] {} }
         }
         Shape::Text { at, text, size, anchor, bold } => {
             let anchor = match anchor {
-                Anchor::Start => "",
-                Anchor::Middle => " text-anchor=\"middle\"",
-                Anchor::End => " text-anchor=\"end\"",
+                Anchor::Start => None,
+                Anchor::Middle => Some("middle"),
+                Anchor::End => Some("end"),
             };
             let bold = if *bold { " b" } else { "" };
-            write!(
-                out,
-                "<text class=\"f-{class}{bold}\" x=\"{:.1}\" y=\"{:.1}\" font-size=\"{size:.1}\"{anchor}{opacity}>{}</text>",
-                at.0,
-                at.1,
-                escaped(text)
-            )
+            html! {
+                text class={ "f-" (class) (bold) } x=(Digits(at.0, 1)) y=(Digits(at.1, 1)) font-size=(Digits(*size, 1))
+                    text-anchor=[anchor] opacity=[opacity] { (text) }
+            }
         }
-    };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_data_are_no_elements() {
+        let mut scene = Scene { title: "a \"title\" < &".to_owned(), ..Scene::default() };
+        scene.text(Ink::Text, (1.0, 2.0), 10.0, Anchor::End, true, "<b>x</b>").of_contender("<i>\"").says("1 < 2");
+        let expected = "<g data-c=\"&lt;i&gt;&quot;\"><title>1 &lt; 2</title><text class=\"f-text b\" x=\"1.0\" y=\"2.0\" \
+                        font-size=\"10.0\" text-anchor=\"end\">&lt;b&gt;x&lt;/b&gt;</text></g>";
+        for svg in [element(&scene).into_string(), file(&scene)] {
+            assert!(svg.contains(expected) && svg.contains("a &quot;title&quot; &lt; &amp;"), "{svg}");
+        }
+    }
 }

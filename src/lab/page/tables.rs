@@ -1,9 +1,8 @@
 //! The tables of the page.
 
-use std::fmt::Write;
+use maud::{Markup, html};
 
 use super::axis::{fixed, number, with_interval};
-use super::svg::escaped;
 use super::view::{View, per_second};
 use crate::cell::{Cell, Reproduced, Target};
 use crate::frontier::{Against, COST_SLACK, Outcome, QUALITY_SLACK, TIE, against, dominated};
@@ -12,49 +11,70 @@ use crate::summary::{ORACLE, OURS, PAPER, Summary};
 
 /// A table that is written cell by cell.
 pub(crate) struct Table {
-    html: String,
+    heads: Vec<String>,
+    rows: Vec<Row>,
+}
+
+struct Row {
+    contender: Option<String>,
+    cells: Vec<Markup>,
 }
 
 impl Table {
     /// A table with these heads.
     pub(crate) fn new(heads: &[&str]) -> Table {
-        let mut html = "<div class=\"scroll\"><table><thead><tr>".to_owned();
-        for head in heads {
-            let _ = write!(html, "<th>{}</th>", escaped(head));
-        }
-        html.push_str("</tr></thead><tbody>\n");
-        Table { html }
+        Table { heads: heads.iter().map(|head| (*head).to_owned()).collect(), rows: Vec::new() }
     }
 
     /// Begins a row, of a contender or of none.
     pub(crate) fn row(&mut self, contender: Option<&str>) {
-        let _ = match contender {
-            Some(name) => write!(self.html, "<tr data-c=\"{0}\" class=\"{1}\">", escaped(name), row_class(name)),
-            None => write!(self.html, "<tr>"),
-        };
+        self.rows.push(Row { contender: contender.map(str::to_owned), cells: Vec::new() });
+    }
+
+    fn cell(&mut self, cell: Markup) {
+        if let Some(row) = self.rows.last_mut() {
+            row.cells.push(cell);
+        }
     }
 
     /// Adds a cell of words.
     pub(crate) fn words(&mut self, text: &str) {
-        let _ = write!(self.html, "<td>{}</td>", escaped(text));
+        self.cell(html! { td { (text) } });
     }
 
-    /// A number, sorted by `value` and shown as `text`; the best of its column stands out.
+    /// Adds a number, sorted by `value` and shown as `text`; the best of its column stands out.
     pub(crate) fn value(&mut self, value: f64, text: &str, is_best: bool) {
         let class = if is_best { "n best" } else { "n" };
         let key = if value.is_finite() { format!("{value:.6e}") } else { String::new() };
-        let _ = write!(self.html, "<td class=\"{class}\" data-v=\"{key}\">{}</td>", escaped(text));
-    }
-
-    /// Ends the row.
-    pub(crate) fn end_row(&mut self) {
-        self.html.push_str("</tr>\n");
+        self.cell(html! { td class=(class) data-v=(key) { (text) } });
     }
 
     /// The table as HTML.
-    pub(crate) fn done(mut self) -> String {
-        self.html.push_str("</tbody></table></div>\n");
-        self.html
+    pub(crate) fn done(self) -> Markup {
+        html! {
+            div.scroll {
+                table {
+                    thead {
+                        tr {
+                            @for head in &self.heads {
+                                th { (head) }
+                            }
+                        }
+                    }
+                    tbody {
+                        @for row in &self.rows {
+                            tr data-c=[row.contender.as_deref()] class=[row.contender.as_deref().map(row_class)] {
+                                @for cell in &row.cells {
+                                    (cell)
+                                }
+                            }
+                            "\n"
+                        }
+                    }
+                }
+            }
+            "\n"
+        }
     }
 }
 
@@ -72,11 +92,11 @@ fn estimated(estimate: Estimate) -> String {
 }
 
 /// Per contender its best, its cheapest and its balanced cell at one rate.
-pub(super) fn glance(view: &View, rate: f64) -> String {
+pub(super) fn glance(view: &View, rate: f64) -> Markup {
     let standing = view.standing(&view.main, rate);
     let mut rows: Vec<(&str, String, &Summary)> = Vec::new();
     for name in &view.contenders {
-        let cells = view.at(name, rate);
+        let cells = view.cells_at(name, rate);
         let best = cells.iter().max_by(|a, b| a.quality.mean.total_cmp(&b.quality.mean));
         let cheapest = cells.iter().min_by(|a, b| a.cost_usd.mean.total_cmp(&b.cost_usd.mean));
         let balanced = standing.iter().find(|summary| summary.policy() == *name);
@@ -119,20 +139,18 @@ pub(super) fn glance(view: &View, rate: f64) -> String {
         table.value(s.ttft_p99_ms, &fixed(s.ttft_p99_ms / 1e3, 3), rival && s.ttft_p99_ms <= ttft);
         table.value(s.throughput_rps, &fixed(s.throughput_rps, 3), false);
         table.value(s.answered, &format!("{} %", number(s.answered * 100.0, 3)), false);
-        table.end_row();
     }
     table.done()
 }
 
-/// Every contender minus ours with balanced weights, on the same seeds; empty if fewer than two seeds are shared.
-pub(super) fn head_to_head(view: &View, rate: f64) -> String {
+/// Every contender minus ours with balanced weights, on the same seeds; `None` if fewer than two seeds are shared.
+pub(super) fn head_to_head(view: &View, rate: f64) -> Option<Markup> {
     let standing = view.standing(&view.main, rate);
-    let Some(ours) = standing.iter().find(|summary| summary.policy() == OURS) else { return String::new() };
+    let ours = standing.iter().find(|summary| summary.policy() == OURS)?;
     let by_seed = |summary: &Summary, of: fn(&Cell) -> f64| -> Vec<(u64, f64)> {
         summary.cells.iter().map(|cell| (cell.seed, of(cell))).collect()
     };
     let mut table = Table::new(&["contender", "quality", "USD / 1,000", "E2E mean, s", "E2E p99, s"]);
-    let mut rows = 0;
     for summary in standing.iter().filter(|summary| summary.policy() != OURS) {
         let difference = |of: fn(&Cell) -> f64| paired(&by_seed(summary, of), &by_seed(ours, of));
         let columns = [
@@ -144,31 +162,31 @@ pub(super) fn head_to_head(view: &View, rate: f64) -> String {
         if columns.iter().any(Option::is_none) {
             continue;
         }
-        rows += 1;
         table.row(Some(summary.policy()));
         table.words(summary.policy());
         for estimate in columns.into_iter().flatten() {
             let sign = if estimate.mean > 0.0 { "+" } else { "" };
             table.value(estimate.mean, &format!("{sign}{}", estimated(estimate)), !estimate.holds(0.0));
         }
-        table.end_row();
     }
-    if rows == 0 {
-        return String::new();
-    }
-    format!(
-        "<p>Each contender minus {OURS} at {}, balanced cells, seed by seed with 95 % intervals; what is surely not zero is bold.</p>{}",
-        per_second(rate),
-        table.done()
-    )
+    let is_any = !table.rows.is_empty();
+    is_any.then(|| {
+        html! {
+            p {
+                "Each contender minus " (OURS) " at " (per_second(rate))
+                ", balanced cells, seed by seed with 95 % intervals; what is surely not zero is bold."
+            }
+            (table.done())
+        }
+    })
 }
 
-/// The duels of every rate; empty without ours or the paper's.
-pub(super) fn against_the_paper(view: &View) -> String {
+/// The duels of every rate; `None` without ours or the paper's.
+pub(super) fn against_the_paper(view: &View) -> Option<Markup> {
     let all: Vec<Against> = view.rates.iter().map(|rate| against(&view.main, OURS, PAPER, *rate)).collect();
     let all: Vec<Against> = all.into_iter().filter(|a| !a.duels.is_empty()).collect();
     if all.is_empty() || !view.contenders.contains(&OURS) {
-        return String::new();
+        return None;
     }
     let mut table = Table::new(&[
         "rate",
@@ -192,27 +210,25 @@ pub(super) fn against_the_paper(view: &View) -> String {
             let value = value.unwrap_or(f64::NAN);
             table.value(value, &fixed(value, 3), value < 1.0 - TIE);
         }
-        table.end_row();
     }
-    let mut html = format!(
-        "<p>For every cell of {PAPER}, the fastest of {OURS} with quality no lower (within {QUALITY_SLACK}) and cost no higher (within {} %). \
-         Ratios are ours over its: below 1 is faster. A tie is within {} %.</p>{}",
-        COST_SLACK * 100.0,
-        TIE * 100.0,
-        table.done()
-    );
-    for one in &all {
-        let _ = writeln!(
-            html,
-            "<details><summary>Every cell at {}</summary>{}</details>",
-            per_second(one.rate),
-            duels(one)
-        );
-    }
-    html + &rivals_that_lead(view)
+    Some(html! {
+        p {
+            "For every cell of " (PAPER) ", the fastest of " (OURS) " with quality no lower (within " (QUALITY_SLACK)
+            ") and cost no higher (within " (COST_SLACK * 100.0) " %). Ratios are ours over its: below 1 is faster. A tie is within "
+            (TIE * 100.0) " %."
+        }
+        (table.done())
+        @for one in &all {
+            details {
+                summary { "Every cell at " (per_second(one.rate)) }
+                (duels(one))
+            }
+        }
+        (rivals_that_lead(view))
+    })
 }
 
-fn duels(one: &Against) -> String {
+fn duels(one: &Against) -> Markup {
     let heads = [
         "its weights q / l / c",
         "its quality",
@@ -249,13 +265,12 @@ fn duels(one: &Against) -> String {
             Outcome::Tie => "tied",
             Outcome::Loss => "not faster",
         });
-        table.end_row();
     }
     table.done()
 }
 
 /// Says plainly where another contender beats a cell of our frontier on all three axes.
-fn rivals_that_lead(view: &View) -> String {
+fn rivals_that_lead(view: &View) -> Markup {
     let mut table = Table::new(&[
         "rate",
         "our cell",
@@ -268,10 +283,8 @@ fn rivals_that_lead(view: &View) -> String {
         "USD / 1,000",
         "E2E, s",
     ]);
-    let mut count = 0;
     for rate in &view.rates {
         for (own, rival) in dominated(&view.main, OURS, *rate) {
-            count += 1;
             table.row(Some(rival.policy()));
             table.value(*rate, &per_second(*rate), false);
             for (at, summary) in [own, rival].into_iter().enumerate() {
@@ -283,44 +296,49 @@ fn rivals_that_lead(view: &View) -> String {
                 table.value(summary.cost_usd.mean, &fixed(summary.cost_usd.mean * 1e3, 3), false);
                 table.value(summary.e2e_ms.mean, &fixed(summary.e2e_ms.mean / 1e3, 3), false);
             }
-            table.end_row();
         }
     }
-    if count == 0 {
-        return format!(
-            "<p>No contender but the oracle beats a cell of {OURS}'s frontier in quality, cost and mean E2E together.</p>"
-        );
+    match table.rows.len() {
+        0 => html! {
+            p {
+                "No contender but the oracle beats a cell of " (OURS) "'s frontier in quality, cost and mean E2E together."
+            }
+        },
+        count => html! {
+            p.warn {
+                (count) @if count == 1 { " cell" } @else { " cells" }
+                " of " (OURS) "'s frontier " @if count == 1 { "is" } @else { "are" }
+                " beaten by another contender: as good, as cheap, and faster."
+            }
+            details {
+                summary { "Which" }
+                (table.done())
+            }
+        },
     }
-    let cells = if count == 1 { "1 cell".to_owned() } else { format!("{count} cells") };
-    format!(
-        "<p class=\"warn\">{cells} of {OURS}'s frontier {} beaten by another contender: as good, as cheap, and faster.</p><details><summary>Which</summary>{}</details>",
-        if count == 1 { "is" } else { "are" },
-        table.done()
-    )
 }
 
 /// What was aimed at, and whether it was met.
-pub(super) fn targets(rows: &[Target]) -> String {
+pub(super) fn targets(rows: &[Target]) -> Markup {
     let mut table = Table::new(&["target", "measured", ""]);
     for target in rows {
         table.row(None);
         table.words(&target.what);
         table.words(&target.measured);
-        let _ = write!(table.html, "<td class=\"n {0}\">{0}</td>", if target.met { "met" } else { "missed" });
-        table.end_row();
+        let verdict = if target.met { "met" } else { "missed" };
+        table.cell(html! { td class={ "n " (verdict) } { (verdict) } });
     }
     table.done()
 }
 
 /// Published numbers beside ours.
-pub(super) fn reproduction(rows: &[Reproduced]) -> String {
+pub(super) fn reproduction(rows: &[Reproduced]) -> Markup {
     let mut table = Table::new(&["what", "published", "here", "why it differs"]);
     for row in rows {
         table.row(None);
         for text in [&row.what, &row.published, &row.ours, &row.why] {
             table.words(text);
         }
-        table.end_row();
     }
     table.done()
 }

@@ -80,7 +80,7 @@ impl<'a> View<'a> {
     }
 
     /// The cells of a contender of the main comparison at a rate.
-    pub(super) fn at(&self, contender: &str, rate: f64) -> Vec<&'a Summary<'a>> {
+    pub(super) fn cells_at(&self, contender: &str, rate: f64) -> Vec<&'a Summary<'a>> {
         self.main.iter().copied().filter(|s| s.policy() == contender && s.is_at(rate)).collect()
     }
 

@@ -157,16 +157,17 @@ fn write_pool(
 fn copy_kv_gb(problem: &Problem, plan: &Plan, model: usize) -> f64 {
     let shard = |m: usize| {
         let choice = plan.setup.0[m];
-        (problem.memory.of(&problem.models[m], choice.tensor_parallel), choice.share_percent)
+        (problem.memory.shard_gb(&problem.models[m], choice.tensor_parallel), choice.share_percent)
     };
-    let on = |gpu: usize| -> Vec<(f64, u32)> {
+    let shards_on = |gpu: usize| -> Vec<(f64, u32)> {
         let count = |m: usize| plan.placement.gpus[m].iter().flatten().filter(|on| **on == gpu).count();
         (0..problem.models.len()).flat_map(|m| std::iter::repeat_n(m, count(m))).map(shard).collect()
     };
     let choice = plan.setup.0[model];
     let gpus = plan.placement.gpus[model].iter().flatten();
     let memory_gb = problem.kinds[choice.kind].memory_gb;
-    gpus.map(|gpu| kv_gb(&problem.memory, memory_gb, &on(*gpu), choice.share_percent)).fold(f64::INFINITY, f64::min)
+    gpus.map(|gpu| kv_gb(&problem.memory, memory_gb, &shards_on(*gpu), choice.share_percent))
+        .fold(f64::INFINITY, f64::min)
 }
 
 /// The policy whose prices are the plan's; made if there is none of the name.

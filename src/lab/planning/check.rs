@@ -11,6 +11,7 @@ use serde_json::json;
 use super::measure::{self, Measuring};
 use super::sample::Sample;
 use crate::evaluate::cells;
+use crate::statistics::{mean_or_zero, percentile};
 use routebalance_core::config::Config;
 use routebalance_core::fleet::{DemandLevel, Objective, OnlinePrices};
 use routebalance_core::router::Router;
@@ -20,7 +21,7 @@ use routebalance_plan::profile::Profile;
 use routebalance_plan::search::Planner;
 use routebalance_plan::setup::{Choice, Placement, Setup};
 use routebalance_plan::solution::{Plan, Routing};
-use routebalance_sim::outcome::{Outcome, percentile};
+use routebalance_sim::outcome::Outcome;
 use routebalance_sim::sharing::{Part, Sharing};
 use routebalance_sim::simulation::{Options, Simulation};
 use routebalance_sim::workload::{Arrivals, Template, Workload};
@@ -165,11 +166,11 @@ pub fn deploy(
         let device = Device::named(&kind.name).with_context(known)?;
         pool.profile = device.profile(&sizes[model], choice.tensor_parallel, choice.share_percent);
         let of_copy = |gpus: &Vec<usize>| {
-            let on = |gpu: &usize| {
+            let kv_gb_on = |gpu: &usize| {
                 let shards = shards_on(problem, setup, placement, *gpu);
                 kv_gb(&problem.memory, kind.memory_gb, &shards, choice.share_percent)
             };
-            gpus.iter().map(on).fold(f64::INFINITY, f64::min)
+            gpus.iter().map(kv_gb_on).fold(f64::INFINITY, f64::min)
         };
         let kv_gb = copies_of(model).iter().map(of_copy).fold(f64::INFINITY, f64::min);
         pool.limits = limits(&sizes[model], choice.tensor_parallel, kv_gb);
@@ -184,12 +185,12 @@ pub fn deploy(
 
 /// What the shards on a GPU need, GB, and their caps.
 fn shards_on(problem: &Problem, setup: &Setup, placement: &Placement, gpu: usize) -> Vec<(f64, u32)> {
-    let of = |(model, choice): (usize, &Choice)| {
+    let shards_of = |(model, choice): (usize, &Choice)| {
         let copies = placement.gpus.get(model).into_iter().flatten().filter(|gpus| gpus.contains(&gpu)).count();
-        let needed = problem.memory.of(&problem.models[model], choice.tensor_parallel);
+        let needed = problem.memory.shard_gb(&problem.models[model], choice.tensor_parallel);
         std::iter::repeat_n((needed, choice.share_percent), copies)
     };
-    setup.0.iter().enumerate().flat_map(of).collect()
+    setup.0.iter().enumerate().flat_map(shards_of).collect()
 }
 
 /// A job: a rate, and a seed.
@@ -231,11 +232,11 @@ pub fn check(
 /// the mean time to the first token.
 pub fn follow_load<'r>(deployed: &mut Deployed, routings: impl Iterator<Item = &'r Routing>, ttft: Duration) {
     let models = &deployed.models;
-    let of = |values: &[f64]| models.iter().map(|m| values.get(*m).copied().unwrap_or_default()).collect();
+    let of_deployed = |values: &[f64]| models.iter().map(|m| values.get(*m).copied().unwrap_or_default()).collect();
     let level = |routing: &Routing| DemandLevel {
         rate: routing.rate,
-        prices: of(&routing.prices),
-        fractions: of(&routing.fractions),
+        prices: of_deployed(&routing.prices),
+        fractions: of_deployed(&routing.fractions),
     };
     let levels = routings.map(level).collect();
     for policy in &mut deployed.config.policies {
@@ -337,7 +338,7 @@ pub fn table(problem: &Problem, plan: &Plan, checked: &[Vec<Checked>]) -> String
 
 /// What clients send, for the models that are deployed.
 pub(super) fn templates(checking: &Checking, models: &[usize]) -> Arc<[Template]> {
-    let of = |template: &Template| {
+    let narrowed = |template: &Template| {
         let mut template = template.clone();
         template.output_tokens = models.iter().map(|m| template.output_tokens[*m]).collect();
         template.quality = models.iter().map(|m| template.quality[*m]).collect();
@@ -346,7 +347,7 @@ pub(super) fn templates(checking: &Checking, models: &[usize]) -> Arc<[Template]
         }
         template
     };
-    checking.sample.templates(checking.max_tokens).iter().map(of).collect()
+    checking.sample.templates(checking.max_tokens).iter().map(narrowed).collect()
 }
 
 fn run(checking: &Checking, router: &Router, deployed: &Deployed, templates: &Arc<[Template]>, job: &Job) -> Ran {
@@ -378,7 +379,7 @@ fn summed_up(checking: &Checking, deployed: &Deployed, templates: &[Template], r
     ttft.sort_by(f64::total_cmp);
     let run_means: Vec<f64> = all
         .iter()
-        .map(|run| mean(&ms(|o| o.ttft, &run.iter().filter(|o| o.is_answered()).collect::<Vec<_>>())))
+        .map(|run| mean_or_zero(&ms(|o| o.ttft, &run.iter().filter(|o| o.is_answered()).collect::<Vec<_>>())))
         .collect();
     let (_, deviation) = cells::spread(&run_means);
     let of_answer = |o: &Outcome| Some((templates.get(o.template)?, o.model?));
@@ -398,25 +399,25 @@ fn summed_up(checking: &Checking, deployed: &Deployed, templates: &[Template], r
             runs.iter().flat_map(|run| fleet.pools[place].instances.iter().filter_map(|i| run.busy.get(*i).copied()));
         models[model] = ModelChecked {
             share: own.len() as f64 / answered.len().max(1) as f64,
-            ttft_mean_ms: mean(&ms(|o| o.ttft, &own)),
-            busy: mean(&busy.collect::<Vec<_>>()),
+            ttft_mean_ms: mean_or_zero(&ms(|o| o.ttft, &own)),
+            busy: mean_or_zero(&busy.collect::<Vec<_>>()),
         };
     }
     Checked {
         requests_per_second: rate,
         requests,
         failed: requests - answered.len(),
-        ttft_mean_ms: mean(&ttft),
+        ttft_mean_ms: mean_or_zero(&ttft),
         ttft_mean_error_ms: if runs.len() > 1 {
             student(runs.len()) * deviation / (runs.len() as f64).sqrt()
         } else {
             0.0
         },
         ttft_percentiles_ms: [50, 75, 90, 95, 99].map(|p| percentile(&ttft, p)),
-        tpot_mean_ms: mean(&ms(Outcome::tpot, &answered)),
-        e2e_mean_ms: mean(&ms(|o| o.e2e, &answered)),
-        score_expected: mean(&answered.iter().filter_map(expected).collect::<Vec<_>>()),
-        score: mean(&answered.iter().filter_map(scored).collect::<Vec<_>>()),
+        tpot_mean_ms: mean_or_zero(&ms(Outcome::tpot, &answered)),
+        e2e_mean_ms: mean_or_zero(&ms(|o| o.e2e, &answered)),
+        score_expected: mean_or_zero(&answered.iter().filter_map(expected).collect::<Vec<_>>()),
+        score: mean_or_zero(&answered.iter().filter_map(scored).collect::<Vec<_>>()),
         models,
     }
 }
@@ -425,10 +426,6 @@ fn summed_up(checking: &Checking, deployed: &Deployed, templates: &[Template], r
 fn student(n: usize) -> f64 {
     const QUANTILES: [f64; 9] = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26];
     QUANTILES.get(n.saturating_sub(2)).copied().unwrap_or(2.1)
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A plan against a threshold router and a cascade of equal quality (RouterWise's second study, section 5.2 of its specification).
+//! A plan against a threshold router and a cascade of equal quality (RouterWise's second study; PUBLISHED.md, section 19.2).
 //!
 //! The paper compares them on GPUs of their own, one model each, and its own rule on its own setup, so that one cannot tell what the
 //! placement does from what the routing does. Here each rival runs on both.
@@ -20,9 +20,10 @@ pub use simulated::{isolated, simulated, study};
 use super::rivals::judge::{Answers, Judge};
 use super::rivals::{Frugal, Threshold, Tuned, tune};
 use crate::evaluate::cells;
+use crate::statistics::percentile;
 use routebalance_plan::setup::{Placement, Setup};
 use routebalance_sim::contender::Contender;
-use routebalance_sim::outcome::{Outcome, percentile};
+use routebalance_sim::outcome::Outcome;
 
 /// The planner's own rule: the best score less its price.
 pub const PRICES: &str = "prices";
@@ -171,7 +172,7 @@ pub fn compare<'a>(
     ground: &Ground<'_>,
     simulate: impl Fn(&Deployment<'_>, &Rule<'_>, f64) -> Result<Vec<Outcome>> + Sync,
 ) -> Result<Vec<Row>> {
-    let judge = Judge::of(ground.reliability, &ground.planning, ground.seed)?;
+    let judge = Judge::with_reliability(ground.reliability, &ground.planning, ground.seed)?;
     let planning_scores = judge.scores(&ground.planning);
     let checking_scores = judge.elsewhere(ground.seed.wrapping_add(1)).scores(&ground.checking);
     let mut jobs = Vec::new();

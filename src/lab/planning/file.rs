@@ -252,12 +252,12 @@ impl PlanFile {
             else {
                 return Ok(None);
             };
-            let at = |field: &str| format!("models[{i}].{field}");
+            let field_name = |field: &str| format!("models[{i}].{field}");
             Ok(Some(ModelSize {
                 weights_gb: planned.weights_gb,
-                layers: number(&at("layers"), f64::from(layers), 1.0, 1e4)?,
-                kv_bytes_per_token: number(&at("kv_bytes_per_token"), f64::from(kv_bytes), 1.0, 1e9)?,
-                max_model_len: number(&at("max_model_len"), f64::from(len), 1.0, 1e8)? as u32,
+                layers: number(&field_name("layers"), f64::from(layers), 1.0, 1e4)?,
+                kv_bytes_per_token: number(&field_name("kv_bytes_per_token"), f64::from(kv_bytes), 1.0, 1e9)?,
+                max_model_len: number(&field_name("max_model_len"), f64::from(len), 1.0, 1e8)? as u32,
             }))
         };
         self.models.iter().zip(self.models()?).enumerate().map(size).collect()
@@ -267,22 +267,22 @@ impl PlanFile {
         ensure!(!self.gpus.is_empty(), "plan field gpus: at least one kind is needed");
         names("gpus", "kind", self.gpus.iter().map(|gpu| gpu.kind.as_str()))?;
         let kind = |(i, gpu): (usize, &RawGpu)| {
-            let at = |field: &str| format!("gpus[{i}].{field}");
+            let field_name = |field: &str| format!("gpus[{i}].{field}");
             ensure!(
                 (1..=GPUS_MAX as usize).contains(&gpu.count),
                 "plan field {}: {} is not between 1 and {GPUS_MAX}",
-                at("count"),
+                field_name("count"),
                 gpu.count
             );
             Ok(GpuKind {
                 name: gpu.kind.clone(),
                 count: gpu.count,
-                memory_gb: number(&at("memory_gb"), gpu.memory_gb, 0.1, 1e6)?,
+                memory_gb: number(&field_name("memory_gb"), gpu.memory_gb, 0.1, 1e6)?,
                 usd_per_hour: {
                     let known = || Device::named(&gpu.kind).map(|device| device.usd_per_hour);
                     let usd = gpu.usd_per_hour.or_else(known);
-                    let usd = usd.with_context(|| format!("plan field {}: is missing", at("usd_per_hour")))?;
-                    number(&at("usd_per_hour"), usd, 0.0, 1e6)?
+                    let usd = usd.with_context(|| format!("plan field {}: is missing", field_name("usd_per_hour")))?;
+                    number(&field_name("usd_per_hour"), usd, 0.0, 1e6)?
                 },
             })
         };
@@ -293,17 +293,19 @@ impl PlanFile {
         ensure!(!self.models.is_empty(), "plan field models: at least one model is needed");
         names("models", "name", self.models.iter().map(|model| model.name.as_str()))?;
         let model = |(i, model): (usize, &RawModel)| {
-            let at = |field: &str| format!("models[{i}].{field}");
+            let field_name = |field: &str| format!("models[{i}].{field}");
             let weights_gb = match (model.parameters_billion, model.weights_gb) {
-                (Some(billion), None) => GB_PER_BILLION * number(&at("parameters_billion"), billion, 1e-3, 1e5)?,
-                (None, Some(gb)) => number(&at("weights_gb"), gb, 1e-3, 1e6)?,
+                (Some(billion), None) => {
+                    GB_PER_BILLION * number(&field_name("parameters_billion"), billion, 1e-3, 1e5)?
+                }
+                (None, Some(gb)) => number(&field_name("weights_gb"), gb, 1e-3, 1e6)?,
                 _ => bail!(
                     "plan field models[{i}]: {:?} needs parameters_billion or weights_gb, one of the two",
                     model.name
                 ),
             };
             if let Some(prior) = model.quality_prior {
-                number(&at("quality_prior"), prior, 0.0, 1.0)?;
+                number(&field_name("quality_prior"), prior, 0.0, 1.0)?;
             }
             Ok(PlannedModel { name: model.name.clone(), weights_gb })
         };
@@ -384,7 +386,7 @@ impl Deployment {
         let mut least: Option<(f64, u32)> = None;
         for kind in &self.kinds {
             for shards in self.space.tensor_parallel.iter().filter(|shards| **shards as usize <= kind.count) {
-                let gb = self.memory.of(model, *shards);
+                let gb = self.memory.shard_gb(model, *shards);
                 if gb <= kind.memory_gb {
                     return Ok(());
                 }
@@ -449,7 +451,7 @@ fn ensure_profiled(problem: &Problem) -> Result<()> {
     for (m, model) in problem.models.iter().enumerate() {
         for (k, kind) in problem.kinds.iter().enumerate() {
             for shards in problem.space.tensor_parallel.iter().filter(|shards| **shards as usize <= kind.count) {
-                if problem.memory.of(model, *shards) > kind.memory_gb {
+                if problem.memory.shard_gb(model, *shards) > kind.memory_gb {
                     continue;
                 }
                 for share in &problem.space.shares_percent {

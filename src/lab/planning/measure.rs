@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 
 use super::sample::Sample;
 use crate::evaluate::cells;
+use crate::statistics::{mean_or_zero, percentile};
 use routebalance_core::fleet::{LatencyProfile, Limits};
 use routebalance_core::random::Random;
 use routebalance_plan::device::{Device, ModelSize, kv_gb_alone, limits};
@@ -14,7 +15,6 @@ use routebalance_plan::problem::{PlannedModel, ShardMemory};
 use routebalance_plan::profile::{Point, Profile, QUANTILES, Times};
 use routebalance_plan::setup::{Choice, Setup};
 use routebalance_sim::engine::{Detail, Engine, Event, EventKind, Job};
-use routebalance_sim::outcome::percentile;
 use routebalance_sim::simulation::Options;
 
 /// Rates at which a copy is measured, of what it serves when more wait.
@@ -87,14 +87,14 @@ pub fn run(measuring: &Measuring, sample: &Sample) -> Result<Vec<Profile>> {
         let name = &measured.model.name;
         let place = sample.models.iter().position(|model| model == name);
         let Some(place) = place else { anyhow::bail!("{name}: the prompts know of {}", sample.models.join(", ")) };
-        let of = |p: &super::sample::SamplePrompt| (p.prompt_tokens, p.output_tokens[place]);
-        lengths.push(sample.prompts.iter().map(of).collect::<Vec<_>>());
+        let tokens_of = |p: &super::sample::SamplePrompt| (p.prompt_tokens, p.output_tokens[place]);
+        lengths.push(sample.prompts.iter().map(tokens_of).collect::<Vec<_>>());
     }
     let mut copies = Vec::new();
     for (device, kind) in measuring.devices.iter().enumerate() {
         for (model, measured) in measuring.models.iter().enumerate() {
             for &tensor_parallel in &measuring.tensor_parallel {
-                let fits = measuring.memory.of(&measured.model, tensor_parallel) <= kind.memory_gb;
+                let fits = measuring.memory.shard_gb(&measured.model, tensor_parallel) <= kind.memory_gb;
                 let shares = measuring.shares_percent.iter().filter(|_| fits);
                 copies.extend(shares.map(|&share_percent| Copy { model, device, tensor_parallel, share_percent }));
             }
@@ -153,7 +153,7 @@ pub fn refine(measuring: &Measuring, sample: &Sample, setup: &Setup, prices: &[f
 /// How a copy works when it is alone, and what it holds.
 fn engine_of(measuring: &Measuring, copy: &Copy) -> (LatencyProfile, Limits) {
     let (measured, device) = (&measuring.models[copy.model], &measuring.devices[copy.device]);
-    let shard_gb = measuring.memory.of(&measured.model, copy.tensor_parallel);
+    let shard_gb = measuring.memory.shard_gb(&measured.model, copy.tensor_parallel);
     let kv_gb = kv_gb_alone(&measuring.memory, device.memory_gb, shard_gb, copy.share_percent);
     (
         device.profile(&measured.size, copy.tensor_parallel, copy.share_percent),
@@ -301,25 +301,24 @@ fn network_ms() -> f64 {
     Options::default().network.as_secs_f64() * 2e3
 }
 
-/// Half the width of the mean's 95 % interval over the mean, by means of consecutive batches.
-fn relative_error(values: &[f64]) -> f64 {
-    let means: Vec<f64> = values.chunks((values.len() / BATCHES).max(1)).take(BATCHES).map(mean).collect();
-    let all = mean(&means);
-    let variance = means.iter().map(|m| (m - all).powi(2)).sum::<f64>() / (means.len() - 1).max(1) as f64;
-    STUDENT * (variance / means.len() as f64).sqrt() / all.max(1e-9)
+/// Of those that are known.
+fn known_mean(values: &[f64]) -> f64 {
+    mean_or_zero(values.iter().filter(|value| value.is_finite()))
 }
 
-fn mean(values: &[f64]) -> f64 {
-    let known = values.iter().filter(|v| v.is_finite());
-    let (sum, n) = known.fold((0.0, 0.0_f64), |(sum, n), v| (sum + v, n + 1.0));
-    sum / n.max(1.0)
+/// Half the width of the mean's 95 % interval over the mean, by means of consecutive batches.
+fn relative_error(values: &[f64]) -> f64 {
+    let means: Vec<f64> = values.chunks((values.len() / BATCHES).max(1)).take(BATCHES).map(known_mean).collect();
+    let all = known_mean(&means);
+    let variance = means.iter().map(|m| (m - all).powi(2)).sum::<f64>() / (means.len() - 1).max(1) as f64;
+    STUDENT * (variance / means.len() as f64).sqrt() / all.max(1e-9)
 }
 
 fn times(mut values: Vec<f64>) -> Times {
     values.retain(|v| v.is_finite());
     values.sort_by(f64::total_cmp);
     let quantile = |q: f64| percentile(&values, (q * 100.0).round() as usize);
-    Times { mean_ms: mean(&values), quantiles_ms: Some(QUANTILES.map(quantile)) }
+    Times { mean_ms: mean_or_zero(&values), quantiles_ms: Some(QUANTILES.map(quantile)) }
 }
 
 /// Makes every statistic the nearest one that does not fall with the rate (isotonic regression): what falls is chance, or the first

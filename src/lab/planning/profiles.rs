@@ -69,7 +69,7 @@ pub struct ProfileRow {
 const PERCENTILES: [&str; 5] = ["p50", "p75", "p90", "p95", "p99"];
 
 impl ProfileRow {
-    fn of(model: &str, gpu: &str, profile: &Profile, point: &Point) -> ProfileRow {
+    fn from_point(model: &str, gpu: &str, profile: &Profile, point: &Point) -> ProfileRow {
         let quantiles = |times: &Times| times.quantiles_ms.map_or([None; 5], |all| all.map(|v| Some(rounded(v))));
         let [ttft_p50_ms, ttft_p75_ms, ttft_p90_ms, ttft_p95_ms, ttft_p99_ms] = quantiles(&point.ttft);
         let [tpot_p50_ms, tpot_p75_ms, tpot_p90_ms, tpot_p95_ms, tpot_p99_ms] = quantiles(&point.tpot);
@@ -294,7 +294,7 @@ pub fn write_profiles(file: &Path, profiles: &[Profile], models: &[PlannedModel]
     for profile in profiles {
         let (model, gpu) = (&models[profile.model].name, &kinds[profile.kind].name);
         for point in &profile.points {
-            writer.serialize(ProfileRow::of(model, gpu, profile, point)).with_context(wrong)?;
+            writer.serialize(ProfileRow::from_point(model, gpu, profile, point)).with_context(wrong)?;
         }
     }
     writer.flush().with_context(wrong)
@@ -390,15 +390,15 @@ mod tests {
             assert!(problem.starts_with("profiles: "), "{problem}");
             assert!(problem.contains(&expected), "{problem}\nexpected: {expected}");
         }
-        let with = |columns: &str, rows: &str| {
+        let problem_of = |columns: &str, rows: &str| {
             let head = HEAD.replace('\n', &format!(",{columns}\n"));
             format!("{:#}", read(&format!("{head}{rows}\n")).unwrap_err())
         };
-        let few = with("ttft_p50_ms,ttft_p95_ms", "small,A,1,50,1,0,9,9,9,8,10");
+        let few = problem_of("ttft_p50_ms,ttft_p95_ms", "small,A,1,50,1,0,9,9,9,8,10");
         assert!(few.contains("of ttft all of p50, p75, p90, p95 and p99 are needed, or none"), "{few}");
-        let order = with("ttft_p50_ms,ttft_p75_ms", "small,A,1,50,1,0,9,9,9,8,7");
+        let order = problem_of("ttft_p50_ms,ttft_p75_ms", "small,A,1,50,1,0,9,9,9,8,7");
         assert!(order.contains("ttft_p75_ms is 7, less than a lower percentile"), "{order}");
-        let unknown = with("colour", "small,A,1,50,1,0,9,9,9,red");
+        let unknown = problem_of("colour", "small,A,1,50,1,0,9,9,9,red");
         assert!(unknown.contains("unknown field `colour`"), "{unknown}");
     }
 }

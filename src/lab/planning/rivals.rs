@@ -9,17 +9,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::judge::Answers;
+use crate::statistics::mean_or_zero;
 use routebalance_sim::contender::{Cascade, Contender, Dispatcher};
 
 /// How near two qualities are that count as equal (RouterWise's comparison).
 pub const EQUAL: f64 = 0.01;
 
 /// What a judge takes for an answer: one pass of an encoder as large as MiniLM on a CPU, the published RouteBalance's 30 ms less the
-/// 3 ms of its trees (section 13.2 of its specification). FrugalGPT's DistilBERT is larger.
+/// 3 ms of its trees (PUBLISHED.md, section 13.2). FrugalGPT's DistilBERT is larger.
 pub const JUDGING: Duration = Duration::from_millis(27);
 
 /// The value that a share of all values do not exceed: what a knob means for this sample, whatever the scale of its values.
-fn quantile(sorted: &[f64], share: f64) -> f64 {
+fn knob_value(sorted: &[f64], share: f64) -> f64 {
     let rank = (share.clamp(0.0, 1.0) * sorted.len() as f64).floor() as usize;
     match rank {
         _ if share >= 1.0 => f64::INFINITY,
@@ -54,7 +55,7 @@ impl Threshold {
 
     /// The tolerance that a knob stands for: so that this share of the sample's prompts is not left to the smallest model.
     pub fn tolerance(&self, knob: f64) -> f64 {
-        quantile(&self.gaps, 1.0 - knob)
+        knob_value(&self.gaps, 1.0 - knob)
     }
 
     /// The model for a prompt.
@@ -76,7 +77,7 @@ impl Threshold {
     pub fn quality(&self, knob: f64, answers: &Answers<'_>) -> f64 {
         let tolerance = self.tolerance(knob);
         let rows = answers.quality.iter().zip(answers.expected);
-        mean(rows.map(|(quality, expected)| quality[self.choose(expected, tolerance)]))
+        mean_or_zero(rows.map(|(quality, expected)| quality[self.choose(expected, tolerance)]))
     }
 }
 
@@ -84,11 +85,6 @@ impl Threshold {
 fn gap(expected: &[f64], models: &[usize]) -> f64 {
     let Some((first, others)) = models.split_first() else { return f64::NEG_INFINITY };
     others.iter().map(|m| expected[*m]).fold(f64::NEG_INFINITY, f64::max) - expected[*first]
-}
-
-fn mean(values: impl Iterator<Item = f64>) -> f64 {
-    let (count, sum) = values.fold((0_usize, 0.0), |(count, sum), value| (count + 1, sum + value));
-    sum / count.max(1) as f64
 }
 
 /// A cascade after FrugalGPT (Chen, Zaharia and Zou 2023): the models answer by size until an answer's score reaches a threshold, one
@@ -104,13 +100,13 @@ impl Frugal {
     /// For scores like these.
     pub fn new(sizes: &[usize], scores: &[Vec<f64>]) -> Frugal {
         let judged = sizes.split_last().map_or(&[][..], |(_, judged)| judged);
-        let of = |row: &Vec<f64>| judged.iter().filter_map(|m| row.get(*m).copied()).collect::<Vec<f64>>();
-        Frugal { sizes: sizes.to_vec(), scores: sorted(scores.iter().flat_map(of)) }
+        let judged_scores = |row: &Vec<f64>| judged.iter().filter_map(|m| row.get(*m).copied()).collect::<Vec<f64>>();
+        Frugal { sizes: sizes.to_vec(), scores: sorted(scores.iter().flat_map(judged_scores)) }
     }
 
     /// The score that a knob asks of an answer: that share of the sample's answers have less.
     pub fn least_score(&self, knob: f64) -> f64 {
-        quantile(&self.scores, knob)
+        knob_value(&self.scores, knob)
     }
 
     /// How many answers are turned down before one is accepted.
@@ -131,7 +127,7 @@ impl Frugal {
     pub fn quality(&self, knob: f64, quality: &[Vec<f64>], scores: &[Vec<f64>]) -> f64 {
         let least = self.least_score(knob);
         let rows = quality.iter().zip(scores);
-        mean(rows.map(|(quality, scores)| quality[self.sizes[self.turned_down(scores, least)]]))
+        mean_or_zero(rows.map(|(quality, scores)| quality[self.sizes[self.turned_down(scores, least)]]))
     }
 }
 
@@ -159,16 +155,16 @@ const HALVINGS: usize = 24;
 /// The least knob at which the score reaches a target: by steps, as more of a knob may give less in the end, then by halves. Where no
 /// step reaches the target, the step with the highest score.
 pub fn tune(target: f64, evaluate: impl Fn(f64) -> f64) -> Tuned {
-    let at = |knob: f64| Tuned { knob, score: evaluate(knob) };
-    let steps: Vec<Tuned> = (0..=STEPS).map(|step| at(step as f64 / STEPS as f64)).collect();
+    let tuned_to = |knob: f64| Tuned { knob, score: evaluate(knob) };
+    let steps: Vec<Tuned> = (0..=STEPS).map(|step| tuned_to(step as f64 / STEPS as f64)).collect();
     let Some(reached) = steps.iter().position(|step| step.score >= target) else {
         // Of equals the first.
-        return steps.into_iter().rev().max_by(|a, b| a.score.total_cmp(&b.score)).unwrap_or(at(0.0));
+        return steps.into_iter().rev().max_by(|a, b| a.score.total_cmp(&b.score)).unwrap_or(tuned_to(0.0));
     };
     let mut high = steps[reached];
     let Some(mut low) = reached.checked_sub(1).map(|below| steps[below]) else { return high };
     for _ in 0..HALVINGS {
-        let middle = at((low.knob + high.knob) / 2.0);
+        let middle = tuned_to((low.knob + high.knob) / 2.0);
         if middle.score >= target { high = middle } else { low = middle }
     }
     if target - low.score < high.score - target { low } else { high }
@@ -212,17 +208,19 @@ mod tests {
     fn knobs_go_from_the_smallest_model_to_the_whole_rule() {
         let (quality, expected) = answers(2_000, 3);
         let of = Answers { quality: &quality, expected: &expected };
-        let column = |m: usize| mean(quality.iter().map(|row| row[m]));
+        let column = |m: usize| mean_or_zero(quality.iter().map(|row| row[m]));
         let sizes = [0, 1, 2];
         let threshold = Threshold::new(&sizes, &expected);
-        let scores = Judge::of(0.8, &of, 1).unwrap().scores(&of);
+        let scores = Judge::with_reliability(0.8, &of, 1).unwrap().scores(&of);
         let cascade = Frugal::new(&sizes, &scores);
         assert_eq!(threshold.quality(0.0, &of), column(0));
         assert_eq!(cascade.quality(0.0, &quality, &scores), column(0));
         assert_eq!(cascade.quality(1.0, &quality, &scores), column(2), "nothing but the last answer is accepted");
         assert_eq!(threshold.quality(1.0, &of), column(2));
         let shares = |knob: f64| {
-            mean(expected.iter().map(|row| f64::from(u8::from(threshold.choose(row, threshold.tolerance(knob)) == 0))))
+            mean_or_zero(
+                expected.iter().map(|row| f64::from(u8::from(threshold.choose(row, threshold.tolerance(knob)) == 0))),
+            )
         };
         for knob in [0.25, 0.5, 0.75] {
             assert!((shares(knob) - (1.0 - knob)).abs() < 0.02, "{knob}: {}", shares(knob));
@@ -236,7 +234,7 @@ mod tests {
         let of = Answers { quality: &quality, expected: &expected };
         let sizes = [0, 1, 2];
         let threshold = Threshold::new(&sizes, &expected);
-        let scores = Judge::of(0.8, &of, 1).unwrap().scores(&of);
+        let scores = Judge::with_reliability(0.8, &of, 1).unwrap().scores(&of);
         let cascade = Frugal::new(&sizes, &scores);
         for target in [0.42, 0.5, 0.55, 0.6] {
             let router = tune(target, |knob| threshold.quality(knob, &of));

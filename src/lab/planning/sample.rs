@@ -38,7 +38,7 @@ pub enum Half {
 
 impl Half {
     /// The half that a prompt belongs to, by a hash of its name (FNV-1a).
-    pub fn of(id: &str) -> Half {
+    pub fn from_id(id: &str) -> Half {
         // Names differ in their last digits, which one hash does not spread over all of its bits.
         if Random::new(fnv1a(id.as_bytes())).bits().is_multiple_of(2) { Half::Planning } else { Half::Checking }
     }
@@ -102,7 +102,7 @@ impl Sample {
         let mut prompts = Vec::new();
         for (place, line) in lines::placed(name, text) {
             let row: Row = lines::parsed(line).with_context(|| place.clone())?;
-            if Half::of(&row.id) == half {
+            if Half::from_id(&row.id) == half {
                 prompts.push(row.into_prompt(models).with_context(|| place)?);
             }
         }
@@ -119,7 +119,7 @@ impl Sample {
 
     /// What clients send who ask for at most so many tokens.
     pub fn templates(&self, max_tokens: Option<u32>) -> Arc<[Template]> {
-        let of = |prompt: &SamplePrompt| {
+        let template = |prompt: &SamplePrompt| {
             let estimates = prompt.expected.iter().map(|estimate| (*estimate, true)).collect();
             let outlook = Outlook { estimates, familiarity: Some(1.0), prototype: None };
             let mut template =
@@ -127,7 +127,7 @@ impl Sample {
             template.prompt.max_tokens = max_tokens;
             Template { outlook: Some(outlook), ..template }
         };
-        self.prompts.iter().map(of).collect()
+        self.prompts.iter().map(template).collect()
     }
 }
 
@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         let good = r#"{"id":"a","prompt_tokens":3,"q":{"x":1,"y":0},"len":{"x":5,"y":0},"ours":[[0.5,0,4,5,6],[0.2,0,0,1,2]]}"#;
-        let half = Half::of("a");
+        let half = Half::from_id("a");
         let parse = |text: &str, model: &str| Sample::parse("p", text, &names(&[model]), half);
         let sample = parse(good, "y").unwrap();
         assert_eq!((sample.prompts[0].output_tokens[0], sample.prompts[0].expected[0].output_tokens), (1, 1.0));

@@ -1,5 +1,5 @@
-//! What the planner is worth, on one page: the paper's two studies (RouterWise, arXiv 2604.10907, sections 5.1 and 5.2 of its
-//! specification), its own algorithm beside ours, and plans in the simulator.
+//! What the planner is worth, on one page: the paper's two studies (RouterWise, arXiv 2604.10907; PUBLISHED.md, sections 19.1 and
+//! 19.2), its own algorithm beside ours, and plans in the simulator.
 
 pub mod checked;
 pub mod panels;

@@ -4,11 +4,12 @@
 mod tests;
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
+use rayon::iter::{ParallelBridge, ParallelIterator};
 
 use super::file::limit_name;
 use super::planned::{AtDemand, ByRule, DEMANDS, Planned, RUNNERS_UP, setup_words, worst_ms};
@@ -38,7 +39,7 @@ fn possible(problem: &Problem) -> Vec<Vec<Choice>> {
         let kind = &problem.kinds[choice.kind];
         choice.replicas == 0
             || (choice.tensor_parallel as usize <= kind.count
-                && problem.memory.of(&problem.models[model], choice.tensor_parallel) <= kind.memory_gb)
+                && problem.memory.shard_gb(&problem.models[model], choice.tensor_parallel) <= kind.memory_gb)
     };
     let mut choices = Planner::new(problem).choices();
     choices.iter_mut().enumerate().for_each(|(model, choices)| choices.retain(|choice| fits(model, choice)));
@@ -53,35 +54,28 @@ fn on_all_cores<I: Sync, S, R: Send>(
     work: impl Fn(&mut S, &I) -> Option<R> + Sync,
     progress: &ProgressBar,
 ) -> Vec<(usize, R)> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let (next, ends) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let results: Mutex<Vec<(usize, R)>> = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                let mut own = Vec::new();
-                while !ends.load(Ordering::Relaxed) {
-                    let from = next.fetch_add(CHUNK, Ordering::Relaxed);
-                    let Some(rest) = items.get(from..) else { break };
-                    // One for each chunk, so that results do not depend on which thread takes which.
-                    let mut state = state();
-                    let chunk = &rest[..rest.len().min(CHUNK)];
-                    for (i, item) in chunk.iter().enumerate() {
-                        match work(&mut state, item) {
-                            Some(result) => own.push((from + i, result)),
-                            None => {
-                                ends.store(true, Ordering::Relaxed);
-                                break;
-                            }
-                        }
-                    }
-                    progress.inc(chunk.len() as u64);
-                }
-                results.lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend(own);
-            });
+    let ends = AtomicBool::new(false);
+    let worked = |(n, chunk): (usize, &[I])| {
+        let mut results = Vec::new();
+        if ends.load(Ordering::Relaxed) {
+            return results;
         }
-    });
-    let mut results = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // One for each chunk, so that results do not depend on which thread takes which.
+        let mut state = state();
+        for (i, item) in chunk.iter().enumerate() {
+            match work(&mut state, item) {
+                Some(result) => results.push((n * CHUNK + i, result)),
+                None => {
+                    ends.store(true, Ordering::Relaxed);
+                    break;
+                }
+            }
+        }
+        progress.inc(chunk.len() as u64);
+        results
+    };
+    // Chunks begin in their order: what ends the work ends what is after it.
+    let mut results: Vec<(usize, R)> = items.chunks(CHUNK).enumerate().par_bridge().flat_map_iter(worked).collect();
     results.sort_by_key(|(i, _)| *i);
     results
 }

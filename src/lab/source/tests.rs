@@ -4,6 +4,7 @@ use std::time::Duration;
 use super::super::prompts::mean_output_tokens;
 use super::*;
 use crate::package_root;
+use crate::statistics::mean_or_zero;
 use routebalance_sim::simulation::{Options, Simulation};
 
 const MOONCAKE: &str = "models/data/traces/mooncake_synthetic_trace.jsonl.gz";
@@ -16,10 +17,6 @@ fn config() -> Config {
 fn traced(file: &str, trace_lengths: TraceLengths) -> Source {
     let trace = Some(package_root().join(file));
     Source::open(&SourceArgs { trace, trace_lengths, ..SourceArgs::default() }, &config()).unwrap()
-}
-
-fn mean(values: impl Iterator<Item = f64> + Clone) -> f64 {
-    values.clone().sum::<f64>() / values.count() as f64
 }
 
 #[test]
@@ -60,9 +57,9 @@ fn a_feed_is_as_asked_for_and_always_the_same() {
     assert_eq!(poisson.feed(None, None, 0, 1).unwrap_err().to_string(), "poisson arrivals need a rate");
     let feed = poisson.feed(Some(12.0), Some(3_534), 2, 1).unwrap();
     assert_eq!(feed.workload.arrivals.len(), 3_534);
-    let of = |feed: &Feed| feed.workload.arrivals.clone();
-    assert_eq!(of(&feed), of(&poisson.feed(Some(12.0), Some(3_534), 2, 1).unwrap()));
-    assert_ne!(of(&feed), of(&poisson.feed(Some(12.0), Some(3_534), 2, 2).unwrap()));
+    let arrivals_of = |feed: &Feed| feed.workload.arrivals.clone();
+    assert_eq!(arrivals_of(&feed), arrivals_of(&poisson.feed(Some(12.0), Some(3_534), 2, 1).unwrap()));
+    assert_ne!(arrivals_of(&feed), arrivals_of(&poisson.feed(Some(12.0), Some(3_534), 2, 2).unwrap()));
     assert!(feed.workload.templates.iter().all(|t| t.prompt.max_tokens == Some(1_024)));
     let mut times = vec![0; 1_521];
     feed.workload.arrivals.iter().for_each(|a| times[a.template] += 1);
@@ -71,7 +68,7 @@ fn a_feed_is_as_asked_for_and_always_the_same() {
         [("square:30/6", None, 18.0), ("ramp:6-30", Some(9.0), 9.0), ("gamma:0.3", Some(18.0), 18.0)]
     {
         let source = poisson.with_arrivals(kind.parse().unwrap());
-        let arrivals = of(&source.feed(rate, Some(20_000), 0, 1).unwrap());
+        let arrivals = arrivals_of(&source.feed(rate, Some(20_000), 0, 1).unwrap());
         let measured = 20_000.0 / arrivals.last().unwrap().at.as_secs_f64();
         assert!((measured / expected - 1.0).abs() < 0.05, "{kind}: {measured}");
     }
@@ -117,8 +114,8 @@ fn a_trace_is_replayed_at_its_own_rate_or_another() {
         assert!((last(&own) - 3_501.7).abs() < 1.0 && (last(&faster) - 19_365.0 / 20.0).abs() < 0.1);
         let template = |a: &Arrival| &own.workload.templates[a.template];
         let arrivals = own.workload.arrivals.iter();
-        let prompt_tokens = mean(arrivals.clone().map(|a| f64::from(template(a).prompt_tokens)));
-        let output_tokens = mean(arrivals.map(|a| mean_output_tokens(&source.fleet, template(a))));
+        let prompt_tokens = mean_or_zero(arrivals.clone().map(|a| f64::from(template(a).prompt_tokens)));
+        let output_tokens = mean_or_zero(arrivals.map(|a| mean_output_tokens(&source.fleet, template(a))));
         assert!((prompt_tokens / 1_153.0 - 1.0).abs() < 0.02, "{prompt_tokens}");
         // The trace's 211, or what the models answer to such prompts.
         assert_eq!((output_tokens / 211.0 - 1.0).abs() < 0.01, lengths == TraceLengths::Trace, "{output_tokens}");

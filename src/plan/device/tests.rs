@@ -122,10 +122,10 @@ fn kinds_read_memory_alike_and_are_as_the_table_says() {
 #[test]
 fn l40s_is_as_estimated() {
     let (a100, l40s) = (DEVICES[0], DEVICES[2]);
-    let of = |gpu: &'static str| rows(ESTIMATES).filter(move |row| row[0] == gpu);
+    let rows_of = |gpu: &'static str| rows(ESTIMATES).filter(move |row| row[0] == gpu);
     let ratio = |column: usize| {
         let logs: Vec<f64> =
-            of("L40S").zip(of("A100")).map(|(l, a)| (number(l[column]) / number(a[column])).ln()).collect();
+            rows_of("L40S").zip(rows_of("A100")).map(|(l, a)| (number(l[column]) / number(a[column])).ln()).collect();
         (logs.iter().sum::<f64>() / logs.len() as f64).exp()
     };
     assert!((a100.prefill / l40s.prefill / ratio(5) - 1.0).abs() < 0.001, "{}", ratio(5));

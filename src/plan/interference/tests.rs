@@ -67,10 +67,10 @@ fn properties() {
         let gpus: Vec<Vec<usize>> = (0..models).map(|_| (0..3).filter(|_| random.uniform() < 0.6).collect()).collect();
         let busy: Vec<f64> = (0..models).map(|_| random.uniform()).collect();
         let strength = random.uniform();
-        let of = |caps: &[u32], gpus: &[Vec<usize>]| {
+        let slow_downs = |caps: &[u32], gpus: &[Vec<usize>]| {
             interference(caps, &gpus.iter().map(Vec::as_slice).collect::<Vec<_>>(), strength)
         };
-        let all = of(&caps, &gpus);
+        let all = slow_downs(&caps, &gpus);
         let slow = all.slow_downs(&busy);
 
         let worst = all.slow_downs(&vec![1.0; models]);
@@ -87,7 +87,7 @@ fn properties() {
             assert_eq!(alone, slow[m] == 1.0, "case {case}: {caps:?} {gpus:?} {slow:?}");
         }
         let reversed = |v: &[Vec<usize>]| v.iter().rev().cloned().collect::<Vec<_>>();
-        let backwards = of(&caps.iter().rev().copied().collect::<Vec<_>>(), &reversed(&gpus));
+        let backwards = slow_downs(&caps.iter().rev().copied().collect::<Vec<_>>(), &reversed(&gpus));
         let mut again = backwards.slow_downs(&busy.iter().rev().copied().collect::<Vec<_>>());
         again.reverse();
         assert_close(&again, &slow, &format!("case {case}, backwards"));

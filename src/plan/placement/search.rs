@@ -25,7 +25,7 @@ struct Gpu {
 const EMPTY: Gpu = Gpu { kb: 0, cap: 0, least: u32::MAX };
 
 impl Gpu {
-    fn with(self, copy: &ModelCopy) -> Gpu {
+    fn holding(self, copy: &ModelCopy) -> Gpu {
         let (kb, cap) = (self.kb.saturating_add(copy.kb), self.cap.saturating_add(copy.cap));
         Gpu { kb, cap, least: self.least.min(copy.cap) }
     }
@@ -101,7 +101,7 @@ impl Search {
         let mut order: Vec<(usize, Gpu)> =
             self.gpus.iter().copied().enumerate().filter(|(_, gpu)| self.fits(&copy, gpu)).collect();
         order.sort_by_key(|(index, gpu)| {
-            let company = if self.prefer == Prefer::Speed { gpu.with(&copy).company() } else { 0 };
+            let company = if self.prefer == Prefer::Speed { gpu.holding(&copy).company() } else { 0 };
             (company, Reverse(*gpu != EMPTY), Reverse(gpu.cap), *gpu, *index)
         });
         self.place_shards(index, &copy, &order, copy.shards)
@@ -129,7 +129,7 @@ impl Search {
                 continue;
             }
             self.steps = self.steps.checked_sub(1).ok_or(Ended)?;
-            self.set(*gpu, before.with(copy));
+            self.set(*gpu, before.holding(copy));
             self.chosen.push(*gpu);
             let result = self.place_shards(index, copy, rest, after);
             self.chosen.pop();
@@ -146,7 +146,7 @@ impl Search {
     }
 
     fn fits(&self, copy: &ModelCopy, gpu: &Gpu) -> bool {
-        let with = gpu.with(copy);
+        let with = gpu.holding(copy);
         with.kb <= self.kb && (!self.caps || with.cap <= GPU_PERCENT)
     }
 

@@ -43,7 +43,7 @@ fn assert_valid(problem: &Problem, setup: &Setup, placement: &Placement, caps: b
             for (at, gpu) in gpus.iter().enumerate() {
                 assert_eq!(kinds[*gpu], choice.kind, "{name}");
                 assert!(!gpus[..at].contains(gpu), "{name}: two shards of a copy on GPU {gpu}");
-                gb[*gpu] += problem.memory.of(&problem.models[m], choice.tensor_parallel);
+                gb[*gpu] += problem.memory.shard_gb(&problem.models[m], choice.tensor_parallel);
                 cap[*gpu] += choice.share_percent;
             }
         }
@@ -57,7 +57,7 @@ fn assert_valid(problem: &Problem, setup: &Setup, placement: &Placement, caps: b
 /// GPUs in use, and the largest sum of caps of one shard's company.
 fn gpus_and_company(problem: &Problem, setup: &Setup, placement: &Placement) -> (usize, u32) {
     let used = placement.used(problem);
-    let on = |gpu: usize| {
+    let caps_on = |gpu: usize| {
         let shards = placement
             .gpus
             .iter()
@@ -66,7 +66,7 @@ fn gpus_and_company(problem: &Problem, setup: &Setup, placement: &Placement) -> 
         shards.filter(|(g, _)| *g == gpu).map(|(_, choice)| choice.share_percent).collect::<Vec<u32>>()
     };
     let company = |caps: Vec<u32>| caps.iter().sum::<u32>() - caps.iter().min().unwrap();
-    let companies = (0..used.len()).filter(|gpu| used[*gpu]).map(|gpu| company(on(gpu)));
+    let companies = (0..used.len()).filter(|gpu| used[*gpu]).map(|gpu| company(caps_on(gpu)));
     (used.iter().filter(|used| **used).count(), companies.max().unwrap_or(0))
 }
 
@@ -110,8 +110,10 @@ fn the_best_placement_is_found_if_there_is_one() {
                     let here = copies.iter().flatten().filter(|g| **g == gpu).count();
                     shards.extend(vec![m; here]);
                 }
-                let gb: f64 =
-                    shards.iter().map(|m| problem.memory.of(&problem.models[*m], setup.0[*m].tensor_parallel)).sum();
+                let gb: f64 = shards
+                    .iter()
+                    .map(|m| problem.memory.shard_gb(&problem.models[*m], setup.0[*m].tensor_parallel))
+                    .sum();
                 let caps: u32 = shards.iter().map(|m| setup.0[*m].share_percent).sum();
                 gb <= 80.0 && (problem.space.oversubscribe || caps <= 100)
             })

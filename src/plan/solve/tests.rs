@@ -112,7 +112,7 @@ fn prices_and_shares_fit_each_other() {
         let mut used = 0.0;
         let mut of = Vec::new();
         for (term, share) in terms.iter().zip(&solved.fractions) {
-            term.at(*share, &mut of);
+            term.additions(*share, &mut of);
             used += of[0];
         }
         assert!(solved.multipliers[0] >= 0.0 && solved.prices.iter().all(|p| *p >= 0.0), "case {case}: {solved:?}");
@@ -134,8 +134,8 @@ fn setups_do_not_depend_on_those_before() {
     for case in 0..60 {
         let limits: &[Limit] = if case % 2 == 0 { &[TTFT] } else { &[P95] };
         let terms = terms(&mut random, 3, limits, Beyond::Never);
-        let of = |solver: &mut Solver<'_>| solver.solve(&terms, 1, 1e-5).map(|s| (s.score, s.bound));
-        let (again, alone) = (of(&mut used), of(&mut Solver::new(&scores)));
+        let solution = |solver: &mut Solver<'_>| solver.solve(&terms, 1, 1e-5).map(|s| (s.score, s.bound));
+        let (again, alone) = (solution(&mut used), solution(&mut Solver::new(&scores)));
         match (again, alone) {
             (Some(a), Some(b)) => assert!(a.0 <= b.1 + 1e-9 && b.0 <= a.1 + 1e-9, "case {case}: {a:?} {b:?}"),
             (a, b) => assert_eq!(a, b, "case {case}"),

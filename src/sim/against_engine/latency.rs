@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::engine::{Detail, Engine, EventKind, Job};
+use crate::statistics::percentile;
 use routebalance_core::config::Config;
 use routebalance_core::fleet::{LatencyProfile, Limits};
 use routebalance_core::latency::*;
@@ -51,9 +52,9 @@ struct Errors {
     e2e: Vec<f64>,
 }
 
-fn quantile(values: &mut [f64], q: f64) -> f64 {
+fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
-    values[((values.len() - 1) as f64 * q) as usize]
+    percentile(values, 50)
 }
 
 /// Seconds between two reports.
@@ -142,7 +143,7 @@ const RATES: [f64; 3] = [0.5, 3.0, 4.5];
 
 fn median_errors(told: &LatencyProfile, rate: f64, basis: Basis) -> (f64, f64) {
     let mut errors = run(&PROFILE_7B, told, &LIMITS_7B, rate, 2_000, basis);
-    (quantile(&mut errors.ttft, 0.5), quantile(&mut errors.e2e, 0.5))
+    (median(&mut errors.ttft), median(&mut errors.e2e))
 }
 
 #[test]
@@ -160,7 +161,7 @@ fn the_forecast_knows_what_the_context_costs() {
     let truth = LatencyProfile { tpot_growth_per_thousand_context_tokens: 0.01, ..PROFILE_7B };
     for (told, knows) in [(truth, true), (PROFILE_7B, false)] {
         let mut errors = run(&truth, &told, &LIMITS_7B, 4.0, 2_000, Basis::Prior);
-        let (ttft, e2e) = (quantile(&mut errors.ttft, 0.5), quantile(&mut errors.e2e, 0.5));
+        let (ttft, e2e) = (median(&mut errors.ttft), median(&mut errors.e2e));
         assert_eq!(ttft < 0.15 && e2e < 0.1, knows, "TTFT {ttft}, E2E {e2e}");
     }
 }

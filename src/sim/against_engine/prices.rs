@@ -53,8 +53,9 @@ fn templates(config: &Config, lift: f64, seed: u64) -> Vec<Template> {
 }
 
 fn scores(templates: &[Template]) -> Scores {
-    let of = |t: &Template| t.outlook.as_ref().unwrap().estimates.iter().map(|(e, _)| e.quality).collect::<Vec<f64>>();
-    Scores::new(MODELS, templates.iter().flat_map(of).collect()).unwrap()
+    let qualities =
+        |t: &Template| t.outlook.as_ref().unwrap().estimates.iter().map(|(e, _)| e.quality).collect::<Vec<f64>>();
+    Scores::new(MODELS, templates.iter().flat_map(qualities).collect()).unwrap()
 }
 
 /// The plan at a rate: prices at which no pool is used more than planned, and where requests go with them.
@@ -73,7 +74,7 @@ fn planned(config: &Config, sample: &[Template], rate: f64) -> DemandLevel {
 
 #[derive(Debug)]
 struct Seen {
-    ttft: f64,
+    ttft_seconds: f64,
     score: f64,
     fractions: Vec<f64>,
 }
@@ -87,7 +88,7 @@ fn seen(outcomes: &[Outcome], after: Duration) -> Seen {
     let mut fractions = vec![0.0; MODELS];
     counted.iter().filter_map(|o| o.model).for_each(|m| fractions[m] += 1.0 / n);
     Seen {
-        ttft: ttfts.iter().sum::<f64>() / ttfts.len() as f64,
+        ttft_seconds: ttfts.iter().sum::<f64>() / ttfts.len() as f64,
         score: counted.iter().filter_map(|o| o.decision.as_ref()).map(|d| d.quality.mean).sum::<f64>() / n,
         fractions,
     }
@@ -139,10 +140,10 @@ fn the_slo_is_kept_where_the_forecast_is_wrong() {
             let seen = ways.each_ref().map(|(way, levels, online)| {
                 let policy = policy(&config, levels.clone(), *online, &level(1.0));
                 let seen = run(policy, &real, demand * forecast, faults, Options::default());
-                let Seen { ttft, score, fractions } = &seen;
+                let Seen { ttft_seconds, score, fractions } = &seen;
                 println!(
                     "{case}, demand {demand}, {way}: TTFT {:.0} ms, score {score:.3}, {fractions:.2?}",
-                    ttft * 1e3
+                    ttft_seconds * 1e3
                 );
                 seen
             });
@@ -151,11 +152,14 @@ fn the_slo_is_kept_where_the_forecast_is_wrong() {
             for (way, online, capable) in
                 [("one level", one, faults.is_empty()), ("levels", all, faults.is_empty() || demand <= 1.0)]
             {
-                let kept = online.ttft <= slo || (!capable && online.ttft < 0.2 * fixed.ttft);
+                let kept = online.ttft_seconds <= slo || (!capable && online.ttft_seconds < 0.2 * fixed.ttft_seconds);
                 assert!(kept, "{case}, {demand}, {way}: {online:?}, {fixed:?}");
             }
             let is_wrong = case != "as forecast" && demand >= 1.0;
-            assert!(!is_wrong || fixed.ttft > slo, "static prices know nothing of it: {case}, {demand}, {fixed:?}");
+            assert!(
+                !is_wrong || fixed.ttft_seconds > slo,
+                "static prices know nothing of it: {case}, {demand}, {fixed:?}"
+            );
             let is_right = case == "as forecast";
             assert!(!is_right || all.score > by_rate.score - 0.02, "what it costs at {demand}: {all:?}, {by_rate:?}");
         }
@@ -174,10 +178,14 @@ fn two_gateways_see_all_demand() {
         let [one, two] = [1, 2].map(|gateways| {
             let policy = policy(&config, levels.clone(), Some(online), &levels[3]);
             let seen = run(policy, &sample, demand * forecast, &[], Options { gateways, ..Options::default() });
-            println!("demand {demand}, {gateways} gateways: TTFT {:.0} ms, score {:.3}", seen.ttft * 1e3, seen.score);
+            println!(
+                "demand {demand}, {gateways} gateways: TTFT {:.0} ms, score {:.3}",
+                seen.ttft_seconds * 1e3,
+                seen.score
+            );
             seen
         });
-        assert!(two.ttft <= SLO.as_secs_f64(), "{demand}: {two:?}");
+        assert!(two.ttft_seconds <= SLO.as_secs_f64(), "{demand}: {two:?}");
         assert!((two.score - one.score).abs() < 0.02, "{demand}: {one:?}, {two:?}");
     }
 }

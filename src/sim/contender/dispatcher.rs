@@ -14,7 +14,7 @@ pub enum Dispatcher {
     RoundRobin,
     /// Any instance.
     Random,
-    /// The fewest running and waiting requests; of equals the first (RouteBalance's baselines, section 12 of its specification).
+    /// The fewest running and waiting requests; of equals the first (RouteBalance's baselines; PUBLISHED.md, section 12).
     ShortestQueue,
     /// Of two drawn at random the one with fewer requests (Mitzenmacher 2001, *The Power of Two Choices in Randomized Load
     /// Balancing*; Envoy's `LEAST_REQUEST`).
@@ -94,7 +94,7 @@ impl Dispatcher {
         let estimate = template.outlook.as_ref().and_then(|o| o.estimates.get(pool.model));
         let expected = estimate.map_or(0.0, |(estimate, _)| estimate.output_tokens);
         let limit = template.prompt.max_tokens.map_or(f64::INFINITY, f64::from);
-        Some(Choice::of(instance, template.prompt_tokens, expected.min(limit)))
+        Some(Choice::alone(instance, template.prompt_tokens, expected.min(limit)))
     }
 }
 

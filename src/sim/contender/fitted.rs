@@ -1,5 +1,5 @@
-//! The published predictor of times: trees for each pool, on what an instance reports and what a request asks for (RouteBalance,
-//! section 4.2 of its specification).
+//! The published predictor of times: trees for each pool, on what an instance reports and what a request asks for (RouteBalance;
+//! PUBLISHED.md, section 4.2).
 
 use super::forest::{Forest, Inputs};
 use crate::engine::{BLOCK_TOKENS, MAX_BATCHED_TOKENS};
@@ -10,7 +10,7 @@ use routebalance_core::reckoning::LoadNow;
 /// The 25 inputs in the published order: 17 of the instance's state, the request's tokens, and what follows from them.
 ///
 /// What reports do not have is 0: the engine's moving averages (1 in ratios), the contexts of what decodes (95th percentile 1 in the
-/// ratio), evictions. So it was at the published serving time too, where nobody computed the averages (section 4.2, "skew").
+/// ratio), evictions. So it was at the published serving time too, where nobody computed the averages (PUBLISHED.md, section 4.2, "skew").
 pub fn inputs(pool: &Pool, load: &LoadNow, prompt_tokens: f64, output_tokens: f64) -> Inputs {
     let (p, o) = (prompt_tokens, output_tokens);
     let used = load.kv_use.unwrap_or(0.0);

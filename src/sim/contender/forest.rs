@@ -33,7 +33,7 @@ impl Default for Tree {
 
 impl Tree {
     #[inline]
-    fn of(&self, inputs: &Inputs) -> f32 {
+    fn prediction(&self, inputs: &Inputs) -> f32 {
         let mut i = 0_usize;
         for _ in 0..DEPTH {
             let input = self.inputs.get(i & SPLITS).copied().unwrap_or_default();
@@ -56,15 +56,15 @@ pub struct Forest {
 
 impl Forest {
     /// What it says of these inputs.
-    pub fn of(&self, inputs: &Inputs) -> f64 {
-        f64::from(self.trees.iter().fold(self.base, |sum, tree| sum + tree.of(inputs)))
+    pub fn prediction(&self, inputs: &Inputs) -> f64 {
+        f64::from(self.trees.iter().fold(self.base, |sum, tree| sum + tree.prediction(inputs)))
     }
 
     /// What it says of each of these inputs. A tree is looked up once for all of them, and one does not wait for the other.
-    pub fn of_each(&self, inputs: &[Inputs]) -> Vec<f64> {
+    pub fn predictions(&self, inputs: &[Inputs]) -> Vec<f64> {
         let mut sums = vec![self.base; inputs.len()];
         for tree in &self.trees {
-            sums.iter_mut().zip(inputs).for_each(|(sum, inputs)| *sum += tree.of(inputs));
+            sums.iter_mut().zip(inputs).for_each(|(sum, inputs)| *sum += tree.prediction(inputs));
         }
         sums.into_iter().map(f64::from).collect()
     }
@@ -91,7 +91,7 @@ mod tests {
             (inputs[0], inputs[1]) = (first, second);
             inputs
         });
-        assert_eq!(forest.of_each(&inputs), rows.map(|(_, expected)| expected));
-        assert_eq!(inputs.map(|i| forest.of(&i)), rows.map(|(_, expected)| expected));
+        assert_eq!(forest.predictions(&inputs), rows.map(|(_, expected)| expected));
+        assert_eq!(inputs.map(|i| forest.prediction(&i)), rows.map(|(_, expected)| expected));
     }
 }

@@ -1,4 +1,4 @@
-//! RouteBalance as published (sections 5 to 9 of its specification), and its arms.
+//! RouteBalance as published (PUBLISHED.md, sections 5 to 9), and its arms.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,9 +54,9 @@ pub struct Published {
     pub calibrated: bool,
 }
 
-/// What the published code takes for the time to the first token, seconds (section 4.3 of its specification).
+/// What the published code takes for the time to the first token, seconds (PUBLISHED.md, section 4.3).
 const TTFT_SECONDS: f64 = 0.05;
-/// Limit of output tokens of a request without one (section 10: the benchmark's).
+/// Limit of output tokens of a request without one (the benchmark's; PUBLISHED.md, section 12).
 const MAX_TOKENS: f64 = 1024.0;
 
 impl Published {
@@ -98,7 +98,7 @@ impl Published {
                         load.last_dispatch = now;
                     }
                     let max_tokens = constraints.and_then(|c| affordable(fleet, template, instance, c.budget.usd));
-                    Choice { max_tokens, ..Choice::of(instance, template.prompt_tokens, longest) }
+                    Choice { max_tokens, ..Choice::alone(instance, template.prompt_tokens, longest) }
                 });
                 Some((request, choice))
             })
@@ -134,10 +134,11 @@ impl Published {
         for (p, pool) in fleet.pools.iter().enumerate() {
             let loads: Vec<(usize, &LoadNow)> =
                 pool.instances.iter().filter_map(|i| Some((*i, loads.get(*i)?))).collect();
-            let of = |tpot: &dyn Fn(&LoadNow) -> f64| loads.iter().map(|(_, load)| tpot(load)).collect::<Vec<f64>>();
+            let tpots_by =
+                |tpot: &dyn Fn(&LoadNow) -> f64| loads.iter().map(|(_, load)| tpot(load)).collect::<Vec<f64>>();
             let (ttfts, tpots) = match &self.tpot {
-                Tpot::True => (None, of(&|load| step_seconds(pool, load))),
-                Tpot::Static => (None, of(&|_| latency::tpot_seconds(&pool.profile, 0.0))),
+                Tpot::True => (None, tpots_by(&|load| step_seconds(pool, load))),
+                Tpot::Static => (None, tpots_by(&|_| latency::tpot_seconds(&pool.profile, 0.0))),
                 Tpot::Fitted(fitted) => {
                     let Some(learnt) = fitted.pool(p) else { continue };
                     let prompt_tokens = f64::from(template.prompt_tokens);
@@ -223,8 +224,8 @@ impl Published {
             Tpot::True | Tpot::Static => None,
         };
         Some(Offer {
-            ttft: candidate.ttft_seconds,
-            tpot: candidate.tpot_seconds,
+            ttft_seconds: candidate.ttft_seconds,
+            tpot_seconds: candidate.tpot_seconds,
             sd: times.map_or((0.0, 0.0), |t| t.sd),
             residuals: times.filter(|_| self.calibrated).map(|t| t.residuals),
             estimate: *estimate(template, candidate.model)?,
@@ -245,7 +246,7 @@ fn step_seconds(pool: &Pool, load: &LoadNow) -> f64 {
 
 /// The published clamp: no predicted time is less than 1 ms.
 fn seconds(forest: &Forest, states: &[Inputs]) -> Vec<f64> {
-    forest.of_each(states).into_iter().map(|ms| ms.max(1.0) / 1e3).collect()
+    forest.predictions(states).into_iter().map(|ms| ms.max(1.0) / 1e3).collect()
 }
 
 /// What a request insists on, in the published terms; its own limits, or the published defaults where those are tighter.
@@ -259,15 +260,16 @@ fn demand(template: &Template, constraints: Option<&Constraints>) -> Demand {
     Demand {
         prompt_tokens: f64::from(template.prompt_tokens),
         max_tokens: template.prompt.max_tokens.map_or(MAX_TOKENS, f64::from),
-        ttft: limit(slo.ttft, defaults.ttft),
-        tpot: limit(slo.tpot, defaults.tpot),
+        ttft_seconds: limit(slo.ttft, defaults.ttft_seconds),
+        tpot_seconds: limit(slo.tpot, defaults.tpot_seconds),
         budget_tokens,
         budget_usd: budget.usd,
         quality_min: constraints.and_then(|c| c.quality_min).unwrap_or(defaults.quality_min),
     }
 }
 
-/// The limit of output tokens that is sent along with a budget (section 10 (c)): what the budget buys after the prompt, at least 1.
+/// The limit of output tokens that is sent along with a budget (PUBLISHED.md, section 10.3): what the budget buys after the prompt, at
+/// least 1.
 fn affordable(fleet: &Fleet, template: &Template, instance: usize, usd: Option<f64>) -> Option<u32> {
     let (_, pool) = fleet.pool_of(instance)?;
     let Tariff { usd_per_input_token, usd_per_output_token } = fleet.model_of(pool)?.tariff;

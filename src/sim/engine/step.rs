@@ -23,7 +23,7 @@ pub(super) struct Durations {
 }
 
 impl Durations {
-    pub(super) fn of(profile: LatencyProfile) -> Durations {
+    pub(super) fn from_profile(profile: LatencyProfile) -> Durations {
         let per_token_ns = profile.tpot_ms * 1e6 * profile.tpot_growth_per_thousand_context_tokens / TOKENS_PER_GROWTH;
         Durations {
             profile,
@@ -58,7 +58,7 @@ pub(super) struct Moment {
 
 impl Moment {
     /// A whole nanosecond.
-    pub(super) fn at(ns: u64) -> Moment {
+    pub(super) fn from_ns(ns: u64) -> Moment {
         Moment { ns, fraction: 0 }
     }
 
@@ -172,7 +172,7 @@ mod tests {
         let mut random = Random::new(7);
         for _ in 0..300 {
             let growth = if random.below(3) == 0 { 0.0 } else { random.uniform() * 0.02 };
-            let durations = Durations::of(LatencyProfile {
+            let durations = Durations::from_profile(LatencyProfile {
                 tpot_ms: 1.0 + 30.0 * random.uniform(),
                 tpot_growth_per_running: 0.01,
                 tpot_growth_per_thousand_context_tokens: growth,

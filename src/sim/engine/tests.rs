@@ -108,11 +108,11 @@ fn the_youngest_is_preempted_and_finishes_later() {
     engine.submit(Duration::ZERO, job(1, 20, 25, 25)).unwrap();
     engine.submit(Duration::ZERO, job(2, 20, 25, 25)).unwrap();
     let events = drain(&mut engine);
-    let of = |kind: EventKind| events.iter().filter(|e| e.kind == kind).map(|e| e.id).collect::<Vec<_>>();
-    assert_eq!(of(EventKind::Preempted), [2]);
-    assert_eq!(of(EventKind::Started), [1, 2]);
-    assert_eq!(of(EventKind::Finished(FinishReason::Stop)), [1, 2]);
-    assert_eq!(of(EventKind::FirstToken).len() + of(EventKind::Token).len(), 50);
+    let ids_of = |kind: EventKind| events.iter().filter(|e| e.kind == kind).map(|e| e.id).collect::<Vec<_>>();
+    assert_eq!(ids_of(EventKind::Preempted), [2]);
+    assert_eq!(ids_of(EventKind::Started), [1, 2]);
+    assert_eq!(ids_of(EventKind::Finished(FinishReason::Stop)), [1, 2]);
+    assert_eq!(ids_of(EventKind::FirstToken).len() + ids_of(EventKind::Token).len(), 50);
     // 12 tokens each fill their two blocks; the second request prefills 20 + 12 again.
     assert_eq!(engine.counters().prompt_tokens, 20 + 20 + 32);
 }
@@ -155,8 +155,8 @@ struct Run {
 
 /// Whole blocks of what every running sequence holds, counted one by one.
 fn held_by_hand(engine: &Engine) -> u64 {
-    let of = |s: &Sequence| s.held(engine.number()) + u32::from(s.decoding.is_some());
-    engine.running.iter().map(|s| u64::from(of(s).next_multiple_of(BLOCK_TOKENS))).sum()
+    let tokens_of = |s: &Sequence| s.held(engine.number()) + u32::from(s.decoding.is_some());
+    engine.running.iter().map(|s| u64::from(tokens_of(s).next_multiple_of(BLOCK_TOKENS))).sum()
 }
 
 /// A random workload; checks the limits at every event. `late` makes the clock overshoot events.

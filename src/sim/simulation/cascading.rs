@@ -61,7 +61,7 @@ mod tests {
     }
 
     fn run(router: &Router, contender: Contender, workload: &Workload, faults: &[Scheduled]) -> Vec<Outcome> {
-        let mut simulation = Simulation::of(contender, router, workload, faults, Options::default());
+        let mut simulation = Simulation::deciding_by(contender, router, workload, faults, Options::default());
         simulation.finish(LIMIT);
         let nobody = |s: &crate::server::Server| s.holds() == 0;
         assert!(simulation.servers().iter().all(nobody), "no instance holds a request");

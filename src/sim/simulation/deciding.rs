@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use super::{Flight, Happening, Route, Simulation};
-use crate::contender::{Cascade, Choice, Contender, Deciding};
+use crate::contender::{Choice, Contender, Deciding, Dispatcher, Published};
 use crate::engine::Job;
-use crate::gateway::Stage;
+use crate::gateway::{Gateway, Stage};
 use crate::outcome::{End, Outcome};
 use crate::server::Server;
-use crate::workload::Template;
+use crate::workload::{Arrival, Template, Workload};
 use routebalance_core::assign;
-use routebalance_core::fleet::{BatchSizing, Batching, Constraints};
+use routebalance_core::fleet::{BatchSizing, Batching, Constraints, Fleet};
 use routebalance_core::gateway::LOOK;
 use routebalance_core::health::{Asking, Suspect};
 use routebalance_core::reckoning::LoadNow;
@@ -207,52 +207,28 @@ impl Simulation<'_> {
 
     fn choices(&mut self, gateway: usize, requests: &[usize]) -> Vec<(usize, Option<Choice>)> {
         let fleet = &self.router.config().fleet;
-        let workload = self.workload;
-        let template_of =
-            |index: &usize| -> Option<&Template> { workload.templates.get(workload.arrivals.get(*index)?.template) };
-        let now = self.now;
-        let worker = |index: &usize| self.workers.get(*index).copied().unwrap_or_default();
+        let (workload, now, affinity) = (self.workload, self.now, self.options.affinity);
+        let asking = Together { fleet, workload, workers: &self.workers, now };
         let Some(home) = self.gateways.get_mut(gateway) else { return Vec::new() };
         match &self.contender {
             Contender::Ours => {
-                let mut choices = Vec::with_capacity(requests.len());
-                let affinity = self.options.affinity;
-                for index in requests {
-                    let asked = template_of(index).zip(workload.arrivals.get(*index));
-                    let choice = asked.and_then(|asked| home.decide(worker(index), asked, affinity, now));
-                    choices.push((*index, choice));
-                }
-                choices
+                let mut choice =
+                    |index: &usize| home.decide(asking.worker(*index), asking.asked(*index)?, affinity, now);
+                requests.iter().map(|index| (*index, choice(index))).collect()
             }
-            Contender::Published(published) => {
-                let constraints = |i: &usize| workload.arrivals.get(*i).and_then(|arrival| arrival.constraints);
-                let batch: Vec<(&Template, Option<Constraints>)> =
-                    requests.iter().filter_map(|i| Some((template_of(i)?, constraints(i)))).collect();
-                let draw = home.random.uniform();
-                let (mut loads, _) = home.loads(requests.first().map_or(0, worker), now, draw);
-                let assigned = published.assign(fleet, &batch, &mut loads, now);
-                assigned.into_iter().filter_map(|(i, choice)| Some((*requests.get(i)?, choice))).collect()
+            Contender::Published(published) => asking.published(published, home, requests),
+            Contender::Pipeline { models, dispatcher } => {
+                let model = |_, arrival: &Arrival| match models {
+                    Some(models) => Some(Some(*models.get(arrival.template)?)),
+                    None => Some(None),
+                };
+                asking.dispatched(*dispatcher, model, home, requests)
             }
-            contender @ (Contender::Pipeline { dispatcher, .. } | Contender::Cascade(Cascade { dispatcher, .. })) => {
-                let mut choices = Vec::with_capacity(requests.len());
-                for index in requests {
-                    let draw = home.random.uniform();
-                    let (loads, _) = home.loads(worker(index), now, draw);
-                    let asked = template_of(index).zip(workload.arrivals.get(*index));
-                    let choice = asked.and_then(|(template, arrival)| {
-                        let model = match contender {
-                            Contender::Pipeline { models: Some(models), .. } => Some(*models.get(arrival.template)?),
-                            Contender::Cascade(cascade) => {
-                                let answers = self.outcomes.get(*index)?.turned_down.len();
-                                Some(cascade.model(answers)?)
-                            }
-                            _ => None,
-                        };
-                        dispatcher.choose(fleet, model, template, &loads, &mut home.turns, &mut home.random)
-                    });
-                    choices.push((*index, choice));
-                }
-                choices
+            Contender::Cascade(cascade) => {
+                let outcomes = &self.outcomes;
+                let model =
+                    |index: usize, _: &Arrival| Some(Some(cascade.model(outcomes.get(index)?.turned_down.len())?));
+                asking.dispatched(cascade.dispatcher, model, home, requests)
             }
         }
     }
@@ -342,6 +318,57 @@ impl Simulation<'_> {
         let is_with_gateway = |i: usize| self.flights.get(i).is_some_and(Option::is_none);
         let waits = |i: &&usize| is_with_gateway(**i) && self.outcomes.get(**i).is_some_and(|o| o.gateway == gateway);
         self.open.iter().filter(waits).copied().collect()
+    }
+}
+
+/// What is known of requests that are decided together.
+struct Together<'s> {
+    fleet: &'s Fleet,
+    workload: &'s Workload,
+    /// Of every request.
+    workers: &'s [usize],
+    now: Duration,
+}
+
+impl<'s> Together<'s> {
+    fn worker(&self, index: usize) -> usize {
+        self.workers.get(index).copied().unwrap_or_default()
+    }
+
+    fn asked(&self, index: usize) -> Option<(&'s Template, &'s Arrival)> {
+        let arrival = self.workload.arrivals.get(index)?;
+        Some((self.workload.templates.get(arrival.template)?, arrival))
+    }
+
+    fn published(&self, published: &Published, home: &mut Gateway, requests: &[usize]) -> Vec<(usize, Option<Choice>)> {
+        let asked = requests.iter().filter_map(|index| self.asked(*index));
+        let batch: Vec<(&Template, Option<Constraints>)> =
+            asked.map(|(template, arrival)| (template, arrival.constraints)).collect();
+        let draw = home.random.uniform();
+        let (mut loads, _) = home.loads(requests.first().map_or(0, |index| self.worker(*index)), self.now, draw);
+        let assigned = published.assign(self.fleet, &batch, &mut loads, self.now);
+        assigned.into_iter().filter_map(|(i, choice)| Some((*requests.get(i)?, choice))).collect()
+    }
+
+    /// One after the other; `model` says which model's instances a request may go to, `Some(None)` for all, `None` if it goes nowhere.
+    fn dispatched(
+        &self,
+        dispatcher: Dispatcher,
+        model: impl Fn(usize, &Arrival) -> Option<Option<usize>>,
+        home: &mut Gateway,
+        requests: &[usize],
+    ) -> Vec<(usize, Option<Choice>)> {
+        let mut choices = Vec::with_capacity(requests.len());
+        for index in requests {
+            let draw = home.random.uniform();
+            let (loads, _) = home.loads(self.worker(*index), self.now, draw);
+            let asked = self.asked(*index).and_then(|(template, arrival)| Some((template, model(*index, arrival)?)));
+            let choice = asked.and_then(|(template, model)| {
+                dispatcher.choose(self.fleet, model, template, &loads, &mut home.turns, &mut home.random)
+            });
+            choices.push((*index, choice));
+        }
+        choices
     }
 }
 

@@ -213,7 +213,7 @@ fn a_simulation_repeats_itself() {
     };
     let outcomes = run();
     assert_eq!(outcomes, run());
-    let summary = Summary::of(outcomes.iter());
+    let summary = Summary::from_outcomes(outcomes.iter());
     assert_eq!((summary.requests, summary.answered), (times.len(), times.len()));
     assert!(summary.ttft.p50 > 0.02 && summary.e2e.mean > summary.ttft.mean);
 }
@@ -289,7 +289,7 @@ fn deciding_takes_its_time() {
         for contender in [Contender::Ours, Contender::dispatch(Dispatcher::ShortestQueue)] {
             let workload = alone(&arrivals);
             let options = Options { deciding, ..Options::default() };
-            let mut simulation = Simulation::of(contender, &router, &workload, &[], options);
+            let mut simulation = Simulation::deciding_by(contender, &router, &workload, &[], options);
             simulation.finish(60 * SECOND);
             let decided: Vec<u128> = simulation.outcomes().iter().map(|o| o.decided.unwrap().as_millis()).collect();
             assert_eq!(decided, expected, "{name}");

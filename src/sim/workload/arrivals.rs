@@ -32,7 +32,7 @@ pub enum Arrivals {
         to: f64,
     },
     /// Poisson at two rates in turn, beginning with the high one. A phase is over when as many requests have come as its rate
-    /// times `hold` says (RouteBalance, section 12 of its specification: 30 requests times the rate).
+    /// times `hold` says (RouteBalance: 30 requests times the rate; PUBLISHED.md, section 12).
     Square {
         /// Requests per second in the first phase.
         high: f64,
@@ -73,8 +73,8 @@ impl Arrivals {
             work.push(sum);
         }
         let all = sum + random.exponential(1.0);
-        let at = |work: &f64| Duration::try_from_secs_f64(self.ramp_at(work / all * n as f64, span)).ok();
-        work.iter().filter_map(at).collect()
+        let due_at = |work: &f64| Duration::try_from_secs_f64(self.ramp_at(work / all * n as f64, span)).ok();
+        work.iter().filter_map(due_at).collect()
     }
 
     /// When so many requests are due, of a ramp that takes `span` seconds.

@@ -196,7 +196,7 @@ struct Role {
 
 impl Strangers {
     /// Takes the places of these instances, and waits until the gateway knows what the newcomers say of themselves.
-    pub(crate) async fn at(
+    pub(crate) async fn in_place_of(
         gateway: &Gateway,
         instances: &[usize],
         page: Page,
@@ -227,7 +227,7 @@ impl Strangers {
 
     /// The same with one answer to everything.
     pub(crate) async fn saying(gateway: &Gateway, instances: &[usize], page: Page, answer: Act) -> Strangers {
-        Strangers::at(gateway, instances, page, move |_, _| answer.clone()).await
+        Strangers::in_place_of(gateway, instances, page, move |_, _| answer.clone()).await
     }
 
     /// What they have got so far, in its order.

@@ -50,8 +50,8 @@ impl Compared {
 pub(super) fn compared(real: &[Cell], simulated: &[Cell]) -> Vec<Compared> {
     let models: BTreeSet<&String> = real.iter().chain(simulated).flat_map(|cell| cell.mix.keys()).collect();
     let share = |model: &String| {
-        let of = |cell: &Cell| cell.mix.get(model).copied().unwrap_or(0.0);
-        Compared::new(format!("share of {model}"), real, simulated, SHARE_LIMIT, of)
+        let share_of_cell = |cell: &Cell| cell.mix.get(model).copied().unwrap_or(0.0);
+        Compared::new(format!("share of {model}"), real, simulated, SHARE_LIMIT, share_of_cell)
     };
     let time = |what: &str, of: fn(&Cell) -> f64| {
         let mut compared = Compared::new(format!("mean {what}, ms"), real, simulated, TIME_LIMIT_MS, of);

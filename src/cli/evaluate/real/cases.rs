@@ -123,14 +123,14 @@ mod tests {
 
     #[test]
     fn only_what_the_module_runs_is_run() {
-        let of = |names_asked: &[&str]| {
+        let names_or_problem = |names_asked: &[&str]| {
             let asked: Vec<String> = names_asked.iter().map(|name| (*name).to_owned()).collect();
             names(Some(&asked)).map_err(|problem| problem.to_string())
         };
         assert_eq!(names(None).unwrap(), REAL);
-        assert_eq!(of(&["prices", "routebalance"]).unwrap(), ["prices", "routebalance"]);
+        assert_eq!(names_or_problem(&["prices", "routebalance"]).unwrap(), ["prices", "routebalance"]);
         for (name, part) in [("avengers-pro", "is simulator-only"), ("nobody", "there is no contender nobody")] {
-            let problem = of(&["prices", name]).unwrap_err();
+            let problem = names_or_problem(&["prices", name]).unwrap_err();
             assert!(problem.contains(part) && problem.contains("least-load"), "{problem}");
         }
     }

@@ -17,15 +17,20 @@ const PREFILL_GUESS: f64 = 0.02;
 const MAX_RUNNING: u32 = 256;
 
 fn request(batch: &Batch) -> Logged {
-    let ttft = PREFILL_GUESS * batch.latency_s;
     let tokens = batch.tokens;
-    Logged { at: Duration::ZERO, prompt_tokens: tokens, output_tokens: tokens, ttft, e2e: batch.latency_s }
+    Logged {
+        at: Duration::ZERO,
+        prompt_tokens: tokens,
+        output_tokens: tokens,
+        ttft_seconds: PREFILL_GUESS * batch.latency_s,
+        e2e_seconds: batch.latency_s,
+    }
 }
 
 /// Simulated over measured seconds until the last one of a batch has ended.
 fn ratio(server: &Server, batch: &Batch) -> f64 {
     let times = simulate(server, &vec![request(batch); batch.batch as usize]);
-    times.iter().map(|times| times.e2e).fold(0.0, f64::max) / batch.latency_s
+    times.iter().map(|times| times.e2e_seconds).fold(0.0, f64::max) / batch.latency_s
 }
 
 /// Half of the batch sizes.

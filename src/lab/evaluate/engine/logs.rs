@@ -70,9 +70,9 @@ struct Kind {
 }
 
 const KINDS: [Kind; 3] = [
-    Kind { name: "TTFT", of: |times, _| times.ttft, aimed_at: true },
-    Kind { name: "TPOT", of: Times::tpot, aimed_at: false },
-    Kind { name: "E2E", of: |times, _| times.e2e, aimed_at: true },
+    Kind { name: "TTFT", of: |times, _| times.ttft_seconds, aimed_at: true },
+    Kind { name: "TPOT", of: Times::tpot_seconds, aimed_at: false },
+    Kind { name: "E2E", of: |times, _| times.e2e_seconds, aimed_at: true },
 ];
 
 impl Kind {

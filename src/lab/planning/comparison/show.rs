@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use comfy_table::{CellAlignment, Table};
+use maud::html;
 
 use super::{CASCADE, ISOLATED, PRICES, Row, THRESHOLD};
 use crate::page::axis::{fixed, number};
@@ -77,12 +78,6 @@ pub fn picture(rows: &[Row]) -> String {
 
 /// What a page shows of it. Models' names are in the order of the problem.
 pub fn part(rows: &[Row], models: &[String]) -> page::Part {
-    let mut html = format!(
-        "<p>The plan's prices against a router by thresholds and a cascade, each tuned to the quality that the plan has on the \
-         planning half of the prompts; measured in the simulator on the other half. Quality is that of the answers. Dashed: every \
-         model on GPUs of its own.</p>\n<figure class=\"w6\">{}</figure>\n",
-        curves(rows).element()
-    );
     let fractions = format!("answered by {}", models.join(" / "));
     let mut table = HtmlTable::new(&[
         "contender",
@@ -120,10 +115,17 @@ pub fn part(rows: &[Row], models: &[String]) -> page::Part {
         value(&mut table, row.output_tokens, 3);
         table.words(&row.fractions.iter().map(|share| percent(*share)).collect::<Vec<_>>().join(" / "));
         value(&mut table, row.published_ttft_ms.unwrap_or(f64::NAN), 5);
-        table.end_row();
     }
-    html.push_str(&table.done());
-    page::Part { id: "comparison".to_owned(), title: "Against other routers of equal quality".to_owned(), html }
+    let content = html! {
+        p {
+            "The plan's prices against a router by thresholds and a cascade, each tuned to the quality that the plan has on the planning \
+             half of the prompts; measured in the simulator on the other half. Quality is that of the answers. Dashed: every model on \
+             GPUs of its own."
+        }
+        figure.w6 { (curves(rows).element()) }
+        (table.done())
+    };
+    page::Part { id: "comparison".to_owned(), title: "Against other routers of equal quality".to_owned(), content }
 }
 
 fn percent(share: f64) -> String {

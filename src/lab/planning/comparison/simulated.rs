@@ -95,7 +95,7 @@ pub fn simulated(
         ..Options::default()
     };
     let router = Router::new(deployed.config, None);
-    let mut simulation = Simulation::of(contender, &router, &workload, &[], options);
+    let mut simulation = Simulation::deciding_by(contender, &router, &workload, &[], options);
     simulation.finish(PATIENCE);
     let of_problem = |mut outcome: Outcome| {
         let model = |m: usize| deployed.models.get(m).copied().unwrap_or(m);

@@ -64,7 +64,7 @@ fn simulated(deployment: &Deployment<'_>, rule: &Rule<'_>, rate: f64, templates:
     let workload = Workload::in_passes(templates.clone(), &times, 0, 5);
     let patient = Duration::from_secs(7_200);
     let options = Options { keep_decisions: false, per_try_idle: Some(patient), ..Options::default() };
-    let mut simulation = Simulation::of(contender, &router, &workload, &[], options);
+    let mut simulation = Simulation::deciding_by(contender, &router, &workload, &[], options);
     simulation.finish(Duration::from_secs(36_000));
     simulation.into_outcomes()
 }
@@ -115,8 +115,8 @@ fn rivals_of_equal_quality_are_slower() {
     assert!(text.contains("answers of a / b / c, %") && text.contains(CASCADE), "{text}");
     let picture = picture(&rows);
     assert!(picture.starts_with("<svg") && picture.contains("cascade, isolated") && picture.contains("limit"));
-    let part = part(&rows, &["a".to_owned(), "b".to_owned(), "c".to_owned()]);
-    assert!(part.html.contains("<figure") && part.html.contains("answered by a / b / c"), "{}", part.html);
+    let html = part(&rows, &["a".to_owned(), "b".to_owned(), "<c>".to_owned()]).content.into_string();
+    assert!(html.contains("<figure") && html.contains("answered by a / b / &lt;c&gt;"), "{html}");
     let json = serde_json::to_value(&rows).unwrap();
     assert_eq!(json[2]["policy"], json!(CASCADE));
     assert_eq!(serde_json::from_value::<Vec<Row>>(json).unwrap(), rows);

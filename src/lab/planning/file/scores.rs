@@ -148,7 +148,7 @@ fn planning_half<'a>(
     for (place, line) in all {
         let named: Named =
             lines::parsed(line).with_context(|| format!("{place}: with hold_out every row needs a name"))?;
-        if Half::of(&named.id) == Half::Planning {
+        if Half::from_id(&named.id) == Half::Planning {
             kept.push((place, line));
         }
     }
@@ -202,10 +202,10 @@ fn predicted<'a>(
         window.push_str(&row.prompt);
         let prediction =
             predictor.predict(&extract(&window)).with_context(|| format!("{place}: the predictor has no estimate"))?;
-        let of = |(i, prior): (&usize, &Option<f64>)| {
+        let quality = |(i, prior): (&usize, &Option<f64>)| {
             shrunk(prediction.estimates[*i].quality, *prior, prediction.familiarity)
         };
-        Ok(places.iter().zip(priors).map(of).collect())
+        Ok(places.iter().zip(priors).map(quality).collect())
     };
     rows.map(of_prompt).collect()
 }

@@ -44,7 +44,7 @@ pub(super) fn scene(problem: &Problem, plan: &Plan) -> Scene {
                 let model = &problem.models[m];
                 let part = |amount: f64, unit: &'static str| Part { model: m, name: model.name.clone(), amount, unit };
                 caps.push(part(f64::from(choice.share_percent), "%"));
-                memory.push(part(problem.memory.of(model, choice.tensor_parallel), "GB"));
+                memory.push(part(problem.memory.shard_gb(model, choice.tensor_parallel), "GB"));
             }
         }
         // Caps that oversubscribe a GPU are drawn to their own sum.

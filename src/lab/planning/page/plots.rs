@@ -36,29 +36,29 @@ pub(super) fn setups(planned: &Planned) -> Scene {
 /// The same with a title of one's own, as wide as so many sixths of the page.
 pub(crate) fn cloud(planned: &Planned, title: String, subtitle: String, sixths: usize) -> Scene {
     let limit = shown_limit(planned);
-    let at = |plan: &Plan| (worst_ms(plan, limit), plan.score);
+    let place_of = |plan: &Plan| (worst_ms(plan, limit), plan.score);
     let limit_ms = planned.problem.limits.get(limit).map_or(0.0, |limit| limit.milliseconds);
     let rules: Vec<(&str, &Plan)> =
         planned.by_rule.iter().filter_map(|by_rule| Some((by_rule.rule.name(), &by_rule.found.as_ref()?.0))).collect();
-    let all = || planned.plans.iter().chain(rules.iter().map(|(_, plan)| *plan)).map(at);
+    let all = || planned.plans.iter().chain(rules.iter().map(|(_, plan)| *plan)).map(place_of);
     let furthest = all().map(|(x, _)| x).fold(0.0, f64::max);
     let is_near = limit_ms <= FAR * furthest;
-    let x = Axis::of(all().map(|(x, _)| x).chain(is_near.then_some(limit_ms)), 30.0, false);
-    let y = Axis::of(all().map(|(_, y)| y), f64::INFINITY, false);
+    let x = Axis::showing(all().map(|(x, _)| x).chain(is_near.then_some(limit_ms)), 30.0, false);
+    let y = Axis::showing(all().map(|(_, y)| y), f64::INFINITY, false);
     let dot = |plan: &Plan, size: f64, opacity: f64| Dot {
-        at: at(plan),
+        at: place_of(plan),
         tip: format!(
             "{}\nscore {}, {} ms",
             setup_words(&planned.problem, &plan.setup),
             fixed(plan.score, 4),
-            number(at(plan).0, 4)
+            number(place_of(plan).0, 4)
         ),
         size,
         opacity,
     };
     let mut seen = BTreeSet::new();
     let mut is_new = |plan: &&Plan| {
-        let (ms, score) = at(plan);
+        let (ms, score) = place_of(plan);
         seen.insert(((x.place(ms) / GRAIN) as i64, (y.place(score) / GRAIN) as i64))
     };
     let mut cloud = Series::line(Ink::Muted, Vec::new());
@@ -67,7 +67,7 @@ pub(crate) fn cloud(planned: &Planned, title: String, subtitle: String, sixths: 
     let mut limit_line = Series::line(Ink::Muted, vec![(limit_ms, y.ends()[0]), (limit_ms, y.ends()[1])]);
     limit_line.dashed = true;
     let frontier = planned.frontier();
-    let mut best = Series::line(Ink::Ours, frontier.iter().map(|plan| at(plan)).collect());
+    let mut best = Series::line(Ink::Ours, frontier.iter().map(|plan| place_of(plan)).collect());
     best.opacity = 0.6;
     best.dots = frontier.iter().map(|plan| dot(plan, 3.0, 0.8)).collect();
     let mut series = vec![cloud, best];
@@ -76,14 +76,14 @@ pub(crate) fn cloud(planned: &Planned, title: String, subtitle: String, sixths: 
     }
     for (i, (name, plan)) in rules.iter().enumerate() {
         let mut one = Series::line(if i == 0 { Ink::Paper } else { Ink::Tone(i) }, Vec::new());
-        (one.label, one.label_at) = (Some((*name).to_owned()), Some(at(plan)));
+        (one.label, one.label_at) = (Some((*name).to_owned()), Some(place_of(plan)));
         one.mark = [Mark::Diamond, Mark::Up, Mark::Down][i % 3];
         one.dots = vec![dot(plan, 6.0, 1.0)];
         series.push(one);
     }
     if let Some(plan) = planned.choice() {
         let mut one = Series::line(Ink::Ours, Vec::new());
-        (one.label, one.label_at) = (Some("choice".to_owned()), Some(at(plan)));
+        (one.label, one.label_at) = (Some("choice".to_owned()), Some(place_of(plan)));
         one.dots = vec![dot(plan, 6.0, 1.0)];
         series.push(one);
     }
@@ -117,8 +117,8 @@ pub(super) fn demand(planned: &Planned) -> Vec<Scene> {
             subtitle: String::new(),
             width: width(3),
             height: 340.0,
-            x: Axis::of(planned.at_demand.iter().map(|at| at.routing.rate), f64::INFINITY, true),
-            y: Axis::of(ys(), f64::INFINITY, from_zero),
+            x: Axis::showing(planned.at_demand.iter().map(|at| at.routing.rate), f64::INFINITY, true),
+            y: Axis::showing(ys(), f64::INFINITY, from_zero),
             x_title: "requests per second".to_owned(),
             y_title: y_title.to_owned(),
             series,

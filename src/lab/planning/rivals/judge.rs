@@ -38,7 +38,7 @@ impl Judge {
     ///
     /// # Errors
     /// A reliability outside .5 to 1, or answers that are all good or all bad.
-    pub fn of(reliability: f64, answers: &Answers<'_>, seed: u64) -> Result<Judge> {
+    pub fn with_reliability(reliability: f64, answers: &Answers<'_>, seed: u64) -> Result<Judge> {
         ensure!((0.5..=1.0).contains(&reliability), "a judge's reliability is between .5 and 1, not {reliability}");
         let (mut low, mut high) = (0.0, NOISE_MAX);
         for _ in 0..HALVINGS {
@@ -124,7 +124,7 @@ pub(crate) mod tests {
         let (other_quality, other_expected) = answers(3_000, 2);
         let there = Answers { quality: &other_quality, expected: &other_expected };
         for reliability in [0.6, 0.7, 0.8, 0.9, 0.99] {
-            let judge = Judge::of(reliability, &here, 7).unwrap();
+            let judge = Judge::with_reliability(reliability, &here, 7).unwrap();
             let measured = auc(&judge.scores(&here), &quality).unwrap();
             assert!((measured - reliability).abs() < 1e-3, "{reliability}: {measured}");
             let elsewhere = auc(&judge.elsewhere(8).scores(&there), &other_quality).unwrap();
@@ -132,11 +132,12 @@ pub(crate) mod tests {
             assert_eq!(judge.scores(&here), judge.scores(&here));
         }
         for (reliability, expected) in [(0.4, "between .5 and 1, not 0.4"), (f64::NAN, "between .5 and 1, not NaN")] {
-            let problem = Judge::of(reliability, &here, 7).unwrap_err().to_string();
+            let problem = Judge::with_reliability(reliability, &here, 7).unwrap_err().to_string();
             assert!(problem.contains(expected), "{problem}");
         }
         let good = vec![vec![1.0; 3]; 10];
-        let problem = Judge::of(0.8, &Answers { quality: &good, expected: &good }, 7).unwrap_err().to_string();
+        let problem =
+            Judge::with_reliability(0.8, &Answers { quality: &good, expected: &good }, 7).unwrap_err().to_string();
         assert!(problem.contains("all are alike"), "{problem}");
     }
 }

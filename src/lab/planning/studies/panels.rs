@@ -1,4 +1,4 @@
-//! RouterWise's first study: at eight panels, what setups differ by, and what simple rules lose (section 5.1 of its specification).
+//! RouterWise's first study: at eight panels, what setups differ by, and what simple rules lose (PUBLISHED.md, section 19.1).
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -66,7 +66,7 @@ pub const SETTINGS: [Setting; 3] = [PUBLISHED, TIGHT, LIGHT];
 
 impl Setting {
     /// A panel of the paper in this setting.
-    pub fn of(&self, panel: &Panel) -> Panel {
+    pub fn panel(&self, panel: &Panel) -> Panel {
         // Whole numbers stay whole: a limit of 500 times 0.08 is 40, not one bit more.
         let exact = |value: f64| (value * 1e6).round() / 1e6;
         Panel {
@@ -140,7 +140,7 @@ pub fn problem(base: &Problem, panel: &Panel, reading: Reading) -> Problem {
 pub fn solve(base: &Problem) -> Result<Vec<Solved>> {
     let mut all = Vec::new();
     for setting in SETTINGS {
-        for panel in PANELS.map(|panel| setting.of(&panel)) {
+        for panel in PANELS.map(|panel| setting.panel(&panel)) {
             for reading in Reading::ALL {
                 let problem = problem(base, &panel, reading);
                 let planned = plan_placed(&problem, Vec::new(), reading.placer()).with_context(|| {
@@ -164,7 +164,7 @@ pub struct Spread {
 
 impl Spread {
     /// Of these scores; `None` of none.
-    pub fn of(scores: impl Iterator<Item = f64>) -> Option<Spread> {
+    pub fn from_scores(scores: impl Iterator<Item = f64>) -> Option<Spread> {
         scores.fold(None, |spread: Option<Spread>, score| {
             let (worst, best) = spread.map_or((score, score), |s| (s.worst.min(score), s.best.max(score)));
             Some(Spread { worst, best })
@@ -180,7 +180,7 @@ impl Spread {
 impl Solved {
     /// The spread over setups; `None` if none keeps the limit.
     pub fn spread(&self) -> Option<Spread> {
-        Spread::of(self.planned.plans.iter().map(|plan| plan.score))
+        Spread::from_scores(self.planned.plans.iter().map(|plan| plan.score))
     }
 
     /// The score of what a rule chooses, and by how much the best is better; `None` if the rule has no setup that keeps the limit.

@@ -52,7 +52,7 @@ pub struct Published {
 impl Published {
     /// The panel that is looked at.
     pub fn panel() -> Panel {
-        TIGHT.of(&PANELS[1])
+        TIGHT.panel(&PANELS[1])
     }
 
     /// Mean of what each setup has.

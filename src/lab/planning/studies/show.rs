@@ -6,10 +6,11 @@ mod panels;
 
 use std::fmt::Write;
 
+use maud::{Markup, html};
+
 use self::grid::{Cell, Grid, number_cell, words};
 use super::Studies;
 use super::published::Published;
-use crate::page::svg::escaped;
 use crate::planning::comparison;
 use crate::planning::page::Part;
 
@@ -31,13 +32,16 @@ pub(super) fn text(studies: &Studies) -> String {
 }
 
 pub(super) fn parts(studies: &Studies) -> Vec<Part> {
-    let part = |id: &str, title: &str, html: String| Part { id: id.to_owned(), title: title.to_owned(), html };
+    let part = |id: &str, title: &str, content: Markup| Part { id: id.to_owned(), title: title.to_owned(), content };
     let published = &studies.published;
-    let of_published = format!("<p>{}</p>\n{}", escaped(&of_published(published)), published_grid(published).html());
+    let of_published = html! {
+        p { (of_published(published)) }
+        (published_grid(published).html())
+    };
     vec![
-        part("panels", "What setups differ by", panels::html(&studies.solved)),
+        part("panels", "What setups differ by", panels::shown(&studies.solved)),
         part("published", "The paper's own algorithm", of_published),
-        part("checks", "Plans in the simulator", checks::html(&studies.checks)),
+        part("checks", "Plans in the simulator", checks::shown(&studies.checks)),
         comparison::part(&studies.comparison, &studies.models),
     ]
 }

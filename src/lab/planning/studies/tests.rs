@@ -14,7 +14,7 @@ use routebalance_plan::solution::Plan;
 
 #[test]
 fn panels_are_those_of_the_paper_and_settings_change_all_alike() {
-    let numbers = |setting: &Setting| PANELS.map(|panel| setting.of(&panel)).map(|p| (p.gpus, p.rate, p.slo_ms));
+    let numbers = |setting: &Setting| PANELS.map(|panel| setting.panel(&panel)).map(|p| (p.gpus, p.rate, p.slo_ms));
     let four = |setting: &Setting| numbers(setting)[..4].to_vec();
     assert_eq!(four(&PUBLISHED), [(4, 50.0, 800.0), (4, 60.0, 500.0), (4, 70.0, 500.0), (4, 80.0, 500.0)]);
     assert_eq!(numbers(&PUBLISHED)[4..], [(8, 50.0, 400.0), (8, 60.0, 500.0), (8, 70.0, 400.0), (8, 80.0, 500.0)]);
@@ -38,7 +38,7 @@ fn a_panel_changes_what_it_says_and_a_reading_what_it_means() {
 
 #[test]
 fn the_spread_is_from_worst_to_best() {
-    let spread = |scores: &[f64]| Spread::of(scores.iter().copied());
+    let spread = |scores: &[f64]| Spread::from_scores(scores.iter().copied());
     assert_eq!(spread(&[]), None);
     let paper = spread(&[0.4, 0.3, 0.56, 0.5]).unwrap();
     assert_eq!((paper.worst, paper.best), (0.3, 0.56));
@@ -58,14 +58,14 @@ fn a_panel_says_what_rules_lose_and_whether_its_limit_matters() {
     assert!(score == 0.55 && (gain - 0.05).abs() < 1e-12, "{score} {gain}");
     assert_eq!(some.rule(Baseline::Isolated), None, "no setup of it keeps the limit");
     assert_eq!(some.remark(), None, "5 of 8 setups do not, and .75 would be the best without a limit");
-    let with = |placed: usize, best: f64| {
+    let remark = |placed: usize, best: f64| {
         let mut planned = Planned { placed, ..sample() };
         planned.plans[0].score = best;
         solved(planned).remark()
     };
-    assert_eq!(with(3, 0.6), Some("all setups keep the limit"));
-    assert_eq!(with(8, 0.75), Some("the best loses nothing by the limit"));
-    assert_eq!(with(3, 0.75), Some("all setups keep the limit, and the best loses nothing by it"));
+    assert_eq!(remark(3, 0.6), Some("all setups keep the limit"));
+    assert_eq!(remark(8, 0.75), Some("the best loses nothing by the limit"));
+    assert_eq!(remark(3, 0.75), Some("all setups keep the limit, and the best loses nothing by it"));
     let none = solved(Planned { plans: Vec::new(), ..sample() });
     assert_eq!((none.remark(), none.spread()), (Some("no setup keeps the limit"), None));
     let json = some.to_json();
@@ -119,7 +119,7 @@ fn checks_count_what_is_kept_of_what_can_be() {
     ] {
         assert!(text.contains(words), "{words}: {text}");
     }
-    let html: String = studies.parts().into_iter().map(|part| part.html).collect();
+    let html: String = studies.parts().into_iter().map(|part| part.content.into_string()).collect();
     assert_eq!(
         html.matches("<svg").count(),
         2 + 2 + 1,

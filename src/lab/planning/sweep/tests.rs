@@ -110,13 +110,15 @@ fn money_can_be_what_counts() {
         })
     };
     let [score, ratio, usd] = ["score", "score_per_usd", "usd"].map(|goal| planned(&two_kinds(goal)));
-    let of = |planned: &Planned| planned.choice().map(|plan| (plan.score, plan.usd_per_hour)).unwrap();
-    assert!(of(&score).0 + TIE >= of(&ratio).0 && of(&score).0 + TIE >= of(&usd).0);
-    assert!(of(&ratio).0 / of(&ratio).1 >= of(&score).0 / of(&score).1 - TIE);
-    assert!(of(&usd).0 >= 0.55 - 1e-9 && of(&usd).1 <= of(&ratio).1 && of(&usd).1 <= of(&score).1);
+    let best_of = |planned: &Planned| planned.choice().map(|plan| (plan.score, plan.usd_per_hour)).unwrap();
+    assert!(best_of(&score).0 + TIE >= best_of(&ratio).0 && best_of(&score).0 + TIE >= best_of(&usd).0);
+    assert!(best_of(&ratio).0 / best_of(&ratio).1 >= best_of(&score).0 / best_of(&score).1 - TIE);
+    assert!(
+        best_of(&usd).0 >= 0.55 - 1e-9 && best_of(&usd).1 <= best_of(&ratio).1 && best_of(&usd).1 <= best_of(&score).1
+    );
     let cheapest =
         usd.plans.iter().filter(|plan| plan.score >= 0.55).map(|plan| plan.usd_per_hour).fold(f64::INFINITY, f64::min);
-    assert_eq!(of(&usd).1, cheapest);
+    assert_eq!(best_of(&usd).1, cheapest);
     let mut unreachable = two_kinds("usd");
     unreachable["score_min"] = json!(0.99);
     let problem = super::plan(&problem(&unreachable), Vec::new()).map(|_| ()).unwrap_err().to_string();
@@ -162,8 +164,8 @@ fn where_nothing_keeps_the_limits_it_is_said_what_would() {
     let problem = infeasible(&planned(&tight)).unwrap_err().to_string();
     let best = problem.split("the best that can be kept is mean_ttft_ms of ").nth(1).unwrap();
     let best: f64 = best.split(' ').next().unwrap().parse().unwrap();
-    let with = |ms: f64| planned(&file(|p| p["slo"] = json!({"mean_ttft_ms": ms}))).choice().is_some();
-    assert!(with(best) && !with(best * 0.97), "{problem}");
+    let is_planned = |ms: f64| planned(&file(|p| p["slo"] = json!({"mean_ttft_ms": ms}))).choice().is_some();
+    assert!(is_planned(best) && !is_planned(best * 0.97), "{problem}");
 }
 
 #[test]

@@ -42,7 +42,7 @@ fn idle() -> Vec<LoadNow> {
     vec![LoadNow::default(); 14]
 }
 
-/// Section 6: `tau L` with a free slot, else `tau (D / b + L)`; arm 4 knows no load.
+/// PUBLISHED.md, section 6: `tau L` with a free slot, else `tau (D / b + L)`; arm 4 knows no load.
 #[test]
 fn the_published_time() {
     let fleet = fleet();
@@ -123,7 +123,7 @@ fn score_and_ties() {
     assert_eq!(chosen(&raw, &narrow, &idle()), 0, "raw");
 }
 
-/// Section 5: within a batch, the longest first, each sees a queue where the one before went.
+/// PUBLISHED.md, section 5: within a batch, the longest first, each sees a queue where the one before went.
 #[test]
 fn a_batch_reckons_with_itself() {
     let fleet = fleet();
@@ -146,13 +146,14 @@ fn a_batch_reckons_with_itself() {
 #[test]
 fn defaults_of_a_demand() {
     let template = template([0.5; 4], [100.0; 4]);
-    let of = |budget: Budget| demand(&template, Some(&Constraints { budget, ..Constraints::default() })).budget_tokens;
-    assert_eq!(of(Budget::default()), Some(256.0));
-    assert_eq!(of(Budget { usd: Some(1.0), tokens: None }), None);
-    assert_eq!(of(Budget { usd: Some(1.0), tokens: Some(7) }), Some(7.0));
+    let tokens_of =
+        |budget: Budget| demand(&template, Some(&Constraints { budget, ..Constraints::default() })).budget_tokens;
+    assert_eq!(tokens_of(Budget::default()), Some(256.0));
+    assert_eq!(tokens_of(Budget { usd: Some(1.0), tokens: None }), None);
+    assert_eq!(tokens_of(Budget { usd: Some(1.0), tokens: Some(7) }), Some(7.0));
     let long = Constraints { slo: Slo { ttft: Some(Duration::MAX), tpot: None }, ..Constraints::default() };
     let demand = demand(&template, Some(&long));
-    assert_eq!((demand.ttft, demand.tpot, demand.max_tokens), (10.0, 0.2, 1_024.0));
+    assert_eq!((demand.ttft_seconds, demand.tpot_seconds, demand.max_tokens), (10.0, 0.2, 1_024.0));
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! Plans in the simulator, shown.
 
+use maud::{Markup, html};
+
 use super::grid::{Cell, Grid, number_cell, words};
 use crate::page::axis::Axis;
 use crate::page::chart::{Chart, Dot, Labels, Series};
 use crate::page::scene::{Ink, Scene};
-use crate::page::svg::escaped;
 use crate::page::view::width;
 use crate::planning::check::Checked;
 use crate::planning::page::figure;
@@ -127,34 +128,38 @@ pub(super) fn grid(checks: &[Check]) -> Grid {
     Grid { heads, rows }
 }
 
-pub(super) fn html(checks: &[Check]) -> String {
-    let mut html = format!("<p>{}</p>\n<div class=\"plots\">\n", escaped(&sentences(checks)));
+pub(super) fn shown(checks: &[Check]) -> Markup {
     let mut settings: Vec<&str> = checks.iter().map(|check| check.setting).collect();
     settings.dedup();
-    for setting in settings {
+    let charts = settings.into_iter().flat_map(|setting| {
         let own: Vec<&Check> = checks.iter().filter(|check| check.setting == setting).collect();
         let margins =
             own.iter().flat_map(|c| c.demands.iter().flat_map(|at| KINDS.map(|kind| c.margin((kind.of)(at)))));
-        let y = Axis::of(margins.chain([1.0]), 30.0, true);
-        for kind in KINDS {
-            html.push_str(&figure(&chart(setting, kind, &own, y), 3));
+        let y = Axis::showing(margins.chain([1.0]), 30.0, true);
+        KINDS.map(|kind| figure(&chart(setting, kind, &own, y), 3))
+    });
+    html! {
+        p { (sentences(checks)) }
+        div.plots {
+            @for chart in charts {
+                (chart)
+            }
         }
+        (grid(checks).html())
     }
-    html.push_str("</div>\n");
-    html + &grid(checks).html()
 }
 
 /// The simulated mean over the limit as demand leaves the forecast, a line for each panel.
 fn chart(setting: &str, kind: Kind, checks: &[&Check], y: Axis) -> Scene {
     let parts = checks.iter().flat_map(|check| check.demands.iter().map(|at| at.part));
-    let x = Axis::of(parts, f64::INFINITY, false);
+    let x = Axis::showing(parts, f64::INFINITY, false);
     let line = |check: &&Check| {
         let name = format!("{} GPUs, {}/s", check.gpus, check.requests_per_second);
-        let at = |at: &AtDemand| (at.part, check.margin((kind.of)(at)));
-        let mut series = Series::line(Ink::Tone(check.gpus / 4), check.demands.iter().map(at).collect());
+        let place_of = |at: &AtDemand| (at.part, check.margin((kind.of)(at)));
+        let mut series = Series::line(Ink::Tone(check.gpus / 4), check.demands.iter().map(place_of).collect());
         let dot = |d: &AtDemand| Dot {
-            at: at(d),
-            tip: format!("{name}\n{} of the forecast: {:.3} of the limit", d.part, at(d).1),
+            at: place_of(d),
+            tip: format!("{name}\n{} of the forecast: {:.3} of the limit", d.part, place_of(d).1),
             size: 3.5,
             opacity: 1.0,
         };

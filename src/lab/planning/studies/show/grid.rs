@@ -2,6 +2,7 @@
 
 use comfy_table::CellAlignment;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
+use maud::Markup;
 
 use crate::page::tables::Table;
 
@@ -43,7 +44,7 @@ impl Grid {
         table.to_string()
     }
 
-    pub(super) fn html(&self) -> String {
+    pub(super) fn html(&self) -> Markup {
         let mut table = Table::new(&self.heads);
         for row in &self.rows {
             table.row(None);
@@ -53,7 +54,6 @@ impl Grid {
                     Cell::Number(value, text) => table.value(*value, text, false),
                 }
             }
-            table.end_row();
         }
         table.done()
     }

@@ -2,19 +2,20 @@
 
 use std::fmt::Write;
 
+use maud::{Markup, html};
+
 use super::grid::{Cell, Grid, number_cell, words};
-use crate::page::svg::escaped;
 use crate::planning::page::{figure, plots};
 use crate::planning::studies::panels::{Reading, SETTINGS, Setting, Solved};
 use routebalance_plan::baselines::Baseline;
 
 /// Of each setting what it says, and its table.
 pub(super) fn tables(solved: &[Solved]) -> Vec<(String, Grid)> {
-    let of = |setting: &Setting| {
+    let shown = |setting: &Setting| {
         let own: Vec<&Solved> = solved.iter().filter(|s| s.setting == *setting).collect();
         (sentences(setting, &own), grid(&own))
     };
-    SETTINGS.iter().map(of).collect()
+    SETTINGS.iter().map(shown).collect()
 }
 
 /// What routing alone can make of the prompts.
@@ -37,26 +38,31 @@ pub(super) fn preamble(solved: &[Solved]) -> String {
     format!("RouterWise's eight panels. {}", range(solved))
 }
 
-pub(super) fn html(solved: &[Solved]) -> String {
-    let mut html = "<p>RouterWise's eight panels (GPUs, demand, limit of the mean time to the first token), with other models, prompts \
-                    and answers than the paper's. The paper finds scores from .30 to .56 over all its setups, \"up to 87 %\" from worst \
-                    to best. Every setup has its best routing. The reading <i>paper</i> places shards by first-fit decreasing on memory \
-                    alone, lets caps oversubscribe GPUs, and knows no interference; <i>ours</i> checks caps on every GPU and counts \
-                    interference. A simple rule is missing where it has no setup that keeps the limit.</p>\n"
-        .to_owned();
-    let _ = writeln!(html, "<p>{}</p>", escaped(&range(solved)));
-    for (setting, (sentences, grid)) in SETTINGS.iter().zip(tables(solved)) {
-        let _ = write!(html, "<h3>{}</h3>\n<p>{}</p>\n", heading(setting), escaped(&sentences));
-        if setting.is_drawn {
-            html.push_str("<div class=\"plots\">\n");
-            for s in solved.iter().filter(|s| s.setting == *setting && !s.planned.plans.is_empty()) {
-                html.push_str(&figure(&plots::cloud(&s.planned, title(s), subtitle(s), 3), 3));
-            }
-            html.push_str("</div>\n");
+pub(super) fn shown(solved: &[Solved]) -> Markup {
+    html! {
+        p {
+            "RouterWise's eight panels (GPUs, demand, limit of the mean time to the first token), with other models, prompts and answers \
+             than the paper's. The paper finds scores from .30 to .56 over all its setups, \"up to 87 %\" from worst to best. Every setup \
+             has its best routing. The reading "
+            i { "paper" }
+            " places shards by first-fit decreasing on memory alone, lets caps oversubscribe GPUs, and knows no interference; "
+            i { "ours" }
+            " checks caps on every GPU and counts interference. A simple rule is missing where it has no setup that keeps the limit."
         }
-        html.push_str(&grid.html());
+        p { (range(solved)) }
+        @for (setting, (sentences, grid)) in SETTINGS.iter().zip(tables(solved)) {
+            h3 { (heading(setting)) }
+            p { (sentences) }
+            @if setting.is_drawn {
+                div.plots {
+                    @for s in solved.iter().filter(|s| s.setting == *setting && !s.planned.plans.is_empty()) {
+                        (figure(&plots::cloud(&s.planned, title(s), subtitle(s), 3), 3))
+                    }
+                }
+            }
+            (grid.html())
+        }
     }
-    html
 }
 
 fn heading(setting: &Setting) -> String {
