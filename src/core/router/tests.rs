@@ -374,10 +374,7 @@ fn only_single_answers_teach_lengths() {
     };
     let messages = json!([{"role": "user", "content": "Why?"}]);
     let one = expects(Api::ChatCompletions, json!({"messages": messages, "max_tokens": 7})).unwrap();
-    assert!(
-        one.max_tokens == Some(7) && one.output_tokens > 7.0,
-        "expected as if there were no limit: {one:?}"
-    );
+    assert!(one.max_tokens == Some(7) && one.output_tokens > 7.0, "expected as if there were no limit: {one:?}");
     assert_eq!(expects(Api::ChatCompletions, json!({"messages": messages, "n": 2})), None);
     assert_eq!(expects(Api::Completions, json!({"prompt": ["a", "b"]})), None);
     assert_eq!(expects(Api::CountTokens, json!({"messages": messages})), None);
