@@ -19,7 +19,7 @@ const NATIVE: &str = "openai::tokens::tests::estimates_are_near_the_truth_in_eve
 fn the_pure_crates_tests_pass_in_node_and_none_is_missing() {
     ensure_target(NODE_TARGET).unwrap_or_else(|problem| panic!("{problem:#}"));
     let runner = wasm_bindgen_runner().unwrap_or_else(|problem| panic!("{problem:#}"));
-    let mut native: Vec<String> = native_tests().iter().flat_map(|tests| listed(tests)).collect();
+    let mut native: Vec<String> = native_tests().iter().flat_map(listed).collect();
     native.retain(|name| name != NATIVE);
     native.sort_unstable();
     assert!(native.len() > 400, "the pure crates' tests are not listed: {native:?}");

@@ -321,7 +321,7 @@ mod tests {
             let written = [format!("    {field}: "), format!("    pub {field}: "), format!("rename = \"{field}\"")];
             assert!(written.iter().any(|name| filter.contains(name)), "{field}");
         }
-        for field in ["\"outcome\": \"feedback\"", "\"id\": id", "\"score\": score"] {
+        for field in ["Outcome::Feedback.name()", "\"outcome\": outcome", "\"id\": id", "\"score\": score"] {
             assert!(filter.contains(field), "{field}");
         }
         for api in GENERATING_APIS {

@@ -74,7 +74,7 @@ impl Against<'_, '_> {
 
     fn mean_of(&self, quality_weight_min: f64, of: fn(&Duel) -> Option<f64>) -> Option<f64> {
         let heavy = |duel: &&Duel| duel.theirs.weights().map_or(0.0, |w| w.quality) >= quality_weight_min - 1e-9;
-        super::statistics::mean(&self.duels.iter().filter(heavy).filter_map(of).collect::<Vec<f64>>())
+        super::statistics::mean(self.duels.iter().filter(heavy).filter_map(of).collect::<Vec<f64>>())
     }
 }
 

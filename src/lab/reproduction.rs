@@ -213,7 +213,7 @@ impl<'s, 'a> Lab<'s, 'a> {
             let ratio = |rate: f64| Some(seconds(self.uniform_at(arm, "", rate)?) / seconds(self.paper(rate)?) - 1.0);
             ARM_RATES.into_iter().filter_map(ratio).collect()
         };
-        let (second, third) = (mean(&slower(ARM_2))?, mean(&slower(ARM_3))?);
+        let (second, third) = (mean(slower(ARM_2))?, mean(slower(ARM_3))?);
         let gain = self.uniform_at(ARM_2, "", 30.0)?.quality.mean - self.paper(30.0)?.quality.mean;
         let ours =
             format!("{:+.0} % and {:+.0} % over 12, 24 and 30/s, quality {gain:+.3}", second * 100.0, third * 100.0);

@@ -71,7 +71,7 @@ impl<'a> Summary<'a> {
         let first = *cells.first()?;
         let each = |of: fn(&Cell) -> f64| cells.iter().map(|cell| of(cell)).collect::<Vec<f64>>();
         let centre = |of: &dyn Fn(&Cell) -> f64| {
-            mean(&cells.iter().map(|cell| of(cell)).collect::<Vec<f64>>()).unwrap_or(f64::NAN)
+            mean(cells.iter().map(|cell| of(cell)).collect::<Vec<f64>>()).unwrap_or(f64::NAN)
         };
         let answered = |cell: &Cell| 1.0 - cell.failed as f64 / cell.requests.max(1) as f64;
         // One seed shows no spread between seeds: then it is the spread between requests, where that was measured.
@@ -231,7 +231,7 @@ pub fn representatives<'s, 'a>(summaries: &[&'s Summary<'a>], policy: &str, qual
 /// Mean quality of our cells with uniform weights: where contenders without weights are compared with ours.
 pub fn balanced_quality(summaries: &[&Summary]) -> f64 {
     let mean_quality = |test: fn(&Summary) -> bool| {
-        mean(&summaries.iter().filter(|s| test(s)).map(|s| s.quality.mean).collect::<Vec<f64>>())
+        mean(summaries.iter().filter(|s| test(s)).map(|s| s.quality.mean).collect::<Vec<f64>>())
     };
     mean_quality(|s| s.policy() == OURS && s.is_uniform()).or_else(|| mean_quality(|_| true)).unwrap_or(0.0)
 }

@@ -48,7 +48,7 @@ fn is_rival(summary: &&&Summary) -> bool {
 fn peak(main: &[&Summary]) -> Option<Target> {
     let best = |of: Vec<&&Summary>| -> Option<(String, Estimate)> {
         let best = of.into_iter().max_by(|a, b| a.quality.mean.total_cmp(&b.quality.mean))?;
-        let bound = |i: usize| mean(&best.cells.iter().map(|cell| cell.intervals.quality[i]).collect::<Vec<f64>>());
+        let bound = |i: usize| mean(best.cells.iter().map(|cell| cell.intervals.quality[i]).collect::<Vec<f64>>());
         let (low, high) = (bound(0)?, bound(1)?);
         Some((best.policy().to_owned(), Estimate { mean: best.quality.mean, low, high }))
     };

@@ -29,7 +29,7 @@ mod tests {
     #[test]
     fn means_are_arithmetic() {
         assert_eq!(mean([1.0, 2.0, 6.0]), Some(3.0));
-        assert_eq!(mean(&vec![1.0, 2.0]), Some(1.5));
+        assert_eq!(mean(vec![1.0, 2.0]), Some(1.5));
         assert_eq!((mean(&[] as &[f64]), mean_or_zero(std::iter::empty::<f64>())), (None, 0.0));
     }
 

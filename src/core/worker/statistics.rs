@@ -113,11 +113,12 @@ impl Worker {
         if statistics.is_mute() {
             return;
         }
+        type Read = fn(&InstanceCounters) -> u64;
         let config = router.config();
         for pool in &config.fleet.pools {
             let name = pool.name.as_str();
             let of_pool = || pool.instances.iter().filter_map(|i| counters.0.get(*i));
-            let gauges: [(Gauge<'_>, fn(&InstanceCounters) -> u64); 4] = [
+            let gauges: [(Gauge<'_>, Read); 4] = [
                 (Gauge::OutstandingRequests { pool: name }, InstanceCounters::outstanding_requests),
                 (Gauge::OutstandingPromptTokens { pool: name }, InstanceCounters::outstanding_prompt_tokens),
                 (Gauge::OutstandingOutputTokens { pool: name }, InstanceCounters::outstanding_output_tokens),

@@ -95,7 +95,7 @@ fn budgets(view: &View, cells: &[&Summary], name: &str) -> Vec<Plot> {
     ];
     let mut plots = Vec::new();
     for (id, what, of, low_first) in measures {
-        let value = |s: &Summary| mean(&s.cells.iter().filter_map(|cell| of(cell)).collect::<Vec<_>>());
+        let value = |s: &Summary| mean(s.cells.iter().filter_map(|cell| of(cell)).collect::<Vec<_>>());
         let balanced = cells.iter().filter(|s| s.weights().is_none() || s.is_uniform());
         let known: Vec<(&Summary, f64)> = balanced.filter_map(|s| Some((*s, value(s)? * 100.0))).collect();
         // Nobody is refused where refusing is not asked for.

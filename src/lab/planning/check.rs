@@ -379,7 +379,7 @@ fn summed_up(checking: &Checking, deployed: &Deployed, templates: &[Template], r
     ttft.sort_by(f64::total_cmp);
     let run_means: Vec<f64> = all
         .iter()
-        .map(|run| mean_or_zero(&ms(|o| o.ttft, &run.iter().filter(|o| o.is_answered()).collect::<Vec<_>>())))
+        .map(|run| mean_or_zero(ms(|o| o.ttft, &run.iter().filter(|o| o.is_answered()).collect::<Vec<_>>())))
         .collect();
     let (_, deviation) = cells::spread(&run_means);
     let of_answer = |o: &Outcome| Some((templates.get(o.template)?, o.model?));
@@ -399,8 +399,8 @@ fn summed_up(checking: &Checking, deployed: &Deployed, templates: &[Template], r
             runs.iter().flat_map(|run| fleet.pools[place].instances.iter().filter_map(|i| run.busy.get(*i).copied()));
         models[model] = ModelChecked {
             share: own.len() as f64 / answered.len().max(1) as f64,
-            ttft_mean_ms: mean_or_zero(&ms(|o| o.ttft, &own)),
-            busy: mean_or_zero(&busy.collect::<Vec<_>>()),
+            ttft_mean_ms: mean_or_zero(ms(|o| o.ttft, &own)),
+            busy: mean_or_zero(busy.collect::<Vec<_>>()),
         };
     }
     Checked {
@@ -414,10 +414,10 @@ fn summed_up(checking: &Checking, deployed: &Deployed, templates: &[Template], r
             0.0
         },
         ttft_percentiles_ms: [50, 75, 90, 95, 99].map(|p| percentile(&ttft, p)),
-        tpot_mean_ms: mean_or_zero(&ms(Outcome::tpot, &answered)),
-        e2e_mean_ms: mean_or_zero(&ms(|o| o.e2e, &answered)),
-        score_expected: mean_or_zero(&answered.iter().filter_map(expected).collect::<Vec<_>>()),
-        score: mean_or_zero(&answered.iter().filter_map(scored).collect::<Vec<_>>()),
+        tpot_mean_ms: mean_or_zero(ms(Outcome::tpot, &answered)),
+        e2e_mean_ms: mean_or_zero(ms(|o| o.e2e, &answered)),
+        score_expected: mean_or_zero(answered.iter().filter_map(expected).collect::<Vec<_>>()),
+        score: mean_or_zero(answered.iter().filter_map(scored).collect::<Vec<_>>()),
         models,
     }
 }

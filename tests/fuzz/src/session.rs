@@ -1,5 +1,7 @@
 //! Executions of a target until it fails or the time is over.
 
+#![allow(clippy::disallowed_methods, reason = "a run takes as long as it is told")]
+
 use std::cell::{Cell, RefCell};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Once;

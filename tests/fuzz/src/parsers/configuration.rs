@@ -48,9 +48,8 @@ pub fn configuration(data: &[u8]) {
 
 /// What is taken can begin.
 fn serve(config: Config) {
-    let mut host: MemoryHost = MemoryHost::default();
-    host.current = ROOT;
-    host.time = std::time::Duration::from_secs(1_000);
+    let mut host: MemoryHost =
+        MemoryHost { current: ROOT, time: std::time::Duration::from_secs(1_000), ..MemoryHost::default() };
     let mut gateway = Gateway::new(Router::new(config, None), 1, &mut host);
     for _ in 0..3 {
         host.time += gateway.tick_period();

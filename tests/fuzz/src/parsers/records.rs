@@ -42,7 +42,7 @@ fn record(choices: &mut Choices<'_>, fingerprint: u64) -> Vec<u8> {
             140..=169 => bytes.extend((f32::from(choices.byte()) / 16.0).to_le_bytes()),
             170..=189 => bytes.extend(choices.number().to_le_bytes()),
             190..=199 => bytes.extend([0xff; 8]),
-            200..=219 if small => bytes.extend(b"\x0a\0\0\010.0.0.1:1"),
+            200..=219 if small => bytes.extend(b"\x0a\x00\x00\x0010.0.0.1:1"),
             _ => bytes.extend(choices.raw(32)),
         }
     }

@@ -218,9 +218,7 @@ fn expected(
         expected.extend(value.map(|value| ((*name).to_owned(), value)));
     }
     let inserted = if api == Api::Responses { "max_output_tokens" } else { "max_tokens" };
-    if named.is_empty() {
-        expected.insert(inserted.to_owned(), limit.into());
-    } else if !named.contains(&inserted) && after.contains_key(inserted) {
+    if named.is_empty() || (!named.contains(&inserted) && after.contains_key(inserted)) {
         expected.insert(inserted.to_owned(), limit.into());
     }
     expected
