@@ -369,7 +369,7 @@ pub(crate) async fn is_passed(gateway: &Gateway, row: &Passed) {
 
 pub(crate) fn served_by_default_pool(gateway: &Gateway, reply: &Reply, body: &str) {
     let (instance, received) = reply.arrival();
-    let default = &gateway.config().fleet.pools[gateway.config().envoy.default_pool];
+    let default = &gateway.config().fleet.pools[gateway.config().envoy.default_pool.index()];
     assert_eq!(gateway.pool_of(*instance).name, default.name);
     assert_eq!(String::from_utf8_lossy(&received.body), body);
     for control in ["x-routebalance-cluster", "x-gateway-destination-endpoint"] {

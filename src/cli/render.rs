@@ -202,9 +202,8 @@ fn routes(yaml: &mut String, config: &Config) -> anyhow::Result<()> {
 /// bypassed filter costs the choice and not the request. The first two hang on filter state, which no client can write.
 fn route_set(yaml: &mut String, config: &Config, route: &Route) -> anyhow::Result<()> {
     let (name, prefix) = (quoted(&route.name), quoted(&route.prefix));
-    let policy = config.policies.get(route.policy).map_or("", |p| p.name.as_str());
-    let default_cluster =
-        config.fleet.pools.get(config.envoy.default_pool).map(|p| quoted(&p.cluster)).unwrap_or_default();
+    let policy = config.policy(route.policy).map_or("", |p| p.name.as_str());
+    let default_cluster = config.fleet.pool(config.envoy.default_pool).map(|p| quoted(&p.cluster)).unwrap_or_default();
     let rewrite = route
         .prefix_rewrite
         .as_ref()

@@ -39,7 +39,7 @@ use crate::router::{Ask, Outlook, Router, Verdict};
 /// not batch or waiting could not help: it is refused or left alone anyway, one instance holds what it continues, or it generates
 /// nothing, so that it costs an instance next to nothing and its client expects an answer in milliseconds.
 pub fn outlook(router: &Router, ask: &Ask<'_>) -> Option<Outlook> {
-    router.config().policies.get(ask.policy)?.batching?;
+    router.config().policy(ask.policy)?.batching?;
     let generates = ask.api.generates();
     let models = router.allowed_models(ask).ok().filter(|models| !models.is_empty())?;
     (generates && ask.holder.is_none()).then(|| router.outlook(ask.prompt, &models))
@@ -75,12 +75,8 @@ pub fn assign(
         let verdict = router.decide(&ask, outlook, loads.as_deref(), learned);
         if let Verdict::Decided(decision) = &verdict {
             sent = sent.saturating_add(1);
-            let max_running = router
-                .config()
-                .fleet
-                .pools
-                .get(decision.to.pool)
-                .map_or(f64::INFINITY, |p| f64::from(p.limits.max_running));
+            let max_running =
+                router.config().fleet.pool(decision.to.pool).map_or(f64::INFINITY, |p| f64::from(p.limits.max_running));
             if let Some(load) = loads.as_mut().and_then(|l| l.get_mut(decision.to.instance)) {
                 *load = load.after(&decision.dispatch(), max_running, now);
             }

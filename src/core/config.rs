@@ -25,7 +25,7 @@ use raw::{RawConfig, RawLearning, RawRoute};
 pub use secret::Secret;
 
 use crate::affinity::Affinity;
-use crate::fleet::{Fleet, ModelKind, Policy};
+use crate::fleet::{Fleet, ModelKind, Policy, PolicyId};
 use crate::hash::fnv1a;
 use crate::latency::Basis;
 use crate::openai::Listed;
@@ -60,8 +60,8 @@ pub struct Route {
     pub prefix: String,
     /// What replaces the prefix on the way to the instance.
     pub prefix_rewrite: Option<String>,
-    /// Index into [`Config::policies`].
-    pub policy: usize,
+    /// The policy of its requests.
+    pub policy: PolicyId,
 }
 
 /// What the gateway learns while it serves.
@@ -109,7 +109,7 @@ pub struct Config {
     /// The policies.
     pub policies: Vec<Policy>,
     /// The policy of requests whose route names none.
-    pub default_policy: usize,
+    pub default_policy: PolicyId,
     /// Envoy's routes.
     pub routes: Vec<Route>,
     /// Whether the predictor runs; without it the priors of the models decide.
@@ -191,13 +191,18 @@ impl Config {
         all
     }
 
+    /// A policy.
+    pub fn policy(&self, id: PolicyId) -> Option<&Policy> {
+        self.policies.get(id.index())
+    }
+
     /// The policy of a route by its name.
-    pub fn policy_named(&self, name: &str) -> Option<usize> {
-        self.policies.iter().position(|p| p.name == name)
+    pub fn policy_named(&self, name: &str) -> Option<PolicyId> {
+        self.policies.iter().position(|p| p.name == name).map(PolicyId::new)
     }
 
     /// The policy that the configuration gives to a route of Envoy.
-    pub fn policy_of_route(&self, route: &str) -> Option<usize> {
+    pub fn policy_of_route(&self, route: &str) -> Option<PolicyId> {
         self.routes.iter().find(|r| r.name == route).map(|r| r.policy)
     }
 
@@ -225,7 +230,8 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
     }
     let policies = policy::check_all(&raw.policies, &fleet)?;
     let named = |field: String, name: &str| {
-        policies.iter().position(|p| p.name == name).ok_or_else(|| error(field, format!("no policy is named {name:?}")))
+        let position = policies.iter().position(|p| p.name == name).map(PolicyId::new);
+        position.ok_or_else(|| error(field, format!("no policy is named {name:?}")))
     };
     let default_policy = named("default_policy".to_owned(), &raw.default_policy)?;
     check_names("routes[].name", raw.routes.iter().map(|r| r.name.as_str()))?;
@@ -332,7 +338,7 @@ fn check_learning(raw: RawLearning) -> Result<Learning, ConfigError> {
     Ok(Learning { output_tokens: raw.output_tokens, feedback_secret })
 }
 
-fn check_route(i: usize, raw: &RawRoute, policy: usize) -> Result<Route, ConfigError> {
+fn check_route(i: usize, raw: &RawRoute, policy: PolicyId) -> Result<Route, ConfigError> {
     for (field, path) in [("prefix", Some(&raw.prefix)), ("prefix_rewrite", raw.prefix_rewrite.as_ref())] {
         if path.is_some_and(|p| !p.starts_with('/') || p.chars().any(|c| c.is_control() || c == ' ')) {
             return Err(error(format!("routes[{i}].{field}"), "must be a path that starts with /"));

@@ -35,7 +35,7 @@ use std::time::Duration;
 pub use clusters::{ClusterHost, ClusterHosts, parse};
 pub use settings::DiscoverySettings;
 
-use crate::fleet::{Fleet, Instance, Pool, Presence};
+use crate::fleet::{Fleet, Instance, Pool, PoolId, Presence};
 
 /// Most instances of a fleet: bounds every record that has a row per instance.
 pub const INSTANCES_MAX: usize = 4_096;
@@ -57,7 +57,7 @@ pub struct Member {
     /// `ip:port`, as Envoy writes it.
     pub address: String,
     /// Index into [`Fleet::pools`].
-    pub pool: usize,
+    pub pool: PoolId,
     /// Whether Envoy would send requests there.
     pub presence: Presence,
     /// Since when.
@@ -87,13 +87,14 @@ impl Roster {
     ) -> bool {
         let mut changed = false;
         let mut newcomers = Vec::new();
-        for (p, pool) in pools.iter().enumerate() {
+        for (index, pool) in pools.iter().enumerate() {
+            let id = PoolId::new(index);
             let Some(cluster) = clusters.iter().find(|c| c.cluster == pool.cluster) else { continue };
             let mut hosts: BTreeMap<&str, Presence> = BTreeMap::new();
             for host in &cluster.hosts {
                 hosts.entry(&host.address).or_insert(host.presence);
             }
-            for member in self.0.iter_mut().filter(|m| m.pool == p) {
+            for member in self.0.iter_mut().filter(|m| m.pool == id) {
                 let presence = hosts.remove(member.address.as_str()).unwrap_or(Presence::Gone);
                 if member.presence != presence {
                     (member.presence, member.since) = (presence, now);
@@ -101,7 +102,7 @@ impl Roster {
                 }
             }
             if pool.discovered {
-                newcomers.extend(hosts.into_iter().map(|(address, presence)| (address, p, presence)));
+                newcomers.extend(hosts.into_iter().map(|(address, presence)| (address, id, presence)));
             }
         }
         if newcomers.is_empty() {
@@ -117,7 +118,8 @@ impl Roster {
             }
             let member = Member { address: address.to_owned(), pool, presence, since: now };
             let forgotten = |(i, m): (usize, &Member)| {
-                let may_go = pools.get(m.pool).is_some_and(|pool| pool.discovered) && m.presence == Presence::Gone;
+                let may_go =
+                    pools.get(m.pool.index()).is_some_and(|pool| pool.discovered) && m.presence == Presence::Gone;
                 let long_ago = now.saturating_sub(m.since) >= FORGOTTEN_AFTER;
                 (may_go && long_ago && outstanding(i) == 0).then_some(i)
             };
@@ -136,7 +138,7 @@ impl Roster {
     }
 
     /// How many instances of a pool have this presence.
-    pub fn count(&self, pool: usize, presence: Presence) -> usize {
+    pub fn count(&self, pool: PoolId, presence: Presence) -> usize {
         self.0.iter().filter(|m| m.pool == pool && m.presence == presence).count()
     }
 }
@@ -164,7 +166,7 @@ pub fn apply(fleet: &mut Fleet, roster: &Roster) -> Vec<usize> {
         pool.instances.clear();
     }
     for (i, instance) in fleet.instances.iter().enumerate() {
-        if let Some(pool) = fleet.pools.get_mut(instance.pool) {
+        if let Some(pool) = fleet.pools.get_mut(instance.pool.index()) {
             pool.instances.push(i);
         }
     }

@@ -3,10 +3,12 @@
 mod batching;
 mod constraints;
 mod demand;
+mod ids;
 
 pub use batching::{BatchSizing, Batching};
 pub use constraints::{Budget, Constraint, Constraints, Mode, Order, Overload, OverloadAction, Slo};
 pub use demand::{DemandLevel, OnlinePrices};
+pub use ids::{PolicyId, PoolId};
 
 use crate::hash::address_key;
 
@@ -113,15 +115,15 @@ pub struct Instance {
     pub address: String,
     /// Tells addresses apart in shared records: [`address_key`].
     pub key: u32,
-    /// Index into [`Fleet::pools`].
-    pub pool: usize,
+    /// Its pool.
+    pub pool: PoolId,
     /// Whether Envoy would send requests there.
     pub presence: Presence,
 }
 
 impl Instance {
     /// An instance that is present.
-    pub fn new(address: String, pool: usize) -> Instance {
+    pub fn new(address: String, pool: PoolId) -> Instance {
         Instance { key: address_key(&address), address, pool, presence: Presence::Present }
     }
 }
@@ -139,9 +141,19 @@ pub struct Fleet {
 
 impl Fleet {
     /// The pool of an instance.
-    pub fn pool_of(&self, instance: usize) -> Option<(usize, &Pool)> {
-        let pool = self.instances.get(instance)?.pool;
-        Some((pool, self.pools.get(pool)?))
+    pub fn pool_of(&self, instance: usize) -> Option<(PoolId, &Pool)> {
+        let id = self.instances.get(instance)?.pool;
+        Some((id, self.pool(id)?))
+    }
+
+    /// A pool.
+    pub fn pool(&self, id: PoolId) -> Option<&Pool> {
+        self.pools.get(id.index())
+    }
+
+    /// The pools, each with its id.
+    pub fn pools_by_id(&self) -> impl Iterator<Item = (PoolId, &Pool)> {
+        self.pools.iter().enumerate().map(|(index, pool)| (PoolId::new(index), pool))
     }
 
     /// The model of a pool.

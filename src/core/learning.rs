@@ -34,6 +34,7 @@ pub mod lengths;
 pub mod speed;
 mod tallies;
 
+use crate::fleet::PoolId;
 use crate::latency::Speed;
 use crate::predictor::Estimate;
 
@@ -55,8 +56,8 @@ impl Learned {
     }
 
     /// What is known of a pool's speed.
-    pub fn speed(&self, pool: usize) -> Option<&Speed> {
-        self.speeds.get(pool)
+    pub fn speed(&self, pool: PoolId) -> Option<&Speed> {
+        self.speeds.get(pool.index())
     }
 
     /// An estimate with what was learnt since the predictor was trained.

@@ -33,7 +33,7 @@
 
 use std::time::Duration;
 
-use crate::fleet::{DemandLevel, Fleet, Model, ModelKind, OnlinePrices, Policy, Presence};
+use crate::fleet::{DemandLevel, Fleet, Model, ModelKind, OnlinePrices, Policy, PolicyId, Presence};
 use crate::latency::{self, Speed, Work};
 use crate::reckoning::{Counters, LoadNow, Standing};
 
@@ -93,7 +93,7 @@ impl Observation {
         // By model, instances, those that are there, and the soonest end with its TTFT.
         let mut places = vec![(0_u32, 0_u32, f64::INFINITY); fleet.models.len()];
         for (i, instance) in fleet.instances.iter().enumerate() {
-            let Some(pool) = fleet.pools.get(instance.pool) else { continue };
+            let Some(pool) = fleet.pool(instance.pool) else { continue };
             let model = fleet.model_of(pool).filter(|m| m.kind == ModelKind::Generate);
             let (Some(model), Some(now), Some((all, there, soonest))) =
                 (model, seen.models.get_mut(pool.model), places.get_mut(pool.model))
@@ -113,7 +113,7 @@ impl Observation {
                 continue;
             }
             *there = there.saturating_add(1);
-            let speed = speeds.get(instance.pool).unwrap_or(&by_profile);
+            let speed = speeds.get(instance.pool.index()).unwrap_or(&by_profile);
             let usual = Work::typical(model.output_tokens_prior);
             let usual = speed.traffic.map_or(usual, |t| Work {
                 prompt_tokens: t.prompt_tokens,
@@ -395,8 +395,8 @@ impl LivePrices {
     }
 
     /// A policy's prices now; `None` where they are fixed.
-    pub fn of_policy(&self, policy: usize) -> Option<&[f64]> {
-        Some(&self.policies.get(policy)?.as_ref()?.prices)
+    pub fn of_policy(&self, policy: PolicyId) -> Option<&[f64]> {
+        Some(&self.policies.get(policy.index())?.as_ref()?.prices)
     }
 
     /// Moves all of them.

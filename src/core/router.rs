@@ -29,7 +29,7 @@ use crate::affinity::Held;
 use crate::config::{Config, Drill};
 use crate::discovery::{self, Roster};
 use crate::features;
-use crate::fleet::{Constraints, Model, ModelKind};
+use crate::fleet::{Constraints, Model, ModelKind, PolicyId, PoolId};
 use crate::learning::{Learned, exploration};
 use crate::names::named;
 use crate::openai::{Api, Prompt};
@@ -59,8 +59,8 @@ pub struct Ask<'a> {
     pub api: Api,
     /// What the body said.
     pub prompt: &'a Prompt,
-    /// Index of the route's policy.
-    pub policy: usize,
+    /// The route's policy.
+    pub policy: PolicyId,
     /// The instance that holds what the request refers to, if any.
     pub holder: Option<usize>,
     /// What the instances have kept of what the request needs.
@@ -77,7 +77,7 @@ pub struct Ask<'a> {
 
 impl<'a> Ask<'a> {
     /// A question about a request of which nothing is known but what its body says, and that explores nothing.
-    pub fn new(api: Api, prompt: &'a Prompt, policy: usize) -> Ask<'a> {
+    pub fn new(api: Api, prompt: &'a Prompt, policy: PolicyId) -> Ask<'a> {
         let held = Held::default();
         Ask { api, prompt, policy, holder: None, held, sequence: 0, draw: 1.0, constraints: None, prices: None }
     }
@@ -103,8 +103,8 @@ pub enum Verdict {
     Refused(Refusal),
     /// Send it to this pool and let Envoy choose the instance: none of them is known yet.
     Pooled {
-        /// Index of the pool.
-        pool: usize,
+        /// The pool.
+        pool: PoolId,
         /// The limit of each answer's tokens that the budget demands there.
         max_tokens: Option<u32>,
     },
@@ -225,7 +225,7 @@ impl Router {
         if let Some(refusal) = self.held_by_another(ask, &models) {
             return Verdict::Refused(refusal);
         }
-        let Some(policy) = self.config.policies.get(ask.policy) else {
+        let Some(policy) = self.config.policy(ask.policy) else {
             return Verdict::Untouched(UntouchedReason::NoPolicy);
         };
         let outlook = outlook(&models);
@@ -250,14 +250,14 @@ impl Router {
         let chosen = choice.and_then(|choice| {
             let i = *firsts.get(choice.position)?;
             let candidate = admitted.candidates.get(i)?;
-            let (pool_index, pool) = self.config.fleet.pool_of(candidate.instance)?;
-            Some(Chosen { candidate, score: *scores.get(i)?, choice, pool_index, pool })
+            let (pool_id, pool) = self.config.fleet.pool_of(candidate.instance)?;
+            Some(Chosen { candidate, score: *scores.get(i)?, choice, pool_id, pool })
         });
         let Some(chosen) = chosen else {
             return self.without_candidate(ask, &models);
         };
-        let Chosen { candidate, pool_index, .. } = chosen;
-        let fallbacks = self.fallbacks(ask, candidate, pool_index, (&admitted.candidates, &ranking, &firsts), loads);
+        let Chosen { candidate, pool_id, .. } = chosen;
+        let fallbacks = self.fallbacks(ask, candidate, pool_id, (&admitted.candidates, &ranking, &firsts), loads);
         let question =
             RoutedAsk { ask, policy, outlook: outlook.as_ref(), estimates: &estimates, prompt, loads, learned };
         let decision = self.decision(&question, &chosen, &entrants, fallbacks);
@@ -267,13 +267,14 @@ impl Router {
 
     /// Where nobody is known who could serve: Envoy may know hosts of a discovered pool, and the default one comes first.
     fn without_candidate(&self, ask: &Ask<'_>, models: &[usize]) -> Verdict {
-        let pools = &self.config.fleet.pools;
-        let may = |i: &usize| pools.get(*i).is_some_and(|pool| pool.discovered && models.contains(&pool.model));
-        let first = std::iter::once(self.config.envoy.default_pool).chain(0..pools.len()).find(may);
-        let Some((index, pool)) = first.and_then(|index| Some((index, pools.get(index)?))) else {
+        let fleet = &self.config.fleet;
+        let default = self.config.envoy.default_pool;
+        let all = fleet.pool(default).map(|pool| (default, pool)).into_iter().chain(fleet.pools_by_id());
+        let mut may = all.filter(|(_, pool)| pool.discovered && models.contains(&pool.model));
+        let Some((id, pool)) = may.next() else {
             return Verdict::Untouched(UntouchedReason::NoCandidate);
         };
-        Verdict::Pooled { pool: index, max_tokens: self.cap(ask, pool, PromptTokens::from_prompt(ask.prompt)).0 }
+        Verdict::Pooled { pool: id, max_tokens: self.cap(ask, pool, PromptTokens::from_prompt(ask.prompt)).0 }
     }
 
     /// What is expected of each model's answer to a prompt, if these models may answer it.

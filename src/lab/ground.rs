@@ -9,7 +9,7 @@ use super::entrant::{Entrant, Estimates};
 use super::opinions::Opinions;
 use super::source::{ArrivalKind, Feed, Source};
 use routebalance_core::config::Config;
-use routebalance_core::fleet::{Budget, Constraints, Mode, ModelKind, Slo};
+use routebalance_core::fleet::{Budget, Constraints, Mode, ModelKind, PolicyId, Slo};
 use routebalance_core::random::Random;
 use routebalance_core::router::Router;
 use routebalance_sim::contender::{Cascade, Contender};
@@ -142,7 +142,7 @@ impl Ground {
         let mut config = self.config.clone();
         if let Some(policy) = &entrant.route_policy {
             config.policies = vec![policy.clone()];
-            config.default_policy = 0;
+            config.default_policy = PolicyId::new(0);
         }
         Router::new(config, None)
     }

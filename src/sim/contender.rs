@@ -111,7 +111,7 @@ impl Choice {
 /// The instances that generate text, of one model or of all.
 fn instances(fleet: &Fleet, model: Option<usize>) -> impl Iterator<Item = usize> + '_ {
     fleet.instances.iter().enumerate().filter_map(move |(i, instance)| {
-        let pool = fleet.pools.get(instance.pool)?;
+        let pool = fleet.pool(instance.pool)?;
         let generates = fleet.model_of(pool)?.kind == ModelKind::Generate;
         (generates && model.is_none_or(|m| m == pool.model)).then_some(i)
     })

@@ -10,6 +10,7 @@ use batching::Batchers;
 use crate::contender::{Choice, Turns};
 use crate::workload::{Arrival, Template};
 use routebalance_core::affinity::{Keys, Recall};
+use routebalance_core::fleet::PolicyId;
 use routebalance_core::health::{Event, Records};
 use routebalance_core::learning::feedback::Feedback;
 use routebalance_core::learning::speed::AnswerTiming;
@@ -166,8 +167,8 @@ impl Gateway {
                 sequence,
                 draw,
                 constraints: arrival.constraints,
-                prices: worker.prices.of_policy(arrival.policy),
-                ..Ask::new(Api::ChatCompletions, &template.prompt, arrival.policy)
+                prices: worker.prices.of_policy(PolicyId::new(arrival.policy)),
+                ..Ask::new(Api::ChatCompletions, &template.prompt, PolicyId::new(arrival.policy))
             };
             let (loads, learned) = (loads.as_deref(), worker.learner.learned());
             let decided = match &template.outlook {

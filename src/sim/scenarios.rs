@@ -9,7 +9,7 @@ use crate::outcome::{End, Outcome};
 use crate::simulation::{Options, Simulation};
 use crate::workload::{Arrivals, ChatMix, Workload, sustainable_rates};
 use routebalance_core::config::Config;
-use routebalance_core::fleet::Fleet;
+use routebalance_core::fleet::{Fleet, Instance};
 use routebalance_core::random::Random;
 use routebalance_core::router::Router;
 use routebalance_core::shared::SLOT_TTL;
@@ -48,13 +48,13 @@ pub struct Result {
 /// The first pools of a configuration with few instances and short batches, so that a fault matters.
 pub fn small(config: &Config, pools: usize, instances: usize) -> Config {
     let mut fleet = Fleet { models: config.fleet.models.clone(), ..Fleet::default() };
-    for (p, pool) in config.fleet.pools.iter().take(pools).enumerate() {
+    for (id, pool) in config.fleet.pools_by_id().take(pools) {
         let mut pool = pool.clone();
         let kept: Vec<usize> = pool.instances.iter().copied().take(instances).collect();
         pool.limits.max_running = 8;
         pool.instances = (fleet.instances.len()..fleet.instances.len().saturating_add(kept.len())).collect();
         let of_pool = kept.iter().filter_map(|i| config.fleet.instances.get(*i)).cloned();
-        fleet.instances.extend(of_pool.map(|instance| routebalance_core::fleet::Instance { pool: p, ..instance }));
+        fleet.instances.extend(of_pool.map(|instance| Instance { pool: id, ..instance }));
         fleet.pools.push(pool);
     }
     Config { fleet, predictor_enabled: false, ..config.clone() }
@@ -113,7 +113,8 @@ fn workload(router: &Router, random: &mut Random, seed: u64) -> Workload {
         1 => Arrivals::Gamma { rate, shape: 0.3 },
         _ => Arrivals::Square { high: 1.5 * rate, low: 0.5 * rate, hold: LENGTH / 12 },
     };
-    let mut workload = Workload::drawn(templates, &arrivals.times(LENGTH, seed), router.config().default_policy, seed);
+    let mut workload =
+        Workload::drawn(templates, &arrivals.times(LENGTH, seed), router.config().default_policy.index(), seed);
     for arrival in &mut workload.arrivals {
         if random.below(10) == 0 {
             arrival.patience = Some(Duration::from_secs_f64(random.exponential(3.0)));

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use routebalance_cli::setup::{package_root, target_dir};
 use routebalance_core::config::Config;
-use routebalance_core::fleet::{Budget, Constraints};
+use routebalance_core::fleet::{Budget, Constraints, PolicyId};
 use routebalance_core::learning::Learned;
 use routebalance_core::openai::{Api, RequestScan, patched};
 use routebalance_core::random::Random;
@@ -192,11 +192,11 @@ fn sent(router: &Router, api: &str, asked: &str, left: u32) -> (u16, String) {
     let Ok(prompt) = scan.finish() else { return (400, String::new()) };
     let budget = Budget { usd: None, tokens: Some(left) };
     let constraints = Some(Constraints { budget, ..Constraints::default() });
-    let ask = Ask { constraints, ..Ask::new(api, &prompt, 0) };
+    let ask = Ask { constraints, ..Ask::new(api, &prompt, PolicyId::new(0)) };
     match router.route(&ask, None, &Learned::default()) {
         Verdict::Refused(refusal) => (refusal.status, String::new()),
         Verdict::Decided(decision) => {
-            let served = &router.config().fleet.pools[decision.to.pool].served_model;
+            let served = &router.config().fleet.pools[decision.to.pool.index()].served_model;
             let patches = prompt.patches(api, served, decision.because.max_tokens);
             let sent = patched(&patches, asked.as_bytes()).expect("its own patches");
             (0, String::from_utf8(sent).expect("text"))

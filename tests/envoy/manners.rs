@@ -372,7 +372,7 @@ pub(crate) async fn inputs_to_embed(gateway: &Gateway) {
 
 /// Envoy's own errors on paths that the filter does not read.
 pub(crate) async fn errors_of_envoy(gateway: &Gateway) {
-    let default = gateway.config().fleet.pools[gateway.config().envoy.default_pool].name.clone();
+    let default = gateway.config().fleet.pools[gateway.config().envoy.default_pool.index()].name.clone();
     gateway.fault_pool(&default, routebalance_instance::Fault::Refuse).await;
     for (method, path) in [("POST", "/v1/files"), ("GET", "/health"), ("POST", "/v1/audio/speech")] {
         let request = Request { method, ..Request::post(path, "{}") };

@@ -476,7 +476,7 @@ pub(crate) async fn passed_around_the_dead(gateway: &Gateway) {
     const TRANSCRIPTIONS: &str = "/v1/audio/transcriptions";
     are_well(gateway, &[POOL]).await;
     let all = instances(gateway, POOL);
-    let default = &gateway.config().fleet.pools[gateway.config().envoy.default_pool];
+    let default = &gateway.config().fleet.pools[gateway.config().envoy.default_pool.index()];
     assert_eq!(default.instances, all, "the default pool");
     gateway.fault(all[0], Fault::Refuse).await;
     let strangers = Strangers::in_place_of(gateway, &all[1..], Page::Absent, |post, _| {

@@ -66,7 +66,7 @@ fn row(
     let mut config = config.clone();
     grow(&mut config, instances)?;
     let config = Config::parse(config.to_string().as_bytes())?;
-    let default_policy = config.default_policy;
+    let default_policy = config.default_policy.index();
     let router = Router::new(config, None);
     let fleet = &router.config().fleet;
     let templates = ChatMix::default().templates(fleet, 1);

@@ -2,6 +2,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::Config;
+use crate::fleet::PolicyId;
 use crate::openai::Api;
 use crate::openai::{Prompt, RequestScan};
 use crate::predictor::Predictor;
@@ -136,7 +137,7 @@ fn who_waits() {
         ("it generates nothing", Ask { api: Api::CountTokens, ..plain() }),
         ("it generates nothing", Ask { api: Api::Embeddings, ..ask(&router, &embedding, "cost") }),
         ("one instance holds what it continues", Ask { holder: Some(3), ..plain() }),
-        ("there is no such policy", Ask { policy: 99, ..plain() }),
+        ("there is no such policy", Ask { policy: PolicyId::new(99), ..plain() }),
         ("its policy does not batch", ask(&router, &auto, "balanced")),
         ("it is refused", ask(&router, &unknown, "cost")),
     ];

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{ConfigError, check_address, check_text, error};
-use crate::fleet::{Fleet, ModelKind, Pool};
+use crate::fleet::{Fleet, ModelKind, Pool, PoolId};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -67,7 +67,7 @@ pub struct EnvoySettings {
     /// Path of the module.
     pub module: String,
     /// The pool that serves when the filter does not; index into [`Fleet::pools`].
-    pub default_pool: usize,
+    pub default_pool: PoolId,
     /// Directory of the files that tell Envoy the endpoints of discovered pools, `<cluster>.yaml` each.
     pub endpoints_dir: String,
     /// What Envoy does when the module traps.
@@ -118,14 +118,14 @@ pub(super) fn check(raw: RawEnvoy, fleet: &Fleet) -> Result<EnvoySettings, Confi
 }
 
 /// The pool of this name, or the first one that generates.
-fn default_pool(name: Option<&str>, fleet: &Fleet) -> Result<usize, ConfigError> {
+fn default_pool(name: Option<&str>, fleet: &Fleet) -> Result<PoolId, ConfigError> {
     let generates = |pool: &Pool| fleet.model_of(pool).is_some_and(|model| model.kind == ModelKind::Generate);
-    match name {
-        None => Ok(fleet.pools.iter().position(generates).unwrap_or(0)),
-        Some(name) => fleet
-            .pools
-            .iter()
-            .position(|pool| pool.name == name)
-            .ok_or_else(|| error("envoy.default_pool", format!("no pool is named {name:?}"))),
-    }
+    let index = match name {
+        None => fleet.pools.iter().position(generates).unwrap_or(0),
+        Some(name) => {
+            let named = fleet.pools.iter().position(|pool| pool.name == name);
+            named.ok_or_else(|| error("envoy.default_pool", format!("no pool is named {name:?}")))?
+        }
+    };
+    Ok(PoolId::new(index))
 }

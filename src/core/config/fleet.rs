@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::{ConfigError, check_address, check_names, check_number, error};
 use crate::discovery::INSTANCES_MAX;
-use crate::fleet::{Fleet, Instance, LatencyProfile, Limits, Model, ModelKind, Pool, Tariff};
+use crate::fleet::{Fleet, Instance, LatencyProfile, Limits, Model, ModelKind, Pool, PoolId, Tariff};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -233,7 +233,7 @@ fn check_pool(fleet: &mut Fleet, i: usize, raw: &RawPool) -> Result<(), ConfigEr
         if addresses.is_empty() {
             return Err(error(at("instances"), "at least one ip:port is needed"));
         }
-        list(fleet, i, addresses)?;
+        list(fleet, PoolId::new(i), addresses)?;
     }
     fleet.pools.push(Pool {
         name: raw.name.clone(),
@@ -248,10 +248,10 @@ fn check_pool(fleet: &mut Fleet, i: usize, raw: &RawPool) -> Result<(), ConfigEr
     Ok(())
 }
 
-fn list(fleet: &mut Fleet, pool: usize, addresses: &[String]) -> Result<(), ConfigError> {
+fn list(fleet: &mut Fleet, pool: PoolId, addresses: &[String]) -> Result<(), ConfigError> {
     let mut seen: BTreeSet<String> = fleet.instances.iter().map(|i| i.address.clone()).collect();
     for (k, address) in addresses.iter().enumerate() {
-        let field = format!("pools[{pool}].instances[{k}]");
+        let field = format!("pools[{}].instances[{k}]", pool.index());
         let address = check_address(&field, address)?.to_string();
         if !seen.insert(address.clone()) {
             return Err(error(field, format!("{address} appears twice in the fleet")));

@@ -20,7 +20,7 @@ fn the_reference_fleet_has_the_papers_shape() {
         .collect();
     assert_eq!(generate, [(3, 10.2), (5, 19.6), (3, 28.0), (2, 41.6)]);
     assert_eq!(config.policy_of_route("quality"), config.policy_named("quality"));
-    let weights = config.policies[config.default_policy].weights;
+    let weights = config.policies[config.default_policy.index()].weights;
     assert!((weights.quality + weights.latency + weights.cost - 1.0).abs() < 1e-12);
 }
 

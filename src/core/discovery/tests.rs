@@ -102,7 +102,7 @@ fn hosts_come_and_go_and_keep_their_index() {
         assert_eq!(fleet.pools[1].instances, (listed..listed + expected.len()).collect::<Vec<_>>());
         assert_eq!(fleet.pools[0].instances, [0, 1, 2], "other pools are as they were");
     }
-    assert_eq!((roster.count(1, Presence::Gone), roster.count(0, Presence::Present)), (3, 3));
+    assert_eq!((roster.count(PoolId::new(1), Presence::Gone), roster.count(PoolId::new(0), Presence::Present)), (3, 3));
 }
 
 #[test]
@@ -128,12 +128,12 @@ fn an_address_belongs_to_one_pool_at_a_time() {
     let both = [answer(&fleet, 1, &["10.0.0.1:1", "127.0.0.1:18001"]), answer(&fleet, 2, &["10.0.0.1:1"])].concat();
     roster.update(&fleet.pools, &both, idle, MINUTE);
     assert_eq!(roster.0.len(), listed + 1);
-    assert_eq!((roster.0[listed].pool, roster.0[listed].address.as_str()), (1, "10.0.0.1:1"));
+    assert_eq!((roster.0[listed].pool, roster.0[listed].address.as_str()), (PoolId::new(1), "10.0.0.1:1"));
     // It has moved: another index, and the look-up finds the one that is there.
     let moved = [answer(&fleet, 1, &[]), answer(&fleet, 2, &["10.0.0.1:1"])].concat();
     roster.update(&fleet.pools, &moved, idle, MINUTE);
     apply(&mut fleet, &roster);
-    assert_eq!((fleet.instance_at("10.0.0.1:1"), fleet.instances[listed + 1].pool), (Some(listed + 1), 2));
+    assert_eq!((fleet.instance_at("10.0.0.1:1"), fleet.instances[listed + 1].pool), (Some(listed + 1), PoolId::new(2)));
 }
 
 #[test]

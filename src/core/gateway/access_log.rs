@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::{Host, Outcome};
 use crate::config::Config;
+use crate::fleet::PolicyId;
 use crate::learning::feedback::Feedback;
 use crate::names::{self, DECISION_STATE};
 use crate::openai::{Api, Observed, Prompt};
@@ -18,7 +19,7 @@ pub(super) struct LogEntry {
     /// `None` where feedback is not taken.
     pub(super) decision_id: Option<String>,
     api: Api,
-    policy: usize,
+    policy: PolicyId,
     requested_model: Option<String>,
     /// The instance that serves.
     endpoint: String,
@@ -101,7 +102,7 @@ impl LogEntry {
     pub(super) fn new(
         api: Api,
         config: &Config,
-        policy: usize,
+        policy: PolicyId,
         prompt: &Prompt,
         decision: &Decision,
         timing: DecisionTiming,
@@ -167,10 +168,10 @@ impl LogEntry {
         let routed = Routed {
             decision_id: self.decision_id.as_deref(),
             api: name_of(self.api),
-            policy: config.policies.get(self.policy).map_or("", |policy| &policy.name),
+            policy: config.policy(self.policy).map_or("", |policy| &policy.name),
             requested_model: self.requested_model.as_deref(),
             model: config.fleet.models.get(to.model).map_or("", |model| &model.name),
-            pool: config.fleet.pools.get(to.pool).map_or("", |pool| &pool.name),
+            pool: config.fleet.pool(to.pool).map_or("", |pool| &pool.name),
             endpoint: &self.endpoint,
             rung: if self.is_unhonoured { names::RUNG_UNHONOURED } else { because.rung.name() },
             because,

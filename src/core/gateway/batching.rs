@@ -6,6 +6,7 @@ use super::access_log::{Batched, DecisionTiming};
 use super::deciding::{self, Pending};
 use super::{Flow, Gateway, Host, LOOK, Phase};
 use crate::assign::{self, Assigned};
+use crate::fleet::PolicyId;
 use crate::router::{Outlook, Verdict, milliseconds};
 use crate::worker::{Counter, Histogram};
 
@@ -21,13 +22,13 @@ impl Gateway {
     #[allow(clippy::result_large_err, reason = "it is given back to be decided at once")]
     pub(super) fn wait(&mut self, host: &mut impl Host, id: u32, pending: Pending) -> Result<Flow, Pending> {
         let policy = pending.reading.policy;
-        if !self.batchers.get(policy).is_some_and(Option::is_some) {
+        if !self.batchers.get(policy.index()).is_some_and(Option::is_some) {
             return Err(pending);
         }
         let ask = pending.ask(host, &mut self.worker, 0);
         let Some(outlook) = assign::outlook(&self.worker.router, &ask) else { return Err(pending) };
         let arrived = host.now();
-        if let Some(Some(batcher)) = self.batchers.get_mut(policy) {
+        if let Some(Some(batcher)) = self.batchers.get_mut(policy.index()) {
             batcher.push(id, arrived, ());
         }
         self.set_phase(id, Phase::Waiting(Box::new(HeldRequest { pending, outlook, arrived })));
@@ -40,7 +41,7 @@ impl Gateway {
     pub(super) fn give_up_waiting(&mut self, id: u32) {
         let Phase::Waiting(held) = self.phase(id) else { return };
         let policy = held.pending.reading.policy;
-        if let Some(Some(batcher)) = self.batchers.get_mut(policy) {
+        if let Some(Some(batcher)) = self.batchers.get_mut(policy.index()) {
             batcher.remove(id);
         }
         self.set_phase(id, Phase::Passing);
@@ -51,14 +52,14 @@ impl Gateway {
         if !self.batches() {
             return;
         }
-        for policy in 0..self.batchers.len() {
+        for policy in (0..self.batchers.len()).map(PolicyId::new) {
             self.flush(host, policy, None);
         }
         host.enter(root);
     }
 
     /// Decides the batches of a policy that are due. The request `own`, whose callback this is, is not resumed but told what to do.
-    fn flush(&mut self, host: &mut impl Host, policy: usize, own: Option<u32>) -> Option<Flow> {
+    fn flush(&mut self, host: &mut impl Host, policy: PolicyId, own: Option<u32>) -> Option<Flow> {
         let mut told = None;
         while let Some(batch) = self.decide_batch(host, policy) {
             for (id, pending, verdict, timing) in batch {
@@ -80,18 +81,18 @@ impl Gateway {
     fn decide_batch(
         &mut self,
         host: &mut impl Host,
-        policy: usize,
+        policy: PolicyId,
     ) -> Option<Vec<(u32, Pending, Verdict, DecisionTiming)>> {
         let now = host.now();
         let workers = self.worker.serving_workers();
-        let batcher = self.batchers.get_mut(policy)?.as_mut()?;
+        let batcher = self.batchers.get_mut(policy.index())?.as_mut()?;
         if !batcher.due(now, now.saturating_add(LOOK), workers) {
             return None;
         }
         let ids: Vec<u32> = batcher.take(workers).into_iter().map(|waiting| waiting.id).collect();
         let draw = self.worker.learner.draw();
         let (loads, sequence) = self.worker.loads(host, now, draw);
-        if let (Some(loads), Some(batcher)) = (&loads, self.batchers.get_mut(policy)?) {
+        if let (Some(loads), Some(batcher)) = (&loads, self.batchers.get_mut(policy.index())?) {
             batcher.adapt(assign::queueing_share(loads));
         }
         let mut batch: Vec<(u32, Box<HeldRequest>)> = Vec::with_capacity(ids.len());

@@ -9,7 +9,7 @@ use super::serving::{Sent, Serving};
 use super::{Body, Flow, Gateway, Host, Map, PIECE, Phase};
 use crate::affinity::{Keys, Recall};
 use crate::config::RETRIES;
-use crate::fleet::Constraints;
+use crate::fleet::{Constraints, PolicyId, PoolId};
 use crate::names;
 use crate::openai::{Api, Patch, Prompt, RequestScan};
 use crate::router::{Ask, Decision, Packed, Refusal, RefusalReason, UntouchedReason, Verdict, packed};
@@ -19,7 +19,7 @@ use crate::worker::{Counter, Histogram, Worker};
 /// A request whose body comes.
 pub(super) struct RequestReading {
     pub(super) api: Api,
-    pub(super) policy: usize,
+    pub(super) policy: PolicyId,
     /// The model that the path names.
     deployment: Option<String>,
     packed: Packed,
@@ -79,7 +79,7 @@ impl Pending {
 
 impl Gateway {
     /// The policy of the request's route: its metadata, its name, or the default.
-    pub(super) fn policy(&self, host: &impl Host) -> usize {
+    pub(super) fn policy(&self, host: &impl Host) -> PolicyId {
         let config = self.worker.router.config();
         let metadata = ["xds", "route_metadata", "filter_metadata", names::METADATA_NAMESPACE, names::METADATA_POLICY];
         host.property(&metadata)
@@ -230,7 +230,7 @@ impl Gateway {
         let now = host.now();
         let config = self.worker.router.config();
         let address = |i: &usize| config.fleet.instances.get(*i).map(|i| i.address.as_str());
-        let Some(pool) = config.fleet.pools.get(decision.to.pool) else { return };
+        let Some(pool) = config.fleet.pool(decision.to.pool) else { return };
         let endpoints: Vec<&str> =
             std::iter::once(&decision.to.instance).chain(&decision.to.fallbacks).filter_map(address).collect();
         let served_model = decision.to.adapter.as_ref().unwrap_or(&pool.served_model);
@@ -282,8 +282,8 @@ impl Gateway {
     }
 
     /// Makes Envoy send the request to a pool, wherever it likes to.
-    fn pass_to_pool(&self, host: &mut impl Host, pool: usize, max_tokens: Option<u32>, pending: &Pending) {
-        let Some(pool) = self.worker.router.config().fleet.pools.get(pool) else { return };
+    fn pass_to_pool(&self, host: &mut impl Host, pool: PoolId, max_tokens: Option<u32>, pending: &Pending) {
+        let Some(pool) = self.worker.router.config().fleet.pool(pool) else { return };
         let Pending { reading, prompt, buffered, .. } = pending;
         let patches = prompt.patches(reading.api, &pool.served_model, max_tokens);
         let patched = patch_body(host, &patches, *buffered);

@@ -123,7 +123,7 @@ impl Serving {
         if let Some(model) = config.fleet.models.get(self.decision.to.model) {
             set(names::MODEL_RESPONSE_HEADER, &model.name);
         }
-        if let Some(pool) = config.fleet.pools.get(self.decision.to.pool) {
+        if let Some(pool) = config.fleet.pool(self.decision.to.pool) {
             set(names::POOL_RESPONSE_HEADER, &pool.name);
         }
         let rung = if is_unhonoured { names::RUNG_UNHONOURED } else { self.decision.because.rung.name() };

@@ -215,7 +215,7 @@ fn a_whole_answer_whose_instance_is_gone_is_asked_for_elsewhere() {
     assert!(listed.contains(&asked) && asked != first, "{asked} of {listed}");
     let cluster = |address: &str| {
         let fleet = &gateway.worker.router.config().fleet;
-        fleet.pools[fleet.instances[fleet.instance_at(address).unwrap()].pool].cluster.clone()
+        fleet.pools[fleet.instances[fleet.instance_at(address).unwrap()].pool.index()].cluster.clone()
     };
     assert_eq!(call.cluster, cluster(&asked));
     assert!(serde_json::from_slice::<Value>(&call.body).unwrap()["model"].is_string());

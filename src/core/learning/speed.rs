@@ -12,6 +12,7 @@
 
 use std::time::Duration;
 
+use crate::fleet::PoolId;
 use crate::latency::{BINS, Basis, Forecast, Pace, Residuals, Speed, Traffic};
 use crate::learning::ledger::{Ledger, Tallies, Tally};
 use crate::openai::Observed;
@@ -42,7 +43,7 @@ const TPOT_TOKENS_MIN: u64 = 8;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SpeedExpectation {
     /// Index of the pool.
-    pub pool: usize,
+    pub pool: PoolId,
     /// The forecast that was decided with.
     pub forecast: Forecast,
     /// Estimated prompt tokens.
@@ -83,7 +84,7 @@ pub struct SpeedLesson {
 
 impl SpeedLesson {
     /// The pool that it is about.
-    pub fn pool(&self) -> usize {
+    pub fn pool(&self) -> PoolId {
         self.expectation.pool
     }
 }
@@ -113,12 +114,12 @@ enum Time {
 }
 
 impl Time {
-    fn pool(key: u32) -> usize {
-        (key / 2) as usize
+    fn pool(key: u32) -> PoolId {
+        PoolId::new((key / 2) as usize)
     }
 
-    fn key(self, pool: usize) -> Option<u32> {
-        u32::try_from(pool).ok()?.checked_mul(2)?.checked_add(match self {
+    fn key(self, pool: PoolId) -> Option<u32> {
+        u32::try_from(pool.index()).ok()?.checked_mul(2)?.checked_add(match self {
             Time::Ttft => 0,
             Time::Tpot => 1,
         })
@@ -163,7 +164,7 @@ impl Speeds {
     pub fn learn(&mut self, lesson: &SpeedLesson) {
         let SpeedExpectation { pool, forecast, prompt_tokens } = &lesson.expectation;
         let (Some(ttft_key), Some(tpot_key)) = (Time::Ttft.key(*pool), Time::Tpot.key(*pool)) else { return };
-        if let Ok(key) = u32::try_from(*pool)
+        if let Ok(key) = u32::try_from(pool.index())
             && lesson.output_tokens > 0.0
         {
             self.traffic.add(key, 1.0, [*prompt_tokens, lesson.output_tokens]);
@@ -218,11 +219,11 @@ impl Speeds {
 
     /// What decisions read: the speed of so many pools.
     pub fn speeds(&self, pools: usize, basis: Basis) -> Vec<Speed> {
-        (0..pools).map(|pool| self.speed(pool, basis)).collect()
+        (0..pools).map(|pool| self.speed(PoolId::new(pool), basis)).collect()
     }
 
     /// What decisions read of one pool.
-    pub fn speed(&self, pool: usize, basis: Basis) -> Speed {
+    pub fn speed(&self, pool: PoolId, basis: Basis) -> Speed {
         let (Some(ttft_key), Some(tpot_key)) = (Time::Ttft.key(pool), Time::Tpot.key(pool)) else {
             return Speed::default();
         };
@@ -252,15 +253,15 @@ impl Speeds {
         }
     }
 
-    fn traffic(&self, pool: usize) -> Option<Traffic> {
-        let mean = self.traffic.combined(u32::try_from(pool).ok()?);
+    fn traffic(&self, pool: PoolId) -> Option<Traffic> {
+        let mean = self.traffic.combined(u32::try_from(pool.index()).ok()?);
         (mean.weight >= TRAFFIC_RESPONSES)
             .then(|| Traffic { prompt_tokens: mean.mean(0), output_tokens: mean.mean(1).max(1.0) })
     }
 
     /// A step's time over the other sequences in it. The time per token of a response holds the prefills of others, too; they
     /// are taken out as the forecast puts them in.
-    fn step(&self, pool: usize) -> Option<FittedLine> {
+    fn step(&self, pool: PoolId) -> Option<FittedLine> {
         let tpot = self.line(Time::Tpot.key(pool)?)?;
         let first = self.line(Time::Ttft.key(pool)?);
         let prefills = first.zip(self.traffic(pool)).map_or(0.0, |(f, t)| t.prompt_tokens / t.output_tokens * f.slope);
@@ -291,26 +292,26 @@ impl Speeds {
     }
 
     /// Takes what the other workers have written of these pools; of the rest it is as it was.
-    pub fn read<'a>(&mut self, others: impl Iterator<Item = &'a SpeedTallies> + Clone, pools: &[usize]) {
-        let both = |pool: &usize| [Time::Ttft.key(*pool), Time::Tpot.key(*pool)];
+    pub fn read<'a>(&mut self, others: impl Iterator<Item = &'a SpeedTallies> + Clone, pools: &[PoolId]) {
+        let both = |pool: &PoolId| [Time::Ttft.key(*pool), Time::Tpot.key(*pool)];
         let of_time = || pools.iter().flat_map(both).flatten();
         self.factors.read_some(others.clone().map(|other| &other.factors), of_time());
         self.lines.read_some(others.clone().map(|other| &other.lines), of_time());
         self.residuals.read_some(others.clone().map(|other| &other.residuals), of_time());
-        let of_pool = pools.iter().filter_map(|pool| u32::try_from(*pool).ok());
+        let of_pool = pools.iter().filter_map(|pool| u32::try_from(pool.index()).ok());
         self.traffic.read_some(others.map(|other| &other.traffic), of_pool);
     }
 }
 
 impl SpeedTallies {
     /// Says the same as others from now on; the pools of which it did not. Where little changes, little is done.
-    pub fn follow(&mut self, others: &SpeedTallies) -> Vec<usize> {
+    pub fn follow(&mut self, others: &SpeedTallies) -> Vec<PoolId> {
         let SpeedTallies { factors, lines, residuals, traffic } = self;
         let mut pools = Vec::new();
         factors.follow(&others.factors, |key| pools.push(Time::pool(key)));
         lines.follow(&others.lines, |key| pools.push(Time::pool(key)));
         residuals.follow(&others.residuals, |key| pools.push(Time::pool(key)));
-        traffic.follow(&others.traffic, |key| pools.push(key as usize));
+        traffic.follow(&others.traffic, |key| pools.push(PoolId::new(key as usize)));
         pools.sort_unstable();
         pools.dedup();
         pools

@@ -216,7 +216,10 @@ fn only_policies_with_levels_have_live_prices() {
     policies[1].demand_levels = levels();
     assert!(LivePrices::are_wanted(&policies));
     let mut live = LivePrices::default();
-    assert_eq!(live.of_policy(1), None);
+    assert_eq!(live.of_policy(PolicyId::new(1)), None);
     live.step(&policies, &seen([0; 3], [0.1; 3]), SECOND);
-    assert_eq!((live.of_policy(0), live.of_policy(1), live.of_policy(99)), (None, Some(&levels()[1].prices[..]), None));
+    assert_eq!(
+        (live.of_policy(PolicyId::new(0)), live.of_policy(PolicyId::new(1)), live.of_policy(PolicyId::new(99))),
+        (None, Some(&levels()[1].prices[..]), None)
+    );
 }

@@ -141,14 +141,14 @@ pub fn load_now(
         .iter()
         .enumerate()
         .map(|(i, instance)| {
-            let seen = see(own_of(i), report_of(i), max_running(fleet.pools.get(instance.pool)), now, telemetry);
+            let seen = see(own_of(i), report_of(i), max_running(fleet.pool(instance.pool)), now, telemetry);
             let own_output_tokens = own_of(i).outstanding_output_tokens() as f64;
             // Who has gone is nobody's peer.
             if instance.presence == Presence::Gone {
                 return seen;
             }
             all.add(&seen, own_output_tokens);
-            if let Some(pool) = pools.get_mut(instance.pool) {
+            if let Some(pool) = pools.get_mut(instance.pool.index()) {
                 pool.add(&seen, own_output_tokens);
             }
             seen
@@ -163,7 +163,7 @@ pub fn load_now(
             Surroundings::new(pool, *sums, all.foreign_per_own(), tokens_prior)
         })
         .collect();
-    let place_of = |i: usize| fleet.instances.get(i).and_then(|instance| places.get(instance.pool));
+    let place_of = |i: usize| fleet.instances.get(i).and_then(|instance| places.get(instance.pool.index()));
     let mut foreign: Vec<f64> = seen
         .iter()
         .enumerate()

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::candidates::PromptTokens;
 use super::{Ask, Refusal, RefusalReason, Router, milliseconds};
 use crate::admission::{self, Admitted, Missed, Prospect, Saturation, headers, spending};
-use crate::fleet::{Budget, Constraint, Constraints, Mode, Policy, Pool};
+use crate::fleet::{Budget, Constraint, Constraints, Mode, Policy, PolicyId, Pool};
 use crate::latency::Speed;
 use crate::learning::Learned;
 use crate::openai::Prompt;
@@ -28,10 +28,10 @@ impl Router {
     /// 400 where a trusted header cannot be understood, or comes twice.
     pub fn header_constraints(
         &self,
-        policy: usize,
+        policy: PolicyId,
         values: impl FnMut(&str) -> Vec<String>,
     ) -> Result<Option<Constraints>, Refusal> {
-        let Some(policy) = self.config.policies.get(policy).filter(|policy| policy.trust_request_headers) else {
+        let Some(policy) = self.config.policy(policy).filter(|policy| policy.trust_request_headers) else {
             return Ok(None);
         };
         headers::constraints(&policy.constraints, values)
@@ -41,7 +41,7 @@ impl Router {
 
     /// What a request insists on.
     pub(super) fn constraints(&self, ask: &Ask<'_>) -> Constraints {
-        let policy = || self.config.policies.get(ask.policy).map(|policy| policy.constraints);
+        let policy = || self.config.policy(ask.policy).map(|policy| policy.constraints);
         ask.constraints.or_else(policy).unwrap_or_default()
     }
 
@@ -162,9 +162,9 @@ impl Router {
         candidates
             .iter()
             .map(|c| {
-                let pool = fleet.instances.get(c.instance).map_or(usize::MAX, |instance| instance.pool);
-                let of_pool = of_pools.get(pool).copied().unwrap_or_default();
-                let speed = learned.speed(pool).unwrap_or(&unknown);
+                let pool = fleet.instances.get(c.instance).map(|instance| instance.pool);
+                let of_pool = pool.and_then(|pool| of_pools.get(pool.index())).copied().unwrap_or_default();
+                let speed = pool.and_then(|pool| learned.speed(pool)).unwrap_or(&unknown);
                 let ttft = |limit: Duration| speed.probability_ttft_within(c.ttft_seconds, limit.as_secs_f64());
                 let tpot = |limit: Duration| speed.probability_tpot_within(c.tpot_seconds, limit.as_secs_f64());
                 Prospect {

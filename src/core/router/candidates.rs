@@ -2,7 +2,7 @@
 
 use super::{Ask, Outlook, Router};
 use crate::admission::spending;
-use crate::fleet::{Model, ModelKind, Objective, Pool, Presence};
+use crate::fleet::{Model, ModelKind, Objective, Pool, PoolId, Presence};
 use crate::latency::{self, Speed, Tempo, Work};
 use crate::learning::Learned;
 use crate::openai::Prompt;
@@ -27,12 +27,12 @@ impl Router {
         let adapter = self.adapter(ask.prompt);
         let there = |i: &usize| fleet.instances.get(*i).is_some_and(|i| i.presence != Presence::Gone);
         let holder = ask.holder.filter(there);
-        let offer = |(p, pool): (usize, &Pool)| {
+        let offer = |(p, pool): (PoolId, &Pool)| {
             let wanted = holder.is_some() || models.contains(&pool.model);
             let estimate = estimates.get(pool.model).filter(|_| wanted)?;
             self.offer(ask, (p, pool), estimate, prompt, learned)
         };
-        let by_load = self.config.policies.get(ask.policy).is_some_and(|p| p.objective == Objective::LeastLoad);
+        let by_load = self.config.policy(ask.policy).is_some_and(|p| p.objective == Objective::LeastLoad);
         let seconds = |pool: &Pool, load: &LoadNow, output_tokens: f64| {
             if by_load {
                 latency::owed_seconds(&pool.profile, &pool.limits, load)
@@ -40,7 +40,7 @@ impl Router {
                 latency::paper_seconds(&pool.profile, &pool.limits, load, output_tokens.max(1.0))
             }
         };
-        let offers: Vec<Option<Offer>> = fleet.pools.iter().enumerate().map(offer).collect();
+        let offers: Vec<Option<Offer>> = fleet.pools_by_id().map(offer).collect();
         let unknown = LoadNow::default();
         let mut fitting = Vec::with_capacity(if holder.is_some() { 1 } else { fleet.instances.len() });
         let (mut busy, mut ejected, mut doubted) = (Vec::new(), Vec::new(), Vec::new());
@@ -48,7 +48,7 @@ impl Router {
         for (i, instance) in fleet.instances.iter().enumerate() {
             let wanted = holder.is_none_or(|h| h == i) && instance.presence != Presence::Gone;
             let (Some(pool), Some(Some(offer)), true) =
-                (fleet.pools.get(instance.pool), offers.get(instance.pool), wanted)
+                (fleet.pool(instance.pool), offers.get(instance.pool.index()), wanted)
             else {
                 continue;
             };
@@ -99,7 +99,7 @@ impl Router {
     fn offer(
         &self,
         ask: &Ask<'_>,
-        (index, pool): (usize, &Pool),
+        (id, pool): (PoolId, &Pool),
         estimate: &Estimate,
         prompt: PromptTokens,
         learned: &Learned,
@@ -110,7 +110,7 @@ impl Router {
         let output_tokens = answer.tokens(estimate.output_tokens);
         let work = answer.work(prompt_tokens, estimate);
         let unknown = || Speed::default().tempo_on(&pool.profile);
-        let tempo = learned.speed(index).map_or_else(unknown, |speed| speed.tempo_on(&pool.profile));
+        let tempo = learned.speed(id).map_or_else(unknown, |speed| speed.tempo_on(&pool.profile));
         Some(Offer {
             quality: estimate.quality,
             output_tokens,

@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 
 use super::Rung;
 use crate::admission::spending;
-use crate::fleet::{Budget, Constraint};
+use crate::fleet::{Budget, Constraint, PoolId};
 use crate::latency::Forecast;
 use crate::learning::{lengths, speed};
 use crate::openai::{Ending, Observed};
@@ -18,8 +18,8 @@ use crate::reckoning::Dispatch;
 /// What a request must say at a pool of another model than the chosen one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Elsewhere {
-    /// Index of the pool.
-    pub pool: usize,
+    /// The pool.
+    pub pool: PoolId,
     /// Index of its model.
     pub model: usize,
     /// The limit of each answer's tokens that is written there.
@@ -50,8 +50,8 @@ pub struct Decision {
 pub struct Destination {
     /// Index of the model.
     pub model: usize,
-    /// Index of the pool.
-    pub pool: usize,
+    /// The pool.
+    pub pool: PoolId,
     /// Index of the instance.
     pub instance: usize,
     /// Where Envoy retries, best first: other instances of the pool, then of other models.
@@ -198,7 +198,7 @@ impl Decision {
 
     /// An instance of this pool serves the request, and not one of the chosen pool; whether that makes it another model. What was
     /// expected of the chosen one teaches nothing then.
-    pub fn serve_at(&mut self, pool: usize) -> bool {
+    pub fn serve_at(&mut self, pool: PoolId) -> bool {
         let Some(elsewhere) = self.to.elsewhere.iter().find(|elsewhere| elsewhere.pool == pool).copied() else {
             return false;
         };

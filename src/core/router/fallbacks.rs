@@ -2,7 +2,7 @@
 
 use super::candidates::PromptTokens;
 use super::{Ask, Elsewhere, Router};
-use crate::fleet::Presence;
+use crate::fleet::{PoolId, Presence};
 use crate::predictor::Estimate;
 use crate::reckoning::{LoadNow, Standing};
 use crate::score::{Candidate, Ranking};
@@ -20,7 +20,7 @@ impl Router {
         &self,
         ask: &Ask<'_>,
         chosen: &Candidate,
-        pool: usize,
+        pool: PoolId,
         (candidates, ranking, firsts): (&[Candidate], &Ranking<'_>, &[usize]),
         loads: Option<&[LoadNow]>,
     ) -> Vec<usize> {
@@ -50,12 +50,12 @@ impl Router {
         &self,
         ask: &Ask<'_>,
         chosen: &Candidate,
-        pool: usize,
+        pool: PoolId,
         candidates: &[Candidate],
         firsts: &[usize],
     ) -> Vec<usize> {
         let fleet = &self.config.fleet;
-        let is_listed = |pool: usize| fleet.pools.get(pool).is_some_and(|pool| !pool.discovered);
+        let is_listed = |pool: PoolId| fleet.pool(pool).is_some_and(|pool| !pool.discovered);
         let may = self.config.envoy.model_fallback && self.config.names_no_model(ask.prompt.model.as_deref());
         if !may || !is_listed(pool) {
             return Vec::new();
@@ -69,18 +69,18 @@ impl Router {
     pub(super) fn elsewhere(
         &self,
         ask: &Ask<'_>,
-        chosen: usize,
+        chosen: PoolId,
         fallbacks: &[usize],
         prompt: PromptTokens,
         estimates: &[(Estimate, bool)],
     ) -> Vec<Elsewhere> {
         let fleet = &self.config.fleet;
         let pools = fallbacks.iter().filter_map(|i| fleet.pool_of(*i)).filter(|(pool, _)| *pool != chosen);
-        let limits = pools.map(|(index, pool)| {
+        let limits = pools.map(|(id, pool)| {
             let (max_tokens, budget_left) = self.cap(ask, pool, prompt);
             let estimate = estimates.get(pool.model).map(|(estimate, _)| (estimate.quality, estimate.quality_sd));
             Elsewhere {
-                pool: index,
+                pool: id,
                 model: pool.model,
                 max_tokens,
                 budget_left,
@@ -91,9 +91,9 @@ impl Router {
     }
 
     /// The instances of a pool that are no candidates, or not among the best, those that are worst off last.
-    fn rest_of_pool(&self, chosen: usize, pool: usize, best: &[usize], loads: Option<&[LoadNow]>) -> Vec<usize> {
+    fn rest_of_pool(&self, chosen: usize, pool: PoolId, best: &[usize], loads: Option<&[LoadNow]>) -> Vec<usize> {
         let fleet = &self.config.fleet;
-        let Some(instances) = fleet.pools.get(pool).map(|p| &p.instances) else { return Vec::new() };
+        let Some(instances) = fleet.pool(pool).map(|p| &p.instances) else { return Vec::new() };
         let presence = |i: &usize| fleet.instances.get(*i).map_or(Presence::Gone, |i| i.presence);
         let there = |i: &usize| *i != chosen && presence(i) != Presence::Gone && !best.contains(i);
         let mut rest: Vec<usize> = instances.iter().copied().filter(there).collect();
@@ -116,6 +116,7 @@ mod tests {
 
     use super::*;
     use crate::config::{Config, RETRIES};
+    use crate::fleet::PolicyId;
     use crate::learning::Learned;
     use crate::openai::{Api, Prompt, RequestScan};
     use crate::random::Random;
@@ -157,11 +158,11 @@ mod tests {
         let unique: BTreeSet<usize> = decision.to.fallbacks.iter().copied().collect();
         assert_eq!(unique.len(), decision.to.fallbacks.len(), "{seed}: none twice");
         assert!(!unique.contains(&decision.to.instance), "{seed}: not the one that failed");
-        let kind = |pool: usize| fleet.model_of(&fleet.pools[pool]).unwrap().kind;
+        let kind = |pool: PoolId| fleet.model_of(&fleet.pools[pool.index()]).unwrap().kind;
         assert!(unique.iter().all(|i| kind(pool(*i)) == kind(decision.to.pool)), "{seed}: a model of that kind");
-        let others: BTreeSet<usize> = unique.iter().map(|i| pool(*i)).filter(|p| *p != decision.to.pool).collect();
+        let others: BTreeSet<PoolId> = unique.iter().map(|i| pool(*i)).filter(|p| *p != decision.to.pool).collect();
         assert!(!names_a_model || others.is_empty(), "{seed}: who names a model gets it");
-        let said: BTreeSet<usize> = decision.to.elsewhere.iter().map(|elsewhere| elsewhere.pool).collect();
+        let said: BTreeSet<PoolId> = decision.to.elsewhere.iter().map(|elsewhere| elsewhere.pool).collect();
         assert_eq!(said, others, "{seed}: what to say is known of each other pool, and of no more");
         let attempts = decision.to.fallbacks.iter().take(*RETRIES.end());
         let reaches_other = attempts.clone().any(|i| pool(*i) != decision.to.pool);
@@ -182,7 +183,7 @@ mod tests {
             let loads = loads(&router, &mut random);
             let model = ["auto", "Qwen2.5-7B-Instruct", "Qwen2.5-72B-Instruct"][random.below(3)];
             let prompt = prompt(model);
-            let ask = Ask::new(Api::ChatCompletions, &prompt, random.below(policies));
+            let ask = Ask::new(Api::ChatCompletions, &prompt, PolicyId::new(random.below(policies)));
             let Verdict::Decided(decision) = router.route(&ask, Some(&loads), &Learned::default()) else { continue };
             check(&router, &decision, model != "auto", seed);
             with_others += usize::from(!decision.to.elsewhere.is_empty());
@@ -201,7 +202,7 @@ mod tests {
             }
             let router = Router::new(Config::parse(json.to_string().as_bytes()).unwrap(), None);
             let prompt = prompt("auto");
-            match router.route(&Ask::new(Api::ChatCompletions, &prompt, 0), None, &Learned::default()) {
+            match router.route(&Ask::new(Api::ChatCompletions, &prompt, PolicyId::new(0)), None, &Learned::default()) {
                 Verdict::Decided(decision) => decision.to.elsewhere.len(),
                 other => panic!("{other:?}"),
             }

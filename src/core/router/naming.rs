@@ -22,7 +22,7 @@ impl Router {
             return match ask.api {
                 // A virtual name always means the same model: ids of one tokenizer are none of another's.
                 Api::Tokenize | Api::Pooling if ask.prompt.model.is_some() => {
-                    let default = fleet.pools.get(self.config.envoy.default_pool).map(|pool| pool.model);
+                    let default = fleet.pool(self.config.envoy.default_pool).map(|pool| pool.model);
                     let of_kind = of_kind();
                     let first = default.filter(|model| of_kind.contains(model)).or(of_kind.first().copied());
                     first.map(|model| vec![model]).ok_or(Verdict::Untouched(UntouchedReason::OtherPath))

@@ -4,7 +4,7 @@ use super::admitting::Entrants;
 use super::candidates::PromptTokens;
 use super::{Ask, Because, Decision, Destination, Draw, Expected, ExpectedQuality, Outlook, Router, Rung};
 use crate::admission::spending;
-use crate::fleet::{Objective, Policy, Pool};
+use crate::fleet::{Objective, Policy, Pool, PoolId};
 use crate::learning::exploration::Choice;
 use crate::learning::{Learned, lengths};
 use crate::predictor::Estimate;
@@ -28,7 +28,7 @@ pub(super) struct Chosen<'a> {
     pub(super) candidate: &'a Candidate,
     pub(super) score: f64,
     pub(super) choice: Choice,
-    pub(super) pool_index: usize,
+    pub(super) pool_id: PoolId,
     pub(super) pool: &'a Pool,
 }
 
@@ -42,7 +42,7 @@ impl Router {
         fallbacks: Vec<usize>,
     ) -> Option<Decision> {
         let RoutedAsk { ask, outlook, loads, .. } = *question;
-        let Chosen { candidate, pool_index, pool, .. } = *chosen;
+        let Chosen { candidate, pool_id, pool, .. } = *chosen;
         let (unlearned, predicted) = outlook.estimates.get(pool.model)?;
         let estimate = question.estimates.get(pool.model)?;
         let load = loads.map(|loads| loads.get(candidate.instance).copied().unwrap_or_default());
@@ -50,9 +50,9 @@ impl Router {
         Some(Decision {
             to: Destination {
                 model: pool.model,
-                pool: pool_index,
+                pool: pool_id,
                 instance: candidate.instance,
-                elsewhere: self.elsewhere(ask, pool_index, &fallbacks, question.prompt, &outlook.estimates),
+                elsewhere: self.elsewhere(ask, pool_id, &fallbacks, question.prompt, &outlook.estimates),
                 fallbacks,
                 probe: load.is_some_and(|load| load.standing == Standing::HalfOpen),
                 adapter: self.adapter(ask.prompt).map(str::to_owned),

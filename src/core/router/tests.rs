@@ -3,7 +3,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::fleet::{Budget, Constraint, Presence};
+use crate::fleet::{Budget, Constraint, PoolId, Presence};
 use crate::openai::RequestScan;
 use crate::reckoning::Standing;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
@@ -77,7 +77,7 @@ fn the_models_that_a_request_may_use() {
     for (name, expected) in rows {
         let prompt = chat(name);
         let got = match router.route(&ask(&prompt, &router, "cost"), Some(&idle(&router)), &Learned::default()) {
-            Verdict::Decided(decision) => Ok(router.config().fleet.pools[decision.to.pool].name.clone()),
+            Verdict::Decided(decision) => Ok(router.config().fleet.pools[decision.to.pool.index()].name.clone()),
             Verdict::Refused(refusal) => Err(refusal.status),
             other => panic!("{other:?}"),
         };
@@ -98,7 +98,7 @@ fn the_models_that_a_request_may_use() {
     let embedding = prompt(Api::Embeddings, &json!({"input": "some text"}));
     let embed = Ask { api: Api::Embeddings, ..ask(&embedding, &router, "quality") };
     let decision = decided(router.route(&embed, Some(&idle(&router)), &Learned::default()));
-    assert_eq!(router.config().fleet.pools[decision.to.pool].name, "bge-small");
+    assert_eq!(router.config().fleet.pools[decision.to.pool.index()].name, "bge-small");
     assert_eq!((decision.expected.output_tokens, decision.because.rung), (0, Rung::Fused));
 }
 
@@ -135,7 +135,7 @@ fn load_moves_the_choice_to_another_instance_and_then_to_another_model() {
     let second = decided(router.route(&ask(&prompt, &router, "latency"), Some(&loads), &Learned::default()));
     assert_eq!(second.to.pool, first.to.pool);
     assert_ne!(second.to.instance, first.to.instance);
-    for i in router.config().fleet.pools[first.to.pool].instances.clone() {
+    for i in router.config().fleet.pools[first.to.pool.index()].instances.clone() {
         loads[i] = LoadNow {
             running: 256.0,
             waiting: 40.0,
@@ -174,15 +174,15 @@ fn hosts_of_envoys_clusters_are_followed() {
     };
     assert_eq!(
         route(&router, &model),
-        Verdict::Pooled { pool: 3, max_tokens: None },
+        Verdict::Pooled { pool: PoolId::new(3), max_tokens: None },
         "nobody is known yet: Envoy chooses the instance"
     );
     let budget = Budget { usd: None, tokens: Some(9) };
     let constraints = Some(Constraints { budget, ..Constraints::default() });
     let limited = Ask { constraints, ..ask(&model, &router, "quality") };
     let verdict = router.route(&limited, Some(&idle(&router)), &Learned::default());
-    assert_eq!(verdict, Verdict::Pooled { pool: 3, max_tokens: Some(9) }, "the budget holds there, too");
-    assert_ne!(decided(route(&router, &chat("auto"))).to.pool, 3, "or another model answers");
+    assert_eq!(verdict, Verdict::Pooled { pool: PoolId::new(3), max_tokens: Some(9) }, "the budget holds there, too");
+    assert_ne!(decided(route(&router, &chat("auto"))).to.pool, PoolId::new(3), "or another model answers");
     let mut roster = Roster::from_fleet(&router.config().fleet, Duration::ZERO);
     let first = roster.0.len();
     let host = |n: usize, presence| crate::discovery::ClusterHost { address: format!("10.0.0.{n}:1"), presence };
@@ -247,7 +247,7 @@ fn a_long_prompt_goes_where_it_fits() {
     let pool = |prompt: &Prompt| {
         let decision =
             decided(router.route(&ask(prompt, &router, "latency"), Some(&idle(&router)), &Learned::default()));
-        router.config().fleet.pools[decision.to.pool].name.clone()
+        router.config().fleet.pools[decision.to.pool.index()].name.clone()
     };
     assert_eq!(pool(&long(100)), "qwen2.5-3b");
     assert_eq!(pool(&long(20_000)), "qwen2.5-72b");
@@ -259,7 +259,11 @@ fn slos_and_budgets_of_a_policy_hold() {
     let strict = router(&[("/policies/1/slo", json!({"tpot_ms": 15}))]);
     let prompt = chat("auto");
     let decision = decided(strict.route(&ask(&prompt, &strict, "quality"), Some(&idle(&strict)), &Learned::default()));
-    assert_eq!(strict.config().fleet.pools[decision.to.pool].name, "qwen2.5-3b", "the only one below 15 ms a token");
+    assert_eq!(
+        strict.config().fleet.pools[decision.to.pool.index()].name,
+        "qwen2.5-3b",
+        "the only one below 15 ms a token"
+    );
     assert!(decision.because.relaxed.is_empty());
     let impossible = router(&[("/policies/1/slo", json!({"ttft_ms": 1}))]);
     let decision =
@@ -535,8 +539,9 @@ fn an_ejected_instance_is_a_candidate_only_where_there_is_no_other() {
         .filter(|m| *m != choice.to.model)
         .collect();
     assert_eq!(models.len(), 3, "the best of each other model: {choice:?}");
-    let other =
-        |e: &&Elsewhere| e.pool != choice.to.pool && fleet.pools[e.pool].model == e.model && e.max_tokens.is_none();
+    let other = |e: &&Elsewhere| {
+        e.pool != choice.to.pool && fleet.pools[e.pool.index()].model == e.model && e.max_tokens.is_none()
+    };
     assert_eq!(choice.to.elsewhere.iter().filter(other).count(), 3);
     let attempts = choice.to.fallbacks.iter().take(*crate::config::RETRIES.end());
     assert!(attempts.filter(|i| fleet.pool_of(**i).unwrap().0 != choice.to.pool).count() >= 2, "{choice:?}");
@@ -545,7 +550,7 @@ fn an_ejected_instance_is_a_candidate_only_where_there_is_no_other() {
     assert!(!moved.serve_at(choice.to.pool) && moved == choice);
     assert!(moved.serve_at(choice.to.elsewhere[0].pool) && moved.to.model == choice.to.elsewhere[0].model);
     let favourite = decide("auto", "quality", &[]).to.pool;
-    let gone: Vec<_> = fleet.pools[favourite].instances.iter().map(|i| (*i, Standing::Ejected)).collect();
+    let gone: Vec<_> = fleet.pools[favourite.index()].instances.iter().map(|i| (*i, Standing::Ejected)).collect();
     assert_ne!(decide("auto", "quality", &gone).to.pool, favourite);
 }
 

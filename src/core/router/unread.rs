@@ -1,7 +1,7 @@
 //! What becomes of requests that are not read, or not whole: no limit is lost on them.
 
 use super::{Refusal, RefusalReason, Router};
-use crate::fleet::Constraints;
+use crate::fleet::{Constraints, PolicyId};
 
 /// How a body comes to the filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,13 +34,13 @@ pub fn packed(said: &str, left: &str) -> Packed {
 
 impl Router {
     /// Whether a request that is not read is refused, because limits would be lost: those of its policy, or of its own headers.
-    pub fn refuses_unread(&self, policy: usize, constraints: Option<&Constraints>) -> bool {
-        let policy = self.config.policies.get(policy);
+    pub fn refuses_unread(&self, policy: PolicyId, constraints: Option<&Constraints>) -> bool {
+        let policy = self.config.policy(policy);
         policy.is_some_and(|policy| policy.refuses_unread(constraints.unwrap_or(&policy.constraints)))
     }
 
     /// The same for a request whose headers have these `values`. Those that cannot be understood may have meant a limit.
-    pub fn loses_limits(&self, policy: usize, values: impl FnMut(&str) -> Vec<String>) -> bool {
+    pub fn loses_limits(&self, policy: PolicyId, values: impl FnMut(&str) -> Vec<String>) -> bool {
         match self.header_constraints(policy, values) {
             Ok(constraints) => self.refuses_unread(policy, constraints.as_ref()),
             Err(_) => true,
@@ -50,7 +50,7 @@ impl Router {
     /// The answer to a body that is too large to be read whole, if its beginning does not do.
     pub fn too_large(
         &self,
-        policy: usize,
+        policy: PolicyId,
         constraints: Option<&Constraints>,
         names_model: bool,
         packed: Packed,

@@ -153,13 +153,13 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::fleet::{Fleet, Instance};
+    use crate::fleet::{Fleet, Instance, PoolId};
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
 
     /// A fleet of four instances.
     fn index() -> Index {
-        let instances = (0..4).map(|i| Instance::new(format!("10.0.0.{i}:1"), 0)).collect();
+        let instances = (0..4).map(|i| Instance::new(format!("10.0.0.{i}:1"), PoolId::new(0))).collect();
         Index::from_fleet(&Fleet { instances, ..Fleet::default() })
     }
 
@@ -217,7 +217,7 @@ mod tests {
             assert!(news.is_empty(), "{length}");
         }
         let other = Index::from_fleet(&Fleet {
-            instances: vec![Instance::new("10.0.0.9:1".to_owned(), 0)],
+            instances: vec![Instance::new("10.0.0.9:1".to_owned(), PoolId::new(0))],
             ..Fleet::default()
         });
         assert!(JournalReader::default().news(&other, |_| Some(bytes.clone())).is_empty());

@@ -11,8 +11,8 @@ pub fn prices_fingerprint(fleet: &Fleet, policies: &[Policy]) -> u64 {
     for pool in &fleet.pools {
         text.push_str(&format!("{} {}\n", pool.cluster, pool.discovered));
     }
-    for instance in fleet.instances.iter().filter(|i| fleet.pools.get(i.pool).is_some_and(|p| !p.discovered)) {
-        text.push_str(&format!("{} {}\n", instance.pool, instance.address));
+    for instance in fleet.instances.iter().filter(|i| fleet.pool(i.pool).is_some_and(|p| !p.discovered)) {
+        text.push_str(&format!("{} {}\n", instance.pool.index(), instance.address));
     }
     for model in &fleet.models {
         text.push_str(&format!("{}\n", model.name));

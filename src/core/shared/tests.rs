@@ -1,7 +1,7 @@
 use super::*;
 use crate::config::Config;
 use crate::discovery::{Member, Roster};
-use crate::fleet::{DemandLevel, Fleet, Instance, Model, OnlinePrices, Pool, Presence};
+use crate::fleet::{DemandLevel, Fleet, Instance, Model, OnlinePrices, Pool, PoolId, Presence};
 use crate::latency::{self, Basis, Forecast, Speed, Work};
 use crate::learning::beliefs::{self, Beliefs};
 use crate::learning::lengths::{self, Lengths};
@@ -17,7 +17,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// A fleet of one pool with these addresses.
 fn fleet(addresses: &[&str]) -> Fleet {
-    let instances = addresses.iter().map(|address| Instance::new((*address).to_owned(), 0)).collect();
+    let instances = addresses.iter().map(|address| Instance::new((*address).to_owned(), PoolId::new(0))).collect();
     Fleet { instances, ..Fleet::default() }
 }
 
@@ -65,7 +65,8 @@ fn records_come_back_as_they_were() {
     let glimpse = Glimpse { at: SECOND, running: None, waiting: Some(2.0), kv_use: Some(0.5), own: counters(4) };
     let bytes = encode_glimpses([(1, &glimpse)], &index);
     assert_eq!(decode_glimpses(&bytes, &index, |_, _| true), [(1, glimpse)]);
-    let member = |address: &str, presence| Member { address: address.to_owned(), pool: 3, presence, since: SECOND };
+    let member =
+        |address: &str, presence| Member { address: address.to_owned(), pool: PoolId::new(3), presence, since: SECOND };
     let presences = [Presence::Present, Presence::Unhealthy, Presence::Gone];
     let roster = Roster([A, B, C].into_iter().zip(presences).map(|(a, p)| member(a, p)).collect());
     assert_eq!(decode_roster(&encode_roster(&roster, &[], 9), 9), Some(roster));
@@ -419,7 +420,7 @@ fn speeds() -> Speeds {
     };
     for i in 0..80_u32 {
         let expectation = speed::SpeedExpectation {
-            pool: 1,
+            pool: PoolId::new(1),
             forecast: Forecast { batch: f64::from(i % 9), prefill_tokens: f64::from(i % 5) * 100.0, ..forecast },
             prompt_tokens: 300.0,
         };
@@ -440,7 +441,7 @@ fn what_was_learnt_of_speed_comes_back_as_it_was() {
     let mut heir = Speeds::default();
     heir.adopt(decode_speeds(&bytes, &subjects).0);
     for basis in [Basis::Prior, Basis::Learned, Basis::Both] {
-        let (back, was) = (heir.speed(1, basis), speeds().speed(1, basis));
+        let (back, was) = (heir.speed(PoolId::new(1), basis), speeds().speed(PoolId::new(1), basis));
         assert!((back.ttft_factor / was.ttft_factor - 1.0).abs() < 1e-6 && back.ttft_factor >= 1.0, "{basis:?}");
         assert!((back.tpot_factor / was.tpot_factor - 1.0).abs() < 1e-6, "{basis:?}");
         assert!((back.traffic.unwrap().prompt_tokens - 300.0).abs() < 1e-3, "{basis:?}");
@@ -468,9 +469,9 @@ fn broken_records_of_speed_break_no_forecast() {
         let mut broken = good.clone();
         broken[at] = value;
         let mut reader = Speeds::default();
-        reader.read([decode_speeds(&broken, &subjects).0].iter(), &[1]);
+        reader.read([decode_speeds(&broken, &subjects).0].iter(), &[PoolId::new(1)]);
         for basis in [Basis::Learned, Basis::Both] {
-            let speed = reader.speed(1, basis);
+            let speed = reader.speed(PoolId::new(1), basis);
             let forecast = latency::forecast(&pool.profile, &pool.limits, &load, &work, &speed);
             let times = [
                 forecast.ttft_seconds,

@@ -84,8 +84,8 @@ impl Worker {
                 self.roster_version = None;
             }
         }
-        for (i, pool) in self.router.config().fleet.pools.iter().enumerate() {
-            let count = |presence| self.roster.count(i, presence) as u64;
+        for (id, pool) in self.router.config().fleet.pools_by_id() {
+            let count = |presence| self.roster.count(id, presence) as u64;
             self.statistics.set(Gauge::PresentInstances { pool: &pool.name }, count(Presence::Present));
             self.statistics.set(Gauge::UnhealthyInstances { pool: &pool.name }, count(Presence::Unhealthy));
         }

@@ -92,7 +92,7 @@ impl Worker {
         let mut sights = Vec::new();
         let watched = self.watches.instances.iter_mut().zip(&counters.0).zip(&self.reports.0);
         for (i, (((watch, counters), report), instance)) in watched.zip(&config.fleet.instances).enumerate() {
-            let Some(pool) = config.fleet.pools.get(instance.pool) else { continue };
+            let Some(pool) = config.fleet.pool(instance.pool) else { continue };
             if covered.get(i).copied().unwrap_or(false) {
                 *watch = Watch::default();
                 continue;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::speeds::SpeedExchange;
 use super::{SWAP_ATTEMPTS, Worker};
 use crate::config::Drill;
+use crate::fleet::PoolId;
 use crate::latency::{Basis, Speed};
 use crate::learning::Learned;
 use crate::learning::beliefs::Beliefs;
@@ -221,9 +222,9 @@ impl Learner {
     }
 
     /// Decisions know a pool's speed as it is known here.
-    fn know_speed(&mut self, pool: usize) {
+    fn know_speed(&mut self, pool: PoolId) {
         self.learned.speeds.resize_with(self.pools, Speed::default);
-        if let Some(speed) = self.learned.speeds.get_mut(pool) {
+        if let Some(speed) = self.learned.speeds.get_mut(pool.index()) {
             *speed = self.speeds.speed(pool, self.basis);
         }
     }

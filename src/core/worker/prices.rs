@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Gauge, Worker};
 use crate::config::{Config, Drill};
+use crate::fleet::PolicyId;
 use crate::prices::{LivePrices, Observation, PERIOD};
 use crate::shared::{self, Board, Key, Version};
 
@@ -26,7 +27,7 @@ impl Prices {
     }
 
     /// What a policy's models cost now; `None` for what the policy says.
-    pub fn of_policy(&self, policy: usize) -> Option<&[f64]> {
+    pub fn of_policy(&self, policy: PolicyId) -> Option<&[f64]> {
         self.live.of_policy(policy)
     }
 

@@ -1,5 +1,6 @@
 //! What workers tell each other of speed. It changes with nearly every answer, so that only pools with news are looked at.
 
+use crate::fleet::PoolId;
 use crate::learning::speed::{SpeedTallies, Speeds};
 use crate::shared::{Board, ForeignSpeeds, Subjects, Version};
 
@@ -26,7 +27,7 @@ impl SpeedExchange {
         slots: impl Iterator<Item = usize>,
         speeds: &mut Speeds,
         all_pools: usize,
-    ) -> Vec<usize> {
+    ) -> Vec<PoolId> {
         let mut is_all_new = self.read.is_none();
         let records = self.read.get_or_insert_default();
         let mut pools = Vec::new();
@@ -46,7 +47,7 @@ impl SpeedExchange {
         is_all_new |= records.len() > others;
         records.truncate(others);
         if is_all_new {
-            pools = (0..all_pools).collect();
+            pools = (0..all_pools).map(PoolId::new).collect();
         }
         pools.sort_unstable();
         pools.dedup();

@@ -129,8 +129,8 @@ impl Worker {
                 statistics.set(gauge, of_pool().map(read).fold(0, u64::saturating_add));
             }
         }
-        for (i, pool) in config.fleet.pools.iter().enumerate() {
-            let Some(speed) = learner.learned().speed(i) else { continue };
+        for (id, pool) in config.fleet.pools_by_id() {
+            let Some(speed) = learner.learned().speed(id) else { continue };
             let pool = pool.name.as_str();
             statistics.set(Gauge::TtftCorrectionMilli { pool }, (speed.ttft_factor * 1e3).round() as u64);
             statistics.set(Gauge::TpotCorrectionMilli { pool }, (speed.tpot_factor * 1e3).round() as u64);

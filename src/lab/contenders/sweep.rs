@@ -9,7 +9,7 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::boosting::{self, Rows};
 use routebalance_core::config::Config;
-use routebalance_core::fleet::{Fleet, ModelKind};
+use routebalance_core::fleet::{Fleet, ModelKind, PoolId};
 use routebalance_core::latency::{BINS, Residuals};
 use routebalance_core::random::Random;
 use routebalance_core::reckoning::LoadNow;
@@ -105,7 +105,7 @@ fn alone(config: &Config, pool: usize) -> Option<(Config, usize)> {
     let mut pool = config.fleet.pools.get(pool)?.clone();
     let model = config.fleet.model_of(&pool).filter(|m| m.kind == ModelKind::Generate).map(|_| pool.model)?;
     let mut instance = config.fleet.instances.get(*pool.instances.first()?)?.clone();
-    instance.pool = 0;
+    instance.pool = PoolId::new(0);
     pool.instances = vec![0];
     let fleet = Fleet { models: config.fleet.models.clone(), pools: vec![pool], instances: vec![instance] };
     Some((Config { fleet, ..config.clone() }, model))

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::EvaluateArgs;
 use super::cells::{measured, spread};
 use routebalance_core::config::Config;
-use routebalance_core::fleet::{Fleet, Instance, Pool};
+use routebalance_core::fleet::{Fleet, Instance, Pool, PoolId};
 use routebalance_core::router::Router;
 use routebalance_sim::outcome::Summary;
 use routebalance_sim::simulation::{Options, Simulation};
@@ -112,7 +112,7 @@ fn cases(config: &Config) -> Result<Vec<Case>> {
     let case = |name: String, fleet: Fleet| Case {
         name,
         router: Router::new(Config { fleet, ..config.clone() }, None),
-        policy: config.default_policy,
+        policy: config.default_policy.index(),
     };
     let mut small = largest.clone();
     small.limits.max_running = SMALL_BATCH;
@@ -134,7 +134,7 @@ fn alone(fleet: &Fleet, pool: &Pool, instances: usize) -> Fleet {
         pools: vec![Pool { model: 0, instances: (0..instances).collect(), ..pool.clone() }],
         instances: (0..instances)
             // Each with a key of its own: workers tell them apart by it.
-            .map(|i| Instance::new(format!("192.0.2.{}:8000", i + 1), 0))
+            .map(|i| Instance::new(format!("192.0.2.{}:8000", i + 1), PoolId::new(0)))
             .collect(),
     }
 }

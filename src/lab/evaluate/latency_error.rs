@@ -100,7 +100,7 @@ pub(super) fn run(config: &Config, args: &EvaluateArgs) -> Result<(Value, bool)>
         }
         cells.push(cell);
     }
-    let policy = config.policies.get(config.default_policy).context("there is no default policy")?;
+    let policy = config.policy(config.default_policy).context("there is no default policy")?;
     println!("policy {}: median / 90th percentile of |predicted / actual - 1|\n{table}", policy.name);
     let aim = format!("medians of at most {AIM} for TTFT and for E2E of true length up to {AIM_UP_TO}");
     match missed.as_slice() {
@@ -121,7 +121,7 @@ fn simulate(router: &Router, job: &Job, end: Duration) -> Errors {
     let templates = ChatMix::default().templates(&config.fleet, job.seed);
     let rate = job.utilisation * sustainable_rates(&config.fleet, &templates).iter().sum::<f64>();
     let times = Arrivals::Poisson { rate }.times(end + AFTERWARDS, job.seed);
-    let workload = Workload::drawn(templates, &times, config.default_policy, job.seed);
+    let workload = Workload::drawn(templates, &times, config.default_policy.index(), job.seed);
     let mut simulation = Simulation::new(router, &workload, &[], Options { seed: job.seed, ..Options::default() });
     simulation.finish(Duration::from_secs(3_600));
     let mut errors = Errors::default();

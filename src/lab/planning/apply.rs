@@ -69,8 +69,8 @@ pub fn applied(
     write_policy(&whole, &config, policy, planned, plan, &mut edits)?;
     let after = root.to_string();
     Config::parse(after.as_bytes()).context("would not pass check with this plan")?;
-    if !config.routes.iter().any(|route| config.policies[route.policy].name == policy)
-        && config.policies[config.default_policy].name != policy
+    if !config.routes.iter().any(|route| config.policies[route.policy.index()].name == policy)
+        && config.policies[config.default_policy.index()].name != policy
     {
         edits.note(format!("no route uses the policy {policy:?} yet: name it in routes[].policy or default_policy"));
     }
@@ -182,9 +182,11 @@ fn write_policy(
     let problem = &planned.problem;
     let policies = whole.array_value("policies").context("policies is no list")?;
     let own = match config.policy_named(policy) {
-        Some(at) => {
-            policies.elements().get(at).and_then(|policy| policy.as_object()).context("a policy is no object")?
-        }
+        Some(at) => policies
+            .elements()
+            .get(at.index())
+            .and_then(|policy| policy.as_object())
+            .context("a policy is no object")?,
         None => {
             edits.note(format!("policy {policy}: new"));
             let weights = object([("quality", number(1.0)), ("latency", number(0.0)), ("cost", number(0.0))]);

@@ -78,9 +78,9 @@ pub mod without {
         let dear = |fleet: &Fleet, m: &usize| fleet.models[*m].tariff.usd_per_output_token;
         let largest = writing(fleet).into_iter().max_by(|a, b| dear(fleet, a).total_cmp(&dear(fleet, b)));
         let gone: Vec<usize> = (0..fleet.pools.len()).filter(|p| Some(fleet.pools[*p].model) == largest).collect();
-        fleet.instances.retain(|instance| !gone.contains(&instance.pool));
+        fleet.instances.retain(|instance| !gone.contains(&instance.pool.index()));
         for (p, pool) in fleet.pools.iter_mut().enumerate() {
-            let of_pool = |i: &usize| fleet.instances[*i].pool == p;
+            let of_pool = |i: &usize| fleet.instances[*i].pool.index() == p;
             pool.instances = (0..fleet.instances.len()).filter(of_pool).collect();
         }
         config
@@ -112,6 +112,6 @@ mod tests {
         assert_eq!(config.fleet.instances.len(), 12);
         assert_eq!(config.fleet.pools[3].instances, [] as [usize; 0]);
         assert_eq!(config.fleet.pools[4].instances, [11]);
-        assert_eq!(config.fleet.instances[11].pool, 4);
+        assert_eq!(config.fleet.instances[11].pool.index(), 4);
     }
 }

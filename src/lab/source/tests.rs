@@ -208,7 +208,7 @@ fn what_is_fed_is_served() {
     ];
     let router = Router::new(config, None);
     for (source, rate, requests) in sources {
-        let feed = source.feed(rate, Some(requests), router.config().default_policy, 1).unwrap();
+        let feed = source.feed(rate, Some(requests), router.config().default_policy.index(), 1).unwrap();
         let mut simulation = Simulation::new(&router, &feed.workload, &[], Options::default());
         simulation.finish(Duration::from_secs(100_000));
         let outcomes = simulation.outcomes();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::engine::{Detail, Engine, EventKind, Job};
 use crate::statistics::percentile;
 use routebalance_core::config::Config;
-use routebalance_core::fleet::{LatencyProfile, Limits};
+use routebalance_core::fleet::{LatencyProfile, Limits, PoolId};
 use routebalance_core::latency::*;
 use routebalance_core::learning::speed::{AnswerTiming, SpeedExpectation, Speeds};
 use routebalance_core::reckoning::{Counters, Dispatch, Reports, load_now};
@@ -100,8 +100,11 @@ fn run(
                         errors.ttft.push(r.forecast.ttft_seconds / ttft - 1.0);
                         errors.e2e.push(r.forecast.e2e_of(f64::from(r.output)) / e2e - 1.0);
                     }
-                    let expectation =
-                        SpeedExpectation { pool: 0, forecast: r.forecast, prompt_tokens: f64::from(r.prompt) };
+                    let expectation = SpeedExpectation {
+                        pool: PoolId::new(0),
+                        forecast: r.forecast,
+                        prompt_tokens: f64::from(r.prompt),
+                    };
                     let timing =
                         AnswerTiming { ttft_seconds: Some(ttft), e2e_seconds: e2e, output_tokens: u64::from(r.output) };
                     speeds.learn(&expectation.lesson(&timing));

@@ -9,7 +9,7 @@ use crate::outcome::Outcome;
 use crate::simulation::{Options, Simulation};
 use crate::workload::{Arrivals, ChatMix, Template, Workload, sustainable_rates};
 use routebalance_core::config::Config;
-use routebalance_core::fleet::{DemandLevel, Objective, OnlinePrices, Policy};
+use routebalance_core::fleet::{DemandLevel, Objective, OnlinePrices, Policy, PolicyId};
 use routebalance_core::random::Random;
 use routebalance_core::router::Router;
 use routebalance_plan::prices::prices;
@@ -106,7 +106,7 @@ fn policy(config: &Config, levels: Vec<DemandLevel>, online: Option<OnlinePrices
 
 /// What becomes of so much of the forecast under a policy, without the first half minute.
 fn run(policy: Policy, templates: &[Template], rate: f64, faults: &[Scheduled], options: Options) -> Seen {
-    let config = Config { policies: vec![policy], default_policy: 0, routes: Vec::new(), ..config() };
+    let config = Config { policies: vec![policy], default_policy: PolicyId::new(0), routes: Vec::new(), ..config() };
     let router = Router::new(config, None);
     let times = Arrivals::Poisson { rate }.times(Duration::from_secs(150), 5);
     let workload = Workload::drawn(templates.to_vec(), &times, 0, 6);

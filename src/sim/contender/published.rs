@@ -220,7 +220,7 @@ impl Published {
         let (index, pool) = fleet.pool_of(candidate.instance)?;
         let tariff = fleet.model_of(pool)?.tariff;
         let times = match &self.tpot {
-            Tpot::Fitted(fitted) => fitted.pool(index),
+            Tpot::Fitted(fitted) => fitted.pool(index.index()),
             Tpot::True | Tpot::Static => None,
         };
         Some(Offer {

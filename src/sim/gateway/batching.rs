@@ -8,6 +8,7 @@ use crate::contender::Choice;
 use crate::workload::{Arrival, Template};
 use routebalance_core::affinity::{Keys, Recall};
 use routebalance_core::assign::{self, Assigned, Batcher};
+use routebalance_core::fleet::PolicyId;
 use routebalance_core::gateway::LOOK;
 use routebalance_core::openai::Api;
 use routebalance_core::router::{Ask, Outlook, Router, Verdict};
@@ -48,7 +49,7 @@ impl Gateway {
         (template, arrival): (&Template, &Arrival),
         now: Duration,
     ) -> bool {
-        let ask = Ask::new(Api::ChatCompletions, &template.prompt, arrival.policy);
+        let ask = Ask::new(Api::ChatCompletions, &template.prompt, PolicyId::new(arrival.policy));
         let waits = assign::outlook(&self.router, &ask).is_some();
         let batcher = self.batchers.get_mut(worker).and_then(|batchers| batchers.of.get_mut(arrival.policy));
         let (Some(Some(batcher)), true, Ok(id)) = (batcher, waits, u32::try_from(index)) else { return false };
@@ -114,10 +115,10 @@ impl Gateway {
             sequence,
             draw: asked.draw,
             constraints: asked.arrival.constraints,
-            ..Ask::new(Api::ChatCompletions, &asked.template.prompt, asked.arrival.policy)
+            ..Ask::new(Api::ChatCompletions, &asked.template.prompt, PolicyId::new(asked.arrival.policy))
         };
         let asks = batch.iter().map(|asked| {
-            let prices = vm.prices.of_policy(asked.arrival.policy);
+            let prices = vm.prices.of_policy(PolicyId::new(asked.arrival.policy));
             (Ask { held: asked.recall.held(), prices, ..ask(asked) }, &asked.outlook)
         });
         let assigned = assign::assign(&vm.router, asks.collect(), loads, vm.learner.learned(), now);
@@ -145,7 +146,7 @@ impl Gateway {
         now: Duration,
     ) -> Option<Asked<'t>> {
         let vm = self.worker(worker)?;
-        let ask = Ask::new(Api::ChatCompletions, &template.prompt, arrival.policy);
+        let ask = Ask::new(Api::ChatCompletions, &template.prompt, PolicyId::new(arrival.policy));
         let outlook = template.outlook.clone().or_else(|| assign::outlook(&vm.router, &ask))?;
         let keys = affinity.then(|| vm.router.keys(Api::ChatCompletions, &template.prompt, None));
         let recall = keys

@@ -253,7 +253,7 @@ impl Scene {
     fn add_culprit(&mut self, since: Duration, arrivals: &Arrivals, poison: Option<Reply>) {
         let seed = self.options.seed.wrapping_add(1 << 32);
         let times: Vec<Duration> = arrivals.times(LENGTH, seed).into_iter().filter(|at| *at >= since).collect();
-        let policy = self.router.config().default_policy;
+        let policy = self.router.config().default_policy.index();
         let drawn = Workload::drawn(self.workload.templates.clone(), &times, policy, seed);
         let manner = Manner { client: CULPRIT, poison, ..Manner::default() };
         let arrivals = &mut self.workload.arrivals;
@@ -314,7 +314,8 @@ fn workload(router: &Router, kind: Kind, random: &mut Random, seed: u64) -> Work
         0 => Arrivals::Poisson { rate },
         _ => Arrivals::Square { high: 1.5 * rate, low: 0.5 * rate, hold: length / 12 },
     };
-    let mut workload = Workload::drawn(named(router, open), &arrivals.times(length, seed), config.default_policy, seed);
+    let mut workload =
+        Workload::drawn(named(router, open), &arrivals.times(length, seed), config.default_policy.index(), seed);
     for arrival in &mut workload.arrivals {
         let client = random.below(OTHERS) as u32 + CULPRIT + 1;
         arrival.manner = Manner { client, whole: kind.is_long(), ..Manner::default() };

@@ -1,3 +1,5 @@
+use routebalance_core::fleet::PoolId;
+
 use super::*;
 use crate::workload::Template;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
@@ -49,7 +51,7 @@ fn an_envoy_that_does_not_retry_is_found_out() {
 fn shares(gateways: usize, utilisation: f64, lies: &[(Option<usize>, Reporting)], seed: u64) -> Vec<f64> {
     let mut config = config();
     config.fleet.pools.rotate_left(1);
-    config.fleet.instances.iter_mut().for_each(|i| i.pool = (i.pool + 4) % 5);
+    config.fleet.instances.iter_mut().for_each(|i| i.pool = PoolId::new((i.pool.index() + 4) % 5));
     let router = Router::new(small(&config, 1, 5), None);
     let fleet = &router.config().fleet;
     let templates: Vec<Template> = ChatMix::default().templates(fleet, seed);

@@ -153,7 +153,10 @@ mod tests {
             expected.prices.resize(config.fleet.models.len(), 0.0);
             assert_eq!(policy, &expected, "{name}");
             assert!(case.weights.is_none_or(|w| (w.quality - 0.8).abs() < 1e-9), "{name}");
-            assert!(configured.routes.iter().all(|route| route.policy == 0) && !configured.affinity.prefix, "{name}");
+            assert!(
+                configured.routes.iter().all(|route| route.policy.index() == 0) && !configured.affinity.prefix,
+                "{name}"
+            );
         }
     }
 }

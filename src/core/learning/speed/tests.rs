@@ -14,7 +14,7 @@ fn expectation(ttft: f64, tpot: f64) -> SpeedExpectation {
         batch: 8.0,
         ..Forecast::default()
     };
-    SpeedExpectation { pool: 0, forecast, prompt_tokens: 300.0 }
+    SpeedExpectation { pool: PoolId::new(0), forecast, prompt_tokens: 300.0 }
 }
 
 fn timing(ttft: f64, tpot: f64) -> AnswerTiming {
@@ -122,7 +122,7 @@ fn workers_share_what_they_have_seen_and_heirs_go_on() {
     let mut one = Speeds::default();
     (0..150).for_each(|_| one.learn(&expectation(0.2, 0.02).lesson(&timing(0.4, 0.04))));
     let mut other = Speeds::default();
-    other.read([one.own()].iter(), &[0]);
+    other.read([one.own()].iter(), &[PoolId::new(0)]);
     let mut heir = Speeds::default();
     heir.adopt(one.own());
     for (name, speeds) in [("reader", &other), ("heir", &heir)] {

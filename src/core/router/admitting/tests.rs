@@ -53,7 +53,7 @@ fn refused(verdict: Verdict) -> Refusal {
 }
 
 fn pool(router: &Router, decision: &Decision) -> String {
-    router.config().fleet.pools[decision.to.pool].name.clone()
+    router.config().fleet.pools[decision.to.pool.index()].name.clone()
 }
 
 const IDLE: LoadNow = LoadNow {
@@ -130,7 +130,7 @@ fn headers_count_where_they_are_trusted() {
     let other = trusting.config().policy_named("cost").unwrap();
     assert_eq!(trusting.header_constraints(other, header), Ok(None));
     assert_eq!(trusting.header_constraints(quality, |_| Vec::new()), Ok(Some(Constraints::default())));
-    assert_eq!(trusting.header_constraints(999, header), Ok(None));
+    assert_eq!(trusting.header_constraints(PolicyId::new(999), header), Ok(None));
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn a_plan_becomes_a_policy_and_limits() {
     let before = config(&["small", "large", "other"]);
     let (after, changes) = apply_to(&before, "planned").unwrap();
     let config = Config::parse(after.as_bytes()).unwrap();
-    let policy = &config.policies[config.policy_named("planned").unwrap()];
+    let policy = &config.policies[config.policy_named("planned").unwrap().index()];
     assert_eq!(policy.objective, routebalance_core::fleet::Objective::Prices);
     assert_eq!(policy.prices, [0.0, 0.123, 1.0], "nobody is sent to a model that the plan does not have");
     let levels: Vec<(f64, &[f64])> = policy.demand_levels.iter().map(|l| (l.rate, l.fractions.as_slice())).collect();
@@ -154,7 +154,7 @@ fn the_example_s_gateway_is_as_planned() {
     assert_eq!(before.fleet, after.fleet);
     let [before, after] = [before, after].map(|config| {
         assert_eq!(config.default_policy, config.policy_named("planned").unwrap());
-        config.policies[config.default_policy].clone()
+        config.policies[config.default_policy.index()].clone()
     });
     assert_eq!(before.demand_levels.len(), after.demand_levels.len());
     for (before, after) in before.demand_levels.iter().zip(&after.demand_levels) {

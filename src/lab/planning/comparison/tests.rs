@@ -6,7 +6,7 @@ use super::*;
 use crate::contenders::ours;
 use crate::planning::rivals::judge::tests::answers;
 use routebalance_core::config::Config;
-use routebalance_core::fleet::{Fleet, Objective, Weights};
+use routebalance_core::fleet::{Fleet, Objective, PolicyId, Weights};
 use routebalance_core::router::Router;
 use routebalance_plan::prices::prices;
 use routebalance_plan::scores::Scores;
@@ -54,7 +54,7 @@ fn simulated(deployment: &Deployment<'_>, rule: &Rule<'_>, rate: f64, templates:
             let mut policy = ours(Weights { quality: 1.0, latency: 0.0, cost: 0.0 });
             (policy.objective, policy.prices) = (Objective::Prices, prices.to_vec());
             config.policies = vec![policy];
-            config.default_policy = 0;
+            config.default_policy = PolicyId::new(0);
             Contender::Ours
         }
         Rule::Contender(contender) => contender.clone(),

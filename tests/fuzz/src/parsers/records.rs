@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use routebalance_core::config::Config;
 use routebalance_core::discovery::INSTANCES_MAX;
+use routebalance_core::fleet::PoolId;
 use routebalance_core::learning::beliefs::Beliefs;
 use routebalance_core::learning::lengths::Lengths;
 use routebalance_core::learning::speed::Speeds;
@@ -231,7 +232,7 @@ fn learnt(choices: &mut Choices<'_>, fixture: &Fixture) {
                 let (own, foreign) = shared::decode_speeds(bytes, &subjects);
                 let mut speeds = Speeds::default();
                 speeds.adopt(own);
-                let speed = speeds.speed(0, basis);
+                let speed = speeds.speed(PoolId::new(0), basis);
                 assert!(speed.ttft_factor.is_finite() && speed.tpot_factor.is_finite());
                 shared::encode_speeds(&speeds.own(), &foreign, &subjects)
             });
