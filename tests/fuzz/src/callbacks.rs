@@ -16,7 +16,7 @@ use crate::choices::Choices;
 use world::World;
 
 /// Acts of one input, at most.
-const ACTS_MAX: usize = 16;
+const ACTS_MAX: usize = 12;
 
 /// Does what the input says.
 pub fn callbacks(data: &[u8]) {

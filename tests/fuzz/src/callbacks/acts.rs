@@ -97,11 +97,13 @@ impl World {
     pub(super) fn act(&mut self, choices: &mut Choices<'_>) {
         match choices.byte() {
             0..=43 => self.conversation(choices),
-            44..=51 => self.score(choices),
-            52..=59 => self.stall(choices),
+            44..=49 => self.score(choices),
+            // It costs as much as ten others.
+            50 | 51 => self.stall(choices),
+            52..=59 => self.conversation(choices),
             60..=84 => {
                 let Some(vm) = self.vm(choices) else { return };
-                begin(vm, choices);
+                begin(vm, choices, None);
             }
             85..=104 => self.with_stream(choices, more_of_request),
             105..=134 => self.with_stream(choices, upstream::more_of_response),
@@ -169,9 +171,9 @@ impl World {
         let time = choices.pick(&TIMES[..10]);
         let at = choices.below(self.vms.len());
         let Some(vm) = self.vms.get_mut(at) else { return };
-        let id = begin(vm, choices);
+        let body = body(choices);
+        let id = begin(vm, choices, Some(body.len()));
         if !vm.streams.get(&id).is_none_or(|stream| stream.is_whole) {
-            let body = body(choices);
             let pieces = choices.pieces(&body);
             let last = pieces.len() - 1;
             let is_whole = !choices.in_256(24);
@@ -202,14 +204,17 @@ fn body(choices: &mut Choices<'_>) -> Vec<u8> {
     }
 }
 
-/// A request begins.
-fn begin(vm: &mut Vm, choices: &mut Choices<'_>) -> u32 {
+/// A request begins. Its client may say how long its body is.
+fn begin(vm: &mut Vm, choices: &mut Choices<'_>, length: Option<usize>) -> u32 {
     let prefix = choices.pick(&PREFIXES);
     let path = format!("{prefix}{}", choices.pick(&CALLS));
     let mut request = owned(&[(":method", choices.pick(&METHODS)), (":path", &path), (":authority", "gateway")]);
     for _ in 0..choices.below(5) {
         let (name, values) = choices.pick(&HEADERS);
         request.push(((*name).to_owned(), choices.pick(values).to_owned()));
+    }
+    if let Some(length) = length.filter(|_| choices.in_256(100)) {
+        request.push(("content-length".to_owned(), length.to_string()));
     }
     if choices.in_256(8) {
         request.push(("x-large".to_owned(), "x".repeat(60_000)));

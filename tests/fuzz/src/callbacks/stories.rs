@@ -61,7 +61,7 @@ impl World {
         let silent: Vec<&str> = listed.split(',').take(1 + choices.below(3)).collect();
         let is_dead = choices.in_256(100);
         let step = choices.pick(&[Duration::from_millis(60), Duration::from_millis(300), Duration::from_secs(2)]);
-        for _ in 0..4 + choices.below(12) {
+        for _ in 0..4 + choices.below(6) {
             self.pass(choices, step);
             self.tick_all();
             for vm in &mut self.vms {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::choices::Choices;
 use crate::material::CONFIGURATIONS;
-use crate::novelty::see;
+use crate::novelty::{magnitude, see};
 
 /// Longest sentence: fields and what was found there may be cited.
 const SENTENCE_BYTES_MAX: usize = 2_000;
@@ -32,13 +32,19 @@ pub fn configuration(data: &[u8]) {
             assert!(!error.field.is_empty() || error.problem.starts_with("unknown field ``"), "{error:?}");
             assert!(!sentence.contains(['\n', '\r']), "{sentence:?}");
             assert!(sentence.len() <= SENTENCE_BYTES_MAX, "{} bytes: {sentence}", sentence.len());
-            let field: String = error.field.chars().filter(|c| !c.is_ascii_digit()).take(40).collect();
-            see(("refused", field, error.problem.split(' ').next()));
+            // Names of the file are in the path; the section is not one of them.
+            let section = error.field.split(['[', '.']).next().filter(|section| section.len() < 20);
+            see(("refused", section.map(str::to_owned), magnitude(error.problem.len() as u64)));
         }
         Ok(config) => {
             let names = config.models();
             assert!(!names.is_empty(), "nothing may be asked for");
-            see(("taken", config.fleet.pools.len(), config.policies.len(), names.len()));
+            see((
+                "taken",
+                config.fleet.pools.len().min(9),
+                config.policies.len().min(9),
+                magnitude(names.len() as u64),
+            ));
             if choices.in_256(40) {
                 serve(config);
             }
