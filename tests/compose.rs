@@ -169,7 +169,7 @@ async fn every_service_of_instances_answers() {
         command[1] = file.display().to_string();
         let mut process = routebalance().args(&command).stdout(Stdio::null()).spawn().map(Ended).unwrap();
         let pool = config.fleet.pools.iter().find(|pool| pool.name == option(&command, "--pool")).unwrap();
-        for instance in pool.instances.iter().map(|i| &config.fleet.instances[*i]) {
+        for instance in pool.instances.iter().map(|i| &config.fleet.instances[i.index()]) {
             let url = format!("http://{}/v1/models", instance.address);
             let mut tries = 0;
             let page = loop {

@@ -18,7 +18,7 @@ use routebalance_cli::envoy_binary::envoy_binary;
 use routebalance_cli::gateway::{self, GatewayOptions};
 use routebalance_cli::setup::build_filter;
 use routebalance_core::config::Config;
-use routebalance_core::fleet::Pool;
+use routebalance_core::fleet::{InstanceId, Pool};
 use routebalance_instance::network::{Connection, Network};
 use routebalance_instance::prompts::PromptSet;
 use routebalance_instance::{Fault, Received, RunningInstance};
@@ -248,7 +248,7 @@ enum Running {
 pub(crate) struct Gateway {
     setup: &'static Setup,
     running: Running,
-    faulty: Mutex<BTreeSet<usize>>,
+    faulty: Mutex<BTreeSet<InstanceId>>,
     requests: AtomicU64,
 }
 
@@ -307,8 +307,8 @@ impl Gateway {
         }
     }
 
-    pub(crate) fn instance(&self, index: usize) -> &RunningInstance {
-        &self.instances()[index]
+    pub(crate) fn instance(&self, id: InstanceId) -> &RunningInstance {
+        &self.instances()[id.index()]
     }
 
     /// Tells which endpoints a discovered pool's cluster has from now on, each with Envoy's name of its health.
@@ -330,7 +330,7 @@ impl Gateway {
         }
     }
 
-    pub(crate) fn pool_of(&self, instance: usize) -> &Pool {
+    pub(crate) fn pool_of(&self, instance: InstanceId) -> &Pool {
         self.config().fleet.pool_of(instance).expect("an instance of the fleet").1
     }
 
@@ -343,7 +343,7 @@ impl Gateway {
     }
 
     /// A connection to an instance itself.
-    pub(crate) async fn connect_to(&self, instance: usize) -> Connection {
+    pub(crate) async fn connect_to(&self, instance: InstanceId) -> Connection {
         self.network().connect(self.instance(instance).address()).await.expect("a connection")
     }
 
@@ -354,9 +354,10 @@ impl Gateway {
     }
 
     /// What the instances have received of a marked request.
-    pub(crate) fn arrivals(&self, id: &str) -> Vec<(usize, Received)> {
+    pub(crate) fn arrivals(&self, id: &str) -> Vec<(InstanceId, Received)> {
         let logs = self.instances().iter().map(|i| i.requests_that(|r| r.header(TEST_ID) == Some(id))).enumerate();
-        logs.flat_map(|(instance, log)| log.into_iter().map(move |request| (instance, request))).collect()
+        logs.flat_map(|(instance, log)| log.into_iter().map(move |request| (InstanceId::new(instance), request)))
+            .collect()
     }
 
     /// Sends a request on a connection of its own, so that either worker may get it.
@@ -372,7 +373,7 @@ impl Gateway {
     }
 
     /// Makes something go wrong at an instance until the scenario ends.
-    pub(crate) async fn fault(&self, instance: usize, fault: Fault) {
+    pub(crate) async fn fault(&self, instance: InstanceId, fault: Fault) {
         self.faulty.lock().unwrap_or_else(PoisonError::into_inner).insert(instance);
         self.instance(instance).set_fault(fault).await.expect("the fault is set");
     }

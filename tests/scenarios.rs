@@ -242,7 +242,7 @@ pub(crate) const PASSED: &[Passed] = &[
 /// What a client may try in order to choose for itself.
 pub(crate) fn spoofed(request: Request, gateway: &Gateway) -> Request {
     let other = gateway.pool("qwen2.5-72b");
-    let address = &gateway.config().fleet.instances[other.instances[0]].address;
+    let address = &gateway.config().fleet.instances[other.instances[0].index()].address;
     request
         .header("x-routebalance-cluster", &other.cluster)
         .header("x-gateway-destination-endpoint", address)
@@ -305,7 +305,7 @@ pub(crate) fn names_its_choice(gateway: &Gateway, reply: &Reply, rung: &str) {
     assert_eq!(reply.header("x-routebalance-model"), fleet.model_of(pool).map(|m| m.name.as_str()));
     assert_eq!(reply.header("x-routebalance-rung"), Some(rung));
     assert!(reply.header("x-routebalance-decision-us").is_some_and(|us| us.parse::<u64>().is_ok()), "{reply:?}");
-    let shown = gateway.config().expose_endpoint.then_some(fleet.instances[*instance].address.as_str());
+    let shown = gateway.config().expose_endpoint.then_some(fleet.instances[instance.index()].address.as_str());
     assert_eq!(reply.header("x-routebalance-endpoint"), shown);
 }
 

@@ -120,7 +120,8 @@ impl World {
         let proxy = Proxy::start(&router, &yaml, network.clone(), workers);
         for name in options.discovered {
             let pool = listed.fleet.pools.iter().find(|pool| pool.name == *name).expect("a pool to discover");
-            let hosts = pool.instances.iter().map(|i| Host::new(listed.fleet.instances[*i].address.clone(), "HEALTHY"));
+            let hosts =
+                pool.instances.iter().map(|i| Host::new(listed.fleet.instances[i.index()].address.clone(), "HEALTHY"));
             lock(&proxy.clusters).get_mut(&pool.cluster).expect("its cluster").hosts = hosts.collect();
         }
         let mut world = World { network, instances, config: listed, router, yaml, proxy, tasks: Vec::new() };

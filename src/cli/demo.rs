@@ -198,7 +198,7 @@ fn judge(outcome: Outcome, fleet: &Fleet, prompts: &PromptSet) -> Result<Answere
         return Err(reason);
     }
     let name = outcome.model.ok_or("the response does not name its model (x-routebalance-model)")?;
-    let model = fleet.model_named(&name).and_then(|m| fleet.models.get(m));
+    let model = fleet.model_named(&name).and_then(|id| fleet.model(id));
     let tariff = model.ok_or_else(|| format!("the configuration has no model {name:?}"))?.tariff;
     let usage = outcome.usage.ok_or("the answer has no usage")?;
     let text = prompts.rows().get(outcome.prompt).map_or("", |row| row.prompt.as_str());

@@ -61,8 +61,8 @@ pub async fn start(
         ensure!(names.contains(&wanted.as_str()), "there is no pool {wanted:?}, but {}", names.join(", "));
     }
     let mut running = Vec::new();
-    for (index, instance) in config.fleet.instances.iter().enumerate() {
-        let (_, pool) = config.fleet.pool_of(index).context("an instance without a pool")?;
+    for (id, instance) in config.fleet.instances_by_id() {
+        let (_, pool) = config.fleet.pool_of(id).context("an instance without a pool")?;
         if !pools.is_empty() && !pools.contains(&pool.name) {
             continue;
         }
@@ -108,18 +108,18 @@ mod tests {
     async fn the_named_pools_run_on_their_addresses() {
         let config = config();
         let (first, second) = (&config.fleet.pools[0], &config.fleet.pools[1]);
-        let all = config.fleet.instances.len();
         for (pools, expected) in [
             (vec![second.name.clone()], second.instances.clone()),
             (
                 vec![first.name.clone(), second.name.clone()],
                 first.instances.iter().chain(&second.instances).copied().collect::<Vec<_>>(),
             ),
-            (vec![], (0..all).collect()),
+            (vec![], config.fleet.instances_by_id().map(|(id, _)| id).collect()),
         ] {
             let running = start(&config, &Network::Sockets, &pools, 1.0, None).await.unwrap();
             let addresses: Vec<String> = running.iter().map(|instance| instance.address().to_string()).collect();
-            let wanted: Vec<&str> = expected.iter().map(|i| config.fleet.instances[*i].address.as_str()).collect();
+            let wanted: Vec<&str> =
+                expected.iter().map(|i| config.fleet.instances[i.index()].address.as_str()).collect();
             assert_eq!(addresses, wanted, "{pools:?}");
             for instance in running {
                 instance.stop().await;

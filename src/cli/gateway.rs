@@ -148,7 +148,7 @@ fn discover(json: &mut Value, listed: &Config, pools: &[String], directory: &Pat
     for name in pools {
         let index = listed.fleet.pools.iter().position(|p| p.name == *name).context("no such pool to discover")?;
         let pool = listed.fleet.pools.get(index).context("no such pool to discover")?;
-        let instances = pool.instances.iter().filter_map(|i| listed.fleet.instances.get(*i));
+        let instances = pool.instances.iter().filter_map(|i| listed.fleet.instance(*i));
         let hosts: Vec<(SocketAddr, &str)> =
             instances.map(|i| Ok((i.address.parse()?, "HEALTHY"))).collect::<Result<_>>()?;
         write_endpoints(directory, &pool.cluster, &hosts)?;

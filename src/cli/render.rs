@@ -376,7 +376,7 @@ fn cluster(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()
 }
 
 fn list(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()> {
-    for instance in pool.instances.iter().filter_map(|i| config.fleet.instances.get(*i)) {
+    for instance in pool.instances.iter().filter_map(|i| config.fleet.instance(*i)) {
         let address: SocketAddr = instance.address.parse()?;
         let (ip, port) = (address.ip(), address.port());
         writeln!(

@@ -47,7 +47,7 @@ mod lengths;
 
 use std::time::Duration;
 
-use crate::fleet::{Constraint, Constraints, Mode, Overload, OverloadAction};
+use crate::fleet::{Constraint, Constraints, InstanceId, Mode, Overload, OverloadAction};
 use crate::latency;
 use crate::score::Candidate;
 
@@ -178,7 +178,7 @@ pub enum Saturation {
 }
 
 /// Judges candidates; `waiting` says how many requests wait at an instance.
-pub fn saturation(overload: &Overload, candidates: &[Candidate], waiting: impl Fn(usize) -> f64) -> Saturation {
+pub fn saturation(overload: &Overload, candidates: &[Candidate], waiting: impl Fn(InstanceId) -> f64) -> Saturation {
     let limit = overload.ttft.map_or(f64::INFINITY, |limit| limit.as_secs_f64());
     let queue_max = overload.waiting_per_instance.unwrap_or(f64::INFINITY);
     // Seconds until it may not be saturated any more: its queue has been served when this request's turn would have come.

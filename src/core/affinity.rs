@@ -45,6 +45,8 @@ pub use prefix::{FIELDS_MAX, Fingerprint, KEYS_MAX, Prefix};
 
 use std::time::Duration;
 
+use crate::fleet::InstanceId;
+
 /// How affinity is used.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Affinity {
@@ -68,13 +70,13 @@ pub struct Held<'a> {
 impl Held<'_> {
     /// Prompt tokens that an instance need not prefill; of a prompt, at least the last one has to be.
     #[inline]
-    pub fn cached_tokens(&self, instance: usize, prompt_tokens: f64) -> f64 {
-        self.cached_tokens.get(instance).copied().unwrap_or(0.0).min(prompt_tokens - 1.0).max(0.0)
+    pub fn cached_tokens(&self, instance: InstanceId, prompt_tokens: f64) -> f64 {
+        self.cached_tokens.get(instance.index()).copied().unwrap_or(0.0).min(prompt_tokens - 1.0).max(0.0)
     }
 
     /// Whether an instance has loaded the request's adapter.
-    pub fn has_adapter(&self, instance: usize) -> bool {
-        self.adapter.get(instance).copied().unwrap_or(false)
+    pub fn has_adapter(&self, instance: InstanceId) -> bool {
+        self.adapter.get(instance.index()).copied().unwrap_or(false)
     }
 }
 
@@ -109,7 +111,7 @@ impl Keys {
     /// What an instance holds that was sent the request: `prompt_tokens`, of which it had `cached_tokens`, and an answer.
     pub fn placement(
         &self,
-        instance: usize,
+        instance: InstanceId,
         prompt_tokens: u64,
         cached_tokens: u64,
         output_tokens: u64,
@@ -127,7 +129,7 @@ impl Keys {
     }
 
     /// What the instance of a session holds once the answer is known; `None` if the request has no session.
-    pub fn answered(&self, instance: usize, held_tokens: u64, now: Duration) -> Option<Placement> {
+    pub fn answered(&self, instance: InstanceId, held_tokens: u64, now: Duration) -> Option<Placement> {
         let held_tokens = u32::try_from(held_tokens).unwrap_or(u32::MAX);
         Some(Placement { at: now, instance, held_tokens, placed_tokens: 0, keys: vec![self.session?] })
     }

@@ -77,7 +77,7 @@ pub fn assign(
             sent = sent.saturating_add(1);
             let max_running =
                 router.config().fleet.pool(decision.to.pool).map_or(f64::INFINITY, |p| f64::from(p.limits.max_running));
-            if let Some(load) = loads.as_mut().and_then(|l| l.get_mut(decision.to.instance)) {
+            if let Some(load) = loads.as_mut().and_then(|l| l.get_mut(decision.to.instance.index())) {
                 *load = load.after(&decision.dispatch(), max_running, now);
             }
         }

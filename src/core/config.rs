@@ -25,7 +25,7 @@ use raw::{RawConfig, RawLearning, RawRoute};
 pub use secret::Secret;
 
 use crate::affinity::Affinity;
-use crate::fleet::{Fleet, ModelKind, Policy, PolicyId};
+use crate::fleet::{Fleet, ModelId, ModelKind, Policy, PolicyId};
 use crate::hash::fnv1a;
 use crate::latency::Basis;
 use crate::openai::Listed;
@@ -171,9 +171,9 @@ impl Config {
     /// Every name that requests may use, with the longest context that it may have: virtual models, models, their adapters, and the names
     /// that servers have for them.
     pub fn models(&self) -> Vec<Listed<'_>> {
-        let of = move |model: usize| self.fleet.pools.iter().filter(move |pool| pool.model == model);
-        let context = |model: usize| of(model).map(|pool| pool.limits.max_model_len).max();
-        let of_models = self.fleet.models.iter().enumerate().filter_map(|(i, model)| Some((i, model, context(i)?)));
+        let of = move |model: ModelId| self.fleet.pools.iter().filter(move |pool| pool.model == model);
+        let context = |model: ModelId| of(model).map(|pool| pool.limits.max_model_len).max();
+        let of_models = self.fleet.models_by_id().filter_map(|(i, model)| Some((i, model, context(i)?)));
         let named = of_models.clone().flat_map(|(i, model, max_model_len)| {
             let names = std::iter::once(&model.name).chain(&model.adapters).chain(of(i).map(|pool| &pool.served_model));
             names.map(move |name| Listed { name, max_model_len })

@@ -35,7 +35,7 @@ use std::time::Duration;
 pub use clusters::{ClusterHost, ClusterHosts, parse};
 pub use settings::DiscoverySettings;
 
-use crate::fleet::{Fleet, Instance, Pool, PoolId, Presence};
+use crate::fleet::{Fleet, Instance, InstanceId, Pool, PoolId, Presence};
 
 /// Most instances of a fleet: bounds every record that has a row per instance.
 pub const INSTANCES_MAX: usize = 4_096;
@@ -77,12 +77,12 @@ impl Roster {
     }
 
     /// Takes over what Envoy said of its clusters, and says whether anything has changed. A cluster that it did not name is as
-    /// it was. `outstanding` tells how many requests any worker has on an index.
+    /// it was. `outstanding` tells how many requests any worker has on an instance.
     pub fn update(
         &mut self,
         pools: &[Pool],
         clusters: &[ClusterHosts],
-        outstanding: impl Fn(usize) -> u64,
+        outstanding: impl Fn(InstanceId) -> u64,
         now: Duration,
     ) -> bool {
         let mut changed = false;
@@ -121,7 +121,7 @@ impl Roster {
                 let may_go =
                     pools.get(m.pool.index()).is_some_and(|pool| pool.discovered) && m.presence == Presence::Gone;
                 let long_ago = now.saturating_sub(m.since) >= FORGOTTEN_AFTER;
-                (may_go && long_ago && outstanding(i) == 0).then_some(i)
+                (may_go && long_ago && outstanding(InstanceId::new(i)) == 0).then_some(i)
             };
             let reused = self.0.iter().enumerate().skip(free).find_map(forgotten);
             free = reused.map_or(self.0.len(), |i| i.saturating_add(1));
@@ -143,8 +143,8 @@ impl Roster {
     }
 }
 
-/// Makes a fleet have the instances of a roster, and returns the indices that mean another instance than before.
-pub fn apply(fleet: &mut Fleet, roster: &Roster) -> Vec<usize> {
+/// Makes a fleet have the instances of a roster, and returns the ids that mean another instance than before.
+pub fn apply(fleet: &mut Fleet, roster: &Roster) -> Vec<InstanceId> {
     let mut replaced = Vec::new();
     for (i, member) in roster.0.iter().enumerate().take(INSTANCES_MAX) {
         match fleet.instances.get_mut(i) {
@@ -154,7 +154,7 @@ pub fn apply(fleet: &mut Fleet, roster: &Roster) -> Vec<usize> {
             Some(instance) => {
                 *instance =
                     Instance { presence: member.presence, ..Instance::new(member.address.clone(), member.pool) };
-                replaced.push(i);
+                replaced.push(InstanceId::new(i));
             }
             None => {
                 let instance = Instance::new(member.address.clone(), member.pool);
@@ -167,7 +167,7 @@ pub fn apply(fleet: &mut Fleet, roster: &Roster) -> Vec<usize> {
     }
     for (i, instance) in fleet.instances.iter().enumerate() {
         if let Some(pool) = fleet.pools.get_mut(instance.pool.index()) {
-            pool.instances.push(i);
+            pool.instances.push(InstanceId::new(i));
         }
     }
     replaced

@@ -8,7 +8,7 @@ mod ids;
 pub use batching::{BatchSizing, Batching};
 pub use constraints::{Budget, Constraint, Constraints, Mode, Order, Overload, OverloadAction, Slo};
 pub use demand::{DemandLevel, OnlinePrices};
-pub use ids::{PolicyId, PoolId};
+pub use ids::{InstanceId, ModelId, PolicyId, PoolId};
 
 use crate::hash::address_key;
 
@@ -80,8 +80,8 @@ pub struct Limits {
 pub struct Pool {
     /// The pool's name in headers, metrics and logs.
     pub name: String,
-    /// Index into [`Fleet::models`].
-    pub model: usize,
+    /// The model that its instances serve.
+    pub model: ModelId,
     /// Envoy's cluster.
     pub cluster: String,
     /// The model name that its instances serve (vLLM `--served-model-name`).
@@ -90,8 +90,8 @@ pub struct Pool {
     pub profile: LatencyProfile,
     /// What its instances can hold.
     pub limits: Limits,
-    /// Its instances, indices into [`Fleet::instances`]; also those that are gone.
-    pub instances: Vec<usize>,
+    /// Its instances; also those that are gone.
+    pub instances: Vec<InstanceId>,
     /// Whether its instances are those of its cluster, and not a list of the configuration.
     pub discovered: bool,
 }
@@ -128,7 +128,7 @@ impl Instance {
     }
 }
 
-/// All pools. An index means the same instance for as long as anything may refer to it.
+/// All pools. An id means the same instance for as long as anything may refer to it.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Fleet {
     /// The models, in the order of the file.
@@ -141,9 +141,19 @@ pub struct Fleet {
 
 impl Fleet {
     /// The pool of an instance.
-    pub fn pool_of(&self, instance: usize) -> Option<(PoolId, &Pool)> {
-        let id = self.instances.get(instance)?.pool;
+    pub fn pool_of(&self, instance: InstanceId) -> Option<(PoolId, &Pool)> {
+        let id = self.instance(instance)?.pool;
         Some((id, self.pool(id)?))
+    }
+
+    /// An instance.
+    pub fn instance(&self, id: InstanceId) -> Option<&Instance> {
+        self.instances.get(id.index())
+    }
+
+    /// The instances, each with its id.
+    pub fn instances_by_id(&self) -> impl DoubleEndedIterator<Item = (InstanceId, &Instance)> {
+        self.instances.iter().enumerate().map(|(index, instance)| (InstanceId::new(index), instance))
     }
 
     /// A pool.
@@ -156,34 +166,45 @@ impl Fleet {
         self.pools.iter().enumerate().map(|(index, pool)| (PoolId::new(index), pool))
     }
 
+    /// A model.
+    pub fn model(&self, id: ModelId) -> Option<&Model> {
+        self.models.get(id.index())
+    }
+
+    /// The models, each with its id.
+    pub fn models_by_id(&self) -> impl Iterator<Item = (ModelId, &Model)> + Clone {
+        self.models.iter().enumerate().map(|(index, model)| (ModelId::new(index), model))
+    }
+
     /// The model of a pool.
     pub fn model_of(&self, pool: &Pool) -> Option<&Model> {
-        self.models.get(pool.model)
+        self.model(pool.model)
     }
 
-    /// The index of a model by the name that clients use.
-    pub fn model_named(&self, name: &str) -> Option<usize> {
-        self.models.iter().position(|m| m.name == name)
+    /// A model by the name that clients use.
+    pub fn model_named(&self, name: &str) -> Option<ModelId> {
+        self.models.iter().position(|m| m.name == name).map(ModelId::new)
     }
 
-    /// The index of the model that an adapter belongs to, by the adapter's name.
-    pub fn model_with_adapter(&self, name: &str) -> Option<usize> {
-        self.models.iter().position(|m| m.adapters.iter().any(|a| a == name))
+    /// The model that an adapter belongs to, by the adapter's name.
+    pub fn model_with_adapter(&self, name: &str) -> Option<ModelId> {
+        self.models.iter().position(|m| m.adapters.iter().any(|a| a == name)).map(ModelId::new)
     }
 
-    /// The index of an instance by its address; one that is there comes before one that has gone.
-    pub fn instance_at(&self, address: &str) -> Option<usize> {
-        let at = |gone: bool| {
-            self.instances.iter().position(|i| i.address == address && (i.presence == Presence::Gone) == gone)
-        };
-        at(false).or_else(|| at(true))
+    /// An instance by its address; one that is there comes before one that has gone.
+    pub fn instance_at(&self, address: &str) -> Option<InstanceId> {
+        self.instance_where(|instance| instance.address == address)
     }
 
-    /// The index of an instance by the key of its address, likewise.
-    pub fn instance_with_key(&self, key: u32) -> Option<usize> {
-        let at =
-            |gone: bool| self.instances.iter().position(|i| i.key == key && (i.presence == Presence::Gone) == gone);
-        at(false).or_else(|| at(true))
+    /// An instance by the key of its address, likewise.
+    pub fn instance_with_key(&self, key: u32) -> Option<InstanceId> {
+        self.instance_where(|instance| instance.key == key)
+    }
+
+    fn instance_where(&self, is_meant: impl Fn(&Instance) -> bool) -> Option<InstanceId> {
+        let first =
+            |gone: bool| self.instances.iter().position(|i| is_meant(i) && (i.presence == Presence::Gone) == gone);
+        first(false).or_else(|| first(true)).map(InstanceId::new)
     }
 }
 

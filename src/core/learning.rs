@@ -34,7 +34,7 @@ pub mod lengths;
 pub mod speed;
 mod tallies;
 
-use crate::fleet::PoolId;
+use crate::fleet::{ModelId, PoolId};
 use crate::latency::Speed;
 use crate::predictor::Estimate;
 
@@ -51,8 +51,8 @@ pub struct Learned {
 
 impl Learned {
     /// The factor on a model's expected output tokens.
-    pub fn correction(&self, model: usize) -> f64 {
-        self.corrections.get(model).copied().unwrap_or(1.0)
+    pub fn correction(&self, model: ModelId) -> f64 {
+        self.corrections.get(model.index()).copied().unwrap_or(1.0)
     }
 
     /// What is known of a pool's speed.
@@ -62,7 +62,7 @@ impl Learned {
 
     /// An estimate with what was learnt since the predictor was trained.
     #[must_use]
-    pub fn applied(&self, model: usize, prototype: Option<usize>, estimate: &Estimate) -> Estimate {
+    pub fn applied(&self, model: ModelId, prototype: Option<usize>, estimate: &Estimate) -> Estimate {
         let factor = self.correction(model);
         let (quality, quality_sd) = self.offsets.revised(model, prototype, estimate.quality, estimate.quality_sd);
         Estimate {

@@ -92,20 +92,20 @@ impl Observation {
         let (unknown, by_profile) = (LoadNow::default(), Speed::default());
         // By model, instances, those that are there, and the soonest end with its TTFT.
         let mut places = vec![(0_u32, 0_u32, f64::INFINITY); fleet.models.len()];
-        for (i, instance) in fleet.instances.iter().enumerate() {
+        for (i, instance) in fleet.instances_by_id() {
             let Some(pool) = fleet.pool(instance.pool) else { continue };
             let model = fleet.model_of(pool).filter(|m| m.kind == ModelKind::Generate);
             let (Some(model), Some(now), Some((all, there, soonest))) =
-                (model, seen.models.get_mut(pool.model), places.get_mut(pool.model))
+                (model, seen.models.get_mut(pool.model.index()), places.get_mut(pool.model.index()))
             else {
                 continue;
             };
-            let own = counters.0.get(i).copied().unwrap_or_default();
+            let own = counters.get(i).copied().unwrap_or_default();
             now.sent = now.sent.saturating_add(own.dispatched_requests);
             if instance.presence == Presence::Gone {
                 continue;
             }
-            let load = loads.get(i).unwrap_or(&unknown);
+            let load = loads.get(i.index()).unwrap_or(&unknown);
             seen.in_flight += load.in_flight();
             seen.own_in_flight += own.outstanding_requests() as f64;
             *all = all.saturating_add(1);

@@ -11,6 +11,8 @@ mod standing;
 
 use std::time::Duration;
 
+use crate::fleet::InstanceId;
+
 pub use glimpse::Glimpse;
 pub use now::{LoadNow, load_now};
 pub use report::{InstanceReport, Reports, trust};
@@ -38,8 +40,8 @@ pub struct InstanceCounters {
 /// A request on its way, as much as the counters know of it. Whoever dispatches keeps it and gives it back once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dispatch {
-    /// Index of the instance.
-    pub instance: usize,
+    /// The instance.
+    pub instance: InstanceId,
     /// Estimated prompt tokens that still wait for prefill.
     pub prompt_tokens: u64,
     /// Predicted output tokens that have not been streamed yet.
@@ -56,9 +58,21 @@ impl Counters {
         Counters(vec![InstanceCounters::default(); instances])
     }
 
+    /// The counters of an instance.
+    #[inline]
+    pub fn get(&self, instance: InstanceId) -> Option<&InstanceCounters> {
+        self.0.get(instance.index())
+    }
+
+    /// The counters of an instance, to be changed.
+    #[inline]
+    pub fn get_mut(&mut self, instance: InstanceId) -> Option<&mut InstanceCounters> {
+        self.0.get_mut(instance.index())
+    }
+
     /// Records that a request was sent.
     pub fn dispatch(&mut self, dispatch: &Dispatch, now: Duration) {
-        if let Some(c) = self.0.get_mut(dispatch.instance) {
+        if let Some(c) = self.get_mut(dispatch.instance) {
             c.dispatched_requests = c.dispatched_requests.saturating_add(1);
             c.dispatched_prompt_tokens = c.dispatched_prompt_tokens.saturating_add(dispatch.prompt_tokens);
             c.dispatched_output_tokens = c.dispatched_output_tokens.saturating_add(dispatch.output_tokens);
@@ -68,7 +82,7 @@ impl Counters {
 
     /// Records that a request's prefill is over.
     pub fn prefilled(&mut self, dispatch: &mut Dispatch) {
-        if let Some(c) = self.0.get_mut(dispatch.instance) {
+        if let Some(c) = self.get_mut(dispatch.instance) {
             c.finished_prompt_tokens = c.finished_prompt_tokens.saturating_add(dispatch.prompt_tokens);
             dispatch.prompt_tokens = 0;
         }
@@ -76,7 +90,7 @@ impl Counters {
 
     /// Records that `tokens` more output tokens were streamed; tokens beyond the predicted ones were never counted.
     pub fn streamed(&mut self, dispatch: &mut Dispatch, tokens: u64) {
-        if let Some(c) = self.0.get_mut(dispatch.instance) {
+        if let Some(c) = self.get_mut(dispatch.instance) {
             c.streamed(dispatch.stream(tokens));
         }
     }
@@ -86,14 +100,14 @@ impl Counters {
         self.prefilled(&mut dispatch);
         let rest = dispatch.output_tokens;
         self.streamed(&mut dispatch, rest);
-        if let Some(c) = self.0.get_mut(dispatch.instance) {
+        if let Some(c) = self.get_mut(dispatch.instance) {
             c.finished_requests = c.finished_requests.saturating_add(1);
         }
     }
 
     /// Moves a request to the instance that really serves it (Envoy has retried elsewhere).
-    pub fn move_to(&mut self, dispatch: &mut Dispatch, instance: usize, now: Duration) {
-        if dispatch.instance != instance && instance < self.0.len() {
+    pub fn move_to(&mut self, dispatch: &mut Dispatch, instance: InstanceId, now: Duration) {
+        if dispatch.instance != instance && instance.index() < self.0.len() {
             self.finish(*dispatch);
             dispatch.instance = instance;
             self.dispatch(dispatch, now);

@@ -29,7 +29,7 @@ use crate::affinity::Held;
 use crate::config::{Config, Drill};
 use crate::discovery::{self, Roster};
 use crate::features;
-use crate::fleet::{Constraints, Model, ModelKind, PolicyId, PoolId};
+use crate::fleet::{Constraints, InstanceId, Model, ModelId, ModelKind, PolicyId, PoolId};
 use crate::learning::{Learned, exploration};
 use crate::names::named;
 use crate::openai::{Api, Prompt};
@@ -62,7 +62,7 @@ pub struct Ask<'a> {
     /// The route's policy.
     pub policy: PolicyId,
     /// The instance that holds what the request refers to, if any.
-    pub holder: Option<usize>,
+    pub holder: Option<InstanceId>,
     /// What the instances have kept of what the request needs.
     pub held: Held<'a>,
     /// How many requests were decided before, for round robin.
@@ -176,8 +176,8 @@ impl Router {
         &self.config
     }
 
-    /// Makes the fleet have the instances of a roster; returns the indices that mean another instance than before.
-    pub fn follow(&mut self, roster: &Roster) -> Vec<usize> {
+    /// Makes the fleet have the instances of a roster; returns the ids that mean another instance than before.
+    pub fn follow(&mut self, roster: &Roster) -> Vec<InstanceId> {
         discovery::apply(&mut self.config.fleet, roster)
     }
 
@@ -213,7 +213,7 @@ impl Router {
         ask: &Ask<'_>,
         loads: Option<&[LoadNow]>,
         learned: &Learned,
-        outlook: impl FnOnce(&[usize]) -> Cow<'o, Outlook>,
+        outlook: impl FnOnce(&[ModelId]) -> Cow<'o, Outlook>,
     ) -> Verdict {
         if self.config.drills(Drill::Router) {
             return Verdict::Untouched(UntouchedReason::Drill);
@@ -230,8 +230,9 @@ impl Router {
         };
         let outlook = outlook(&models);
         let unlearned = outlook.estimates.iter().enumerate();
-        let estimates: Vec<Estimate> =
-            unlearned.map(|(model, (estimate, _))| learned.applied(model, outlook.prototype, estimate)).collect();
+        let estimates: Vec<Estimate> = unlearned
+            .map(|(model, (estimate, _))| learned.applied(ModelId::new(model), outlook.prototype, estimate))
+            .collect();
         let prompt = PromptTokens::from_prompt(ask.prompt);
         let candidates = self.candidates(ask, &models, &estimates, prompt, loads, learned);
         let entrants = self.admit((ask, policy), candidates, &estimates, prompt, loads, learned);
@@ -244,7 +245,7 @@ impl Router {
         let scores = score::scores(&admitted.candidates, policy, prices, &self.references, ask.sequence);
         let ranking = score::Ranking::new(&admitted.candidates, &scores, policy.objective);
         let firsts = ranking.of_models();
-        let models_ranked: Vec<usize> =
+        let models_ranked: Vec<ModelId> =
             firsts.iter().filter_map(|i| Some(admitted.candidates.get(*i)?.model)).collect();
         let choice = exploration::choose(&models_ranked, policy.exploration, ask.draw);
         let chosen = choice.and_then(|choice| {
@@ -266,7 +267,7 @@ impl Router {
     }
 
     /// Where nobody is known who could serve: Envoy may know hosts of a discovered pool, and the default one comes first.
-    fn without_candidate(&self, ask: &Ask<'_>, models: &[usize]) -> Verdict {
+    fn without_candidate(&self, ask: &Ask<'_>, models: &[ModelId]) -> Verdict {
         let fleet = &self.config.fleet;
         let default = self.config.envoy.default_pool;
         let all = fleet.pool(default).map(|pool| (default, pool)).into_iter().chain(fleet.pools_by_id());
@@ -278,7 +279,7 @@ impl Router {
     }
 
     /// What is expected of each model's answer to a prompt, if these models may answer it.
-    pub fn outlook(&self, prompt: &Prompt, allowed: &[usize]) -> Outlook {
+    pub fn outlook(&self, prompt: &Prompt, allowed: &[ModelId]) -> Outlook {
         let prediction = self.prediction(prompt, allowed);
         Outlook {
             estimates: self.estimates(prediction.as_ref()),
@@ -288,9 +289,9 @@ impl Router {
     }
 
     /// What the predictor makes of the prompt, if it has anything to say.
-    fn prediction(&self, prompt: &Prompt, allowed: &[usize]) -> Option<Prediction> {
+    fn prediction(&self, prompt: &Prompt, allowed: &[ModelId]) -> Option<Prediction> {
         let generates =
-            allowed.iter().any(|m| self.config.fleet.models.get(*m).is_some_and(|m| m.kind == ModelKind::Generate));
+            allowed.iter().any(|m| self.config.fleet.model(*m).is_some_and(|m| m.kind == ModelKind::Generate));
         let predictor = self.predictor.as_ref().filter(|_| generates && !self.config.drills(Drill::Predictor))?;
         predictor.predict(&features::extract(&prompt.text))
     }

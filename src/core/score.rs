@@ -35,16 +35,16 @@
 use std::cmp::Ordering;
 use std::time::Duration;
 
-use crate::fleet::{Fleet, ModelKind, Objective, Policy, QualityNormalisation, Weights};
+use crate::fleet::{Fleet, InstanceId, ModelId, ModelKind, Objective, Policy, QualityNormalisation, Weights};
 use crate::latency::{self, Forecast, Work};
 
 /// One (model, instance) pair that may serve a request, with what is expected of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Candidate {
-    /// Index of the instance.
-    pub instance: usize,
-    /// Index of its model.
-    pub model: usize,
+    /// The instance.
+    pub instance: InstanceId,
+    /// Its model.
+    pub model: ModelId,
     /// Expected answer quality, 0 to 1.
     pub quality: f64,
     /// Expected output tokens of all answers asked for.
@@ -132,7 +132,7 @@ const CROWDING_MAX: f64 = 8.0;
 /// takes least.
 fn crowding(candidates: &[Candidate]) -> f64 {
     // The least burden of each model, and the idle time where it is.
-    let mut soonest: Vec<(usize, f64, f64)> = Vec::new();
+    let mut soonest: Vec<(ModelId, f64, f64)> = Vec::new();
     for candidate in candidates {
         let burden = candidate.burden_seconds();
         match soonest.iter_mut().find(|(model, ..)| *model == candidate.model) {
@@ -166,7 +166,7 @@ pub fn scores(
 
 /// `Q - price`, with these prices by model; models beyond their end are free.
 fn priced(candidates: &[Candidate], prices: &[f64]) -> Vec<f64> {
-    let price = |model: usize| prices.get(model).copied().unwrap_or(0.0);
+    let price = |model: ModelId| prices.get(model.index()).copied().unwrap_or(0.0);
     candidates.iter().map(|c| c.quality - price(c.model)).collect()
 }
 
@@ -241,7 +241,7 @@ impl<'a> Ranking<'a> {
 
     /// Positions of the best candidate of each model, best first.
     pub fn of_models(&self) -> Vec<usize> {
-        let mut firsts: Vec<(usize, usize)> = Vec::new();
+        let mut firsts: Vec<(ModelId, usize)> = Vec::new();
         // Instances of a model mostly follow each other.
         let mut last = 0;
         for (i, candidate) in self.candidates.iter().enumerate() {

@@ -23,6 +23,7 @@ pub use prices::Prices;
 pub use statistics::{Counter, Gauge, Histogram, Statistic, Statistics};
 
 use crate::discovery::Roster;
+use crate::fleet::InstanceId;
 use crate::reckoning::{Counters, Glimpse, Reports};
 use crate::router::Router;
 use crate::shared::{self, Board, Index, Key, Responses, SLOT_TTL, Slots, Version};
@@ -87,7 +88,7 @@ pub struct Worker {
     /// Time between two reports of an instance.
     period: Duration,
     /// What response headers have shown this VM, the latest of each instance, until the leader must have read it.
-    glimpses: BTreeMap<usize, Glimpse>,
+    glimpses: BTreeMap<InstanceId, Glimpse>,
     unwritten_glimpses: bool,
     /// The fleet's instances as this VM has them.
     roster: Roster,

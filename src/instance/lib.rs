@@ -454,6 +454,7 @@ pub async fn run(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use routebalance_core::fleet::ModelId;
 
     #[test]
     fn faults_are_read() {
@@ -491,7 +492,7 @@ mod tests {
         };
         let pool = |name: &str, model: usize| routebalance_core::fleet::Pool {
             name: name.into(),
-            model,
+            model: ModelId::new(model),
             cluster: name.into(),
             served_model: format!("served-{name}"),
             profile,

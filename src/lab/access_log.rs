@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use super::lines;
 use super::prompts::{LabPrompt, LabPrompts, TOKENS_MAX, answered_tokens, generating, priors};
-use routebalance_core::fleet::{Fleet, ModelKind};
+use routebalance_core::fleet::{Fleet, ModelId, ModelKind};
 use routebalance_core::predictor::Estimate;
 use routebalance_core::router::{Outlook, Router};
 use routebalance_sim::workload::Template;
@@ -83,7 +83,7 @@ pub fn read(file: &Path, router: &Router) -> Result<(LabPrompts, Vec<Duration>)>
 pub fn parse(name: &str, text: &str, router: &Router) -> Result<(LabPrompts, Vec<Duration>)> {
     let fleet = &router.config().fleet;
     let mut scores: BTreeMap<String, f64> = BTreeMap::new();
-    let mut routed: Vec<(Timestamp, String, usize, Routed)> = Vec::new();
+    let mut routed: Vec<(Timestamp, String, ModelId, Routed)> = Vec::new();
     let (mut others, mut elsewhere, mut not_text, mut foreign) = (0, 0, 0, String::new());
     // Envoy may write its own log to the same file.
     for (place, line) in lines::placed(name, text).filter(|(_, line)| line.starts_with('{')) {
@@ -102,7 +102,10 @@ pub fn parse(name: &str, text: &str, router: &Router) -> Result<(LabPrompts, Vec
         let at = line.time.parse().with_context(|| format!("{place}: time: {:?}", line.time))?;
         let request: Routed = decision(line.decision).with_context(|| place.clone())?;
         request.check().with_context(|| place.clone())?;
-        match fleet.model_named(&request.model).filter(|m| fleet.models[*m].kind == ModelKind::Generate) {
+        match fleet
+            .model_named(&request.model)
+            .filter(|m| fleet.model(*m).is_some_and(|model| model.kind == ModelKind::Generate))
+        {
             _ if !GENERATING_APIS.contains(&request.api.as_str()) => not_text += 1,
             Some(model) => routed.push((at, line.request_id.unwrap_or(place), model, request)),
             None => {
@@ -172,7 +175,7 @@ impl Routed {
         Ok(())
     }
 
-    fn template(&self, router: &Router, chosen: usize, score: Option<f64>) -> Template {
+    fn template(&self, router: &Router, chosen: ModelId, score: Option<f64>) -> Template {
         let fleet = &router.config().fleet;
         let seen_tokens = (self.estimated_prompt_tokens.round() as u32).max(1);
         let mut blank = Template::of_counts(seen_tokens, Vec::new(), Vec::new());
@@ -196,7 +199,7 @@ impl Routed {
         let tokens: Vec<f64> = real.iter().map(|(e, _)| e.output_tokens).collect();
         let mut quality: Vec<f64> = expected.iter().map(|(e, _)| e.quality).collect();
         if let Some(score) = score {
-            quality[chosen] = score;
+            quality[chosen.index()] = score;
         }
         let prompt_tokens = self.response.as_ref().and_then(|r| r.prompt_tokens).map(|tokens| tokens.round() as u32);
         Template {
@@ -212,13 +215,13 @@ impl Routed {
 }
 
 /// What is to be expected of every model, given what is of one.
-fn others(fleet: &Fleet, prior: &Outlook, chosen: usize, own: &Estimate) -> Vec<(Estimate, bool)> {
+fn others(fleet: &Fleet, prior: &Outlook, chosen: ModelId, own: &Estimate) -> Vec<(Estimate, bool)> {
     let mut estimates = prior.estimates.clone();
-    let base = prior.estimates[chosen].0;
+    let base = prior.estimates[chosen.index()].0;
     let tokens = own.output_tokens / base.output_tokens.max(1.0);
     let odds_ratio = odds(own.quality) / odds(base.quality);
     for model in generating(fleet) {
-        let (estimate, predicted) = &mut estimates[model];
+        let (estimate, predicted) = &mut estimates[model.index()];
         let output_tokens = (estimate.output_tokens * tokens).max(1.0);
         let odds = odds(estimate.quality) * odds_ratio;
         *estimate = Estimate {

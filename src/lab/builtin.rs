@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer};
 use super::lines;
 use super::opinions::{ClusterOpinion, Opinions};
 use super::prompts::{LabPrompt, LabPrompts, TOKENS_MAX, answered_tokens, in_fleet_order, priors, within};
-use routebalance_core::fleet::Fleet;
+use routebalance_core::fleet::{Fleet, ModelId};
 use routebalance_core::predictor::Estimate;
 use routebalance_core::router::{Outlook, Router};
 use routebalance_sim::workload::Template;
@@ -110,7 +110,7 @@ impl Row {
         let quality = in_fleet_order(fleet, &q).map_err(known)?;
         let tokens = in_fleet_order(fleet, &self.len).map_err(known)?;
         // Of the file's models those of the fleet, with their places in the lists.
-        let places: Vec<(usize, usize)> =
+        let places: Vec<(usize, ModelId)> =
             self.q.iter().enumerate().filter_map(|(i, (name, _))| Some((i, fleet.model_named(name)?))).collect();
         if places.is_empty() {
             bail!("the fleet has no model that writes text");
@@ -155,12 +155,12 @@ impl Row {
 /// The priors with these models' estimates in their places.
 fn outlook_with(
     prior: &Outlook,
-    places: &[(usize, usize)],
+    places: &[(usize, ModelId)],
     estimate: impl Fn(usize, &Estimate) -> Estimate,
 ) -> Outlook {
     let mut outlook = prior.clone();
     for (place, model) in places {
-        let slot = &mut outlook.estimates[*model];
+        let slot = &mut outlook.estimates[model.index()];
         *slot = (estimate(*place, &slot.0), true);
     }
     outlook
@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(set.prompts.len(), 1_521);
         for prompt in &set.prompts {
             let opinions = prompt.opinions.as_ref().unwrap();
-            assert_eq!(opinions.models, [0, 1, 2, 3], "{}", prompt.id);
+            assert_eq!(opinions.models, [0, 1, 2, 3].map(ModelId::new), "{}", prompt.id);
             assert_eq!(prompt.template.output_tokens[4], 0, "an embedding model writes nothing");
             for outlook in [prompt.template.outlook.as_ref().unwrap(), &opinions.knn] {
                 for (estimate, predicted) in &outlook.estimates {
@@ -191,12 +191,12 @@ mod tests {
                 }
             }
             let rules = [
-                opinions.best_route(0.0, 0),
+                opinions.best_route(0.0, ModelId::new(0)),
                 opinions.avengers_pro(0.8),
                 opinions.routellm(0.4),
                 opinions.semantic_router(),
             ];
-            assert!(rules.iter().all(|model| *model < 4), "{}", prompt.id);
+            assert!(rules.iter().all(|model| *model < ModelId::new(4)), "{}", prompt.id);
         }
         // As the data's card says.
         let mean = |m: usize| set.prompts.iter().map(|p| p.template.quality[m]).sum::<f64>() / 1_521.0;

@@ -36,8 +36,9 @@ pub use routers::{ablations, filtered, ours};
 
 use super::entrant::{Entrant, Estimates};
 use super::opinions::Opinions;
+use super::prompts::generating;
 use routebalance_core::config::Config;
-use routebalance_core::fleet::{ModelKind, Weights};
+use routebalance_core::fleet::{ModelId, Weights};
 use routebalance_sim::contender::{Contender, Deciding, Dispatcher, Fitted};
 use routebalance_sim::workload::Template;
 
@@ -156,12 +157,11 @@ impl Entrant {
 pub const OUR_DECISION: Duration = Duration::from_micros(55);
 
 impl LabInputs<'_> {
-    /// Indices of the models that write text and have an instance.
-    fn models(&self) -> Vec<usize> {
+    /// The models that write text and have an instance.
+    fn models(&self) -> Vec<ModelId> {
         let fleet = &self.config.fleet;
-        let serves = |m: usize| fleet.pools.iter().any(|pool| pool.model == m && !pool.instances.is_empty());
-        let writes = |m: usize| fleet.models[m].kind == ModelKind::Generate;
-        (0..fleet.models.len()).filter(|m| writes(*m) && serves(*m)).collect()
+        let serves = |m: &ModelId| fleet.pools.iter().any(|pool| pool.model == *m && !pool.instances.is_empty());
+        generating(fleet).into_iter().filter(serves).collect()
     }
 
     /// The learned contenders' opinions of every template.

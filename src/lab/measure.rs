@@ -134,14 +134,14 @@ pub fn summarised(plan: &Plan, fleet: &Fleet, workload: &Workload, outcomes: &[O
 
 fn quality(workload: &Workload, outcome: &Outcome) -> f64 {
     let template = workload.templates.get(outcome.template);
-    outcome.model.and_then(|m| template?.quality.get(m)).copied().unwrap_or_default()
+    outcome.model.and_then(|m| template?.quality.get(m.index())).copied().unwrap_or_default()
 }
 
 /// What the tokens of a request cost, those of answers that were turned down included.
 fn usd(fleet: &Fleet, workload: &Workload, outcome: &Outcome) -> f64 {
     let Some(template) = workload.templates.get(outcome.template) else { return 0.0 };
     let answer_usd = |answer: Answer| {
-        let tariff = &fleet.models.get(answer.model)?.tariff;
+        let tariff = &fleet.model(answer.model)?.tariff;
         let prompt = f64::from(template.prompt_tokens) * tariff.usd_per_input_token;
         Some(prompt + f64::from(answer.output_tokens) * tariff.usd_per_output_token)
     };
@@ -199,7 +199,7 @@ fn slo_attainment(demand: &Demand, outcomes: &[Outcome]) -> Option<f64> {
 /// published rule, PUBLISHED.md, section 10.3, wants the cost within 1e-9 USD of the budget, which is less than any token costs.)
 /// Those that were refused have used up nothing.
 fn budget_exhausted(fleet: &Fleet, workload: &Workload, outcomes: &[Outcome]) -> Option<f64> {
-    let token = |o: &Outcome| o.model.and_then(|m| fleet.models.get(m)).map_or(0.0, |m| m.tariff.usd_per_output_token);
+    let token = |o: &Outcome| o.model.and_then(|m| fleet.model(m)).map_or(0.0, |m| m.tariff.usd_per_output_token);
     let is_spent = |(o, arrival): (&Outcome, &routebalance_sim::workload::Arrival)| {
         let budget = arrival.constraints?.budget.usd?;
         Some(o.is_answered() && usd(fleet, workload, o) + token(o) > budget)
@@ -217,7 +217,7 @@ fn percentiles(sorted: &[f64]) -> Vec<f64> {
 fn mix<'a>(fleet: &Fleet, outcomes: impl Iterator<Item = &'a Outcome>) -> BTreeMap<String, f64> {
     let mut counts: BTreeMap<String, f64> = BTreeMap::new();
     let mut all = 0.0;
-    for model in outcomes.filter_map(|o| fleet.models.get(o.model?)) {
+    for model in outcomes.filter_map(|o| fleet.model(o.model?)) {
         *counts.entry(model.name.clone()).or_default() += 1.0;
         all += 1.0;
     }

@@ -1,6 +1,7 @@
 //! What the learned parts of published contenders say of a prompt, and the model that each rule makes of it.
 //! `models/README.md` says how they were fitted; no fit has seen the prompt.
 
+use routebalance_core::fleet::ModelId;
 use routebalance_core::router::Outlook;
 
 /// What one cluster of prompts says of the models (Avengers-Pro), in the order of [`Opinions::models`].
@@ -17,8 +18,8 @@ pub struct ClusterOpinion {
 /// What the learned parts of published contenders say of a prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Opinions {
-    /// Indices of the fleet's models that they know, from the smallest to the largest; at least one.
-    pub models: Vec<usize>,
+    /// The fleet's models that they know, from the smallest to the largest; at least one.
+    pub models: Vec<ModelId>,
     /// The paper's own estimates: the 10 nearest prompts by MiniLM. Its lengths are means and have no percentiles.
     pub knn: Outlook,
     /// BEST-Route's classifier: probability that a model is the best one, in the order of `models`.
@@ -28,24 +29,24 @@ pub struct Opinions {
     /// RouteLLM's probability that the largest model's answer beats the smallest one's.
     pub win_rate: f64,
     /// The model of the prompt's category (vLLM Semantic Router); `None` if the fleet does not have it.
-    pub of_category: Option<usize>,
+    pub of_category: Option<ModelId>,
 }
 
 impl Opinions {
     /// The largest model.
-    pub fn largest(&self) -> usize {
+    pub fn largest(&self) -> ModelId {
         self.models[self.models.len() - 1]
     }
 
     /// BEST-Route: the model that is most probably the best, or the fall-back where no probability reaches the threshold.
-    pub fn best_route(&self, threshold: f64, fallback: usize) -> usize {
+    pub fn best_route(&self, threshold: f64, fallback: ModelId) -> ModelId {
         let best = first_greatest(&self.best_route);
         if self.best_route[best] < threshold { fallback } else { self.models[best] }
     }
 
     /// Avengers-Pro: every cluster ranks the models by `p_w performance + (1 - p_w) efficiency` and gives each its weight over the
     /// rank; of equals the smaller model.
-    pub fn avengers_pro(&self, performance_weight: f64) -> usize {
+    pub fn avengers_pro(&self, performance_weight: f64) -> ModelId {
         let mut votes = vec![0.0; self.models.len()];
         for cluster in &self.avengers {
             let values = cluster.performance.iter().zip(&cluster.efficiency);
@@ -61,12 +62,12 @@ impl Opinions {
     }
 
     /// RouteLLM: the largest model where its win rate reaches the threshold, else the smallest.
-    pub fn routellm(&self, threshold: f64) -> usize {
+    pub fn routellm(&self, threshold: f64) -> ModelId {
         if self.win_rate >= threshold { self.largest() } else { self.models[0] }
     }
 
     /// vLLM Semantic Router: the model of the prompt's category, and the largest one where the fleet does not have it.
-    pub fn semantic_router(&self) -> usize {
+    pub fn semantic_router(&self) -> ModelId {
         self.of_category.unwrap_or_else(|| self.largest())
     }
 }
@@ -87,7 +88,7 @@ mod tests {
             efficiency: efficiency.to_vec(),
         };
         let opinions = Opinions {
-            models: vec![4, 2, 7],
+            models: [4, 2, 7].map(ModelId::new).to_vec(),
             knn: Outlook::default(),
             best_route: vec![0.2, 0.5, 0.3],
             avengers: vec![
@@ -98,8 +99,8 @@ mod tests {
             of_category: None,
         };
         let rows = [
-            ("sure enough", opinions.best_route(0.5, 4), 2),
-            ("not sure", opinions.best_route(0.6, 4), 4),
+            ("sure enough", opinions.best_route(0.5, ModelId::new(4)), 2),
+            ("not sure", opinions.best_route(0.6, ModelId::new(4)), 4),
             ("quality only: .6 + .4 / 2 for the third, .4 + .6 / 2 for the second", opinions.avengers_pro(1.0), 7),
             ("cost only", opinions.avengers_pro(0.0), 4),
             // .45, .75, .5 and .5, .95, .25
@@ -107,10 +108,14 @@ mod tests {
             ("worth it", opinions.routellm(0.4), 7),
             ("not worth it", opinions.routellm(0.41), 4),
             ("no such model", opinions.semantic_router(), 7),
-            ("the category's", Opinions { of_category: Some(2), ..opinions.clone() }.semantic_router(), 2),
+            (
+                "the category's",
+                Opinions { of_category: Some(ModelId::new(2)), ..opinions.clone() }.semantic_router(),
+                2,
+            ),
         ];
         for (name, choice, expected) in rows {
-            assert_eq!(choice, expected, "{name}");
+            assert_eq!(choice.index(), expected, "{name}");
         }
     }
 }

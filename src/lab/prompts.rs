@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::lines;
 use super::opinions::Opinions;
-use routebalance_core::fleet::{Fleet, ModelKind};
+use routebalance_core::fleet::{Fleet, ModelId, ModelKind};
 use routebalance_core::openai::{Api, Prompt, RequestScan};
 use routebalance_core::router::{Outlook, Router};
 use routebalance_sim::workload::Template;
@@ -41,12 +41,13 @@ pub struct LabPrompts {
 /// Mean output tokens of a fleet's generating models.
 pub(super) fn mean_output_tokens(fleet: &Fleet, template: &Template) -> f64 {
     let generating = generating(fleet);
-    generating.iter().map(|m| f64::from(template.output_tokens[*m])).sum::<f64>() / generating.len().max(1) as f64
+    generating.iter().map(|m| f64::from(template.output_tokens[m.index()])).sum::<f64>()
+        / generating.len().max(1) as f64
 }
 
-/// Indices of the models that write text.
-pub fn generating(fleet: &Fleet) -> Vec<usize> {
-    (0..fleet.models.len()).filter(|m| fleet.models[*m].kind == ModelKind::Generate).collect()
+/// The models that write text.
+pub fn generating(fleet: &Fleet) -> Vec<ModelId> {
+    fleet.models_by_id().filter(|(_, model)| model.kind == ModelKind::Generate).map(|(id, _)| id).collect()
 }
 
 /// Values by name in the order of the fleet's models, and 0 where a model writes no text; the first generating model without one.

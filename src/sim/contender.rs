@@ -13,7 +13,7 @@ mod published;
 use std::sync::Arc;
 use std::time::Duration;
 
-use routebalance_core::fleet::{BatchSizing, Batching, Fleet, ModelKind};
+use routebalance_core::fleet::{BatchSizing, Batching, Fleet, InstanceId, ModelId, ModelKind};
 use routebalance_core::reckoning::Dispatch;
 use routebalance_core::router::Decision;
 
@@ -32,8 +32,8 @@ pub enum Contender {
     Published(Published),
     /// A model for each kind of request, then one of its instances.
     Pipeline {
-        /// Indices of models, in the order of the workload's templates; `None` for any instance, whatever its model.
-        models: Option<Arc<[usize]>>,
+        /// Models, in the order of the workload's templates; `None` for any instance, whatever its model.
+        models: Option<Arc<[ModelId]>>,
         /// How the instance is chosen.
         dispatcher: Dispatcher,
     },
@@ -87,10 +87,10 @@ impl Deciding {
 /// Where a request goes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
-    /// Index of the instance.
-    pub instance: usize,
+    /// The instance.
+    pub instance: InstanceId,
     /// Where Envoy retries.
-    pub fallbacks: Vec<usize>,
+    pub fallbacks: Vec<InstanceId>,
     /// What the counters are told that the instance was given to do.
     pub dispatch: Dispatch,
     /// The limit of the answer's tokens that its budget demands.
@@ -101,7 +101,7 @@ pub struct Choice {
 
 impl Choice {
     /// A choice of a contender that names no other instances.
-    fn alone(instance: usize, prompt_tokens: u32, output_tokens: f64) -> Choice {
+    fn alone(instance: InstanceId, prompt_tokens: u32, output_tokens: f64) -> Choice {
         let dispatch =
             Dispatch { instance, prompt_tokens: u64::from(prompt_tokens), output_tokens: output_tokens as u64 };
         Choice { instance, fallbacks: Vec::new(), dispatch, max_tokens: None, decision: None }
@@ -109,8 +109,8 @@ impl Choice {
 }
 
 /// The instances that generate text, of one model or of all.
-fn instances(fleet: &Fleet, model: Option<usize>) -> impl Iterator<Item = usize> + '_ {
-    fleet.instances.iter().enumerate().filter_map(move |(i, instance)| {
+fn instances(fleet: &Fleet, model: Option<ModelId>) -> impl Iterator<Item = InstanceId> + '_ {
+    fleet.instances_by_id().filter_map(move |(i, instance)| {
         let pool = fleet.pool(instance.pool)?;
         let generates = fleet.model_of(pool)?.kind == ModelKind::Generate;
         (generates && model.is_none_or(|m| m == pool.model)).then_some(i)

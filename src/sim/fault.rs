@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use routebalance_core::fleet::InstanceId;
 use routebalance_core::telemetry::Load;
 
 /// Something that goes wrong, or is put right.
@@ -9,37 +10,37 @@ use routebalance_core::telemetry::Load;
 pub enum Fault {
     /// An instance dies: its streams are cut, connections to it are refused, scrapes find nobody.
     Kill {
-        /// Index of the instance.
-        instance: usize,
+        /// The instance.
+        instance: InstanceId,
     },
     /// An instance starts anew, empty.
     Start {
-        /// Index of the instance.
-        instance: usize,
+        /// The instance.
+        instance: InstanceId,
     },
     /// An instance stops working and keeps everything open; its report says for ever what it said last.
     Hang {
-        /// Index of the instance.
-        instance: usize,
+        /// The instance.
+        instance: InstanceId,
     },
     /// From now on an instance reports like this.
     Reporting {
-        /// Index of the instance; `None` for all.
-        instance: Option<usize>,
+        /// The instance; `None` for all.
+        instance: Option<InstanceId>,
         /// How.
         as_: Reporting,
     },
     /// From now on an instance answers requests like this.
     Answering {
-        /// Index of the instance; `None` for all.
-        instance: Option<usize>,
+        /// The instance; `None` for all.
+        instance: Option<InstanceId>,
         /// How.
         as_: Answering,
     },
     /// From now on Envoy's cluster has an instance, or has it no more: what it serves goes on.
     Listing {
-        /// Index of the instance.
-        instance: usize,
+        /// The instance.
+        instance: InstanceId,
         /// Whether it is in the list.
         is_listed: bool,
     },

@@ -10,7 +10,7 @@ use batching::Batchers;
 use crate::contender::{Choice, Turns};
 use crate::workload::{Arrival, Template};
 use routebalance_core::affinity::{Keys, Recall};
-use routebalance_core::fleet::PolicyId;
+use routebalance_core::fleet::{InstanceId, PolicyId};
 use routebalance_core::health::{Event, Records};
 use routebalance_core::learning::feedback::Feedback;
 use routebalance_core::learning::speed::AnswerTiming;
@@ -207,14 +207,14 @@ impl Gateway {
     }
 
     /// A worker sees something of an instance, to which a request was sent at a time.
-    pub(super) fn saw(&mut self, worker: usize, instance: usize, event: Event, sent: Duration, now: Duration) {
+    pub(super) fn saw(&mut self, worker: usize, instance: InstanceId, event: Event, sent: Duration, now: Duration) {
         if let Some((worker, board)) = self.at_board(worker) {
             worker.saw(board, instance, event, sent, now);
         }
     }
 
     /// Whether an instance answers nobody at the moment, as far as a worker knows.
-    pub(super) fn is_silent(&self, worker: usize, instance: usize, now: Duration) -> bool {
+    pub(super) fn is_silent(&self, worker: usize, instance: InstanceId, now: Duration) -> bool {
         self.worker(worker).is_some_and(|worker| worker.is_silent(&self.board, instance, now))
     }
 
@@ -237,7 +237,7 @@ impl Gateway {
         }
     }
 
-    pub(super) fn move_to(&mut self, worker: usize, dispatch: &mut Dispatch, instance: usize, now: Duration) {
+    pub(super) fn move_to(&mut self, worker: usize, dispatch: &mut Dispatch, instance: InstanceId, now: Duration) {
         if let Some((worker, board)) = self.at_board(worker) {
             worker.move_to(board, dispatch, instance, now);
         }
@@ -258,7 +258,7 @@ impl Gateway {
     }
 
     /// Streams have brought more of their predicted tokens.
-    pub(super) fn streamed(&mut self, worker: usize, instance: usize, predicted: u64) {
+    pub(super) fn streamed(&mut self, worker: usize, instance: InstanceId, predicted: u64) {
         if let Some((worker, _)) = self.at_board(worker) {
             worker.streams_brought(instance, predicted);
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::statistics::{mean_or_zero, percentile};
+use routebalance_core::fleet::{InstanceId, ModelId};
 use routebalance_core::router::Decision;
 
 /// How a request ended.
@@ -35,8 +36,8 @@ pub enum End {
 /// A whole answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// Index of the model.
-    pub model: usize,
+    /// The model.
+    pub model: ModelId,
     /// Its output tokens.
     pub output_tokens: u32,
 }
@@ -52,12 +53,12 @@ pub struct Outcome {
     pub at: Duration,
     /// From its arrival to its decision; `None` before.
     pub decided: Option<Duration>,
-    /// Index of the model that it was decided for; of a cascade, the one asked now or last.
-    pub model: Option<usize>,
+    /// The model that it was decided for; of a cascade, the one asked now or last.
+    pub model: Option<ModelId>,
     /// What our router decided, with what was expected of it; `None` if nothing was, or if it is not kept.
     pub decision: Option<Box<Decision>>,
     /// The instance that it was sent to last.
-    pub instance: Option<usize>,
+    pub instance: Option<InstanceId>,
     /// How often Envoy sent it.
     pub attempts: usize,
     /// How often the gateway has asked another instance for it, because it was stuck.

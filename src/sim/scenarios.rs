@@ -9,7 +9,7 @@ use crate::outcome::{End, Outcome};
 use crate::simulation::{Options, Simulation};
 use crate::workload::{Arrivals, ChatMix, Workload, sustainable_rates};
 use routebalance_core::config::Config;
-use routebalance_core::fleet::{Fleet, Instance};
+use routebalance_core::fleet::{Fleet, Instance, InstanceId};
 use routebalance_core::random::Random;
 use routebalance_core::router::Router;
 use routebalance_core::shared::SLOT_TTL;
@@ -50,10 +50,11 @@ pub fn small(config: &Config, pools: usize, instances: usize) -> Config {
     let mut fleet = Fleet { models: config.fleet.models.clone(), ..Fleet::default() };
     for (id, pool) in config.fleet.pools_by_id().take(pools) {
         let mut pool = pool.clone();
-        let kept: Vec<usize> = pool.instances.iter().copied().take(instances).collect();
+        let kept: Vec<InstanceId> = pool.instances.iter().copied().take(instances).collect();
         pool.limits.max_running = 8;
-        pool.instances = (fleet.instances.len()..fleet.instances.len().saturating_add(kept.len())).collect();
-        let of_pool = kept.iter().filter_map(|i| config.fleet.instances.get(*i)).cloned();
+        pool.instances =
+            (fleet.instances.len()..fleet.instances.len().saturating_add(kept.len())).map(InstanceId::new).collect();
+        let of_pool = kept.iter().filter_map(|i| config.fleet.instance(*i)).cloned();
         fleet.instances.extend(of_pool.map(|instance| Instance { pool: id, ..instance }));
         fleet.pools.push(pool);
     }
@@ -128,7 +129,7 @@ fn faults(fleet: &Fleet, options: &Options, random: &mut Random) -> Vec<Schedule
     for _ in 0..random.below(6) {
         let at = Duration::from_secs_f64(2.0 + 40.0 * random.uniform());
         let healed = at.saturating_add(Duration::from_secs_f64(1.0 + 15.0 * random.uniform()));
-        let instance = random.below(fleet.instances.len());
+        let instance = InstanceId::new(random.below(fleet.instances.len()));
         let fault = match random.below(7) {
             0 | 1 => Fault::Kill { instance },
             2 => Fault::Hang { instance },
@@ -222,7 +223,7 @@ fn check_outcomes(outcomes: &[Outcome], faults: &[Scheduled], violations: &mut V
 pub fn decided(fleet: &Fleet, outcomes: &[Outcome]) -> Vec<usize> {
     let mut counts = vec![0_usize; fleet.instances.len()];
     for decision in outcomes.iter().filter_map(|o| o.decision.as_ref()) {
-        if let Some(count) = counts.get_mut(decision.to.instance) {
+        if let Some(count) = counts.get_mut(decision.to.instance.index()) {
             *count = count.saturating_add(1);
         }
     }
@@ -231,7 +232,7 @@ pub fn decided(fleet: &Fleet, outcomes: &[Outcome]) -> Vec<usize> {
 
 fn check_shares(fleet: &Fleet, outcomes: &[Outcome], faults: &[Scheduled], violations: &mut Vec<String>) {
     let counts = decided(fleet, outcomes);
-    let touches = |f: &Scheduled, i: usize| match f.fault {
+    let touches = |f: &Scheduled, i: InstanceId| match f.fault {
         Fault::Kill { instance } | Fault::Hang { instance } => instance == i,
         Fault::Reporting { instance, as_ } => instance == Some(i) && as_ != Reporting::Honest,
         Fault::Start { .. }
@@ -241,11 +242,12 @@ fn check_shares(fleet: &Fleet, outcomes: &[Outcome], faults: &[Scheduled], viola
         | Fault::RestartGateway { .. } => false,
     };
     for pool in &fleet.pools {
-        let count_of = |i: &usize| counts.get(*i).copied().unwrap_or_default();
+        let count_of = |i: &InstanceId| counts.get(i.index()).copied().unwrap_or_default();
         let even = pool.instances.iter().map(count_of).sum::<usize>() as f64 / pool.instances.len().max(1) as f64;
         for i in pool.instances.iter().filter(|i| !faults.iter().any(|f| touches(f, **i))) {
             if even >= REQUESTS_MIN && (count_of(i) as f64) < SHARE_MIN * even {
-                violations.push(format!("instance {i} of pool {} got {} of {even:.0}", pool.name, count_of(i)));
+                let (index, name) = (i.index(), &pool.name);
+                violations.push(format!("instance {index} of pool {name} got {} of {even:.0}", count_of(i)));
             }
         }
     }

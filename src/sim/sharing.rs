@@ -1,5 +1,7 @@
 //! Instances that share GPUs: each has a cap of the compute of its GPUs, and whoever is at work slows its neighbours down.
 
+use routebalance_core::fleet::InstanceId;
+
 /// One instance's part of GPUs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {
@@ -15,7 +17,7 @@ pub struct Sharing {
     interference: f64,
     parts: Vec<Part>,
     /// For each instance, those that have a GPU in common with it.
-    neighbours: Vec<Vec<usize>>,
+    neighbours: Vec<Vec<InstanceId>>,
 }
 
 impl Sharing {
@@ -23,27 +25,33 @@ impl Sharing {
     /// down what it shares no compute with: by caches and memory bandwidth.
     pub fn new(parts: Vec<Part>, interference: f64) -> Sharing {
         let meet = |a: &Part, b: &Part| a.gpus.iter().any(|gpu| b.gpus.contains(gpu));
-        let neighbours_of = |(i, part): (usize, &Part)| -> Vec<usize> {
-            parts.iter().enumerate().filter(|(j, other)| *j != i && meet(part, other)).map(|(j, _)| j).collect()
+        let neighbours_of = |(i, part): (usize, &Part)| -> Vec<InstanceId> {
+            parts
+                .iter()
+                .enumerate()
+                .filter(|(j, other)| *j != i && meet(part, other))
+                .map(|(j, _)| InstanceId::new(j))
+                .collect()
         };
         let neighbours = parts.iter().enumerate().map(neighbours_of).collect();
         Sharing { interference, parts, neighbours }
     }
 
     /// Instances that have a GPU in common with this one.
-    pub fn neighbours(&self, instance: usize) -> &[usize] {
-        self.neighbours.get(instance).map_or(&[], Vec::as_slice)
+    pub fn neighbours(&self, instance: InstanceId) -> &[InstanceId] {
+        self.neighbours.get(instance.index()).map_or(&[], Vec::as_slice)
     }
 
     /// By how much an instance is slowed down while these are at work: on each of its GPUs by `1 + interference * C`, where C are
     /// the caps of all others there that are at work, times `max(1, cap + C)` where that is more than the GPU has; its slowest shard
     /// counts, since all wait for each other. Whether it is at work itself does not matter.
-    pub fn slow_down(&self, instance: usize, at_work: &[bool]) -> f64 {
-        let Some(part) = self.parts.get(instance) else { return 1.0 };
-        let works = |other: &usize| at_work.get(*other).copied().unwrap_or_default();
+    pub fn slow_down(&self, instance: InstanceId, at_work: &[bool]) -> f64 {
+        let Some(part) = self.parts.get(instance.index()) else { return 1.0 };
+        let works = |other: &InstanceId| at_work.get(other.index()).copied().unwrap_or_default();
         let slow_down_on = |gpu: &usize| {
             let others = self.neighbours(instance).iter().filter(|other| works(other));
-            let here = others.filter_map(|other| self.parts.get(*other)).filter(|other| other.gpus.contains(gpu));
+            let here =
+                others.filter_map(|other| self.parts.get(other.index())).filter(|other| other.gpus.contains(gpu));
             let caps: f64 = here.map(|other| other.cap).sum();
             (1.0 + self.interference * caps) * (part.cap + caps).max(1.0)
         };
@@ -63,9 +71,10 @@ mod tests {
         // 0 has GPUs 0 and 1; 1 shares the first, 2 and 3 the second; 4 is alone.
         let parts = vec![part(&[0, 1], 0.5), part(&[0], 0.4), part(&[1], 0.3), part(&[1, 2], 0.4), part(&[3], 1.0)];
         let sharing = Sharing::new(parts, 0.25);
-        assert_eq!(sharing.neighbours(0), [1, 2, 3]);
-        assert_eq!(sharing.neighbours(2), [0, 3]);
-        assert!(sharing.neighbours(4).is_empty() && sharing.neighbours(9).is_empty());
+        let neighbours = |instance| sharing.neighbours(InstanceId::new(instance));
+        assert_eq!(neighbours(0), [1, 2, 3].map(InstanceId::new));
+        assert_eq!(neighbours(2), [0, 3].map(InstanceId::new));
+        assert!(neighbours(4).is_empty() && neighbours(9).is_empty());
         let rows: [(usize, [bool; 5], f64); 7] = [
             (0, [true, false, false, false, true], 1.0),
             (0, [false, true, false, false, false], 1.1),
@@ -76,9 +85,9 @@ mod tests {
             (4, [true; 5], 1.0),
         ];
         for (instance, at_work, expected) in rows {
-            let factor = sharing.slow_down(instance, &at_work);
+            let factor = sharing.slow_down(InstanceId::new(instance), &at_work);
             assert!((factor - expected).abs() < 1e-12, "{instance} {at_work:?}: {factor}");
         }
-        assert_eq!(sharing.slow_down(9, &[true; 5]), 1.0);
+        assert_eq!(sharing.slow_down(InstanceId::new(9), &[true; 5]), 1.0);
     }
 }

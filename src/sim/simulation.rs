@@ -17,6 +17,7 @@ use crate::gateway::{Gateway, Vm};
 use crate::outcome::{End, Outcome};
 use crate::server::Server;
 use crate::workload::Workload;
+use routebalance_core::fleet::InstanceId;
 use routebalance_core::health::{self, Asking, Suspect};
 use routebalance_core::random::Random;
 use routebalance_core::reckoning::Dispatch;
@@ -54,11 +55,11 @@ struct Flight {
 #[derive(Clone, Debug)]
 struct Route {
     /// Where Envoy sends it, in order.
-    targets: Vec<usize>,
+    targets: Vec<InstanceId>,
     /// When it was sent, as far as the gateway knows.
     sent: Duration,
     /// The instances of earlier attempts, until it is known what was wrong with them.
-    failed: Vec<usize>,
+    failed: Vec<InstanceId>,
     /// Whether the answer comes in one piece.
     whole: bool,
     /// Who has it, by the numbers of the attempts that the gateway has made; only where it may make some.
@@ -70,7 +71,7 @@ struct Route {
 }
 
 impl Flight {
-    fn target(&self) -> Option<usize> {
+    fn target(&self) -> Option<InstanceId> {
         let targets = &self.route.targets;
         targets.get(self.attempt.checked_rem(targets.len())?).copied()
     }
@@ -105,10 +106,10 @@ enum Happening {
     Look { gateway: usize, worker: usize },
     Decide { gateway: usize, request: Option<usize> },
     Reach { flight: usize, attempt: usize },
-    Rerun { flight: usize, attempt: usize, instance: usize },
-    Step { instance: usize },
+    Rerun { flight: usize, attempt: usize, instance: InstanceId },
+    Step { instance: InstanceId },
     Hear { flight: usize, attempt: usize, news: News },
-    Abort { instance: usize, job: u64 },
+    Abort { instance: InstanceId, job: u64 },
     Tick,
     Asked(Box<Asked>),
     Told(Box<(Asked, ScrapeAnswer)>),
@@ -188,7 +189,7 @@ impl<'a> Simulation<'a> {
         let instances = fleet.instances.len();
         let gateway_router = options.router(router);
         let servers: Vec<Server> =
-            (0..instances).filter_map(|i| fleet.pool_of(i)).map(|(_, pool)| Server::new(pool)).collect();
+            fleet.instances.iter().filter_map(|instance| fleet.pool(instance.pool)).map(Server::new).collect();
         let mut scrape_random = Random::for_use(options.seed, 98);
         let gateway = |g: usize| {
             let ticks_from = router.config().telemetry.scrape_period.mul_f64(scrape_random.uniform());
@@ -318,8 +319,8 @@ impl<'a> Simulation<'a> {
             Happening::Reach { flight, attempt } => self.reach(flight, attempt),
             Happening::Rerun { flight, attempt, instance } => self.reach_by_call(flight, attempt, instance),
             Happening::Step { instance } => {
-                if self.steps.get(instance).copied().flatten() == Some(at) {
-                    if let Some(step) = self.steps.get_mut(instance) {
+                if self.steps.get(instance.index()).copied().flatten() == Some(at) {
+                    if let Some(step) = self.steps.get_mut(instance.index()) {
                         *step = None;
                     }
                     self.advance(instance);
@@ -497,7 +498,7 @@ impl<'a> Simulation<'a> {
     }
 
     /// A request is at an instance.
-    fn deliver(&mut self, (index, attempt): (usize, usize), instance: usize, job: Job) {
+    fn deliver(&mut self, (index, attempt): (usize, usize), instance: InstanceId, job: Job) {
         self.advance(instance);
         if let Some(reply) = self.reply(index, instance) {
             return self.after_network(Happening::Hear { flight: index, attempt, news: News::Replied(reply) });
@@ -505,7 +506,7 @@ impl<'a> Simulation<'a> {
         let now = self.now;
         let template = self.outcomes.get(index).and_then(|o| self.workload.templates.get(o.template));
         let blocks = template.map_or(&[][..], |template| &template.blocks);
-        let Some(server) = self.servers.get_mut(instance) else { return };
+        let Some(server) = self.servers.get_mut(instance.index()) else { return };
         match server.submit(now, job, blocks) {
             Ok(Ok(())) => self.plan_step(instance),
             Ok(Err(_)) => self.after_network(Happening::Hear { flight: index, attempt, news: News::TooLong }),
@@ -513,19 +514,19 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    fn abort(&mut self, instance: usize, job: u64) {
+    fn abort(&mut self, instance: InstanceId, job: u64) {
         self.advance(instance);
-        if let Some(server) = self.servers.get_mut(instance) {
+        if let Some(server) = self.servers.get_mut(instance.index()) {
             server.cancel(job);
         }
         self.plan_step(instance);
     }
 
     /// Lets an instance do what it does by now, and tells the gateways.
-    fn advance(&mut self, instance: usize) {
+    fn advance(&mut self, instance: InstanceId) {
         let mut events = std::mem::take(&mut self.events);
         events.clear();
-        if let Some(server) = self.servers.get_mut(instance) {
+        if let Some(server) = self.servers.get_mut(instance.index()) {
             server.advance_into(self.now, &mut events);
         }
         for event in &events {
@@ -543,10 +544,10 @@ impl<'a> Simulation<'a> {
     }
 
     /// Whoever shares GPUs with an instance that has begun or ceased to work is slowed down, or no more.
-    fn felt_by_neighbours(&mut self, instance: usize) {
+    fn felt_by_neighbours(&mut self, instance: InstanceId) {
         let Some(sharing) = self.options.sharing.clone() else { return };
-        let works = self.servers.get(instance).is_some_and(Server::is_at_work);
-        let Some(felt) = self.at_work.get_mut(instance).filter(|felt| **felt != works) else { return };
+        let works = self.servers.get(instance.index()).is_some_and(Server::is_at_work);
+        let Some(felt) = self.at_work.get_mut(instance.index()).filter(|felt| **felt != works) else { return };
         *felt = works;
         for neighbour in sharing.neighbours(instance) {
             // Its steps until now began before; it may cease or begin to work by it, and then tells this one.
@@ -556,18 +557,18 @@ impl<'a> Simulation<'a> {
     }
 
     /// Slows an instance down as its neighbours do now.
-    fn slow_down(&mut self, instance: usize) {
+    fn slow_down(&mut self, instance: InstanceId) {
         let Some(sharing) = &self.options.sharing else { return };
         let factor = sharing.slow_down(instance, &self.at_work);
-        if let Some(server) = self.servers.get_mut(instance) {
+        if let Some(server) = self.servers.get_mut(instance.index()) {
             server.set_slow_down(factor);
         }
         self.plan_step(instance);
     }
 
-    fn plan_step(&mut self, instance: usize) {
-        let next = self.servers.get(instance).and_then(Server::next_event);
-        let Some(planned) = self.steps.get_mut(instance) else { return };
+    fn plan_step(&mut self, instance: InstanceId) {
+        let next = self.servers.get(instance.index()).and_then(Server::next_event);
+        let Some(planned) = self.steps.get_mut(instance.index()) else { return };
         if let Some(next) = next
             && planned.is_none_or(|at| next < at)
         {

@@ -8,7 +8,7 @@ use std::time::Duration;
 pub use arrivals::Arrivals;
 
 use crate::fault::Reply;
-use routebalance_core::fleet::{Constraints, Fleet, LatencyProfile, Limits, ModelKind};
+use routebalance_core::fleet::{Constraints, Fleet, LatencyProfile, Limits, ModelId, ModelKind};
 use routebalance_core::openai::{Api, Prompt, RequestScan};
 use routebalance_core::predictor::{Estimate, PriorSpread};
 use routebalance_core::random::Random;
@@ -191,9 +191,9 @@ fn tokens(value: f64) -> u32 {
 /// `E[prompt] / prefill rate + E[output] tau(b) / b`, where `tau(b) = tpot (1 + growth (b - 1) + context growth b held / 1000)`,
 /// `held` are the tokens that a running sequence holds on average over its steps, `E[(prompt + output / 2) output] / E[output]`,
 /// and `b` is the smaller of `max_running` and the KV cache over them.
-pub fn sustainable_rate(profile: &LatencyProfile, limits: &Limits, templates: &[Template], model: usize) -> f64 {
+pub fn sustainable_rate(profile: &LatencyProfile, limits: &Limits, templates: &[Template], model: ModelId) -> f64 {
     let n = templates.len().max(1) as f64;
-    let output = |t: &Template| t.output_tokens.get(model).copied().map_or(0.0, f64::from);
+    let output = |t: &Template| t.output_tokens.get(model.index()).copied().map_or(0.0, f64::from);
     let mean = |value: &dyn Fn(&Template) -> f64| templates.iter().map(value).sum::<f64>() / n;
     let prompt_tokens = mean(&|t| f64::from(t.prompt_tokens));
     let output_tokens = mean(&output);
@@ -254,7 +254,7 @@ mod tests {
         ];
         for (name, max_running, kv_tokens, expected) in rows {
             let limits = Limits { max_running, kv_tokens, max_model_len: 8_192 };
-            let rate = sustainable_rate(&profile, &limits, &templates, 0);
+            let rate = sustainable_rate(&profile, &limits, &templates, ModelId::new(0));
             assert!((rate - expected).abs() < 1e-9, "{name}: {rate}");
         }
     }

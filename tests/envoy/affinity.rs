@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Gateway, Reply, Request, eventually};
 use crate::state::log_lines_of;
+use routebalance_core::fleet::InstanceId;
 
 const MODEL: &str = "Qwen2.5-7B-Instruct";
 const POOL: &str = "qwen2.5-7b";
@@ -23,7 +24,7 @@ fn chat(model: &str, text: &str) -> Request {
 }
 
 /// Sends a request on a connection of its own, and waits until all workers know where it went.
-async fn sent(gateway: &Gateway, request: &Request) -> (usize, Reply) {
+async fn sent(gateway: &Gateway, request: &Request) -> (InstanceId, Reply) {
     let reply = gateway.send(request).await.ok();
     tokio::time::sleep(Duration::from_millis(150)).await;
     (reply.arrival().0, reply)
@@ -40,7 +41,7 @@ pub(crate) async fn prefix(gateway: &Gateway) {
         others.push(ask(format!("{} And question {i}?", long(100 + i))).await);
     }
     let elsewhere = others.iter().filter(|instance| **instance != home).count();
-    assert!(elsewhere >= CONNECTIONS / 2, "others have no reason to go to {home}: {others:?}");
+    assert!(elsewhere >= CONNECTIONS / 2, "others have no reason to go to {home:?}: {others:?}");
 }
 
 pub(crate) async fn cached_tokens(gateway: &Gateway) {
@@ -67,8 +68,8 @@ type Written = (&'static str, String);
 
 /// Sends both, the one after the other, under these ids. Returns where they went, and the share of the second prompt that is
 /// expected to be cached there.
-async fn expected_share(gateway: &Gateway, requests: [(&str, Written); 2]) -> ([usize; 2], f64) {
-    let mut instances = [0; 2];
+async fn expected_share(gateway: &Gateway, requests: [(&str, Written); 2]) -> ([InstanceId; 2], f64) {
+    let mut instances = [InstanceId::default(); 2];
     for (instance, (id, (path, body))) in instances.iter_mut().zip(&requests) {
         *instance = sent(gateway, &Request::post(path, body.clone()).header("x-request-id", id)).await.0;
     }

@@ -11,6 +11,7 @@ use crate::harness::{Gateway, Reply, Request, eventually};
 use crate::http;
 use crate::scenarios::{APIS, Shape, bodies, has_error_shape, names_its_choice};
 use crate::setups::MAX_WAIT_MS;
+use routebalance_core::fleet::InstanceId;
 
 /// A pool of two instances, and its model.
 const POOL: &str = "qwen2.5-72b";
@@ -87,7 +88,7 @@ pub(crate) async fn longest_first(gateway: &Gateway) {
         largest = largest.max(size);
     }
     assert!(largest >= 3, "batches of up to {largest}");
-    let sent_to = |instance: &usize| seen.iter().filter(|(reply, _)| reply.arrival().0 == *instance).count();
+    let sent_to = |instance: &InstanceId| seen.iter().filter(|(reply, _)| reply.arrival().0 == *instance).count();
     let spread: Vec<usize> = gateway.pool(POOL).instances.iter().map(sent_to).collect();
     assert!(
         spread.iter().sum::<usize>() == seen.len() && spread.iter().all(|n| *n >= 6),
@@ -146,11 +147,11 @@ pub(crate) async fn beyond_the_limit(gateway: &Gateway) {
 }
 
 pub(crate) async fn neighbours_serve(gateway: &Gateway) {
-    let first = gateway.pool(POOL).instances[0];
-    gateway.fault(first, Fault::Refuse).await;
+    let pool = gateway.pool(POOL);
+    gateway.fault(pool.instances[0], Fault::Refuse).await;
     let requests: Vec<Request> = (0..8).map(|_| Request::chat(MODEL)).collect();
     for (reply, decision) in together(gateway, "neighbour", &requests).await {
-        assert_eq!(reply.ok().arrival().0, first + 1);
+        assert_eq!(reply.ok().arrival().0, pool.instances[1]);
         assert!(decision["batch_size"].is_u64(), "{decision}");
     }
 }

@@ -8,6 +8,7 @@ use futures::future::join_all;
 use crate::harness::{Gateway, Reply, Request, eventually};
 use crate::http::{self, End};
 use crate::scenarios::names_its_choice;
+use routebalance_core::fleet::InstanceId;
 
 /// A discovered pool of two instances, and its model.
 const POOL: &str = "qwen2.5-72b";
@@ -46,7 +47,7 @@ async fn at_once(gateway: &Gateway, model: &str) -> Vec<Reply> {
 }
 
 /// The instances that serve them.
-async fn serving(gateway: &Gateway, model: &str) -> BTreeSet<usize> {
+async fn serving(gateway: &Gateway, model: &str) -> BTreeSet<InstanceId> {
     at_once(gateway, model).await.iter().map(|reply| reply.arrival().0).collect()
 }
 
@@ -54,7 +55,7 @@ pub(crate) async fn scaled(gateway: &Gateway) {
     let pool = gateway.pool("qwen2.5-3b").instances.clone();
     let model = "Qwen2.5-3B-Instruct";
     let all = addresses(gateway, "qwen2.5-3b");
-    let set_of = |instances: &[usize]| instances.iter().copied().collect::<BTreeSet<_>>();
+    let set_of = |instances: &[InstanceId]| instances.iter().copied().collect::<BTreeSet<_>>();
     assert_eq!(serving(gateway, model).await, set_of(&pool), "all that Envoy's file has at its start");
     for (hosts, expected) in [(&all[..1], &pool[..1]), (&all[1..], &pool[1..]), (&all[..], &pool[..])] {
         set_healthy(gateway, "qwen2.5-3b", hosts).await;
@@ -74,10 +75,10 @@ pub(crate) async fn goes_while_it_serves(gateway: &Gateway) {
     request.write(&mut tcp).await;
     eventually("the stream at an instance", async || gateway.arrivals(&id).len(), |n| *n == 1).await;
     let (serving_it, _) = gateway.arrivals(&id)[0];
-    let first = gateway.pool(POOL).instances[0];
-    let other = if serving_it == first { first + 1 } else { first };
-    set_healthy(gateway, POOL, &[all[other - first]]).await;
-    assert_eq!(serving(gateway, MODEL).await, BTreeSet::from([other]));
+    let pool = gateway.pool(POOL);
+    let other = usize::from(serving_it == pool.instances[0]);
+    set_healthy(gateway, POOL, &[all[other]]).await;
+    assert_eq!(serving(gateway, MODEL).await, BTreeSet::from([pool.instances[other]]));
     assert!(gateway.instance(serving_it).gauges().running > 0, "its stream goes on");
     let gauge = async || gateway.stat(&format!("outstanding_requests.{POOL}")).await;
     eventually("what the gone instance still serves is counted", gauge, |outstanding| *outstanding == 1).await;
@@ -89,10 +90,10 @@ pub(crate) async fn goes_while_it_serves(gateway: &Gateway) {
 
 pub(crate) async fn unhealthy(gateway: &Gateway) {
     let all = addresses(gateway, POOL);
-    let first = gateway.pool(POOL).instances[0];
+    let second = gateway.pool(POOL).instances[1];
     for health in ["UNHEALTHY", "DRAINING", "TIMEOUT"] {
         set(gateway, POOL, &[(all[0], health), (all[1], "HEALTHY")]).await;
-        assert_eq!(serving(gateway, MODEL).await, BTreeSet::from([first + 1]), "{health}");
+        assert_eq!(serving(gateway, MODEL).await, BTreeSet::from([second]), "{health}");
     }
     set_healthy(gateway, POOL, &all).await;
     assert_eq!(serving(gateway, MODEL).await.len(), 2, "both are well");

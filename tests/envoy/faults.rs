@@ -7,6 +7,7 @@ use super::state::read_some;
 use crate::harness::{Gateway, Request, eventually};
 use crate::http::{self, End};
 use crate::scenarios::names_its_choice;
+use routebalance_core::fleet::InstanceId;
 
 /// A pool of two instances, and its model.
 const POOL: &str = "qwen2.5-72b";
@@ -51,13 +52,13 @@ pub(crate) async fn model_is_gone(gateway: &Gateway) {
 }
 
 pub(crate) async fn gone_is_avoided(gateway: &Gateway) {
-    let first = gateway.pool(POOL).instances[0];
-    gateway.fault(first, Fault::Refuse).await;
+    let pool = gateway.pool(POOL);
+    gateway.fault(pool.instances[0], Fault::Refuse).await;
     gateway.scrapes("failed", 4).await;
     let before = gateway.stat("served_by_fallback").await;
     for _ in 0..6 {
         let reply = gateway.send(&Request::chat(MODEL)).await.ok();
-        assert_eq!(reply.arrival().0, first + 1);
+        assert_eq!(reply.arrival().0, pool.instances[1]);
     }
     assert_eq!(gateway.stat("served_by_fallback").await, before, "nobody was sent there");
 }
@@ -178,11 +179,11 @@ async fn serves_on(gateway: &Gateway, rung: &str) {
 pub(crate) async fn no_metrics(gateway: &Gateway) {
     gateway.fault_pool(POOL, Fault::MetricsAbsent).await;
     serves_on(gateway, "reckoned").await;
-    let all = gateway.config().fleet.instances.len();
-    for instance in 0..all {
-        gateway.fault(instance, Fault::MetricsAbsent).await;
+    let all: Vec<InstanceId> = gateway.config().fleet.instances_by_id().map(|(id, _)| id).collect();
+    for instance in &all {
+        gateway.fault(*instance, Fault::MetricsAbsent).await;
     }
-    gateway.scrapes("unusable", 2 * all as u64).await;
+    gateway.scrapes("unusable", 2 * all.len() as u64).await;
     let reply = gateway.send(&Request::chat("auto")).await.ok();
     names_its_choice(gateway, &reply, "reckoned");
 }

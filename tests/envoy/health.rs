@@ -14,6 +14,7 @@ use super::state::read_some;
 use crate::harness::{Gateway, Reply, Request, eventually};
 use crate::http::End;
 use crate::setups::IDLE_TIMEOUT;
+use routebalance_core::fleet::InstanceId;
 
 /// A pool of five instances, and its model.
 const POOL: &str = "qwen2.5-7b";
@@ -62,7 +63,7 @@ async fn nobody_was_hurt(gateway: &Gateway, served: &[Served], longest: Duration
 }
 
 /// How many requests of clients an instance has received; scrapes are none.
-fn received(gateway: &Gateway, instance: usize) -> usize {
+fn received(gateway: &Gateway, instance: InstanceId) -> usize {
     gateway.instance(instance).requests_that(|r| r.method == "POST").len()
 }
 

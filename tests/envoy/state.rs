@@ -131,7 +131,7 @@ pub(crate) async fn routes_choose_differently(gateway: &Gateway) {
     let (quality, cost) = (choice("quality").await, choice("cost").await);
     let tariff = |name: &str| {
         let fleet = &gateway.config().fleet;
-        fleet.models[fleet.model_named(name).unwrap()].tariff.usd_per_output_token
+        fleet.models[fleet.model_named(name).unwrap().index()].tariff.usd_per_output_token
     };
     assert!(tariff(&quality) > tariff(&cost), "quality pays more: {quality} against {cost}");
 }
@@ -144,7 +144,11 @@ pub(crate) async fn control_headers_choose_nothing(gateway: &Gateway) {
         names_its_choice(gateway, &reply, "fused");
         let endpoints = received.headers.iter().filter(|(name, _)| name == "x-gateway-destination-endpoint");
         let own = |address: &str| {
-            gateway.pool("qwen2.5-3b").instances.iter().any(|i| gateway.config().fleet.instances[*i].address == address)
+            gateway
+                .pool("qwen2.5-3b")
+                .instances
+                .iter()
+                .any(|i| gateway.config().fleet.instances[i.index()].address == address)
         };
         assert!(endpoints.flat_map(|(_, list)| list.split(',')).all(own), "{received:?}");
     }
@@ -281,7 +285,7 @@ pub(crate) async fn access_log(gateway: &Gateway) {
         let decision = &line["decision"];
         let pool = gateway.pool_of(*instance);
         assert_eq!((&line["status"], &line["method"]), (&Value::from(200), &Value::from("POST")));
-        assert_eq!(line["upstream"], gateway.config().fleet.instances[*instance].address.as_str());
+        assert_eq!(line["upstream"], gateway.config().fleet.instances[instance.index()].address.as_str());
         for (field, value) in [
             ("api", "chat_completions".into()),
             ("policy", "balanced".into()),

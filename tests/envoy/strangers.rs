@@ -18,6 +18,7 @@ use crate::harness::{Gateway, Reply, Request, eventually, status};
 use crate::http::{self, Answer, End};
 use crate::scenarios::{Shape, has_error_shape};
 use crate::setups::{ANSWER_LIMIT, IDLE_TIMEOUT};
+use routebalance_core::fleet::InstanceId;
 use server::{Act, Page, Strangers, completion, error};
 
 /// A pool of five instances, which is also the default one, and its model.
@@ -56,7 +57,7 @@ fn limited() -> Act {
     Act::json(429, &error("rate_limit_error", "Rate limit reached."))
 }
 
-fn instances(gateway: &Gateway, pool: &str) -> Vec<usize> {
+fn instances(gateway: &Gateway, pool: &str) -> Vec<InstanceId> {
     gateway.pool(pool).instances.clone()
 }
 
@@ -74,7 +75,7 @@ async fn are_well(gateway: &Gateway, pools: &[&str]) {
         // Long enough that none has served before all are asked.
         let body = String::from_utf8_lossy(&chat.body).replace(r#""max_tokens":8"#, r#""max_tokens":40"#).into_bytes();
         let request = Request { body, ..chat };
-        let mut left: BTreeSet<usize> = instances(gateway, pool).into_iter().collect();
+        let mut left: BTreeSet<InstanceId> = instances(gateway, pool).into_iter().collect();
         let look = async || {
             let at_once = 2 * instances(gateway, pool).len();
             for reply in join_all((0..at_once).map(|_| gateway.send(&request))).await {
@@ -273,7 +274,7 @@ pub(crate) async fn at_capacity(gateway: &Gateway) {
 pub(crate) async fn fails_everywhere(gateway: &Gateway, status: u16) {
     are_well(gateway, &POOLS).await;
     let favourite = favourite(gateway).await;
-    let ill = |instance: usize| error("InternalServerError", &format!("Instance {instance} is ill."));
+    let ill = |instance: InstanceId| error("InternalServerError", &format!("Instance {} is ill.", instance.index()));
     let instances_of = |pools: &[&str]| pools.iter().flat_map(|pool| instances(gateway, pool)).collect::<Vec<_>>();
     let rows = [
         (POOL, instances_of(&[POOL]), Request::chat(MODEL)),

@@ -5,6 +5,7 @@ use serde_json::Value;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use crate::http::{self, Answer, End};
+use routebalance_core::fleet::InstanceId;
 
 /// A request to the gateway.
 #[derive(Clone, Debug)]
@@ -82,13 +83,13 @@ pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) answer: Answer,
     /// The instances that it reached, by their index, each with what it received.
-    pub(crate) arrivals: Vec<(usize, Received)>,
+    pub(crate) arrivals: Vec<(InstanceId, Received)>,
 }
 
 impl std::fmt::Debug for Reply {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (answer, body) = (&self.answer, String::from_utf8_lossy(&self.answer.body));
-        let reached: Vec<usize> = self.arrivals.iter().map(|(instance, _)| *instance).collect();
+        let reached: Vec<InstanceId> = self.arrivals.iter().map(|(instance, _)| *instance).collect();
         write!(
             f,
             "{} {:?}, instances {reached:?}, headers {:?}, body {body}",
@@ -107,7 +108,7 @@ impl Reply {
     }
 
     /// The only instance that it reached, and what that received.
-    pub(crate) fn arrival(&self) -> &(usize, Received) {
+    pub(crate) fn arrival(&self) -> &(InstanceId, Received) {
         assert_eq!(self.arrivals.len(), 1, "one instance receives the request: {self:?}");
         &self.arrivals[0]
     }

@@ -361,6 +361,7 @@ mod tests {
     use super::super::EvaluateCommand;
     use super::*;
     use crate::answer::Usage;
+    use routebalance_core::fleet::ModelId;
 
     #[derive(Debug, Parser)]
     struct Cli {
@@ -399,7 +400,7 @@ mod tests {
             failure: None,
         };
         let (outcome, reason) = as_simulated(&fleet, seen.clone());
-        assert_eq!((outcome.template, outcome.model, reason), (3, Some(1), None));
+        assert_eq!((outcome.template, outcome.model, reason), (3, Some(ModelId::new(1)), None));
         assert!(outcome.is_answered() && outcome.tpot() == Some(Duration::from_millis(20)));
         let rows = [
             (load::Outcome { failure: Some("status 503".to_owned()), ..seen.clone() }, "status 503"),

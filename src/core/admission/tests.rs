@@ -1,13 +1,13 @@
 use super::*;
-use crate::fleet::{Budget, Order, Slo};
+use crate::fleet::{Budget, InstanceId, ModelId, Order, Slo};
 use crate::latency::Forecast;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
 fn candidate(instance: usize, ttft_seconds: f64, e2e_seconds: f64) -> Candidate {
     Candidate {
-        instance,
-        model: 0,
+        instance: InstanceId::new(instance),
+        model: ModelId::new(0),
         quality: 0.5,
         output_tokens: 100.0,
         output_tokens_p80: 100.0,
@@ -53,7 +53,7 @@ fn outcome(
 ) -> Result<(Vec<usize>, Vec<Constraint>), Missed> {
     let (candidates, prospects) = three(prospects);
     admit(candidates, &prospects, constraints)
-        .map(|admitted| (admitted.candidates.iter().map(|c| c.instance).collect(), admitted.relaxed))
+        .map(|admitted| (admitted.candidates.iter().map(|c| c.instance.index()).collect(), admitted.relaxed))
 }
 
 const YES: f64 = 0.71;
@@ -190,7 +190,7 @@ fn saturated_where_every_candidate_is() {
         ("either", overload(shed, Some(9.0), Some(1_000)), &fleet[..2], seconds(2)),
         ("no candidate", overload(shed, Some(1.0), None), &fleet[..0], Saturation::None),
     ] {
-        assert_eq!(saturation(&overload, candidates, |i| queues[i]), expected, "{name}");
+        assert_eq!(saturation(&overload, candidates, |i| queues[i.index()]), expected, "{name}");
     }
 }
 
@@ -224,7 +224,7 @@ fn whoever_is_left_keeps_the_rest() {
         let keeps = |i: usize, given_up: usize| {
             order.constraints()[given_up..].iter().all(|c| prospects[i].probability(*c) >= constraints.confidence)
         };
-        assert!(candidates.iter().all(|c| keeps(c.instance, relaxed.len())));
+        assert!(candidates.iter().all(|c| keeps(c.instance.index(), relaxed.len())));
         assert!((0..relaxed.len()).all(|fewer| (0..n).all(|i| !keeps(i, fewer))));
         let strict = admit(fleet, &prospects, &Constraints { mode: Mode::Strict, ..constraints });
         match strict {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Held, Keys};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, InstanceId};
 
 /// Keys of instances that one VM remembers, its own and those that the other workers tell it: about 60 bytes each.
 pub const KEPT: usize = 32_768;
@@ -20,8 +20,8 @@ const VISITS_MAX: usize = 2_048;
 pub struct Placement {
     /// When.
     pub at: Duration,
-    /// Index of the instance.
-    pub instance: usize,
+    /// The instance.
+    pub instance: InstanceId,
     /// Tokens of prompt and answer.
     pub held_tokens: u32,
     /// Of those, the ones that were not there before.
@@ -78,14 +78,15 @@ impl Memory {
         memory
     }
 
-    /// The fleet has other instances; these indices mean another instance than before, of which nothing is known.
-    pub fn follow(&mut self, fleet: &Fleet, changed: &[usize]) {
+    /// The fleet has other instances; these ids mean another instance than before, of which nothing is known.
+    pub fn follow(&mut self, fleet: &Fleet, changed: &[InstanceId]) {
         let known = self.instances.len();
         let kv_tokens = |i| fleet.pool_of(i).map_or(0, |(_, pool)| pool.limits.kv_tokens);
-        let new = (known..fleet.instances.len()).map(|i| InstanceMemory { kv_tokens: kv_tokens(i), placed_tokens: 0 });
+        let new = (known..fleet.instances.len()).map(InstanceId::new);
+        let new = new.map(|i| InstanceMemory { kv_tokens: kv_tokens(i), placed_tokens: 0 });
         self.instances.extend(new);
-        for i in changed.iter().filter(|i| **i < known) {
-            let Some(instance) = self.instances.get_mut(*i) else { continue };
+        for i in changed.iter().filter(|i| i.index() < known) {
+            let Some(instance) = self.instances.get_mut(i.index()) else { continue };
             // As if all that it held had been dropped.
             let placed_tokens = instance.placed_tokens.saturating_add(instance.kv_tokens);
             *instance = InstanceMemory { kv_tokens: kv_tokens(*i), placed_tokens };
@@ -95,7 +96,10 @@ impl Memory {
     /// Remembers what an instance was sent.
     pub fn place(&mut self, placement: &Placement) {
         let Placement { at, instance, held_tokens, placed_tokens, ref keys } = *placement;
-        let (Some(target), Ok(index)) = (self.instances.get_mut(instance), u32::try_from(instance)) else { return };
+        let (Some(target), Ok(index)) = (self.instances.get_mut(instance.index()), u32::try_from(instance.index()))
+        else {
+            return;
+        };
         target.placed_tokens = target.placed_tokens.saturating_add(u64::from(placed_tokens));
         let entry = HeldEntry { at, placed_tokens: target.placed_tokens, held_tokens };
         self.young.extend(keys.iter().map(|key| ((*key, index), entry)));
@@ -133,7 +137,7 @@ impl Memory {
         }
         for (instance, _) in keys.adapter.iter().flat_map(|key| self.holders(*key, now)).take(VISITS_MAX) {
             recall.adapter.resize(self.instances.len(), false);
-            if let Some(adapter) = recall.adapter.get_mut(instance) {
+            if let Some(adapter) = recall.adapter.get_mut(instance.index()) {
                 *adapter = true;
             }
         }
@@ -141,25 +145,27 @@ impl Memory {
     }
 
     /// Instances that hold something, each with what is known of it. One that is in both halves comes twice.
-    fn holders(&self, key: u64, now: Duration) -> impl Iterator<Item = (usize, HeldEntry)> {
+    fn holders(&self, key: u64, now: Duration) -> impl Iterator<Item = (InstanceId, HeldEntry)> {
         let range = (key, 0)..=(key, u32::MAX);
         let found = self.young.range(range.clone()).chain(self.old.range(range));
-        found.map(|((_, instance), entry)| (*instance as usize, *entry)).filter(move |(i, e)| self.is_there(*i, e, now))
+        found
+            .map(|((_, instance), entry)| (InstanceId::new(*instance as usize), *entry))
+            .filter(move |(i, e)| self.is_there(*i, e, now))
     }
 
     /// Whether the instance has had no reason yet to give it up: a least recently used cache drops it once as many tokens were
     /// placed after it as the cache can hold.
-    fn is_there(&self, instance: usize, entry: &HeldEntry, now: Duration) -> bool {
+    fn is_there(&self, instance: InstanceId, entry: &HeldEntry, now: Duration) -> bool {
         let placed_since = |i: &InstanceMemory| i.placed_tokens.saturating_sub(entry.placed_tokens);
         now.saturating_sub(entry.at) < LIFE
-            && self.instances.get(instance).is_some_and(|i| placed_since(i) < i.kv_tokens)
+            && self.instances.get(instance.index()).is_some_and(|i| placed_since(i) < i.kv_tokens)
     }
 }
 
 /// Keeps the greater number of tokens.
-fn keep(cached_tokens: &mut Vec<f64>, instances: usize, instance: usize, tokens: f64) {
+fn keep(cached_tokens: &mut Vec<f64>, instances: usize, instance: InstanceId, tokens: f64) {
     cached_tokens.resize(instances, 0.0);
-    if let Some(kept) = cached_tokens.get_mut(instance) {
+    if let Some(kept) = cached_tokens.get_mut(instance.index()) {
         *kept = kept.max(tokens);
     }
 }

@@ -3,7 +3,7 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 
 use super::*;
 use crate::config::Config;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, InstanceId};
 use crate::openai::{Api, Prompt, RequestScan};
 use crate::random::Random;
 
@@ -325,7 +325,7 @@ fn the_order_of_fields_never_counts() {
 fn cached(memory: &Memory, keys: &Keys, tokens: f64, at: u64) -> Vec<(usize, u64)> {
     let recall = memory.recall(keys, tokens, Duration::from_secs(at));
     let tokens = |i| recall.held().cached_tokens(i, tokens) as u64;
-    (0..13).map(|i| (i, tokens(i))).filter(|(_, tokens)| *tokens > 0).collect()
+    (0..13).map(|i| (i, tokens(InstanceId::new(i)))).filter(|(_, tokens)| *tokens > 0).collect()
 }
 
 #[test]
@@ -337,40 +337,40 @@ fn memory_finds_the_longest_match_of_each_instance() {
         (keys(&chat(&system, &text(2, 6_000))), keys(&chat(&system, &text(3, 6_000))), keys(&chat("", &text(4, 900))));
     let now = Duration::from_secs(1);
     assert_eq!(cached(&memory, &first, 3_000.0, 1), []);
-    memory.place(&first.placement(2, 3_000, 0, 100, now));
-    memory.place(&second.placement(5, 3_000, 0, 100, now));
+    memory.place(&first.placement(InstanceId::new(2), 3_000, 0, 100, now));
+    memory.place(&second.placement(InstanceId::new(5), 3_000, 0, 100, now));
     let found = cached(&memory, &first, 3_000.0, 1);
     assert!(matches!(found[..], [(2, 2_500..=3_000), (5, 1_200..=1_520)]), "{found:?}");
     assert_eq!(cached(&memory, &other, 300.0, 1), []);
     assert_eq!(cached(&memory, &first, 3_000.0, 700), [], "too long ago");
-    memory.follow(&fleet, &[2]);
+    memory.follow(&fleet, &[InstanceId::new(2)]);
     let found = cached(&memory, &first, 3_000.0, 1);
     assert!(matches!(found[..], [(5, _)]), "another instance is in its place: {found:?}");
-    memory.place(&other.placement(99, 300, 0, 10, now));
+    memory.place(&other.placement(InstanceId::new(99), 300, 0, 10, now));
     assert_eq!(cached(&memory, &other, 300.0, 1), [], "no such instance");
 }
 
 #[test]
 fn what_the_kv_cache_had_to_drop_is_not_found() {
     let fleet = fleet();
-    let kv_tokens = fleet.pool_of(0).unwrap().1.limits.kv_tokens;
+    let kv_tokens = fleet.pool_of(InstanceId::new(0)).unwrap().1.limits.kv_tokens;
     let mut memory = Memory::new(&fleet);
     let first = keys(&chat(&text(1, 3_000), "x"));
     let now = Duration::from_secs(1);
-    memory.place(&first.placement(0, 800, 0, 100, now));
+    memory.place(&first.placement(InstanceId::new(0), 800, 0, 100, now));
     let mut filled = 0;
     for i in 2.. {
         assert_eq!(cached(&memory, &first, 800.0, 1).is_empty(), filled >= kv_tokens, "{filled} of {kv_tokens}");
         if filled >= kv_tokens {
             break;
         }
-        memory.place(&keys(&chat(&text(i, 3_000), "y")).placement(0, 9_000, 0, 1_000, now));
+        memory.place(&keys(&chat(&text(i, 3_000), "y")).placement(InstanceId::new(0), 9_000, 0, 1_000, now));
         filled += 10_000;
     }
     // What hits the cache takes no room.
-    memory.place(&first.placement(0, 800, 0, 100, now));
+    memory.place(&first.placement(InstanceId::new(0), 800, 0, 100, now));
     for _ in 0..1_000 {
-        memory.place(&first.placement(0, 90_000, 90_000, 0, now));
+        memory.place(&first.placement(InstanceId::new(0), 90_000, 90_000, 0, now));
     }
     assert!(!cached(&memory, &first, 800.0, 1).is_empty());
 }
@@ -382,9 +382,9 @@ fn memory_is_bounded_and_what_is_used_stays() {
     let now = Duration::from_secs(1);
     for i in 0..20_000_u64 {
         let prefix = (0..8).map(|block| (i * 8 + block, 0.1)).collect();
-        memory.place(&Keys { prefix, ..Keys::default() }.placement(1, 1, 0, 0, now));
+        memory.place(&Keys { prefix, ..Keys::default() }.placement(InstanceId::new(1), 1, 0, 0, now));
         if i % 500 == 0 {
-            memory.place(&hot.placement(1, 1, 0, 0, now));
+            memory.place(&hot.placement(InstanceId::new(1), 1, 0, 0, now));
         }
     }
     assert!(memory.len() <= KEPT + 100, "{}", memory.len());
@@ -396,20 +396,20 @@ fn sessions_and_adapters_are_remembered() {
     let mut memory = Memory::new(&fleet());
     let now = Duration::from_secs(1);
     let session = |name, kind| Keys::new(None, kind, Some(name), None);
-    memory.place(&session("a", 0).placement(3, 400, 0, 100, now));
+    memory.place(&session("a", 0).placement(InstanceId::new(3), 400, 0, 100, now));
     assert_eq!(cached(&memory, &session("a", 0), 2_000.0, 1), [(3, 500)]);
     assert_eq!(cached(&memory, &session("a", 0), 300.0, 1), [(3, 299)], "the last token is always prefilled");
     assert_eq!(cached(&memory, &session("b", 0), 2_000.0, 1), []);
     assert_eq!(cached(&memory, &session("a", 1), 2_000.0, 1), [], "another API");
     assert_eq!(session("", 0), Keys::default(), "a session without a name is none");
-    memory.place(&session("a", 0).answered(3, 900, now).unwrap());
+    memory.place(&session("a", 0).answered(InstanceId::new(3), 900, now).unwrap());
     assert_eq!(cached(&memory, &session("a", 0), 2_000.0, 1), [(3, 900)]);
-    assert_eq!(Keys::default().answered(3, 900, now), None);
+    assert_eq!(Keys::default().answered(InstanceId::new(3), 900, now), None);
 
     let adapter = |name: &str| Keys::new(None, 0, None, Some(name));
-    memory.place(&adapter("x").placement(4, 10, 0, 10, now));
-    memory.place(&Keys::of_adapter("z").placement(5, 0, 0, 0, now));
+    memory.place(&adapter("x").placement(InstanceId::new(4), 10, 0, 10, now));
+    memory.place(&Keys::of_adapter("z").placement(InstanceId::new(5), 0, 0, 0, now));
     let has = |name: &str, i| memory.recall(&adapter(name), 10.0, now).held().has_adapter(i);
-    assert!(has("x", 4) && !has("x", 5) && !has("y", 4));
-    assert!(has("z", 5) && !has("z", 4), "reported, never sent");
+    assert!(has("x", InstanceId::new(4)) && !has("x", InstanceId::new(5)) && !has("y", InstanceId::new(4)));
+    assert!(has("z", InstanceId::new(5)) && !has("z", InstanceId::new(4)), "reported, never sent");
 }

@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::Config;
-use crate::fleet::PolicyId;
+use crate::fleet::{InstanceId, ModelId, PolicyId};
 use crate::openai::Api;
 use crate::openai::{Prompt, RequestScan};
 use crate::predictor::Predictor;
@@ -44,9 +44,18 @@ fn idle(router: &Router) -> Vec<LoadNow> {
     vec![LoadNow { trust: 1.0, ..LoadNow::default() }; router.config().fleet.instances.len()]
 }
 
+fn all_models(router: &Router) -> Vec<ModelId> {
+    router.config().fleet.models_by_id().map(|(id, _)| id).collect()
+}
+
 /// The order in which a batch is decided, and the instances that it goes to.
-fn assigned(router: &Router, prompts: &[Prompt], policy: &str, loads: Option<Vec<LoadNow>>) -> Vec<(usize, usize)> {
-    let models: Vec<usize> = (0..router.config().fleet.models.len()).collect();
+fn assigned(
+    router: &Router,
+    prompts: &[Prompt],
+    policy: &str,
+    loads: Option<Vec<LoadNow>>,
+) -> Vec<(usize, InstanceId)> {
+    let models = all_models(router);
     let outlooks: Vec<Outlook> = prompts.iter().map(|p| router.outlook(p, &models)).collect();
     let batch = prompts.iter().zip(&outlooks).map(|(p, o)| (ask(router, p, policy), o)).collect();
     let instance = |assigned: Assigned| match assigned.verdict {
@@ -75,7 +84,7 @@ fn the_longest_comes_first() {
 fn the_key_is_the_longest_answer_of_any_model() {
     let router = router();
     let prompt = chat("auto", "What is the output of print(sum(range(10)))?", 4_000);
-    let models: Vec<usize> = (0..router.config().fleet.models.len()).collect();
+    let models = all_models(&router);
     let outlook = router.outlook(&prompt, &models);
     let longest = |model: &str| {
         let prompt = chat(model, "What is the output of print(sum(range(10)))?", 4_000);
@@ -97,7 +106,7 @@ fn the_next_one_sees_what_the_batch_has_sent() {
     };
     assert_eq!(counts(Some(idle(&router))), [3, 3]);
     let mut busy = idle(&router);
-    busy[instances[0]].running = 4.0;
+    busy[instances[0].index()].running = 4.0;
     assert_eq!(counts(Some(busy)), [1, 5], "four that run there count");
     assert_eq!(counts(None), [6, 0], "no load to read: the first choice of each");
 }
@@ -106,8 +115,8 @@ fn the_next_one_sees_what_the_batch_has_sent() {
 fn round_robin_goes_on_inside_a_batch() {
     let router = router();
     let prompts: Vec<Prompt> = (0..13).map(|_| chat("auto", "Why?", 50)).collect();
-    let mut instances: Vec<usize> =
-        assigned(&router, &prompts, "round-robin", Some(idle(&router))).iter().map(|(_, to)| *to).collect();
+    let assigned = assigned(&router, &prompts, "round-robin", Some(idle(&router)));
+    let mut instances: Vec<usize> = assigned.iter().map(|(_, to)| to.index()).collect();
     instances.sort_unstable();
     assert_eq!(instances, (0..13).collect::<Vec<_>>());
 }
@@ -119,7 +128,7 @@ fn a_batch_of_one_is_a_lone_request() {
         let prompt = chat("auto", "What is the output of print(sum(range(10)))?", 400);
         let ask = ask(&router, &prompt, policy);
         let lone = router.route(&ask, Some(&idle(&router)), &Learned::default());
-        let models: Vec<usize> = (0..router.config().fleet.models.len()).collect();
+        let models = all_models(&router);
         let outlook = router.outlook(&prompt, &models);
         let batch = assign(&router, vec![(ask, &outlook)], Some(idle(&router)), &Learned::default(), NOW);
         assert_eq!(batch, [Assigned { request: 0, verdict: lone }]);
@@ -132,11 +141,11 @@ fn who_waits() {
     let (auto, unknown) = (chat("auto", "Why?", 5), chat("gpt-9", "Why?", 5));
     let embedding = prompt(Api::Embeddings, &json!({"input": "a sea"}));
     let plain = || ask(&router, &auto, "cost");
-    assert_eq!(outlook(&router, &plain()), Some(router.outlook(&auto, &[0, 1, 2, 3])));
+    assert_eq!(outlook(&router, &plain()), Some(router.outlook(&auto, &[0, 1, 2, 3].map(ModelId::new))));
     let rows = [
         ("it generates nothing", Ask { api: Api::CountTokens, ..plain() }),
         ("it generates nothing", Ask { api: Api::Embeddings, ..ask(&router, &embedding, "cost") }),
-        ("one instance holds what it continues", Ask { holder: Some(3), ..plain() }),
+        ("one instance holds what it continues", Ask { holder: Some(InstanceId::new(3)), ..plain() }),
         ("there is no such policy", Ask { policy: PolicyId::new(99), ..plain() }),
         ("its policy does not batch", ask(&router, &auto, "balanced")),
         ("it is refused", ask(&router, &unknown, "cost")),

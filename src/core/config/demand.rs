@@ -75,7 +75,7 @@ pub(super) fn check_levels(
         let prices = by_model(&at("prices"), &raw.prices, fleet)?;
         let mut fractions = by_model(&at("fractions"), &raw.fractions, fleet)?;
         let generates = |name: &String| {
-            let model = fleet.model_named(name).and_then(|m| fleet.models.get(m));
+            let model = fleet.model_named(name).and_then(|m| fleet.model(m));
             model.is_some_and(|m| m.kind == ModelKind::Generate)
         };
         for (field, named) in [("prices", &raw.prices), ("fractions", &raw.fractions)] {
@@ -101,7 +101,7 @@ fn by_model(field: &str, named: &BTreeMap<String, f64>, fleet: &Fleet) -> Result
         let value = check_number(field(name), *value, 0.0, 1.0)?;
         *fleet
             .model_named(name)
-            .and_then(|model| values.get_mut(model))
+            .and_then(|model| values.get_mut(model.index()))
             .ok_or_else(|| error(field(name), format!("no model is named {name:?}")))? = value;
     }
     Ok(values)

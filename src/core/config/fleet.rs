@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::{ConfigError, check_address, check_names, check_number, error};
 use crate::discovery::INSTANCES_MAX;
-use crate::fleet::{Fleet, Instance, LatencyProfile, Limits, Model, ModelKind, Pool, PoolId, Tariff};
+use crate::fleet::{Fleet, Instance, InstanceId, LatencyProfile, Limits, Model, ModelKind, Pool, PoolId, Tariff};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -174,9 +174,9 @@ pub(super) fn check_pools(models: Vec<Model>, raw: &[RawPool]) -> Result<Fleet, 
     for (i, pool) in raw.iter().enumerate() {
         check_pool(&mut fleet, i, pool)?;
     }
-    for (i, model) in fleet.models.iter().enumerate() {
-        if !fleet.pools.iter().any(|p| p.model == i) {
-            return Err(error(format!("models[{i}].name"), format!("no pool serves {:?}", model.name)));
+    for (id, model) in fleet.models_by_id() {
+        if !fleet.pools.iter().any(|p| p.model == id) {
+            return Err(error(format!("models[{}].name", id.index()), format!("no pool serves {:?}", model.name)));
         }
     }
     Ok(fleet)
@@ -242,7 +242,7 @@ fn check_pool(fleet: &mut Fleet, i: usize, raw: &RawPool) -> Result<(), ConfigEr
         served_model,
         profile,
         limits,
-        instances: (start..fleet.instances.len()).collect(),
+        instances: (start..fleet.instances.len()).map(InstanceId::new).collect(),
         discovered: matches!(raw.instances, RawInstances::Discovered),
     });
     Ok(())

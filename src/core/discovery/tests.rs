@@ -1,4 +1,5 @@
 use super::*;
+use crate::fleet::InstanceId;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -69,12 +70,12 @@ fn answer(fleet: &Fleet, pool: usize, addresses: &[&str]) -> Vec<ClusterHosts> {
     vec![ClusterHosts { cluster: fleet.pools[pool].cluster.clone(), hosts }]
 }
 
-fn idle(_: usize) -> u64 {
+fn idle(_: InstanceId) -> u64 {
     0
 }
 
 #[test]
-fn hosts_come_and_go_and_keep_their_index() {
+fn hosts_come_and_go_and_keep_their_id() {
     let mut fleet = fleet();
     let listed = fleet.instances.len();
     assert!(fleet.pools[1].instances.is_empty());
@@ -96,11 +97,14 @@ fn hosts_come_and_go_and_keep_their_index() {
     for (hosts, expected) in steps {
         assert!(roster.update(&fleet.pools, &answer(&fleet, 1, hosts), idle, MINUTE), "{hosts:?} is news");
         assert!(!roster.update(&fleet.pools, &answer(&fleet, 1, hosts), idle, MINUTE), "{hosts:?} twice is none");
-        assert_eq!(apply(&mut fleet, &roster), Vec::<usize>::new(), "no index changes hands");
+        assert_eq!(apply(&mut fleet, &roster), Vec::new(), "no id changes hands");
         let found: Vec<_> = fleet.instances[listed..].iter().map(|i| (i.address.as_str(), i.presence)).collect();
         assert_eq!(found, expected);
-        assert_eq!(fleet.pools[1].instances, (listed..listed + expected.len()).collect::<Vec<_>>());
-        assert_eq!(fleet.pools[0].instances, [0, 1, 2], "other pools are as they were");
+        assert_eq!(
+            fleet.pools[1].instances,
+            (listed..listed + expected.len()).map(InstanceId::new).collect::<Vec<_>>()
+        );
+        assert_eq!(fleet.pools[0].instances, [0, 1, 2].map(InstanceId::new), "other pools are as they were");
     }
     assert_eq!((roster.count(PoolId::new(1), Presence::Gone), roster.count(PoolId::new(0), Presence::Present)), (3, 3));
 }
@@ -129,15 +133,16 @@ fn an_address_belongs_to_one_pool_at_a_time() {
     roster.update(&fleet.pools, &both, idle, MINUTE);
     assert_eq!(roster.0.len(), listed + 1);
     assert_eq!((roster.0[listed].pool, roster.0[listed].address.as_str()), (PoolId::new(1), "10.0.0.1:1"));
-    // It has moved: another index, and the look-up finds the one that is there.
+    // It has moved: another id, and the look-up finds the one that is there.
     let moved = [answer(&fleet, 1, &[]), answer(&fleet, 2, &["10.0.0.1:1"])].concat();
     roster.update(&fleet.pools, &moved, idle, MINUTE);
     apply(&mut fleet, &roster);
-    assert_eq!((fleet.instance_at("10.0.0.1:1"), fleet.instances[listed + 1].pool), (Some(listed + 1), PoolId::new(2)));
+    let id = InstanceId::new(listed + 1);
+    assert_eq!((fleet.instance_at("10.0.0.1:1"), fleet.instances[id.index()].pool), (Some(id), PoolId::new(2)));
 }
 
 #[test]
-fn the_index_of_a_host_long_gone_is_given_away_once_nothing_is_outstanding() {
+fn the_id_of_a_host_long_gone_is_given_away_once_nothing_is_outstanding() {
     let mut fleet = fleet();
     let listed = fleet.instances.len();
     let mut roster = Roster::from_fleet(&fleet, MINUTE);
@@ -146,7 +151,7 @@ fn the_index_of_a_host_long_gone_is_given_away_once_nothing_is_outstanding() {
     apply(&mut fleet, &roster);
     let newcomer = answer(&fleet, 1, &["10.0.0.9:1"]);
     let with = |mut roster: Roster, outstanding: u64, now: Duration| {
-        roster.update(&fleet.pools, &newcomer, |i| if i == listed { outstanding } else { 0 }, now);
+        roster.update(&fleet.pools, &newcomer, |i| if i.index() == listed { outstanding } else { 0 }, now);
         roster.0.iter().position(|m| m.address == "10.0.0.9:1")
     };
     let later = 2 * MINUTE + FORGOTTEN_AFTER;
@@ -154,7 +159,7 @@ fn the_index_of_a_host_long_gone_is_given_away_once_nothing_is_outstanding() {
     assert_eq!(with(roster.clone(), 1, later), Some(listed + 1), "a stream still runs on the first");
     assert_eq!(with(roster.clone(), 0, later), Some(listed));
     roster.update(&fleet.pools, &newcomer, idle, later);
-    assert_eq!(apply(&mut fleet, &roster), [listed]);
+    assert_eq!(apply(&mut fleet, &roster), [InstanceId::new(listed)]);
     assert_eq!(
         (fleet.instances[listed].address.as_str(), fleet.instances[listed].presence),
         ("10.0.0.9:1", Presence::Present)

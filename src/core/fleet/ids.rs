@@ -3,7 +3,7 @@
 macro_rules! id {
     ($(#[$note:meta])* $kind:ident) => {
         $(#[$note])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
         pub struct $kind(usize);
 
         impl $kind {
@@ -28,4 +28,14 @@ id! {
 id! {
     /// A pool: its place in [`Fleet::pools`](super::Fleet::pools).
     PoolId
+}
+
+id! {
+    /// A model: its place in [`Fleet::models`](super::Fleet::models).
+    ModelId
+}
+
+id! {
+    /// An instance: its place in [`Fleet::instances`](super::Fleet::instances).
+    InstanceId
 }

@@ -107,7 +107,7 @@ impl LogEntry {
         decision: &Decision,
         timing: DecisionTiming,
     ) -> LogEntry {
-        let endpoint = config.fleet.instances.get(decision.to.instance).map(|i| i.address.clone()).unwrap_or_default();
+        let endpoint = config.fleet.instance(decision.to.instance).map(|i| i.address.clone()).unwrap_or_default();
         LogEntry {
             decision_id: None,
             api,
@@ -143,7 +143,7 @@ impl LogEntry {
     ) {
         let prompt_tokens = seen.usage.as_ref().map(|u| u.prompt_tokens);
         let completion_tokens = seen.usage.as_ref().map_or(seen.completion_tokens_estimate, |u| u.completion_tokens);
-        let usd = config.fleet.models.get(decision.to.model).map_or(0.0, |m| {
+        let usd = config.fleet.model(decision.to.model).map_or(0.0, |m| {
             prompt_tokens.unwrap_or(decision.expected.prompt_tokens) as f64 * m.tariff.usd_per_input_token
                 + completion_tokens as f64 * m.tariff.usd_per_output_token
         });
@@ -170,7 +170,7 @@ impl LogEntry {
             api: name_of(self.api),
             policy: config.policy(self.policy).map_or("", |policy| &policy.name),
             requested_model: self.requested_model.as_deref(),
-            model: config.fleet.models.get(to.model).map_or("", |model| &model.name),
+            model: config.fleet.model(to.model).map_or("", |model| &model.name),
             pool: config.fleet.pool(to.pool).map_or("", |pool| &pool.name),
             endpoint: &self.endpoint,
             rung: if self.is_unhonoured { names::RUNG_UNHONOURED } else { because.rung.name() },

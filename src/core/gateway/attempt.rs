@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use super::deciding::patch_body;
 use super::{Flow, Gateway, Host, Map};
 use crate::config::Config;
+use crate::fleet::InstanceId;
 use crate::health::Suspect;
 use crate::names;
 use crate::openai::{self, Api, Patch, Prompt};
@@ -17,11 +18,11 @@ pub(super) struct AttemptPlan {
     elsewhere: Vec<(String, Vec<Patch>)>,
     api: Api,
     /// The instance of the first attempt, which nobody sees here, and whether it answered nobody when the second one was made.
-    first: usize,
+    first: InstanceId,
     first_is_silent: bool,
     suspect: Suspect,
     /// The instances of the attempts after the first one; `None` for one that the gateway does not know.
-    passed: Vec<Option<usize>>,
+    passed: Vec<Option<InstanceId>>,
     /// Whether the request was ended because it is the suspect: the last attempt's instance has not had it.
     given_up: bool,
 }
@@ -30,10 +31,10 @@ impl AttemptPlan {
     /// `done` has been applied to the body.
     pub(super) fn new(config: &Config, api: Api, prompt: &Prompt, decision: &Decision, done: &[Patch]) -> AttemptPlan {
         let fleet = &config.fleet;
-        let target = |i: &usize| {
+        let target = |i: &InstanceId| {
             let (index, pool) = fleet.pool_of(*i)?;
             let elsewhere = decision.to.elsewhere.iter().find(|elsewhere| elsewhere.pool == index)?;
-            let address = fleet.instances.get(*i)?.address.clone();
+            let address = fleet.instance(*i)?.address.clone();
             Some((address, prompt.patches_after(done, api, &pool.served_model, elsewhere.max_tokens)))
         };
         let elsewhere = decision.to.fallbacks.iter().filter_map(target).collect();
@@ -59,8 +60,8 @@ impl AttemptPlan {
     }
 
     /// The instances of the attempts after the first one.
-    pub(super) fn passed(&self) -> Vec<usize> {
-        self.passed.iter().copied().collect::<Option<Vec<usize>>>().unwrap_or_default()
+    pub(super) fn passed(&self) -> Vec<InstanceId> {
+        self.passed.iter().copied().collect::<Option<Vec<InstanceId>>>().unwrap_or_default()
     }
 
     /// What makes the body ask for the model of the instance at an address.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::attempt::AttemptPlan;
 use super::{Host, Map};
+use crate::fleet::InstanceId;
 use crate::health::{self, AnswerOutcome, Attempts, Event, Failure};
 use crate::names;
 use crate::openai::{Observed, Prompt};
@@ -13,9 +14,9 @@ use crate::worker::Worker;
 /// What one request shows of the instances that it meets.
 pub(super) struct Checkup {
     /// The instance that serves, as far as is known.
-    instance: usize,
+    instance: InstanceId,
     /// Those that have failed before it.
-    earlier: Vec<usize>,
+    earlier: Vec<InstanceId>,
     attempts: Attempts,
     /// Whether the filter has asked it itself, because the one before stood still.
     is_rerun: bool,
@@ -54,7 +55,7 @@ impl Checkup {
     }
 
     /// The answer is one that the filter has asked this instance for: what stood still before it is known.
-    pub(super) fn rerun(&mut self, instance: usize, sent: Duration) {
+    pub(super) fn rerun(&mut self, instance: InstanceId, sent: Duration) {
         (self.instance, self.sent, self.is_rerun) = (instance, sent, true);
     }
 
@@ -70,7 +71,7 @@ impl Checkup {
         host: &mut impl Host,
         worker: &mut Worker,
         decision: &Decision,
-        served_by: Option<usize>,
+        served_by: Option<InstanceId>,
         (status, content_type, details): (u16, &str, &str),
         plan: &AttemptPlan,
     ) {
@@ -87,7 +88,7 @@ impl Checkup {
         // Envoy skips endpoints of the list that its cluster does not have: what has passed is known better.
         let (passed, given_up) = (plan.passed(), plan.given_up_after());
         let further = if passed.is_empty() { decision.to.fallbacks.clone() } else { passed };
-        let order: Vec<usize> = std::iter::once(decision.to.instance).chain(further).collect();
+        let order: Vec<InstanceId> = std::iter::once(decision.to.instance).chain(further).collect();
         let failed = given_up.unwrap_or_else(|| self.attempts.failed(order.len()));
         self.earlier = order.iter().take(failed).copied().collect();
         self.instance = served_by.or_else(|| order.get(failed).copied()).unwrap_or(decision.to.instance);

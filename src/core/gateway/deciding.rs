@@ -9,7 +9,7 @@ use super::serving::{Sent, Serving};
 use super::{Body, Flow, Gateway, Host, Map, PIECE, Phase};
 use crate::affinity::{Keys, Recall};
 use crate::config::RETRIES;
-use crate::fleet::{Constraints, PolicyId, PoolId};
+use crate::fleet::{Constraints, InstanceId, PolicyId, PoolId};
 use crate::names;
 use crate::openai::{Api, Patch, Prompt, RequestScan};
 use crate::router::{Ask, Decision, Packed, Refusal, RefusalReason, UntouchedReason, Verdict, packed};
@@ -229,7 +229,7 @@ impl Gateway {
         let Pending { reading, prompt, buffered, complete, .. } = pending;
         let now = host.now();
         let config = self.worker.router.config();
-        let address = |i: &usize| config.fleet.instances.get(*i).map(|i| i.address.as_str());
+        let address = |i: &InstanceId| config.fleet.instance(*i).map(|i| i.address.as_str());
         let Some(pool) = config.fleet.pool(decision.to.pool) else { return };
         let endpoints: Vec<&str> =
             std::iter::once(&decision.to.instance).chain(&decision.to.fallbacks).filter_map(address).collect();

@@ -57,8 +57,8 @@ impl Incoming {
             Scored::Unknown => Err((404, "No recent decision has this id: it is unknown, or too long ago. The header x-routebalance-decision-id of a response has it.".to_owned())),
             Scored::Already => Err((409, "The request with this id was scored already.".to_owned())),
             Scored::Accepted(decision) => {
-                let models = &worker.router.config().fleet.models;
-                let model = models.get(decision.model).map(|model| model.name.clone()).unwrap_or_default();
+                let fleet = &worker.router.config().fleet;
+                let model = fleet.model(decision.model).map(|model| model.name.clone()).unwrap_or_default();
                 Ok(AcceptedFeedback { feedback, model, propensity: decision.propensity })
             }
         }

@@ -73,7 +73,7 @@ impl Gateway {
     /// A stored response belongs to the instance that made it.
     pub(super) fn response_item(&mut self, host: &mut impl Host, id: u32, response: &str) -> Flow {
         let fleet = &self.worker.router.config().fleet;
-        let holder = self.worker.holder(host, response).and_then(|instance| fleet.instances.get(instance));
+        let holder = self.worker.holder(host, response).and_then(|instance| fleet.instance(instance));
         let found = holder.and_then(|holder| Some((fleet.pool(holder.pool)?, holder)));
         let Some((pool, holder)) = found else { return self.pass(host, id, UntouchedReason::UnknownResponse) };
         direct(host, &pool.cluster, Some(&holder.address), true, None);

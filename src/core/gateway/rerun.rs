@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Body, Gateway, Host, Map, Phase};
+use crate::fleet::InstanceId;
 use crate::health::{self, Asking, Records};
 use crate::names;
 use crate::openai::{self, Api};
@@ -27,7 +28,7 @@ const NOT_COPIED: [&str; 6] = ["connection", "transfer-encoding", "content-lengt
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Served {
     /// This instance's, which was asked at this time.
-    By(usize, Duration),
+    By(InstanceId, Duration),
     /// Nobody's: the gateway has ended the request.
     ByNobody,
 }
@@ -68,7 +69,7 @@ impl Gateway {
     }
 
     /// Envoy has sent a request to another instance.
-    pub(super) fn moved(&mut self, host: &mut impl Host, id: u32, instance: usize, now: Duration) {
+    pub(super) fn moved(&mut self, host: &mut impl Host, id: u32, instance: InstanceId, now: Duration) {
         if let Some(whole) = self.serving(id).and_then(|serving| serving.sent.whole.as_mut()) {
             whole.asking.moved(instance, now);
         }
@@ -76,7 +77,7 @@ impl Gateway {
     }
 
     /// The load of a request goes with it.
-    fn carry(&mut self, host: &mut impl Host, id: u32, instance: usize, now: Duration) {
+    fn carry(&mut self, host: &mut impl Host, id: u32, instance: InstanceId, now: Duration) {
         if let Some(Phase::Serving(serving)) = self.streams.get_mut(&id).map(|stream| &mut stream.phase) {
             serving.carry(host, &mut self.worker, instance, now);
         }
@@ -129,9 +130,9 @@ impl Gateway {
     }
 
     /// Whether nothing is to be expected of what an instance was asked at this time, by what its reports show since.
-    fn is_stuck(&self, instance: usize, at: Duration, reports: &Reports, records: &Records) -> bool {
-        let key = self.worker.router.config().fleet.instances.get(instance).map(|instance| instance.key);
-        key.is_some_and(|key| records.is_stuck(key, reports.0.get(instance), at))
+    fn is_stuck(&self, instance: InstanceId, at: Duration, reports: &Reports, records: &Records) -> bool {
+        let key = self.worker.router.config().fleet.instance(instance).map(|instance| instance.key);
+        key.is_some_and(|key| records.is_stuck(key, reports.get(instance), at))
     }
 
     /// Looks for requests whose instance is stuck: the next one is asked for their answers, and those for which nobody is left and whose
@@ -180,9 +181,9 @@ impl Gateway {
         is_over
     }
 
-    fn call(&mut self, host: &mut impl Host, id: u32, whole: &Whole, instance: usize) -> Option<u32> {
+    fn call(&mut self, host: &mut impl Host, id: u32, whole: &Whole, instance: InstanceId) -> Option<u32> {
         let fleet = &self.worker.router.config().fleet;
-        let address = fleet.instances.get(instance)?.address.clone();
+        let address = fleet.instance(instance)?.address.clone();
         let cluster = fleet.pool_of(instance)?.1.cluster.clone();
         let copied = whole.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let mut headers: Vec<(&str, &str)> = copied.collect();

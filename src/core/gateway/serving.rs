@@ -9,6 +9,7 @@ use super::deciding::RequestReading;
 use super::rerun::{Served, Whole};
 use super::{Body, Host, Map, PIECE};
 use crate::affinity::{Keys, Placement};
+use crate::fleet::InstanceId;
 use crate::health::Suspect;
 use crate::learning::speed::AnswerTiming;
 use crate::names;
@@ -120,7 +121,7 @@ impl Serving {
         }
         let config = worker.router.config();
         let mut set = |name, value: &str| host.set_header(Map::Response, name, Some(value));
-        if let Some(model) = config.fleet.models.get(self.decision.to.model) {
+        if let Some(model) = config.fleet.model(self.decision.to.model) {
             set(names::MODEL_RESPONSE_HEADER, &model.name);
         }
         if let Some(pool) = config.fleet.pool(self.decision.to.pool) {
@@ -143,13 +144,13 @@ impl Serving {
         }
     }
 
-    /// The address and the index of the instance that answers, if one does.
-    fn upstream(&mut self, host: &impl Host, worker: &Worker) -> (Option<String>, Option<usize>) {
+    /// The address and the id of the instance that answers, if one does.
+    fn upstream(&mut self, host: &impl Host, worker: &Worker) -> (Option<String>, Option<InstanceId>) {
         let fleet = &worker.router.config().fleet;
         match self.served.take() {
             Some(Served::By(instance, sent)) => {
                 self.sent.checkup.rerun(instance, sent);
-                return (fleet.instances.get(instance).map(|instance| instance.address.clone()), Some(instance));
+                return (fleet.instance(instance).map(|instance| instance.address.clone()), Some(instance));
             }
             Some(Served::ByNobody) => {
                 self.sent.checkup.ended_here();
@@ -163,7 +164,7 @@ impl Serving {
     }
 
     /// An instance serves: where it is not the chosen one, everything that was said of that one is now said of it.
-    fn follow(&mut self, host: &mut impl Host, worker: &mut Worker, instance: usize, address: &str) {
+    fn follow(&mut self, host: &mut impl Host, worker: &mut Worker, instance: InstanceId, address: &str) {
         if instance == self.decision.to.instance {
             return;
         }
@@ -185,7 +186,7 @@ impl Serving {
     }
 
     /// The load of the request goes with it to another instance.
-    pub(super) fn carry(&mut self, board: &mut impl Board, worker: &mut Worker, instance: usize, now: Duration) {
+    pub(super) fn carry(&mut self, board: &mut impl Board, worker: &mut Worker, instance: InstanceId, now: Duration) {
         if let Some(dispatch) = self.dispatch.as_mut().filter(|dispatch| dispatch.instance != instance) {
             worker.move_to(board, dispatch, instance, now);
             worker.statistics.count(Counter::Moves);

@@ -215,13 +215,13 @@ fn a_whole_answer_whose_instance_is_gone_is_asked_for_elsewhere() {
     assert!(listed.contains(&asked) && asked != first, "{asked} of {listed}");
     let cluster = |address: &str| {
         let fleet = &gateway.worker.router.config().fleet;
-        fleet.pools[fleet.instances[fleet.instance_at(address).unwrap()].pool.index()].cluster.clone()
+        fleet.pools[fleet.instances[fleet.instance_at(address).unwrap().index()].pool.index()].cluster.clone()
     };
     assert_eq!(call.cluster, cluster(&asked));
     assert!(serde_json::from_slice::<Value>(&call.body).unwrap()["model"].is_string());
     let counters = gateway.worker.all_counters(&host);
     let at = gateway.worker.router.config().fleet.instance_at(&asked).unwrap();
-    assert_eq!(counters.0[at].outstanding_requests(), 1, "its load has gone with it");
+    assert_eq!(counters.0[at.index()].outstanding_requests(), 1, "its load has gone with it");
     host.call_response = (vec![(":status".to_owned(), "200".to_owned())], ANSWER.to_vec());
     host.current = ROOT;
     gateway.on_call_response(&mut host, ROOT, call.number, true, ANSWER.len());
@@ -255,7 +255,7 @@ fn a_request_that_breaks_two_instances_is_given_to_no_third() {
         attempts.push(attempt.on_request_headers(&mut host, Some(&mut gateway), 5, false));
         let at = gateway.worker.router.config().fleet.instance_at(address).unwrap();
         if attempts.len() == 1 {
-            assert_eq!(gateway.worker.all_counters(&host).0[at].outstanding_requests(), 1);
+            assert_eq!(gateway.worker.all_counters(&host).0[at.index()].outstanding_requests(), 1);
         }
         attempt.on_done(&host, Some(&mut gateway), 5);
     }

@@ -4,13 +4,14 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::{AnswerOutcome, Event, Failure, of_answer};
+use crate::fleet::InstanceId;
 use crate::openai::Observed;
 
 /// An instance that has the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asked<C> {
-    /// Index of the instance.
-    pub instance: usize,
+    /// The instance.
+    pub instance: InstanceId,
     /// When it was asked.
     pub at: Duration,
     /// The call by which the gateway asks it; `None` for Envoy's own attempt.
@@ -23,17 +24,17 @@ pub struct Asking<C> {
     /// Envoy's own attempt, then the instances that the gateway has asked.
     asked: Vec<Asked<C>>,
     /// Best first.
-    next: VecDeque<usize>,
+    next: VecDeque<InstanceId>,
 }
 
 impl<C: Copy + PartialEq> Asking<C> {
     /// Envoy has sent the request to this instance, and it may go to those.
-    pub fn new(instance: usize, at: Duration, next: &[usize]) -> Asking<C> {
+    pub fn new(instance: InstanceId, at: Duration, next: &[InstanceId]) -> Asking<C> {
         Asking { asked: vec![Asked { instance, at, call: None }], next: next.iter().copied().collect() }
     }
 
     /// Envoy has sent the request to another instance.
-    pub fn moved(&mut self, instance: usize, at: Duration) {
+    pub fn moved(&mut self, instance: InstanceId, at: Duration) {
         if let Some(own) = self.asked.first_mut() {
             (own.instance, own.at) = (instance, at);
         }
@@ -46,18 +47,18 @@ impl<C: Copy + PartialEq> Asking<C> {
     }
 
     /// Whether nothing is to be expected of anybody who has the request. `is_stuck` tells it of an instance that was asked at a time.
-    pub fn is_stuck(&self, is_stuck: impl Fn(usize, Duration) -> bool) -> bool {
+    pub fn is_stuck(&self, is_stuck: impl Fn(InstanceId, Duration) -> bool) -> bool {
         self.asked.iter().all(|asked| is_stuck(asked.instance, asked.at))
     }
 
     /// Takes out the next instance that is not stuck itself.
-    pub fn next(&mut self, is_stuck: impl Fn(usize, Duration) -> bool) -> Option<usize> {
+    pub fn next(&mut self, is_stuck: impl Fn(InstanceId, Duration) -> bool) -> Option<InstanceId> {
         let at = self.next.iter().position(|instance| !is_stuck(*instance, Duration::ZERO))?;
         self.next.remove(at)
     }
 
     /// The gateway has asked an instance.
-    pub fn ask(&mut self, instance: usize, at: Duration, call: C) {
+    pub fn ask(&mut self, instance: InstanceId, at: Duration, call: C) {
         self.asked.push(Asked { instance, at, call: Some(call) });
     }
 

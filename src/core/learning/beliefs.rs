@@ -12,6 +12,7 @@
 //!
 //! A kind is a prototype of the predictor; prompts without a prediction are one kind of their own.
 
+use crate::fleet::ModelId;
 use crate::learning::ledger::{Ledger, Tallies, Tally};
 
 /// Scores of a model on one kind of prompt after which a share of 1/e is left of what came before.
@@ -26,8 +27,8 @@ const VARIANCE_MAX: f64 = 0.25;
 /// What a score says about a model's quality.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct QualityLesson {
-    /// Index of the model.
-    pub model: usize,
+    /// The model.
+    pub model: ModelId,
     /// The prompt's prototype; `None` without a prediction.
     pub prototype: Option<usize>,
     /// The score, 0 to 1.
@@ -43,8 +44,8 @@ fn kind(prototype: Option<usize>) -> usize {
 }
 
 /// Model and kind in one key; `None` beyond what 16 bits each can hold.
-fn key(model: usize, kind: usize) -> Option<u32> {
-    Some(u32::from(u16::try_from(model).ok()?) << 16 | u32::from(u16::try_from(kind).ok()?))
+fn key(model: ModelId, kind: usize) -> Option<u32> {
+    Some(u32::from(u16::try_from(model.index()).ok()?) << 16 | u32::from(u16::try_from(kind).ok()?))
 }
 
 /// The scores of all models as one worker knows them.
@@ -149,8 +150,8 @@ impl ModelOffset {
 impl Offsets {
     /// An estimate of quality and its standard deviation with the offset of this model on this kind of prompt. Quality stays in
     /// 0 to 1; the deviation never grows.
-    pub fn revised(&self, model: usize, prototype: Option<usize>, quality: f64, quality_sd: f64) -> (f64, f64) {
-        let Some(of_model) = self.0.get(model) else { return (quality, quality_sd) };
+    pub fn revised(&self, model: ModelId, prototype: Option<usize>, quality: f64, quality_sd: f64) -> (f64, f64) {
+        let Some(of_model) = self.0.get(model.index()) else { return (quality, quality_sd) };
         let variance = quality_sd.powi(2);
         let (shared, own) = (SHARED * variance, (1.0 - SHARED) * variance);
         let tally = of_model.kinds.get(kind(prototype)).copied().unwrap_or_default();

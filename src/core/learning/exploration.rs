@@ -4,6 +4,8 @@
 //! propensity where another policy would have chosen the same model estimates that policy's mean score without bias (Horvitz and
 //! Thompson 1952, *A Generalization of Sampling Without Replacement From a Finite Universe*).
 
+use crate::fleet::ModelId;
+
 /// Which candidate a request goes to, and how probable its model was.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Choice {
@@ -17,9 +19,9 @@ pub struct Choice {
 
 /// Chooses from a ranking: the best candidate, or with probability `exploration` the best one of a uniformly drawn model.
 /// `models` is the model of every candidate, best candidate first; `draw` is uniform in 0 to 1. `None` if there is no candidate.
-pub fn choose(models: &[usize], exploration: f64, draw: f64) -> Option<Choice> {
+pub fn choose(models: &[ModelId], exploration: f64, draw: f64) -> Option<Choice> {
     let best = *models.first()?;
-    let mut firsts: Vec<(usize, usize)> = Vec::new();
+    let mut firsts: Vec<(usize, ModelId)> = Vec::new();
     for (position, model) in models.iter().enumerate() {
         if !firsts.iter().any(|(_, seen)| seen == model) {
             firsts.push((position, *model));
@@ -58,7 +60,7 @@ mod tests {
             ("one model", &[3, 3], 0.5, 0.49, choice(0, 1.0, true)),
         ];
         for (name, models, exploration, draw, expected) in rows {
-            let choice = choose(models, *exploration, *draw);
+            let choice = choose(&models.iter().copied().map(ModelId::new).collect::<Vec<_>>(), *exploration, *draw);
             match (choice, expected) {
                 (Some(a), Some(b)) => {
                     assert_eq!((a.position, a.explored), (b.position, b.explored), "{name}");
@@ -77,7 +79,7 @@ mod tests {
         let mut propensities = [0.0; 6];
         const DRAWS: usize = 10_000;
         for i in 0..DRAWS {
-            let choice = choose(&models, 0.3, (i as f64 + 0.5) / DRAWS as f64).unwrap();
+            let choice = choose(&models.map(ModelId::new), 0.3, (i as f64 + 0.5) / DRAWS as f64).unwrap();
             counts[models[choice.position]] += 1.0 / DRAWS as f64;
             propensities[models[choice.position]] = choice.propensity;
         }

@@ -7,6 +7,7 @@
 //! density and log survival function (Kalbfleisch and Prentice, *The Statistical Analysis of Failure Time Data*, chapter 3, on
 //! the log-logistic model). Both are below 1 whatever the usage says, so that no single answer moves the correction far.
 
+use crate::fleet::ModelId;
 use crate::learning::ledger::{Ledger, Tallies, Tally};
 
 /// Answers of a model after which a share of 1/e is left of what came before.
@@ -24,8 +25,8 @@ const LN_FACTOR_MAX: f64 = 3.0 * std::f64::consts::LN_2;
 /// What a decision expects of the length of an answer, before any correction.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LengthExpectation {
-    /// Index of the model.
-    pub model: usize,
+    /// The model.
+    pub model: ModelId,
     /// Expected output tokens, neither corrected nor capped, at least 1.
     pub output_tokens: f64,
     /// The most that the request allows; `None` if it sets no limit.
@@ -35,8 +36,8 @@ pub struct LengthExpectation {
 /// What an answer says about the length of a model's answers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LengthLesson {
-    /// Index of the model.
-    pub model: usize,
+    /// The model.
+    pub model: ModelId,
     /// `ln` of the answer's tokens less `ln` of the expected ones.
     pub residual: f64,
     /// Whether the answer was cut, so that its residual is a lower bound.
@@ -65,7 +66,7 @@ impl Default for Lengths {
 impl Lengths {
     /// Learns from an answer.
     pub fn learn(&mut self, lesson: &LengthLesson) {
-        let Ok(key) = u32::try_from(lesson.model) else { return };
+        let Ok(key) = u32::try_from(lesson.model.index()) else { return };
         let location = self.location(key);
         let distance = (lesson.residual - location) / SCALE;
         if lesson.censored {
@@ -79,13 +80,13 @@ impl Lengths {
 
     /// The factor on a model's expected output tokens, between 1 / [`FACTOR_MAX`] and [`FACTOR_MAX`]; near 1 while there is
     /// little evidence.
-    pub fn factor(&self, model: usize) -> f64 {
-        u32::try_from(model).map_or(1.0, |key| self.location(key).exp())
+    pub fn factor(&self, model: ModelId) -> f64 {
+        u32::try_from(model.index()).map_or(1.0, |key| self.location(key).exp())
     }
 
     /// The factors of so many models.
     pub fn factors(&self, models: usize) -> Vec<f64> {
-        (0..models).map(|model| self.factor(model)).collect()
+        (0..models).map(|model| self.factor(ModelId::new(model))).collect()
     }
 
     fn location(&self, key: u32) -> f64 {

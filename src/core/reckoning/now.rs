@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use crate::fleet::{Fleet, Pool, Presence};
+use crate::fleet::{Fleet, Instance, InstanceId, Pool, Presence};
 use crate::reckoning::{Counters, Dispatch, InstanceCounters, InstanceReport, Reports, Standing};
 use crate::telemetry;
 
@@ -131,18 +131,16 @@ pub fn load_now(
 ) -> Vec<LoadNow> {
     let none = InstanceReport::default();
     let idle = InstanceCounters::default();
-    let own_of = |i: usize| counters.0.get(i).unwrap_or(&idle);
-    let report_of = |i: usize| reports.and_then(|r| r.0.get(i)).unwrap_or(&none);
+    let own_of = |i: InstanceId| counters.get(i).unwrap_or(&idle);
+    let report_of = |i: InstanceId| reports.and_then(|r| r.get(i)).unwrap_or(&none);
 
     let mut pools = vec![Sums::default(); fleet.pools.len()];
     let mut all = Sums::default();
     let seen: Vec<Seen> = fleet
-        .instances
-        .iter()
-        .enumerate()
-        .map(|(i, instance)| {
-            let seen = see(own_of(i), report_of(i), max_running(fleet.pool(instance.pool)), now, telemetry);
-            let own_output_tokens = own_of(i).outstanding_output_tokens() as f64;
+        .instances_by_id()
+        .map(|(id, instance)| {
+            let seen = see(own_of(id), report_of(id), max_running(fleet.pool(instance.pool)), now, telemetry);
+            let own_output_tokens = own_of(id).outstanding_output_tokens() as f64;
             // Who has gone is nobody's peer.
             if instance.presence == Presence::Gone {
                 return seen;
@@ -163,21 +161,23 @@ pub fn load_now(
             Surroundings::new(pool, *sums, all.foreign_per_own(), tokens_prior)
         })
         .collect();
-    let place_of = |i: usize| fleet.instances.get(i).and_then(|instance| places.get(instance.pool.index()));
-    let mut foreign: Vec<f64> = seen
-        .iter()
-        .enumerate()
-        .map(|(i, seen)| place_of(i).map_or(0.0, |p| p.foreign(seen, own_of(i).last_dispatch, now)))
+    let place_of = |instance: &Instance| places.get(instance.pool.index());
+    let mut foreign: Vec<f64> = fleet
+        .instances_by_id()
+        .zip(&seen)
+        .map(|((id, instance), seen)| {
+            place_of(instance).map_or(0.0, |p| p.foreign(seen, own_of(id).last_dispatch, now))
+        })
         .collect();
     for (place, pool) in places.iter().zip(&fleet.pools) {
         if pool.instances.len() > 1 && place.sums.trusted_foreign > 0.0 {
             unseen::turn_over(&pool.instances, &seen, &mut foreign, |seen| place.share_left(seen), draw);
         }
     }
-    let loads = seen.iter().zip(&foreign).enumerate();
-    loads
-        .map(|(i, (seen, foreign))| {
-            place_of(i).map_or(LoadNow::default(), |p| p.reckon(seen, *foreign, own_of(i), report_of(i)))
+    let instances = fleet.instances_by_id().zip(&seen).zip(&foreign);
+    instances
+        .map(|(((id, instance), seen), foreign)| {
+            place_of(instance).map_or(LoadNow::default(), |p| p.reckon(seen, *foreign, own_of(id), report_of(id)))
         })
         .collect()
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::fleet::InstanceId;
 use crate::reckoning::InstanceCounters;
 use crate::telemetry::{self, Load};
 
@@ -24,6 +25,20 @@ pub struct InstanceReport {
 /// The last report of every instance, in the order of [`crate::fleet::Fleet::instances`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reports(pub Vec<InstanceReport>);
+
+impl Reports {
+    /// The report of an instance.
+    #[inline]
+    pub fn get(&self, instance: InstanceId) -> Option<&InstanceReport> {
+        self.0.get(instance.index())
+    }
+
+    /// The report of an instance, to be changed.
+    #[inline]
+    pub fn get_mut(&mut self, instance: InstanceId) -> Option<&mut InstanceReport> {
+        self.0.get_mut(instance.index())
+    }
+}
 
 /// Reports in a row that say exactly the same, KV use included, before they count as frozen: with sequences decoding, the KV
 /// cache fills from one report to the next.

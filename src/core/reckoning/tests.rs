@@ -2,6 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::config::Config;
+use crate::fleet::InstanceId;
 use crate::telemetry::{Load, TelemetrySettings};
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -175,11 +176,11 @@ fn one_more_request_is_what_the_next_read_says() {
         let running = open.min(8);
         let report = report(running as f64, (open - running) as f64, open);
         let [before, after] = [open, open + 1].map(|open| loads(&[counters(open, 0)], &[report], 0)[0]);
-        let dispatch = Dispatch { instance: 0, prompt_tokens: 0, output_tokens: 100 };
+        let dispatch = Dispatch { instance: InstanceId::new(0), prompt_tokens: 0, output_tokens: 100 };
         let got = LoadNow { kv_use: after.kv_use, ..before.after(&dispatch, 8.0, ASKED_AT) };
         assert_eq!(got, after, "{open} open");
     }
-    let dispatch = Dispatch { instance: 0, prompt_tokens: 7, output_tokens: 100 };
+    let dispatch = Dispatch { instance: InstanceId::new(0), prompt_tokens: 7, output_tokens: 100 };
     let later = ASKED_AT + Duration::from_secs(1);
     let load = LoadNow { running: 7.5, ..LoadNow::default() }.after(&dispatch, 8.0, later);
     assert_eq!((load.running, load.waiting, load.pending_prompt_tokens, load.last_dispatch), (8.0, 0.5, 7.0, later));
@@ -241,7 +242,8 @@ fn load_returns_to_the_report_whoever_has_counted() {
         };
         for step in 0..40 {
             if step < 20 || open.is_empty() {
-                let dispatch = Dispatch { instance: dice.below(2) as usize, prompt_tokens: 9, output_tokens: 50 };
+                let dispatch =
+                    Dispatch { instance: InstanceId::new(dice.below(2) as usize), prompt_tokens: 9, output_tokens: 50 };
                 let worker = dice.below(30);
                 all.iter_mut().for_each(|ws| {
                     let at = (worker % ws.len() as u64) as usize;
@@ -283,8 +285,11 @@ fn counters_return_to_zero_whatever_happens() {
         for step in 0..100u64 {
             let now = Duration::from_millis(step);
             if random(2) == 0 || open.is_empty() {
-                let dispatch =
-                    Dispatch { instance: random(3) as usize, prompt_tokens: random(1_000), output_tokens: random(500) };
+                let dispatch = Dispatch {
+                    instance: InstanceId::new(random(3) as usize),
+                    prompt_tokens: random(1_000),
+                    output_tokens: random(500),
+                };
                 let worker = random(2) as usize;
                 workers[worker].dispatch(&dispatch, now);
                 open.push((worker, dispatch));
@@ -294,7 +299,7 @@ fn counters_return_to_zero_whatever_happens() {
                 match random(4) {
                     0 => workers[worker].prefilled(&mut dispatch),
                     1 => workers[worker].streamed(&mut dispatch, random(700)),
-                    2 => workers[worker].move_to(&mut dispatch, random(4) as usize, now),
+                    2 => workers[worker].move_to(&mut dispatch, InstanceId::new(random(4) as usize), now),
                     _ => {
                         open.swap_remove(at);
                         workers[worker].finish(dispatch);
@@ -320,7 +325,10 @@ fn counters_return_to_zero_whatever_happens() {
 #[test]
 fn a_retired_worker_leaves_no_load() {
     let mut worker = Counters::new(1);
-    worker.dispatch(&Dispatch { instance: 0, prompt_tokens: 10, output_tokens: 20 }, Duration::from_secs(1));
+    worker.dispatch(
+        &Dispatch { instance: InstanceId::new(0), prompt_tokens: 10, output_tokens: 20 },
+        Duration::from_secs(1),
+    );
     let told = InstanceReport { own: worker.0[0], ..report(1.0, 0.0, 0) };
     worker.retire();
     let load = loads(&worker.0, &[told], 0)[0];

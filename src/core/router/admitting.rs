@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::candidates::PromptTokens;
 use super::{Ask, Refusal, RefusalReason, Router, milliseconds};
 use crate::admission::{self, Admitted, Missed, Prospect, Saturation, headers, spending};
-use crate::fleet::{Budget, Constraint, Constraints, Mode, Policy, PolicyId, Pool};
+use crate::fleet::{Budget, Constraint, Constraints, InstanceId, Mode, Policy, PolicyId, Pool};
 use crate::latency::Speed;
 use crate::learning::Learned;
 use crate::openai::Prompt;
@@ -64,7 +64,8 @@ impl Router {
         };
         let admitted = admission::admit(candidates, &prospects, &constraints)
             .map_err(|missed| missed_refusal(&missed, &constraints))?;
-        let waiting = |instance: usize| loads.and_then(|l| l.get(instance)).map_or(0.0, |load| load.waiting);
+        let waiting =
+            |instance: InstanceId| loads.and_then(|l| l.get(instance.index())).map_or(0.0, |load| load.waiting);
         let saturated = match admission::saturation(&policy.overload, &admitted.candidates, waiting) {
             Saturation::None => false,
             Saturation::Served => true,
@@ -135,7 +136,7 @@ impl Router {
             .pools
             .iter()
             .map(|pool| {
-                let (Some(model), Some(estimate)) = (fleet.model_of(pool), estimates.get(pool.model)) else {
+                let (Some(model), Some(estimate)) = (fleet.model_of(pool), estimates.get(pool.model.index())) else {
                     return Prospect::default();
                 };
                 let prompt_tokens = prompt.for_model(model);
@@ -162,7 +163,7 @@ impl Router {
         candidates
             .iter()
             .map(|c| {
-                let pool = fleet.instances.get(c.instance).map(|instance| instance.pool);
+                let pool = fleet.instance(c.instance).map(|instance| instance.pool);
                 let of_pool = pool.and_then(|pool| of_pools.get(pool.index())).copied().unwrap_or_default();
                 let speed = pool.and_then(|pool| learned.speed(pool)).unwrap_or(&unknown);
                 let ttft = |limit: Duration| speed.probability_ttft_within(c.ttft_seconds, limit.as_secs_f64());

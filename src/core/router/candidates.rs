@@ -2,7 +2,7 @@
 
 use super::{Ask, Outlook, Router};
 use crate::admission::spending;
-use crate::fleet::{Model, ModelKind, Objective, Pool, PoolId, Presence};
+use crate::fleet::{InstanceId, Model, ModelId, ModelKind, Objective, Pool, PoolId, Presence};
 use crate::latency::{self, Speed, Tempo, Work};
 use crate::learning::Learned;
 use crate::openai::Prompt;
@@ -17,7 +17,7 @@ impl Router {
     pub(super) fn candidates(
         &self,
         ask: &Ask<'_>,
-        models: &[usize],
+        models: &[ModelId],
         estimates: &[Estimate],
         prompt: PromptTokens,
         loads: Option<&[LoadNow]>,
@@ -25,11 +25,11 @@ impl Router {
     ) -> Vec<Candidate> {
         let fleet = &self.config.fleet;
         let adapter = self.adapter(ask.prompt);
-        let there = |i: &usize| fleet.instances.get(*i).is_some_and(|i| i.presence != Presence::Gone);
+        let there = |i: &InstanceId| fleet.instance(*i).is_some_and(|i| i.presence != Presence::Gone);
         let holder = ask.holder.filter(there);
         let offer = |(p, pool): (PoolId, &Pool)| {
             let wanted = holder.is_some() || models.contains(&pool.model);
-            let estimate = estimates.get(pool.model).filter(|_| wanted)?;
+            let estimate = estimates.get(pool.model.index()).filter(|_| wanted)?;
             self.offer(ask, (p, pool), estimate, prompt, learned)
         };
         let by_load = self.config.policy(ask.policy).is_some_and(|p| p.objective == Objective::LeastLoad);
@@ -45,14 +45,14 @@ impl Router {
         let mut fitting = Vec::with_capacity(if holder.is_some() { 1 } else { fleet.instances.len() });
         let (mut busy, mut ejected, mut doubted) = (Vec::new(), Vec::new(), Vec::new());
         let (mut too_short, mut unreachable) = (Vec::new(), Vec::new());
-        for (i, instance) in fleet.instances.iter().enumerate() {
+        for (i, instance) in fleet.instances_by_id() {
             let wanted = holder.is_none_or(|h| h == i) && instance.presence != Presence::Gone;
             let (Some(pool), Some(Some(offer)), true) =
                 (fleet.pool(instance.pool), offers.get(instance.pool.index()), wanted)
             else {
                 continue;
             };
-            let load = loads.and_then(|l| l.get(i)).unwrap_or(&unknown);
+            let load = loads.and_then(|l| l.get(i.index())).unwrap_or(&unknown);
             let work = Work { cached_tokens: ask.held.cached_tokens(i, offer.work.prompt_tokens), ..offer.work };
             let forecast = latency::forecast_at(&offer.tempo, &pool.limits, load, &work);
             let forecast = self.after_loading(ask, adapter, i, forecast);
@@ -128,7 +128,7 @@ impl Router {
         let prompt = PromptTokens::from_prompt(ask.prompt);
         let pools = self.config.fleet.pools.iter().filter(|pool| models.contains(&pool.model));
         let tokens = pools.filter_map(|pool| {
-            let (estimate, _) = outlook.estimates.get(pool.model)?;
+            let (estimate, _) = outlook.estimates.get(pool.model.index())?;
             let estimate = learned.applied(pool.model, outlook.prototype, estimate);
             let prompt_tokens = prompt.for_model(self.config.fleet.model_of(pool)?);
             Some(self.answer(ask, pool, prompt_tokens).tokens(estimate.output_tokens))

@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 
 use super::Rung;
 use crate::admission::spending;
-use crate::fleet::{Budget, Constraint, PoolId};
+use crate::fleet::{Budget, Constraint, InstanceId, ModelId, PoolId};
 use crate::latency::Forecast;
 use crate::learning::{lengths, speed};
 use crate::openai::{Ending, Observed};
@@ -20,8 +20,8 @@ use crate::reckoning::Dispatch;
 pub struct Elsewhere {
     /// The pool.
     pub pool: PoolId,
-    /// Index of its model.
-    pub model: usize,
+    /// Its model.
+    pub model: ModelId,
     /// The limit of each answer's tokens that is written there.
     pub max_tokens: Option<u32>,
     /// Tokens that the budget leaves there for each answer.
@@ -48,14 +48,14 @@ pub struct Decision {
 /// Where a request goes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Destination {
-    /// Index of the model.
-    pub model: usize,
+    /// The model.
+    pub model: ModelId,
     /// The pool.
     pub pool: PoolId,
-    /// Index of the instance.
-    pub instance: usize,
+    /// The instance.
+    pub instance: InstanceId,
     /// Where Envoy retries, best first: other instances of the pool, then of other models.
-    pub fallbacks: Vec<usize>,
+    pub fallbacks: Vec<InstanceId>,
     /// What a request must say at the pools of other models among them.
     pub elsewhere: Vec<Elsewhere>,
     /// Whether the request probes a half-open instance: it must be claimed first, and if another worker was faster, the request

@@ -2,7 +2,7 @@
 
 use super::candidates::PromptTokens;
 use super::{Ask, Elsewhere, Router};
-use crate::fleet::{PoolId, Presence};
+use crate::fleet::{InstanceId, PoolId, Presence};
 use crate::predictor::Estimate;
 use crate::reckoning::{LoadNow, Standing};
 use crate::score::{Candidate, Ranking};
@@ -23,16 +23,16 @@ impl Router {
         pool: PoolId,
         (candidates, ranking, firsts): (&[Candidate], &Ranking<'_>, &[usize]),
         loads: Option<&[LoadNow]>,
-    ) -> Vec<usize> {
+    ) -> Vec<InstanceId> {
         if ask.holder.is_some() {
             return Vec::new();
         }
         let others = self.of_other_models(ask, chosen, pool, candidates, firsts);
         let most = if others.is_empty() { FALLBACKS_MAX } else { OWN_FALLBACKS_MAX };
-        let in_pool = |c: &Candidate| self.config.fleet.instances.get(c.instance).is_some_and(|i| i.pool == pool);
+        let in_pool = |c: &Candidate| self.config.fleet.instance(c.instance).is_some_and(|i| i.pool == pool);
         let own = candidates.iter().enumerate().filter(|(_, c)| c.instance != chosen.instance && in_pool(c));
         let best = ranking.best(own.map(|(i, _)| i), most);
-        let own: Vec<usize> = best.iter().filter_map(|i| Some(candidates.get(*i)?.instance)).collect();
+        let own: Vec<InstanceId> = best.iter().filter_map(|i| Some(candidates.get(*i)?.instance)).collect();
         let mut fallbacks = Vec::with_capacity(own.len().saturating_add(others.len()));
         let (mut own, mut others) = (own.into_iter(), others.into_iter());
         while own.len() > 0 || others.len() > 0 {
@@ -53,7 +53,7 @@ impl Router {
         pool: PoolId,
         candidates: &[Candidate],
         firsts: &[usize],
-    ) -> Vec<usize> {
+    ) -> Vec<InstanceId> {
         let fleet = &self.config.fleet;
         let is_listed = |pool: PoolId| fleet.pool(pool).is_some_and(|pool| !pool.discovered);
         let may = self.config.envoy.model_fallback && self.config.names_no_model(ask.prompt.model.as_deref());
@@ -62,7 +62,7 @@ impl Router {
         }
         let firsts = firsts.iter().filter_map(|i| candidates.get(*i)).filter(|c| c.model != chosen.model);
         let instances = firsts.map(|c| c.instance);
-        instances.filter(|i| fleet.instances.get(*i).is_some_and(|instance| is_listed(instance.pool))).collect()
+        instances.filter(|i| fleet.instance(*i).is_some_and(|instance| is_listed(instance.pool))).collect()
     }
 
     /// What a request must say at the other pools among its fall-backs.
@@ -70,7 +70,7 @@ impl Router {
         &self,
         ask: &Ask<'_>,
         chosen: PoolId,
-        fallbacks: &[usize],
+        fallbacks: &[InstanceId],
         prompt: PromptTokens,
         estimates: &[(Estimate, bool)],
     ) -> Vec<Elsewhere> {
@@ -78,7 +78,8 @@ impl Router {
         let pools = fallbacks.iter().filter_map(|i| fleet.pool_of(*i)).filter(|(pool, _)| *pool != chosen);
         let limits = pools.map(|(id, pool)| {
             let (max_tokens, budget_left) = self.cap(ask, pool, prompt);
-            let estimate = estimates.get(pool.model).map(|(estimate, _)| (estimate.quality, estimate.quality_sd));
+            let estimate =
+                estimates.get(pool.model.index()).map(|(estimate, _)| (estimate.quality, estimate.quality_sd));
             Elsewhere {
                 pool: id,
                 model: pool.model,
@@ -91,14 +92,20 @@ impl Router {
     }
 
     /// The instances of a pool that are no candidates, or not among the best, those that are worst off last.
-    fn rest_of_pool(&self, chosen: usize, pool: PoolId, best: &[usize], loads: Option<&[LoadNow]>) -> Vec<usize> {
+    fn rest_of_pool(
+        &self,
+        chosen: InstanceId,
+        pool: PoolId,
+        best: &[InstanceId],
+        loads: Option<&[LoadNow]>,
+    ) -> Vec<InstanceId> {
         let fleet = &self.config.fleet;
         let Some(instances) = fleet.pool(pool).map(|p| &p.instances) else { return Vec::new() };
-        let presence = |i: &usize| fleet.instances.get(*i).map_or(Presence::Gone, |i| i.presence);
-        let there = |i: &usize| *i != chosen && presence(i) != Presence::Gone && !best.contains(i);
-        let mut rest: Vec<usize> = instances.iter().copied().filter(there).collect();
+        let presence = |i: &InstanceId| fleet.instance(*i).map_or(Presence::Gone, |i| i.presence);
+        let there = |i: &InstanceId| *i != chosen && presence(i) != Presence::Gone && !best.contains(i);
+        let mut rest: Vec<InstanceId> = instances.iter().copied().filter(there).collect();
         rest.sort_by_key(|i| {
-            let load = loads.and_then(|l| l.get(*i));
+            let load = loads.and_then(|l| l.get(i.index()));
             let unreachable = load.is_some_and(|l| l.unreachable) || presence(i) == Presence::Unhealthy;
             let standing = load.map_or(Standing::Healthy, |l| l.standing);
             let worst_first = [Standing::Ejected, Standing::Busy, Standing::Doubted].map(|bad| standing == bad);
@@ -154,8 +161,8 @@ mod tests {
     /// What must hold of a decision's fall-backs, whatever the load.
     fn check(router: &Router, decision: &Decision, names_a_model: bool, seed: u64) {
         let fleet = &router.config().fleet;
-        let pool = |i: usize| fleet.pool_of(i).unwrap().0;
-        let unique: BTreeSet<usize> = decision.to.fallbacks.iter().copied().collect();
+        let pool = |i: InstanceId| fleet.pool_of(i).unwrap().0;
+        let unique: BTreeSet<InstanceId> = decision.to.fallbacks.iter().copied().collect();
         assert_eq!(unique.len(), decision.to.fallbacks.len(), "{seed}: none twice");
         assert!(!unique.contains(&decision.to.instance), "{seed}: not the one that failed");
         let kind = |pool: PoolId| fleet.model_of(&fleet.pools[pool.index()]).unwrap().kind;

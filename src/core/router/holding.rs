@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Ask, Decision, Expected, Router, candidates};
 use crate::affinity::{Keys, Memory, Placement, Recall};
+use crate::fleet::InstanceId;
 use crate::latency::Forecast;
 use crate::openai::{Api, Prompt};
 
@@ -30,7 +31,7 @@ impl Router {
         &self,
         ask: &Ask<'_>,
         adapter: Option<&str>,
-        instance: usize,
+        instance: InstanceId,
         forecast: Forecast,
     ) -> Forecast {
         let loads = adapter.is_some() && !ask.held.has_adapter(instance);

@@ -2,12 +2,12 @@
 
 use super::{Ask, Refusal, RefusalReason, Router, UntouchedReason, Verdict};
 use crate::config::UnknownModel;
-use crate::fleet::ModelKind;
+use crate::fleet::{ModelId, ModelKind};
 use crate::openai::Api;
 
 impl Router {
     /// Models that may answer: one by name, or all of the API's kind.
-    pub(crate) fn allowed_models(&self, ask: &Ask<'_>) -> Result<Vec<usize>, Verdict> {
+    pub(crate) fn allowed_models(&self, ask: &Ask<'_>) -> Result<Vec<ModelId>, Verdict> {
         let kind = match ask.api {
             Api::Embeddings | Api::Pooling => ModelKind::Embed,
             _ => ModelKind::Generate,
@@ -15,9 +15,8 @@ impl Router {
         // What is asked of a model that is named is its instances' to judge.
         let any_kind = ask.api.is_guessed();
         let fleet = &self.config.fleet;
-        let of_kind = || -> Vec<usize> {
-            fleet.models.iter().enumerate().filter(|(_, m)| m.kind == kind).map(|(i, _)| i).collect()
-        };
+        let of_kind =
+            || -> Vec<ModelId> { fleet.models_by_id().filter(|(_, m)| m.kind == kind).map(|(i, _)| i).collect() };
         let Some(name) = ask.prompt.model.as_deref().filter(|name| !self.config.names_no_model(Some(name))) else {
             return match ask.api {
                 // A virtual name always means the same model: ids of one tokenizer are none of another's.
@@ -33,7 +32,7 @@ impl Router {
         };
         let served = || fleet.pools.iter().find(|p| p.served_model == name).map(|p| p.model);
         match fleet.model_named(name).or_else(|| fleet.model_with_adapter(name)).or_else(served) {
-            Some(model) if any_kind || fleet.models.get(model).is_some_and(|m| m.kind == kind) => Ok(vec![model]),
+            Some(model) if any_kind || fleet.model(model).is_some_and(|m| m.kind == kind) => Ok(vec![model]),
             Some(_) => {
                 let use_ = if kind == ModelKind::Embed { "embeddings" } else { "text generation" };
                 Err(Verdict::Refused(Refusal::new(
@@ -58,7 +57,7 @@ impl Router {
     }
 
     /// A request that names another model than the one that holds what it refers to: only that one's instance knows it.
-    pub(super) fn held_by_another(&self, ask: &Ask<'_>, models: &[usize]) -> Option<Refusal> {
+    pub(super) fn held_by_another(&self, ask: &Ask<'_>, models: &[ModelId]) -> Option<Refusal> {
         let (_, pool) = self.config.fleet.pool_of(ask.holder?)?;
         let holder = self.config.fleet.model_of(pool).filter(|_| !models.contains(&pool.model))?;
         let id = ask.prompt.previous_response_id.as_deref().unwrap_or_default();

@@ -4,7 +4,7 @@ use super::admitting::Entrants;
 use super::candidates::PromptTokens;
 use super::{Ask, Because, Decision, Destination, Draw, Expected, ExpectedQuality, Outlook, Router, Rung};
 use crate::admission::spending;
-use crate::fleet::{Objective, Policy, Pool, PoolId};
+use crate::fleet::{InstanceId, Objective, Policy, Pool, PoolId};
 use crate::learning::exploration::Choice;
 use crate::learning::{Learned, lengths};
 use crate::predictor::Estimate;
@@ -39,13 +39,13 @@ impl Router {
         question: &RoutedAsk<'_>,
         chosen: &Chosen<'_>,
         entrants: &Entrants,
-        fallbacks: Vec<usize>,
+        fallbacks: Vec<InstanceId>,
     ) -> Option<Decision> {
         let RoutedAsk { ask, outlook, loads, .. } = *question;
         let Chosen { candidate, pool_id, pool, .. } = *chosen;
-        let (unlearned, predicted) = outlook.estimates.get(pool.model)?;
-        let estimate = question.estimates.get(pool.model)?;
-        let load = loads.map(|loads| loads.get(candidate.instance).copied().unwrap_or_default());
+        let (unlearned, predicted) = outlook.estimates.get(pool.model.index())?;
+        let estimate = question.estimates.get(pool.model.index())?;
+        let load = loads.map(|loads| loads.get(candidate.instance.index()).copied().unwrap_or_default());
         let because = self.because(question, chosen, entrants, rung(*predicted || outlook.familiarity.is_some(), load));
         Some(Decision {
             to: Destination {
@@ -82,7 +82,7 @@ impl Router {
         let budget = self.constraints(ask).budget;
         let usd_per_token = self.config.fleet.model_of(pool).map_or(0.0, |model| model.tariff.usd_per_input_token);
         let prompt_usd = self.prompt_tokens(prompt, pool) * usd_per_token;
-        let price = || ask.prices.unwrap_or(&policy.prices).get(pool.model).copied().unwrap_or(0.0);
+        let price = || ask.prices.unwrap_or(&policy.prices).get(pool.model.index()).copied().unwrap_or(0.0);
         Because {
             rung,
             candidates: entrants.admitted.candidates.len(),

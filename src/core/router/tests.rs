@@ -3,7 +3,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::fleet::{Budget, Constraint, PoolId, Presence};
+use crate::fleet::{Budget, Constraint, InstanceId, ModelId, PoolId, Presence};
 use crate::openai::RequestScan;
 use crate::reckoning::Standing;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
@@ -57,7 +57,7 @@ fn weights_choose_the_model() {
     let prompt = chat("auto");
     let chosen = |policy: &str| {
         let decision = decided(router.route(&ask(&prompt, &router, policy), Some(&idle(&router)), &Learned::default()));
-        router.config().fleet.models[decision.to.model].name.clone()
+        router.config().fleet.models[decision.to.model.index()].name.clone()
     };
     let dear = ["Qwen2.5-32B-Instruct", "Qwen2.5-72B-Instruct"];
     assert_eq!(chosen("latency"), "Qwen2.5-3B-Instruct", "the fastest");
@@ -131,12 +131,12 @@ fn load_moves_the_choice_to_another_instance_and_then_to_another_model() {
     let prompt = chat("auto");
     let mut loads = idle(&router);
     let first = decided(router.route(&ask(&prompt, &router, "latency"), Some(&loads), &Learned::default()));
-    loads[first.to.instance].running = 8.0;
+    loads[first.to.instance.index()].running = 8.0;
     let second = decided(router.route(&ask(&prompt, &router, "latency"), Some(&loads), &Learned::default()));
     assert_eq!(second.to.pool, first.to.pool);
     assert_ne!(second.to.instance, first.to.instance);
     for i in router.config().fleet.pools[first.to.pool.index()].instances.clone() {
-        loads[i] = LoadNow {
+        loads[i.index()] = LoadNow {
             running: 256.0,
             waiting: 40.0,
             pending_output_tokens: 80_000.0,
@@ -154,7 +154,7 @@ fn an_instance_that_nobody_answers_at_is_chosen_only_if_there_is_no_other() {
     let prompt = chat("auto");
     let mut loads = idle(&router);
     let first = decided(router.route(&ask(&prompt, &router, "cost"), Some(&loads), &Learned::default()));
-    loads[first.to.instance].unreachable = true;
+    loads[first.to.instance.index()].unreachable = true;
     let second = decided(router.route(&ask(&prompt, &router, "cost"), Some(&loads), &Learned::default()));
     assert_ne!(second.to.instance, first.to.instance);
     assert_eq!(second.to.fallbacks.last(), Some(&first.to.instance), "still the last resort");
@@ -192,7 +192,8 @@ fn hosts_of_envoys_clusters_are_followed() {
         roster.update(&router.config().fleet.pools, &answer, |_| 0, Duration::ZERO);
         router.follow(&roster);
         let decision = decided(router.route(&ask(&model, router, "quality"), Some(&idle(router)), &Learned::default()));
-        (decision.to.instance - first, decision.to.fallbacks.iter().map(|i| i - first).collect::<Vec<_>>())
+        let fallbacks: Vec<usize> = decision.to.fallbacks.iter().map(|i| i.index() - first).collect();
+        (decision.to.instance.index() - first, fallbacks)
     };
     let (there, ill) = (Presence::Present, Presence::Unhealthy);
     assert_eq!(follow(&mut router, vec![host(0, there), host(1, there)]), (0, vec![1]));
@@ -201,23 +202,23 @@ fn hosts_of_envoys_clusters_are_followed() {
     assert_eq!(follow(&mut router, vec![host(0, ill), host(2, ill)]), (0, vec![2]), "all are ill: one of them");
     let many = (0..100).map(|n| host(n, there)).collect();
     assert_eq!(follow(&mut router, many).1.len(), 8, "Envoy does not retry more often");
-    let holder = Ask { holder: Some(first + 1), ..ask(&model, &router, "quality") };
+    let holder = Ask { holder: Some(InstanceId::new(first + 1)), ..ask(&model, &router, "quality") };
     let holds = |router: &Router| decided(router.route(&holder, Some(&idle(router)), &Learned::default())).to.instance;
-    assert_eq!(holds(&router), first + 1);
+    assert_eq!(holds(&router), InstanceId::new(first + 1));
     follow(&mut router, vec![host(2, there)]);
-    assert_eq!(holds(&router), first + 2, "who held the stored response has gone");
+    assert_eq!(holds(&router), InstanceId::new(first + 2), "who held the stored response has gone");
 }
 
 #[test]
 fn a_stored_response_binds_the_request_to_its_instance() {
     let router = router(&[]);
     let prompt = chat("auto");
-    for holder in [0, 7, 12] {
+    for holder in [0, 7, 12].map(InstanceId::new) {
         let ask = Ask { holder: Some(holder), ..ask(&prompt, &router, "cost") };
         let decision = decided(router.route(&ask, Some(&idle(&router)), &Learned::default()));
         assert_eq!((decision.to.instance, decision.to.fallbacks.as_slice()), (holder, [].as_slice()));
     }
-    let gone = Ask { holder: Some(999), ..ask(&prompt, &router, "cost") };
+    let gone = Ask { holder: Some(InstanceId::new(999)), ..ask(&prompt, &router, "cost") };
     decided(router.route(&gone, Some(&idle(&router)), &Learned::default()));
 }
 
@@ -275,14 +276,14 @@ fn slos_and_budgets_of_a_policy_hold() {
 fn round_robin_visits_every_instance() {
     let router = router(&[]);
     let prompt = chat("auto");
-    let mut seen: Vec<usize> = (0..13)
+    let mut seen: Vec<InstanceId> = (0..13)
         .map(|sequence| {
             let ask = Ask { sequence, ..ask(&prompt, &router, "round-robin") };
             decided(router.route(&ask, Some(&idle(&router)), &Learned::default())).to.instance
         })
         .collect();
     seen.sort_unstable();
-    assert_eq!(seen, (0..13).collect::<Vec<_>>());
+    assert_eq!(seen, (0..13).map(InstanceId::new).collect::<Vec<_>>());
 }
 
 /// Prices that follow load count instead of the policy's, where the objective is prices.
@@ -294,7 +295,7 @@ fn live_prices_come_before_those_of_the_policy() {
     let chosen = |policy: &str, prices: Option<&[f64]>| {
         let ask = Ask { prices, ..ask(&prompt, &router, policy) };
         let decision = decided(router.route(&ask, Some(&idle(&router)), &Learned::default()));
-        (decision.to.model, decision.because.price)
+        (decision.to.model.index(), decision.because.price)
     };
     assert_eq!(chosen("quality", None), (1, Some(0.0)));
     assert_eq!(chosen("quality", Some(&[0.5, 0.5, 0.5, 0.125])), (3, Some(0.125)));
@@ -320,12 +321,12 @@ fn more_load_never_improves_a_candidate() {
                 .collect();
             let chosen =
                 decided(router.route(&ask(&prompt, &router, policy), Some(&loads), &Learned::default())).to.instance;
-            let other = random(13) as usize;
+            let other = InstanceId::new(random(13) as usize);
             let mut more = loads.clone();
-            more[other].running += 5.0;
+            more[other.index()].running += 5.0;
             let again =
                 decided(router.route(&ask(&prompt, &router, policy), Some(&more), &Learned::default())).to.instance;
-            assert!(other == chosen || again != other, "{policy}: load won instance {other} the request");
+            assert!(other == chosen || again != other, "{policy}: load won {other:?} the request");
         }
     }
 }
@@ -450,8 +451,8 @@ fn the_log_of_one_policy_values_another() {
             let target = route("quality", 0.5);
             let noise = random(&mut seed);
             let agrees = if logged.to.model == target.to.model { 1.0 } else { 0.0 };
-            terms.push(agrees * score(logged.to.model, busy, noise) / logged.draw.propensity);
-            truth += score(target.to.model, busy, noise) / REQUESTS as f64;
+            terms.push(agrees * score(logged.to.model.index(), busy, noise) / logged.draw.propensity);
+            truth += score(target.to.model.index(), busy, noise) / REQUESTS as f64;
             assert!(logged.draw.propensity >= 0.3 / 4.0 && target.draw.propensity == 1.0 && !target.draw.explored);
         }
         let mean = terms.iter().sum::<f64>() / REQUESTS as f64;
@@ -473,10 +474,10 @@ fn what_an_instance_has_kept_is_worth_the_time_that_it_saves() {
     let prompt = |model| prompt(Api::ChatCompletions, &json!({"model": model, "messages": messages}));
     let pool = router.config().fleet.pools.iter().find(|p| p.name == "qwen2.5-7b").unwrap();
     let holder = pool.instances.clone()[3];
-    let mut cached_tokens = vec![0.0; holder + 1];
-    cached_tokens[holder] = 2_900.0;
-    let mut adapter = vec![false; holder + 1];
-    adapter[holder] = true;
+    let mut cached_tokens = vec![0.0; holder.index() + 1];
+    cached_tokens[holder.index()] = 2_900.0;
+    let mut adapter = vec![false; holder.index() + 1];
+    adapter[holder.index()] = true;
     let rows = [
         ("a prefix", "Qwen2.5-7B-Instruct", Held { cached_tokens: &cached_tokens, adapter: &[] }, 2_900, None),
         ("an adapter", "sql", Held { cached_tokens: &[], adapter: &adapter }, 0, Some("sql")),
@@ -498,7 +499,7 @@ fn what_an_instance_has_kept_is_worth_the_time_that_it_saves() {
         assert_ne!(without.to.instance, holder, "{name}");
         assert!(with.expected.forecast.ttft_seconds < without.expected.forecast.ttft_seconds, "{name}");
         assert!(with.expected.forecast.e2e_seconds < without.expected.forecast.e2e_seconds, "{name}");
-        loads[holder].running = 60.0;
+        loads[holder.index()].running = 60.0;
         let elsewhere = decide(held, &loads);
         assert_ne!(elsewhere.to.instance, holder, "{name}: its load costs more");
         assert_eq!((elsewhere.to.pool, elsewhere.expected.cached_tokens), (with.to.pool, 0), "{name}");
@@ -511,12 +512,12 @@ fn an_ejected_instance_is_a_candidate_only_where_there_is_no_other() {
     let fleet = &router.config().fleet;
     let pool = fleet.pools.iter().find(|p| p.name == "qwen2.5-72b").unwrap();
     let (first, second) = (pool.instances[0], pool.instances[1]);
-    let decide = |model: &str, policy: &str, standings: &[(usize, Standing)]| {
+    let decide = |model: &str, policy: &str, standings: &[(InstanceId, Standing)]| {
         let mut loads = idle(&router);
-        standings.iter().for_each(|(i, standing)| loads[*i].standing = *standing);
+        standings.iter().for_each(|(i, standing)| loads[i.index()].standing = *standing);
         decided(router.route(&ask(&chat(model), &router, policy), Some(&loads), &Learned::default()))
     };
-    let named = |standings: &[(usize, Standing)]| decide("Qwen2.5-72B-Instruct", "balanced", standings);
+    let named = |standings: &[(InstanceId, Standing)]| decide("Qwen2.5-72B-Instruct", "balanced", standings);
     assert_eq!(named(&[(first, Standing::Ejected)]).to.instance, second);
     assert_eq!(named(&[(second, Standing::Ejected)]).to.instance, first);
     assert_eq!(named(&[(first, Standing::Ejected)]).to.fallbacks, [first], "the last resort of a retry");
@@ -531,7 +532,7 @@ fn an_ejected_instance_is_a_candidate_only_where_there_is_no_other() {
     assert_eq!((probe.to.instance, probe.to.probe), (second, true));
     // Whoever leaves the choice to the gateway does not notice that a whole pool is gone, not even at first: retries reach other models.
     let choice = decide("auto", "quality", &[]);
-    let models: Vec<usize> = choice
+    let models: Vec<ModelId> = choice
         .to
         .fallbacks
         .iter()

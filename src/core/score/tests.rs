@@ -1,12 +1,13 @@
 use super::*;
 use crate::config::Config;
+use crate::fleet::{InstanceId, ModelId};
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
 fn candidate(instance: usize, quality: f64, seconds: f64, usd: f64) -> Candidate {
     Candidate {
-        instance,
-        model: instance,
+        instance: InstanceId::new(instance),
+        model: ModelId::new(instance),
         quality,
         output_tokens: 100.0,
         output_tokens_p80: 100.0,
@@ -151,7 +152,7 @@ fn the_absolute_score() {
 #[test]
 fn crowding_is_how_much_longer_requests_take_than_on_the_idle_fleet() {
     let on = |model: usize, idle: f64, now: f64, delay: f64| Candidate {
-        model,
+        model: ModelId::new(model),
         idle_seconds: idle,
         delay_seconds: delay,
         ..candidate(model, 0.5, now, 1e-5)
@@ -210,7 +211,7 @@ fn prices_choose_the_model_and_time_the_instance() {
     let fleet = [
         candidate(0, 0.8, 9.0, 1.0),
         candidate(1, 0.6, 3.0, 1.0),
-        Candidate { instance: 2, ..candidate(1, 0.6, 2.0, 1.0) },
+        Candidate { instance: InstanceId::new(2), ..candidate(1, 0.6, 2.0, 1.0) },
     ];
     for (prices, expected) in
         [([0.0, 0.0], [0, 2, 1]), ([0.1, 0.0], [0, 2, 1]), ([0.3, 0.0], [2, 1, 0]), ([0.3, 0.2], [0, 2, 1])]

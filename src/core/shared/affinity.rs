@@ -3,6 +3,7 @@
 
 use super::{Index, Reader, Writer};
 use crate::affinity::Placement;
+use crate::fleet::InstanceId;
 
 /// Segments of a worker's journal; the oldest one is written over.
 pub const PLACEMENT_SEGMENTS: usize = 32;
@@ -18,8 +19,8 @@ struct Segment {
     placements: Vec<(u32, Placement)>,
 }
 
-/// The index of an instance that the fleet does not have.
-const NOWHERE: usize = usize::MAX;
+/// The id of an instance that the fleet does not have.
+const NOWHERE: InstanceId = InstanceId::new(usize::MAX);
 
 impl Segment {
     fn encode(&self) -> Vec<u8> {
@@ -48,7 +49,7 @@ impl Segment {
             let (keys, rest) = reader.0.split_at_checked(keys)?;
             reader.0 = rest;
             if number >= from {
-                let instance = index.find(key, NOWHERE).unwrap_or(NOWHERE);
+                let instance = index.find(key, NOWHERE.index()).unwrap_or(NOWHERE);
                 let keys = Reader(keys).rows(Reader::u64)?;
                 placements.push((key, Placement { at, instance, held_tokens, placed_tokens, keys }));
             }
@@ -169,7 +170,13 @@ mod tests {
 
     fn placement(number: u64) -> Placement {
         let keys = (0..number % 5).map(|i| number * 10 + i).collect();
-        Placement { at: Duration::from_nanos(number), instance: 3, held_tokens: 2, placed_tokens: 1, keys }
+        Placement {
+            at: Duration::from_nanos(number),
+            instance: InstanceId::new(3),
+            held_tokens: 2,
+            placed_tokens: 1,
+            keys,
+        }
     }
 
     /// Whatever is written between two reads, a reader misses nothing unless it is lapped, and then only what is gone; a new owner
@@ -223,7 +230,7 @@ mod tests {
         assert!(JournalReader::default().news(&other, |_| Some(bytes.clone())).is_empty());
         let (mut heir, here) = Journal::open(&other, |_| Some(bytes.clone()));
         assert!(here.is_empty());
-        heir.note(other.key(0).unwrap(), Placement { instance: 0, ..placement(5) });
+        heir.note(other.key(InstanceId::new(0)).unwrap(), Placement { instance: InstanceId::new(0), ..placement(5) });
         heir.write(|_, written| bytes = written.to_vec());
         assert_eq!(JournalReader::default().news(&index(), |_| Some(bytes.clone())), [placement(4)]);
     }

@@ -8,6 +8,7 @@ use super::{
     ForeignSpeeds, Index, Slots, Sources, Subjects, VERSION, add_counters, decode_health, decode_reports,
     decode_speeds, encode_counters, encode_health, encode_reports, encode_speeds,
 };
+use crate::fleet::InstanceId;
 use crate::health::Records;
 use crate::learning::speed::{SpeedTallies, Speeds};
 use crate::reckoning::{Counters, Reports};
@@ -274,8 +275,9 @@ impl Board for MemoryBoard {
             return true;
         }
         for (row, counters) in counted.counters.0.iter().enumerate() {
-            let at = counted.index.key(row).and_then(|key| index.find(key, row));
-            if let Some(sum) = at.and_then(|at| sum.0.get_mut(at)) {
+            let key = counted.index.key(InstanceId::new(row));
+            let at = key.and_then(|key| index.find(key, row));
+            if let Some(sum) = at.and_then(|at| sum.get_mut(at)) {
                 sum.add(counters);
             }
         }

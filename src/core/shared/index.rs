@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::fleet::{Fleet, Presence};
+use crate::fleet::{Fleet, InstanceId, Presence};
 
 /// The instances of a fleet by the keys of their addresses. Rows of records are found by them, whatever fleet their writer has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,9 +20,9 @@ impl Index {
         let mut by_key = BTreeMap::new();
         // The first of those that are there has the last word.
         for gone in [true, false] {
-            let rows = fleet.instances.iter().enumerate().rev();
+            let rows = fleet.instances_by_id().rev();
             for (i, instance) in rows.filter(|(_, instance)| (instance.presence == Presence::Gone) == gone) {
-                by_key.insert(instance.key, u32::try_from(i).unwrap_or(u32::MAX));
+                by_key.insert(instance.key, u32::try_from(i.index()).unwrap_or(u32::MAX));
             }
         }
         Index { keys, by_key: by_key.into_iter().collect() }
@@ -39,17 +39,17 @@ impl Index {
     }
 
     /// The key of an instance.
-    pub fn key(&self, instance: usize) -> Option<u32> {
-        self.keys.get(instance).copied()
+    pub fn key(&self, instance: InstanceId) -> Option<u32> {
+        self.keys.get(instance.index()).copied()
     }
 
     /// The instance with this key. `row` is where a writer with the same fleet has it.
     #[inline]
-    pub fn find(&self, key: u32, row: usize) -> Option<usize> {
+    pub fn find(&self, key: u32, row: usize) -> Option<InstanceId> {
         if self.keys.get(row) == Some(&key) {
-            return Some(row);
+            return Some(InstanceId::new(row));
         }
         let at = self.by_key.binary_search_by_key(&key, |(key, _)| *key).ok()?;
-        usize::try_from(self.by_key.get(at)?.1).ok()
+        usize::try_from(self.by_key.get(at)?.1).ok().map(InstanceId::new)
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Index, Reader, Writer};
+use crate::fleet::InstanceId;
 use crate::reckoning::{Counters, Glimpse, InstanceCounters, InstanceReport, Reports};
 use crate::telemetry::Load;
 
@@ -14,7 +15,7 @@ pub fn encode_counters(counters: &Counters, owner: u64, index: &Index) -> Vec<u8
     let mut writer = Writer::new(ANY);
     writer.u64(owner);
     for (i, c) in counters.0.iter().enumerate() {
-        let Some(key) = index.key(i) else { break };
+        let Some(key) = index.key(InstanceId::new(i)) else { break };
         writer.u32(key);
         write_counters(&mut writer, c);
     }
@@ -30,7 +31,7 @@ pub fn add_counters(bytes: &[u8], owner: u64, index: &Index, sum: &mut Counters)
     };
     let Some(reader) = open() else { return false };
     each_row(reader, index, read_counters, |i, counters| {
-        if let Some(sum) = sum.0.get_mut(i) {
+        if let Some(sum) = sum.get_mut(i) {
             sum.add(&counters);
         }
     });
@@ -52,7 +53,7 @@ pub fn encode_reports(reports: &Reports, sources: &Sources, index: &Index) -> Ve
     let mut writer = Writer::new(sources.identity);
     writer.time(sources.period);
     for (i, report) in reports.0.iter().enumerate() {
-        let Some(key) = index.key(i) else { break };
+        let Some(key) = index.key(InstanceId::new(i)) else { break };
         let InstanceReport { at, load, own, repeats, unreachable } = report;
         writer.u32(key);
         writer.time(at.unwrap_or(Duration::ZERO));
@@ -74,7 +75,7 @@ pub fn decode_reports(bytes: &[u8], identity: u64, index: &Index) -> Option<(Rep
     let period = reader.time()?;
     let mut reports = Reports(vec![InstanceReport::default(); index.len()]);
     each_row(reader, index, read_report, |i, report| {
-        if let Some(place) = reports.0.get_mut(i) {
+        if let Some(place) = reports.get_mut(i) {
             *place = report;
         }
     });
@@ -94,8 +95,8 @@ fn read_report(r: &mut Reader<'_>) -> Option<InstanceReport> {
     })
 }
 
-/// Glimpses, by index, as bytes.
-pub fn encode_glimpses<'a>(glimpses: impl IntoIterator<Item = (usize, &'a Glimpse)>, index: &Index) -> Vec<u8> {
+/// Glimpses, by instance, as bytes.
+pub fn encode_glimpses<'a>(glimpses: impl IntoIterator<Item = (InstanceId, &'a Glimpse)>, index: &Index) -> Vec<u8> {
     let mut writer = Writer::new(ANY);
     for (i, Glimpse { at, waiting, kv_use, running, own }) in glimpses {
         let Some(key) = index.key(i) else { continue };
@@ -109,13 +110,13 @@ pub fn encode_glimpses<'a>(glimpses: impl IntoIterator<Item = (usize, &'a Glimps
     writer.0
 }
 
-/// Glimpses from bytes, each with the index of its instance; a broken record has none. Most rows are seen again and again: only those of
+/// Glimpses from bytes, each with its instance; a broken record has none. Most rows are seen again and again: only those of
 /// whose instance and time `is_news` says so are read.
 pub fn decode_glimpses(
     bytes: &[u8],
     index: &Index,
-    is_news: impl Fn(usize, Duration) -> bool,
-) -> Vec<(usize, Glimpse)> {
+    is_news: impl Fn(InstanceId, Duration) -> bool,
+) -> Vec<(InstanceId, Glimpse)> {
     let mut glimpses = Vec::new();
     let Some(mut reader) = Reader::open(bytes, ANY) else { return glimpses };
     for number in 0.. {
@@ -142,7 +143,7 @@ fn each_row<T>(
     mut reader: Reader<'_>,
     index: &Index,
     row: impl Fn(&mut Reader<'_>) -> Option<T>,
-    mut visit: impl FnMut(usize, T),
+    mut visit: impl FnMut(InstanceId, T),
 ) {
     let read = |number: usize| {
         let key = reader.u32()?;

@@ -2,6 +2,7 @@
 //! writes and a feedback reads 1 KB per worker.
 
 use super::{Reader, Subjects, Writer};
+use crate::fleet::ModelId;
 use crate::hash::fnv1a;
 use crate::learning::beliefs::QualityLesson;
 
@@ -13,8 +14,8 @@ const SEGMENT_KEPT: usize = 32;
 /// What a feedback needs to know of a decision.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RecentDecision {
-    /// Index of the model.
-    pub model: usize,
+    /// The model.
+    pub model: ModelId,
     /// The prompt's prototype; `None` without a prediction.
     pub prototype: Option<usize>,
     /// Quality as estimated, before any offset.
@@ -67,7 +68,7 @@ impl Recent {
 
     /// Remembers a decision; the segment's oldest one gives way. One for a model that is none of the subjects is not remembered.
     pub fn insert(&mut self, id: &str, decision: &RecentDecision, subjects: &Subjects) {
-        let Some(model) = subjects.short(decision.model) else { return };
+        let Some(model) = subjects.short(decision.model.index()) else { return };
         if self.0.len() >= HEADER_BYTES + SEGMENT_KEPT * ROW_BYTES {
             self.0.drain(HEADER_BYTES..HEADER_BYTES + ROW_BYTES);
         }
@@ -88,7 +89,7 @@ impl Recent {
         let row = rows.iter_mut().rev().find(|row| row.starts_with(&hash.to_le_bytes()))?;
         let mut reader = Reader(row.get(8..)?);
         let decision = RecentDecision {
-            model: subjects.with_short(reader.u32()?)?,
+            model: ModelId::new(subjects.with_short(reader.u32()?)?),
             prototype: reader.u32()?.checked_sub(1).map(|p| p as usize),
             scored: reader.u32()? != 0,
             quality: reader.f32()?,

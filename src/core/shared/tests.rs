@@ -1,7 +1,7 @@
 use super::*;
 use crate::config::Config;
 use crate::discovery::{Member, Roster};
-use crate::fleet::{DemandLevel, Fleet, Instance, Model, OnlinePrices, Pool, PoolId, Presence};
+use crate::fleet::{DemandLevel, Fleet, Instance, InstanceId, Model, ModelId, OnlinePrices, Pool, PoolId, Presence};
 use crate::latency::{self, Basis, Forecast, Speed, Work};
 use crate::learning::beliefs::{self, Beliefs};
 use crate::learning::lengths::{self, Lengths};
@@ -63,8 +63,8 @@ fn records_come_back_as_they_were() {
     assert_eq!(decode_reports(&bytes, 5, &index), Some((reports, sources)));
     assert_eq!(decode_reports(&bytes, 6, &index), None, "another configuration");
     let glimpse = Glimpse { at: SECOND, running: None, waiting: Some(2.0), kv_use: Some(0.5), own: counters(4) };
-    let bytes = encode_glimpses([(1, &glimpse)], &index);
-    assert_eq!(decode_glimpses(&bytes, &index, |_, _| true), [(1, glimpse)]);
+    let bytes = encode_glimpses([(InstanceId::new(1), &glimpse)], &index);
+    assert_eq!(decode_glimpses(&bytes, &index, |_, _| true), [(InstanceId::new(1), glimpse)]);
     let member =
         |address: &str, presence| Member { address: address.to_owned(), pool: PoolId::new(3), presence, since: SECOND };
     let presences = [Presence::Present, Presence::Unhealthy, Presence::Gone];
@@ -113,8 +113,8 @@ fn rows_are_found_by_their_instance_whatever_fleet_their_writer_has() {
             Some((Cow::Owned(Reports(reported)), sources)),
             "both boards say the same"
         );
-        let seen = decode_glimpses(&encode_glimpses((0..3).map(|i| (i, &glimpse)), &before), &now, |_, _| true);
-        let mut found: Vec<usize> = seen.into_iter().map(|(i, _)| i).collect();
+        let bytes = encode_glimpses((0..3).map(|i| (InstanceId::new(i), &glimpse)), &before);
+        let mut found: Vec<usize> = decode_glimpses(&bytes, &now, |_, _| true).iter().map(|(i, _)| i.index()).collect();
         found.sort_unstable();
         assert_eq!(found, (0..rows.len()).filter(|i| rows[*i].is_some()).collect::<Vec<_>>());
     }
@@ -125,8 +125,8 @@ fn an_address_that_has_moved_to_another_pool_means_the_instance_that_is_there() 
     let mut moved = fleet(&[A, B, A]);
     moved.instances[0].presence = Presence::Gone;
     let index = Index::from_fleet(&moved);
-    assert_eq!(index.find(moved.instances[0].key, 9), Some(2));
-    assert_eq!(index.find(moved.instances[0].key, 0), Some(0), "a writer with the same fleet means what it says");
+    let found = |row| index.find(moved.instances[0].key, row).map(InstanceId::index);
+    assert_eq!((found(9), found(0)), (Some(2), Some(0)), "a writer with the same fleet means what it says");
 }
 
 #[test]
@@ -292,7 +292,7 @@ fn the_ring_of_responses_is_bounded() {
 fn lengths() -> Lengths {
     let mut lengths = Lengths::default();
     for (model, residual) in [(0, 0.7), (3, -0.2), (0, 0.4)] {
-        lengths.learn(&lengths::LengthLesson { model, residual, censored: false });
+        lengths.learn(&lengths::LengthLesson { model: ModelId::new(model), residual, censored: false });
     }
     lengths
 }
@@ -300,6 +300,7 @@ fn lengths() -> Lengths {
 fn beliefs() -> Beliefs {
     let mut beliefs = Beliefs::default();
     for (model, prototype) in [(0, None), (0, Some(0)), (4, Some(255)), (4, Some(255))] {
+        let model = ModelId::new(model);
         beliefs.learn(&beliefs::QualityLesson { model, prototype, score: 1.0, quality: 0.4, quality_sd: 0.1 });
     }
     beliefs
@@ -325,7 +326,7 @@ fn what_was_learnt_comes_back_and_teaches_the_same() {
     let bytes = encode_beliefs(&beliefs(), &Foreign::new(), &about_quality);
     heir.adopt(decode_beliefs(&bytes, &about_quality).0);
     for (model, prototype) in [(0, None), (0, Some(0)), (4, Some(255)), (4, Some(3)), (1, None)] {
-        let of = |beliefs: &Beliefs| beliefs.offsets().revised(model, prototype, 0.5, 0.1);
+        let of = |beliefs: &Beliefs| beliefs.offsets().revised(ModelId::new(model), prototype, 0.5, 0.1);
         let (a, b) = (of(&heir), of(&beliefs()));
         assert!((a.0 - b.0).abs() < 1e-6 && (a.1 - b.1).abs() < 1e-6, "{a:?} {b:?}");
     }
@@ -349,7 +350,7 @@ fn what_was_learnt_of_a_model_or_a_pool_stays_with_it_through_a_change_of_the_fl
     assert_eq!((own.keys().collect::<Vec<_>>(), foreign.len()), (vec![3], 1));
     let mut heir = Lengths::default();
     heir.adopt(own);
-    heir.learn(&lengths::LengthLesson { model: 0, residual: 0.1, censored: false });
+    heir.learn(&lengths::LengthLesson { model: ModelId::new(0), residual: 0.1, censored: false });
     let (back, foreign) = decode_lengths(&encode_lengths(&heir, &foreign, &after), &before);
     let (was, _) = decode_lengths(&bytes, &before);
     assert_eq!((back.get(0), back.get(3)), (was.get(0), was.get(3)), "rolled back, nothing is lost");
@@ -383,7 +384,7 @@ fn what_others_learnt_of_other_models_or_wrongly_is_absent() {
         broken[at] = value;
         let mut reader = Lengths::default();
         reader.read(&[decode_lengths(&broken, &subjects).0]);
-        let factor = reader.factor(0);
+        let factor = reader.factor(ModelId::new(0));
         assert!((1.0 / lengths::FACTOR_MAX..=lengths::FACTOR_MAX).contains(&factor), "{at} {value}: {factor}");
     }
     for at in 9..beliefs.len() {
@@ -391,7 +392,7 @@ fn what_others_learnt_of_other_models_or_wrongly_is_absent() {
         broken[at] = 0x7f;
         let mut reader = Beliefs::default();
         reader.read(&[decode_beliefs(&broken, &about_quality).0]);
-        let (quality, sd) = reader.offsets().revised(4, Some(255), 0.5, 0.1);
+        let (quality, sd) = reader.offsets().revised(ModelId::new(4), Some(255), 0.5, 0.1);
         assert!((0.0..=1.0).contains(&quality) && (0.0..=0.1).contains(&sd), "{at}: {quality} {sd}");
     }
 }
@@ -403,7 +404,8 @@ fn a_record_keeps_so_many_foreign_rows_and_no_more() {
         models: (0..n).map(|i| Model { name: format!("x{i}"), ..taught().models[0].clone() }).collect(),
         ..Fleet::default()
     };
-    (0..1_000).for_each(|model| lengths.learn(&lengths::LengthLesson { model, residual: 0.1, censored: false }));
+    let lesson = |model| lengths::LengthLesson { model, residual: 0.1, censored: false };
+    (0..1_000).map(ModelId::new).for_each(|model| lengths.learn(&lesson(model)));
     let bytes = encode_lengths(&lengths, &Foreign::new(), &Subjects::lengths(&models(1_000), 9));
     let (own, foreign) = decode_lengths(&bytes, &Subjects::lengths(&models(3), 9));
     assert_eq!((own.len(), foreign.len()), (3, 256));
@@ -486,8 +488,8 @@ fn broken_records_of_speed_break_no_forecast() {
 
 #[test]
 fn recent_decisions_are_found_scored_and_in_the_end_forgotten() {
-    let decision = |model| RecentDecision {
-        model,
+    let decision = |model: usize| RecentDecision {
+        model: ModelId::new(model),
         prototype: model.checked_sub(2),
         quality: 0.5,
         quality_sd: 0.25,
@@ -512,7 +514,7 @@ fn recent_decisions_are_found_scored_and_in_the_end_forgotten() {
     }
     let later = Subjects::beliefs(&changed(), 9);
     let models = |id| Recent::decode(whole.to_vec()).score(id, &later).map(|decision| decision.model);
-    assert_eq!((models("a"), models("b")), (None, Some(3)), "m1 has gone, m3 is where it was");
+    assert_eq!((models("a"), models("b")), (None, Some(ModelId::new(3))), "m1 has gone, m3 is where it was");
     let mut broken = whole.to_vec();
     broken[9 + 20..9 + 24].copy_from_slice(&f32::NAN.to_le_bytes());
     assert_eq!(Recent::decode(broken).score("a", &subjects), None, "no number");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Counter, Worker, is_due};
 use crate::discovery::{self, ANSWER_BYTES_MAX};
-use crate::fleet::Presence;
+use crate::fleet::{InstanceId, Presence};
 use crate::reckoning::{Counters, InstanceCounters};
 use crate::shared::Board;
 use crate::telemetry::{self, Adapters, IN_FLIGHT_MAX, Load, Page, Rounds, Schedule};
@@ -44,8 +44,8 @@ pub enum Purpose {
 /// A question to an instance.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scrape {
-    /// Index of the instance.
-    pub instance: usize,
+    /// The instance.
+    pub instance: InstanceId,
     /// Tells whether the index still means the same instance when the answer comes.
     key: u32,
     asked_at: Duration,
@@ -70,9 +70,9 @@ pub(super) struct Scraper {
     rounds: Rounds,
     schedule: Schedule,
     /// The instances that are being asked.
-    asked: BTreeSet<usize>,
+    asked: BTreeSet<InstanceId>,
     /// The instances whose last scrape had no answer, and when that was asked for.
-    silent: BTreeMap<usize, Duration>,
+    silent: BTreeMap<InstanceId, Duration>,
 }
 
 /// Scrapes of silent instances under way at once: each takes a whole time-out, and the others must not wait for that.
@@ -96,22 +96,22 @@ impl Worker {
         }
         let Scraper { rounds, schedule, asked, silent } = &mut self.scraper;
         let fleet = &config.fleet;
-        let is_there = |i: usize| fleet.instances.get(i).is_some_and(|i| i.presence != Presence::Gone);
+        let is_there = |i: InstanceId| fleet.instance(i).is_some_and(|i| i.presence != Presence::Gone);
         silent.retain(|i, _| is_there(*i));
         // Where nobody is, no page is parsed. One that is late counts: to ask more often would make it later.
-        let answers = |i: usize| is_there(i) && self.reports.0.get(i).is_none_or(|report| !report.is_unreachable());
-        let there = (0..fleet.instances.len()).filter(|i| answers(*i)).count();
+        let answers = |i: InstanceId| is_there(i) && self.reports.get(i).is_none_or(|report| !report.is_unreachable());
+        let there = fleet.instances_by_id().filter(|(i, _)| answers(*i)).count();
         let period = schedule.period(&config.telemetry, there);
         let room = IN_FLIGHT_MAX.saturating_sub(asked.len());
         let mut fetches = Vec::new();
         for turn in rounds.turns(now, period, fleet.instances.len(), room) {
-            let Some(i) = next_of(turn, asked, silent) else { continue };
-            let (Some(_), Some(instance)) = (fleet.pool_of(i), fleet.instances.get(i)) else { continue };
-            let is_covered = covered.get(i).copied().unwrap_or(false);
+            let Some(i) = next_of(InstanceId::new(turn), asked, silent) else { continue };
+            let (Some(_), Some(instance)) = (fleet.pool_of(i), fleet.instance(i)) else { continue };
+            let is_covered = covered.get(i.index()).copied().unwrap_or(false);
             if !is_there(i) || is_covered || asked.contains(&i) {
                 continue;
             }
-            let own = counters.0.get(i).copied().unwrap_or_default();
+            let own = counters.get(i).copied().unwrap_or_default();
             asked.insert(i);
             fetches.push(Fetch {
                 timeout: config.telemetry.scrape_timeout,
@@ -154,7 +154,7 @@ impl Worker {
         match purpose {
             Purpose::Scrape(scrape) => {
                 let (_, pool) = config.fleet.pool_of(scrape.instance)?;
-                let address = config.fleet.instances.get(scrape.instance)?.address.as_str();
+                let address = config.fleet.instance(scrape.instance)?.address.as_str();
                 let path = config.telemetry.metrics_path.as_str();
                 Some(Question { cluster: &pool.cluster, path, authority: address, endpoint: Some(address) })
             }
@@ -210,7 +210,7 @@ impl Worker {
 
     /// Whether an answer would be of use: this VM leads, and the index means the instance that was asked.
     fn waits_for(&self, scrape: &Scrape) -> bool {
-        let instance = self.router.config().fleet.instances.get(scrape.instance);
+        let instance = self.router.config().fleet.instance(scrape.instance);
         self.leads && instance.is_some_and(|instance| instance.key == scrape.key)
     }
 
@@ -220,7 +220,7 @@ impl Worker {
         if !self.waits_for(scrape) {
             return;
         }
-        let Some(report) = self.reports.0.get_mut(scrape.instance) else { return };
+        let Some(report) = self.reports.get_mut(scrape.instance) else { return };
         self.unwritten_reports = true;
         let outcome = match answer {
             ScrapeAnswer::Nothing => Counter::ScrapesFailed,
@@ -242,7 +242,7 @@ impl Worker {
     }
 
     /// Of the adapters that an instance reports, running or about to, remembers those that clients may ask for.
-    fn loaded(&mut self, instance: usize, adapters: &Adapters, now: Duration) {
+    fn loaded(&mut self, instance: InstanceId, adapters: &Adapters, now: Duration) {
         let Worker { router, placements, index, .. } = self;
         let fleet = &router.config().fleet;
         let Some(model) = fleet.pool_of(instance).and_then(|(_, pool)| fleet.model_of(pool)) else { return };
@@ -273,7 +273,11 @@ impl Worker {
 }
 
 /// Who is asked in an instance's turn: itself, or, if it is silent, whichever silent one was asked longest ago, while there is room.
-fn next_of(turn: usize, asked: &BTreeSet<usize>, silent: &BTreeMap<usize, Duration>) -> Option<usize> {
+fn next_of(
+    turn: InstanceId,
+    asked: &BTreeSet<InstanceId>,
+    silent: &BTreeMap<InstanceId, Duration>,
+) -> Option<InstanceId> {
     if !silent.contains_key(&turn) {
         return Some(turn);
     }

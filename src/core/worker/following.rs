@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Counter, Gauge, Worker};
 use crate::discovery::{ClusterHosts, Roster};
-use crate::fleet::Presence;
+use crate::fleet::{InstanceId, Presence};
 use crate::reckoning::{Dispatch, Glimpse, InstanceCounters, InstanceReport};
 use crate::shared::{self, Board, Index, Key, Sources};
 use crate::telemetry::{self, Load};
@@ -59,7 +59,7 @@ impl Worker {
         self.placements.memory.follow(fleet, &replaced);
         for i in replaced {
             // Nothing was outstanding there, or the index would not have been given away.
-            if let (Some(counters), Some(report)) = (self.counters.0.get_mut(i), self.reports.0.get_mut(i)) {
+            if let (Some(counters), Some(report)) = (self.counters.get_mut(i), self.reports.get_mut(i)) {
                 (*counters, *report) = (InstanceCounters::default(), InstanceReport::default());
             }
             self.glimpses.remove(&i);
@@ -72,7 +72,7 @@ impl Worker {
     pub(super) fn discovered(&mut self, board: &mut impl Board, clusters: &[ClusterHosts], now: Duration) {
         let Some(place) = self.owns_place(now) else { return };
         let counters = self.all_counters(board);
-        let outstanding = |i: usize| counters.0.get(i).map_or(0, InstanceCounters::outstanding_requests);
+        let outstanding = |i: InstanceId| counters.get(i).map_or(0, InstanceCounters::outstanding_requests);
         let mut roster = self.roster.clone();
         if roster.update(&self.router.config().fleet.pools, clusters, outstanding, now) {
             // Another VM may have taken the lead meanwhile: then its roster counts, and the next answer is soon here.
@@ -104,9 +104,9 @@ impl Worker {
     pub(super) fn write_reports(&mut self, board: &mut impl Board) {
         for slot in 0..self.slots.in_use() {
             let Some(bytes) = board.read(Key::Glimpses(slot)).0 else { continue };
-            let is_news = |i: usize, at| self.reports.0.get(i).is_some_and(|report| report.at < Some(at));
+            let is_news = |i: InstanceId, at| self.reports.get(i).is_some_and(|report| report.at < Some(at));
             for (i, glimpse) in shared::decode_glimpses(&bytes, &self.index, is_news) {
-                if let Some(report) = self.reports.0.get_mut(i)
+                if let Some(report) = self.reports.get_mut(i)
                     && report.glimpsed(&glimpse)
                 {
                     self.unwritten_reports = true;
@@ -124,7 +124,7 @@ impl Worker {
     pub fn glimpse(&mut self, board: &impl Board, answered: &Dispatch, load: &Load, now: Duration) {
         let mut counters = self.all_counters(board);
         counters.finish(*answered);
-        let own = counters.0.get(answered.instance).copied().unwrap_or_default();
+        let own = counters.get(answered.instance).copied().unwrap_or_default();
         if let Some(glimpse) = Glimpse::from_load(load, now, own) {
             self.glimpses.insert(answered.instance, glimpse);
             self.unwritten_glimpses = true;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Counter, Gauge, SWAP_ATTEMPTS, Worker, is_due};
+use crate::fleet::InstanceId;
 use crate::health::{self, Event, Failure, Records, Sight, Watch};
 use crate::names;
 use crate::reckoning::{Counters, Standing};
@@ -50,14 +51,14 @@ impl Worker {
     }
 
     /// Something was seen of an instance; all workers know it from now on. `sent` is when the request went out that shows it.
-    pub fn saw(&mut self, board: &mut impl Board, instance: usize, event: Event, sent: Duration, now: Duration) {
+    pub fn saw(&mut self, board: &mut impl Board, instance: InstanceId, event: Event, sent: Duration, now: Duration) {
         if let Some(kind) = event.failure() {
             self.statistics.count(Counter::Failures { kind });
         }
         self.note(board, instance, event, sent, now);
     }
 
-    fn note(&mut self, board: &mut impl Board, instance: usize, event: Event, sent: Duration, now: Duration) {
+    fn note(&mut self, board: &mut impl Board, instance: InstanceId, event: Event, sent: Duration, now: Duration) {
         let settings = &self.router.config().health;
         let Some(key) = self.index.key(instance).filter(|_| settings.enabled) else { return };
         let fleet = &self.router.config().fleet;
@@ -67,17 +68,17 @@ impl Worker {
     }
 
     /// Claims a half-open instance for a probe; false if another worker was faster.
-    pub fn claim(&mut self, board: &mut impl Board, instance: usize, now: Duration) -> bool {
+    pub fn claim(&mut self, board: &mut impl Board, instance: InstanceId, now: Duration) -> bool {
         let Some(key) = self.index.key(instance) else { return false };
         let settings = &self.router.config().health;
         Worker::swap_records(board, |records| records.claim(key, now, settings))
     }
 
     /// Whether an instance answers nobody at the moment, as far as is known.
-    pub fn is_silent(&self, board: &impl Board, instance: usize, now: Duration) -> bool {
+    pub fn is_silent(&self, board: &impl Board, instance: InstanceId, now: Duration) -> bool {
         let Some(key) = self.index.key(instance) else { return false };
         let reports = self.known_reports(board);
-        let report = reports.as_ref().and_then(|reports| reports.0.get(instance));
+        let report = reports.as_ref().and_then(|reports| reports.get(instance));
         board.records().0.is_silent(key, report, now, &self.router.config().health)
     }
 
@@ -91,9 +92,9 @@ impl Worker {
         self.watches.instances.resize(config.fleet.instances.len(), Watch::default());
         let mut sights = Vec::new();
         let watched = self.watches.instances.iter_mut().zip(&counters.0).zip(&self.reports.0);
-        for (i, (((watch, counters), report), instance)) in watched.zip(&config.fleet.instances).enumerate() {
+        for (((watch, counters), report), (i, instance)) in watched.zip(config.fleet.instances_by_id()) {
             let Some(pool) = config.fleet.pool(instance.pool) else { continue };
-            if covered.get(i).copied().unwrap_or(false) {
+            if covered.get(i.index()).copied().unwrap_or(false) {
                 *watch = Watch::default();
                 continue;
             }
@@ -118,7 +119,7 @@ impl Worker {
         }
         let config = self.router.config();
         for pool in &config.fleet.pools {
-            let of_pool = pool.instances.iter().filter_map(|i| config.fleet.instances.get(*i));
+            let of_pool = pool.instances.iter().filter_map(|i| config.fleet.instance(*i));
             let ejected = of_pool.filter(|i| records.standing(i.key, now, &config.health) == Standing::Ejected).count();
             self.statistics.set(Gauge::EjectedInstances { pool: &pool.name }, ejected as u64);
         }

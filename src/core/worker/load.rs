@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Worker;
 use crate::config::Drill;
+use crate::fleet::InstanceId;
 use crate::reckoning::{self, Counters, Dispatch, LoadNow, Reports};
 use crate::shared::{Board, Key, Responses};
 
@@ -103,15 +104,15 @@ impl Worker {
     }
 
     /// Streams of an instance have brought so many more of the tokens that were predicted for them, and their dispatches know it.
-    pub fn streams_brought(&mut self, instance: usize, predicted: u64) {
-        if let Some(counters) = self.counters.0.get_mut(instance) {
+    pub fn streams_brought(&mut self, instance: InstanceId, predicted: u64) {
+        if let Some(counters) = self.counters.get_mut(instance) {
             counters.streamed(predicted);
         }
         self.unwritten = true;
     }
 
     /// A request goes to another instance than the chosen one.
-    pub fn move_to(&mut self, board: &mut impl Board, dispatch: &mut Dispatch, instance: usize, now: Duration) {
+    pub fn move_to(&mut self, board: &mut impl Board, dispatch: &mut Dispatch, instance: InstanceId, now: Duration) {
         self.counters.move_to(dispatch, instance, now);
         self.write_change(board, now);
     }
@@ -122,7 +123,7 @@ impl Worker {
     }
 
     /// Remembers which instance holds a response.
-    pub fn remember_response(&mut self, board: &mut impl Board, id: &str, instance: usize, now: Duration) {
+    pub fn remember_response(&mut self, board: &mut impl Board, id: &str, instance: InstanceId, now: Duration) {
         let Some(key) = self.index.key(instance) else { return };
         self.responses.insert(id, key);
         if let Some(slot) = self.owns_slot(now) {
@@ -131,7 +132,7 @@ impl Worker {
     }
 
     /// The instance that holds a response, whichever worker saw it created.
-    pub fn holder(&self, board: &impl Board, id: &str) -> Option<usize> {
+    pub fn holder(&self, board: &impl Board, id: &str) -> Option<InstanceId> {
         let elsewhere = || {
             let others = self.slots.owners().filter(|(slot, _)| Some(*slot) != self.slot);
             others.into_iter().find_map(|(slot, _)| {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::Worker;
 use crate::affinity::{Keys, Memory, Placement};
 use crate::config::{Config, Drill};
+use crate::fleet::InstanceId;
 use crate::shared::{Board, Index, Journal, JournalReader, Key, Version};
 
 /// One VM's memory of what instances hold, and its exchange with the other workers.
@@ -26,7 +27,7 @@ impl Worker {
     }
 
     /// The answer to a request of a session is known.
-    pub fn answered(&mut self, keys: &Keys, instance: usize, held_tokens: u64, now: Duration) {
+    pub fn answered(&mut self, keys: &Keys, instance: InstanceId, held_tokens: u64, now: Duration) {
         if let Some(placement) = keys.answered(instance, held_tokens, now) {
             self.place(placement);
         }
@@ -59,7 +60,7 @@ impl Placements {
     }
 
     /// An instance reports that it has loaded an adapter. What is known already is not told again.
-    pub(super) fn loaded(&mut self, adapter: &str, index: &Index, instance: usize, now: Duration) {
+    pub(super) fn loaded(&mut self, adapter: &str, index: &Index, instance: InstanceId, now: Duration) {
         let keys = Keys::of_adapter(adapter);
         if !self.memory.recall(&keys, 0.0, now).held().has_adapter(instance) {
             self.place(index, keys.placement(instance, 0, 0, 0, now));

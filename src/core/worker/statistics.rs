@@ -117,7 +117,7 @@ impl Worker {
         let config = router.config();
         for pool in &config.fleet.pools {
             let name = pool.name.as_str();
-            let of_pool = || pool.instances.iter().filter_map(|i| counters.0.get(*i));
+            let of_pool = || pool.instances.iter().filter_map(|i| counters.get(*i));
             let gauges: [(Gauge<'_>, Read); 4] = [
                 (Gauge::OutstandingRequests { pool: name }, InstanceCounters::outstanding_requests),
                 (Gauge::OutstandingPromptTokens { pool: name }, InstanceCounters::outstanding_prompt_tokens),
@@ -136,7 +136,7 @@ impl Worker {
             statistics.set(Gauge::TpotCorrectionMilli { pool }, (speed.tpot_factor * 1e3).round() as u64);
         }
         if config.learning.output_tokens {
-            let generating = config.fleet.models.iter().enumerate().filter(|(_, m)| m.kind == ModelKind::Generate);
+            let generating = config.fleet.models_by_id().filter(|(_, m)| m.kind == ModelKind::Generate);
             for (i, model) in generating {
                 let milli = (learner.learned().correction(i) * 1e3).round() as u64;
                 statistics.set(Gauge::OutputTokensCorrectionMilli { model: &model.name }, milli);

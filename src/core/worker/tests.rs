@@ -5,6 +5,7 @@ use world::{MS, PERIOD, TICK, World, address, configuration};
 
 use crate::affinity::{Keys, Placement};
 use crate::config::Config;
+use crate::fleet::{InstanceId, ModelId};
 use crate::learning::lengths::LengthLesson;
 use crate::shared::{Board, Bytes, Key, MAX_SLOTS, MemoryBoard, SLOT_TTL};
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
@@ -362,16 +363,17 @@ fn what_was_learnt_stays_through_reloads_and_other_tenants() {
     let more = configuration("other", A, &json!({}));
     let mut world: World<Bytes> = world(8, std::slice::from_ref(&a));
     world.run(SECOND);
-    let lesson = LengthLesson { model: 0, residual: 0.7, censored: false };
+    let lesson = LengthLesson { model: ModelId::new(0), residual: 0.7, censored: false };
     (0..40).for_each(|_| world.vm(1).worker.learner.learn_length(&lesson));
     let now = world.now();
     let keys = Keys::of_adapter("x");
-    let placement: Placement = keys.placement(1, 10, 0, 10, now);
+    let placement: Placement = keys.placement(InstanceId::new(1), 10, 0, 10, now);
     world.vm(1).worker.place(placement);
     let World { vms, board, .. } = &mut world;
-    vms[1].as_mut().unwrap().worker.remember_response(board, "resp_1", 2, now);
+    vms[1].as_mut().unwrap().worker.remember_response(board, "resp_1", InstanceId::new(2), now);
     world.run(SECOND);
-    let factor = |world: &mut World<Bytes>, vm: usize| world.vm(vm).worker.learner.learned().correction(0);
+    let factor =
+        |world: &mut World<Bytes>, vm: usize| world.vm(vm).worker.learner.learned().correction(ModelId::new(0));
     let taught = factor(&mut world, 0);
     assert!(taught > 1.5, "{taught}");
     // Another tenant takes the slots of the old VMs over and learns itself; then the first one comes back.
@@ -385,8 +387,8 @@ fn what_was_learnt_stays_through_reloads_and_other_tenants() {
     assert!(factor(&mut world, back) > 1.5, "{}", factor(&mut world, back));
     let now = world.now();
     let worker = &world.vms[back].as_ref().unwrap().worker;
-    assert!(worker.placements.memory.recall(&keys, 0.0, now).held().has_adapter(1));
-    assert_eq!(worker.holder(&world.board, "resp_1"), Some(2));
+    assert!(worker.placements.memory.recall(&keys, 0.0, now).held().has_adapter(InstanceId::new(1)));
+    assert_eq!(worker.holder(&world.board, "resp_1"), Some(InstanceId::new(2)));
 }
 
 #[test]
@@ -414,7 +416,7 @@ fn dead_hosts_do_not_slow_the_scraping_of_live_ones() {
     let is_dead = |i: usize| !i.is_multiple_of(10);
     let asked = |fetches: &[crate::worker::Fetch]| -> Vec<usize> {
         let of = |f: &crate::worker::Fetch| match f.purpose {
-            crate::worker::Purpose::Scrape(scrape) => scrape.instance,
+            crate::worker::Purpose::Scrape(scrape) => scrape.instance.index(),
             crate::worker::Purpose::Hosts => panic!("nothing is discovered"),
         };
         fetches.iter().map(of).collect()
@@ -495,7 +497,7 @@ fn a_worker_that_was_held_up_writes_nothing_over_its_slots_new_owner() {
     let (now, key) = (world.now(), Key::Responses(slot.unwrap()));
     let World { vms, board, .. } = &mut world;
     let before = board.read(key);
-    vms[0].as_mut().unwrap().worker.remember_response(board, "resp_1", 2, now);
+    vms[0].as_mut().unwrap().worker.remember_response(board, "resp_1", InstanceId::new(2), now);
     assert_eq!(board.read(key), before, "the responses are the heir's");
     let counters = world.vms[1].as_ref().unwrap().worker.all_counters(&world.board);
     assert_eq!(counters.0[1].outstanding_requests(), 1, "the heir's request is still there");

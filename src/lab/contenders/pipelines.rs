@@ -8,6 +8,7 @@ use anyhow::Result;
 use super::{Knobs, LabInputs, OUR_DECISION};
 use crate::entrant::Entrant;
 use crate::opinions::Opinions;
+use routebalance_core::fleet::ModelId;
 use routebalance_sim::contender::{Contender, Deciding, Dispatcher};
 use routebalance_sim::workload::Template;
 
@@ -34,10 +35,10 @@ fn with_dispatchers(
     name: &'static str,
     knobs: Knobs,
     setting: &str,
-    models: impl Iterator<Item = usize>,
+    models: impl Iterator<Item = ModelId>,
     charged: Deciding,
 ) -> Vec<Entrant> {
-    let models: Arc<[usize]> = models.collect();
+    let models: Arc<[ModelId]> = models.collect();
     let entrant = |(dispatcher, dispatched): &(Dispatcher, &str)| {
         let setting = if setting.is_empty() { (*dispatched).to_owned() } else { format!("{setting}, {dispatched}") };
         let contender = Contender::Pipeline { models: Some(models.clone()), dispatcher: *dispatcher };
@@ -54,7 +55,7 @@ pub(super) fn best_route(name: &'static str, knobs: Knobs, lab: &LabInputs<'_>) 
     let thresholds: &[f64] = if knobs == Knobs::All { &[0.0, 0.3, 0.5, 0.7] } else { &[0.0, 0.3, 0.5] };
     let second_largest = |o: &Opinions| o.models[o.models.len().saturating_sub(2)];
     let smallest = |o: &Opinions| o.models[0];
-    type Fallback<'a> = (&'a str, &'a dyn Fn(&Opinions) -> usize);
+    type Fallback<'a> = (&'a str, &'a dyn Fn(&Opinions) -> ModelId);
     let fallbacks: [Fallback<'_>; 2] = [("second largest", &second_largest), ("smallest", &smallest)];
     let mut entrants = Vec::new();
     for (kind, charged) in [("concurrent", Deciding::Concurrently(DEBERTA)), ("serial", Deciding::Serially(DEBERTA))] {
@@ -110,24 +111,24 @@ pub(super) fn semantic_router(name: &'static str, knobs: Knobs, lab: &LabInputs<
 }
 
 /// The models with the quality and the cost that we expect of their answers.
-fn offers(lab: &LabInputs<'_>, template: &Template) -> Vec<(usize, f64, f64)> {
-    let offer = |model: usize| {
-        let (estimate, _) = *template.outlook.as_ref()?.estimates.get(model)?;
+fn offers(lab: &LabInputs<'_>, template: &Template) -> Vec<(ModelId, f64, f64)> {
+    let offer = |model: ModelId| {
+        let (estimate, _) = *template.outlook.as_ref()?.estimates.get(model.index())?;
         let tokens = estimate.output_tokens.min(template.prompt.max_tokens.map_or(f64::INFINITY, f64::from));
-        let tariff = &lab.config.fleet.models.get(model)?.tariff;
+        let tariff = &lab.config.fleet.model(model)?.tariff;
         let usd = f64::from(template.prompt_tokens) * tariff.usd_per_input_token + tokens * tariff.usd_per_output_token;
         Some((model, estimate.quality, usd))
     };
     lab.models().into_iter().filter_map(offer).collect()
 }
 
-fn best(offers: &[(usize, f64, f64)]) -> usize {
+fn best(offers: &[(ModelId, f64, f64)]) -> ModelId {
     // Of equals the cheaper one.
-    let order = |a: &&(usize, f64, f64), b: &&(usize, f64, f64)| a.1.total_cmp(&b.1).then(b.2.total_cmp(&a.2));
-    offers.iter().max_by(order).map_or(0, |offer| offer.0)
+    let order = |a: &&(ModelId, f64, f64), b: &&(ModelId, f64, f64)| a.1.total_cmp(&b.1).then(b.2.total_cmp(&a.2));
+    offers.iter().max_by(order).map_or(ModelId::new(0), |offer| offer.0)
 }
 
-fn cheapest<'a>(offers: impl Iterator<Item = &'a (usize, f64, f64)>) -> Option<usize> {
+fn cheapest<'a>(offers: impl Iterator<Item = &'a (ModelId, f64, f64)>) -> Option<ModelId> {
     offers.min_by(|a, b| a.2.total_cmp(&b.2)).map(|offer| offer.0)
 }
 
@@ -154,7 +155,7 @@ pub(super) fn quality_only(name: &'static str, lab: &LabInputs<'_>) -> Vec<Entra
 
 /// The model that our estimates expect the cheapest answer of.
 pub(super) fn cost_only(name: &'static str, lab: &LabInputs<'_>) -> Vec<Entrant> {
-    let models = lab.templates.iter().map(|template| cheapest(offers(lab, template).iter()).unwrap_or(0));
+    let models = lab.templates.iter().map(|template| cheapest(offers(lab, template).iter()).unwrap_or(ModelId::new(0)));
     with_dispatchers(name, Knobs::Headline, "", models, Deciding::Concurrently(OUR_DECISION))
 }
 
@@ -163,15 +164,15 @@ pub(super) fn cost_only(name: &'static str, lab: &LabInputs<'_>) -> Vec<Entrant>
 pub(super) fn cheapest_adequate(name: &'static str, knobs: Knobs, lab: &LabInputs<'_>) -> Vec<Entrant> {
     let n = lab.templates.len().max(1) as f64;
     let mean = |of: &dyn Fn(&Template) -> f64| lab.templates.iter().map(of).sum::<f64>() / n;
-    let offer = |model: usize| {
-        let tariff = lab.config.fleet.models[model].tariff;
+    let offer = |model: ModelId| {
+        let tariff = lab.config.fleet.models[model.index()].tariff;
         let usd = |t: &Template| {
             f64::from(t.prompt_tokens) * tariff.usd_per_input_token
-                + f64::from(t.output_tokens[model]) * tariff.usd_per_output_token
+                + f64::from(t.output_tokens[model.index()]) * tariff.usd_per_output_token
         };
-        (model, mean(&|t| t.quality[model]), mean(&usd))
+        (model, mean(&|t| t.quality[model.index()]), mean(&usd))
     };
-    let offers: Vec<(usize, f64, f64)> = lab.models().into_iter().map(offer).collect();
+    let offers: Vec<(ModelId, f64, f64)> = lab.models().into_iter().map(offer).collect();
     let thresholds: &[f64] = if knobs == Knobs::All { &[0.4, 0.5, 0.6, 0.65] } else { &[0.5, 0.6] };
     let entrant = |threshold: &f64| {
         let good = offers.iter().filter(|offer| offer.1 >= *threshold);

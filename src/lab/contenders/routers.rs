@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::{Knobs, LabInputs, OUR_DECISION};
 use crate::entrant::{Entrant, Estimates};
 use routebalance_core::fleet::{
-    BatchSizing, Batching, Constraints, Mode, Objective, Overload, Policy, QualityNormalisation, Weights,
+    BatchSizing, Batching, Constraints, Mode, ModelId, Objective, Overload, Policy, QualityNormalisation, Weights,
 };
 use routebalance_plan::prices::prices as solved;
 use routebalance_plan::scores::Scores;
@@ -157,12 +157,12 @@ pub(super) fn prices(name: &'static str, knobs: Knobs, lab: &LabInputs<'_>) -> V
     let fleet = &lab.config.fleet;
     let models = lab.models();
     let rates = sustainable_rates(fleet, lab.templates);
-    let sustained = |model: usize| -> f64 {
+    let sustained = |model: ModelId| -> f64 {
         fleet.pools.iter().zip(&rates).filter(|(pool, _)| pool.model == model).map(|(_, rate)| rate).sum()
     };
     let quality = |t: &routebalance_sim::workload::Template| -> Option<Vec<f64>> {
         let estimates = &t.outlook.as_ref()?.estimates;
-        models.iter().map(|m| Some(estimates.get(*m)?.0.quality)).collect()
+        models.iter().map(|m| Some(estimates.get(m.index())?.0.quality)).collect()
     };
     let qualities: Vec<Vec<f64>> = lab.templates.iter().filter_map(quality).collect();
     let scores = Scores::new(models.len(), qualities.concat());
@@ -172,7 +172,7 @@ pub(super) fn prices(name: &'static str, knobs: Knobs, lab: &LabInputs<'_>) -> V
         // Nothing is known of the prompts: everything is free.
         let solved = scores.as_ref().map_or_else(Vec::new, |scores| solved(scores, &shares));
         for (model, price) in models.iter().zip(solved) {
-            prices[*model] = price;
+            prices[model.index()] = price;
         }
         let weights = Weights { quality: 1.0, latency: 0.0, cost: 0.0 };
         let policy = Policy { objective: Objective::Prices, prices, ..ours(weights) };

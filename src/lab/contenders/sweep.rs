@@ -9,7 +9,7 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::boosting::{self, Rows};
 use routebalance_core::config::Config;
-use routebalance_core::fleet::{Fleet, ModelKind, PoolId};
+use routebalance_core::fleet::{Fleet, InstanceId, ModelId, ModelKind, PoolId};
 use routebalance_core::latency::{BINS, Residuals};
 use routebalance_core::random::Random;
 use routebalance_core::reckoning::LoadNow;
@@ -101,12 +101,12 @@ fn fit(config: &Config, templates: &Arc<[Template]>, pool: usize, requests: usiz
 }
 
 /// The same fleet with the first instance of one pool and no other; and the pool's model, if it generates.
-fn alone(config: &Config, pool: usize) -> Option<(Config, usize)> {
+fn alone(config: &Config, pool: usize) -> Option<(Config, ModelId)> {
     let mut pool = config.fleet.pools.get(pool)?.clone();
     let model = config.fleet.model_of(&pool).filter(|m| m.kind == ModelKind::Generate).map(|_| pool.model)?;
-    let mut instance = config.fleet.instances.get(*pool.instances.first()?)?.clone();
+    let mut instance = config.fleet.instance(*pool.instances.first()?)?.clone();
     instance.pool = PoolId::new(0);
-    pool.instances = vec![0];
+    pool.instances = vec![InstanceId::new(0)];
     let fleet = Fleet { models: config.fleet.models.clone(), pools: vec![pool], instances: vec![instance] };
     Some((Config { fleet, ..config.clone() }, model))
 }
@@ -116,7 +116,7 @@ fn alone(config: &Config, pool: usize) -> Option<(Config, usize)> {
 fn sweep(
     router: &Router,
     templates: &Arc<[Template]>,
-    model: usize,
+    model: ModelId,
     utilisation: f64,
     which: usize,
     requests: usize,

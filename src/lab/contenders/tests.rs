@@ -1,5 +1,6 @@
 use super::*;
 use crate::builtin;
+use routebalance_core::fleet::ModelId;
 use routebalance_core::router::Router;
 
 const UNIFORM: Weights = Weights { quality: 1.0 / 3.0, latency: 1.0 / 3.0, cost: 1.0 / 3.0 };
@@ -72,7 +73,8 @@ fn shares(name: &str, setting: &str, lab: &LabInputs<'_>) -> Vec<f64> {
     let all = entrants(name, Knobs::All, &[UNIFORM], lab).unwrap();
     let entrant = all.into_iter().find(|e| e.setting.starts_with(setting)).unwrap();
     let Contender::Pipeline { models: Some(models), .. } = entrant.contender else { panic!("{name} is a pipeline") };
-    let count = |m: usize| models.iter().filter(|model| **model == m).count() as f64 / models.len() as f64;
+    let count =
+        |m: usize| models.iter().filter(|model| **model == ModelId::new(m)).count() as f64 / models.len() as f64;
     (0..4).map(count).collect()
 }
 

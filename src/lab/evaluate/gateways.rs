@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::EvaluateArgs;
 use super::cells::{measured, spread};
 use routebalance_core::config::Config;
-use routebalance_core::fleet::{Fleet, Instance, Pool, PoolId};
+use routebalance_core::fleet::{Fleet, Instance, InstanceId, ModelId, Pool, PoolId};
 use routebalance_core::router::Router;
 use routebalance_sim::outcome::Summary;
 use routebalance_sim::simulation::{Options, Simulation};
@@ -130,8 +130,12 @@ fn cases(config: &Config) -> Result<Vec<Case>> {
 /// A fleet of one pool with so many instances.
 fn alone(fleet: &Fleet, pool: &Pool, instances: usize) -> Fleet {
     Fleet {
-        models: vec![fleet.models[pool.model].clone()],
-        pools: vec![Pool { model: 0, instances: (0..instances).collect(), ..pool.clone() }],
+        models: vec![fleet.models[pool.model.index()].clone()],
+        pools: vec![Pool {
+            model: ModelId::new(0),
+            instances: (0..instances).map(InstanceId::new).collect(),
+            ..pool.clone()
+        }],
         instances: (0..instances)
             // Each with a key of its own: workers tell them apart by it.
             .map(|i| Instance::new(format!("192.0.2.{}:8000", i + 1), PoolId::new(0)))

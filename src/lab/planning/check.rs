@@ -13,7 +13,7 @@ use super::sample::Sample;
 use crate::evaluate::cells;
 use crate::statistics::{mean_or_zero, percentile};
 use routebalance_core::config::Config;
-use routebalance_core::fleet::{DemandLevel, Objective, OnlinePrices};
+use routebalance_core::fleet::{DemandLevel, ModelId, Objective, OnlinePrices};
 use routebalance_core::router::Router;
 use routebalance_plan::device::{Device, ModelSize, kv_gb, limits};
 use routebalance_plan::problem::{Metric, Problem, Statistic};
@@ -385,18 +385,19 @@ fn summed_up(checking: &Checking, deployed: &Deployed, templates: &[Template], r
     let of_answer = |o: &Outcome| Some((templates.get(o.template)?, o.model?));
     let expected = |o: &&Outcome| {
         let (template, model) = of_answer(o)?;
-        Some(template.outlook.as_ref()?.estimates.get(model)?.0.quality)
+        Some(template.outlook.as_ref()?.estimates.get(model.index())?.0.quality)
     };
     let scored = |o: &&Outcome| {
         let (template, model) = of_answer(o)?;
-        template.quality.get(model).copied()
+        template.quality.get(model.index()).copied()
     };
     let mut models = vec![ModelChecked::default(); checking.problem.models.len()];
     let fleet = &deployed.config.fleet;
     for (place, &model) in deployed.models.iter().enumerate() {
-        let own: Vec<&Outcome> = answered.iter().filter(|o| o.model == Some(place)).copied().collect();
-        let busy =
-            runs.iter().flat_map(|run| fleet.pools[place].instances.iter().filter_map(|i| run.busy.get(*i).copied()));
+        let own: Vec<&Outcome> = answered.iter().filter(|o| o.model == Some(ModelId::new(place))).copied().collect();
+        let busy = runs
+            .iter()
+            .flat_map(|run| fleet.pools[place].instances.iter().filter_map(|i| run.busy.get(i.index()).copied()));
         models[model] = ModelChecked {
             share: own.len() as f64 / answered.len().max(1) as f64,
             ttft_mean_ms: mean_or_zero(ms(|o| o.ttft, &own)),

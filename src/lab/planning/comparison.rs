@@ -21,6 +21,7 @@ use super::rivals::judge::{Answers, Judge};
 use super::rivals::{Frugal, Threshold, Tuned, tune};
 use crate::evaluate::cells;
 use crate::statistics::percentile;
+use routebalance_core::fleet::ModelId;
 use routebalance_plan::setup::{Placement, Setup};
 use routebalance_sim::contender::Contender;
 use routebalance_sim::outcome::Outcome;
@@ -234,8 +235,8 @@ fn row(job: &Job<'_>, ground: &Ground<'_>, outcomes: &[Outcome]) -> Row {
     let ttft_mean_ms = ttft.iter().sum::<f64>() / n;
     let Panel { rate, slo_ms, .. } = *job.panel;
     let in_time = ttft.iter().filter(|ttft| **ttft <= slo_ms).count() as f64;
-    let quality = |o: &&Outcome| o.model.map_or(0.0, |m| ground.checking.quality[o.template][m]);
-    let fraction = |model: usize| answered.iter().filter(|o| o.model == Some(model)).count() as f64 / n;
+    let quality = |o: &&Outcome| o.model.map_or(0.0, |m| ground.checking.quality[o.template][m.index()]);
+    let fraction = |model: usize| answered.iter().filter(|o| o.model == Some(ModelId::new(model))).count() as f64 / n;
     let is_published = |(at, policy, placement, _): &&(f64, &str, &str, f64)| {
         let is_panel = PANELS.contains(&(rate, slo_ms)) && (*at - rate).abs() < 1e-9;
         is_panel && *policy == job.policy && *placement == job.placement

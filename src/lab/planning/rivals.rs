@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use self::judge::Answers;
 use crate::statistics::mean_or_zero;
+use routebalance_core::fleet::ModelId;
 use routebalance_sim::contender::{Cascade, Contender, Dispatcher};
 
 /// How near two qualities are that count as equal (RouterWise's comparison).
@@ -69,7 +70,7 @@ impl Threshold {
     /// The rule with this knob for templates with these estimates, and the shortest queue of the model's instances.
     pub fn contender(&self, knob: f64, expected: &[Vec<f64>]) -> Contender {
         let tolerance = self.tolerance(knob);
-        let models: Arc<[usize]> = expected.iter().map(|row| self.choose(row, tolerance)).collect();
+        let models: Arc<[ModelId]> = expected.iter().map(|row| ModelId::new(self.choose(row, tolerance))).collect();
         Contender::Pipeline { models: Some(models), dispatcher: Dispatcher::ShortestQueue }
     }
 
@@ -119,7 +120,7 @@ impl Frugal {
     pub fn contender(&self, knob: f64, scores: &[Vec<f64>]) -> Contender {
         let least = self.least_score(knob);
         let turned_down: Arc<[usize]> = scores.iter().map(|row| self.turned_down(row, least)).collect();
-        let models = self.sizes.clone().into();
+        let models = self.sizes.iter().copied().map(ModelId::new).collect();
         Contender::Cascade(Cascade { models, turned_down, judging: JUDGING, dispatcher: Dispatcher::ShortestQueue })
     }
 

@@ -1,7 +1,8 @@
 //! The same fleet with other prices, and without its largest model.
 
+use crate::prompts::generating;
 use routebalance_core::config::Config;
-use routebalance_core::fleet::{Fleet, ModelKind, Tariff};
+use routebalance_core::fleet::{Fleet, InstanceId, ModelId, Tariff};
 
 /// A change of a fleet's prices.
 type Change = fn(&mut Fleet);
@@ -15,29 +16,25 @@ pub const TARIFFS: [(&str, Change); 5] = [
     ("prices of output x 4", dear_output),
 ];
 
-fn writing(fleet: &Fleet) -> Vec<usize> {
-    (0..fleet.models.len()).filter(|m| fleet.models[*m].kind == ModelKind::Generate).collect()
-}
-
 /// The geometric mean of the prices of an output token.
 fn middle(fleet: &Fleet) -> f64 {
-    let of = writing(fleet);
-    let logs = of.iter().map(|m| fleet.models[*m].tariff.usd_per_output_token.max(1e-12).ln());
+    let of = generating(fleet);
+    let logs = of.iter().map(|m| fleet.models[m.index()].tariff.usd_per_output_token.max(1e-12).ln());
     (logs.sum::<f64>() / of.len().max(1) as f64).exp()
 }
 
 fn alike(fleet: &mut Fleet) {
     let usd = middle(fleet);
-    for m in writing(fleet) {
-        fleet.models[m].tariff = Tariff { usd_per_input_token: usd, usd_per_output_token: usd };
+    for m in generating(fleet) {
+        fleet.models[m.index()].tariff = Tariff { usd_per_input_token: usd, usd_per_output_token: usd };
     }
 }
 
 /// Twice as far apart in the logarithm: dear models are much dearer.
 fn squared(fleet: &mut Fleet) {
     let middle = middle(fleet);
-    for m in writing(fleet) {
-        let tariff = &mut fleet.models[m].tariff;
+    for m in generating(fleet) {
+        let tariff = &mut fleet.models[m.index()].tariff;
         tariff.usd_per_input_token *= tariff.usd_per_input_token / middle;
         tariff.usd_per_output_token *= tariff.usd_per_output_token / middle;
     }
@@ -45,27 +42,27 @@ fn squared(fleet: &mut Fleet) {
 
 /// In proportion to the time that a token takes.
 fn by_speed(fleet: &mut Fleet) {
-    let tpot = |fleet: &Fleet, m: usize| {
+    let tpot = |fleet: &Fleet, m: ModelId| {
         fleet.pools.iter().filter(|p| p.model == m).map(|p| p.profile.tpot_ms).fold(f64::INFINITY, f64::min)
     };
-    let served: Vec<usize> = writing(fleet).into_iter().filter(|m| tpot(fleet, *m).is_finite()).collect();
+    let served: Vec<ModelId> = generating(fleet).into_iter().filter(|m| tpot(fleet, *m).is_finite()).collect();
     let logs: f64 = served.iter().map(|m| tpot(fleet, *m).ln()).sum();
     let (usd, middle_ms) = (middle(fleet), (logs / served.len().max(1) as f64).exp());
     for m in served {
         let price = usd * tpot(fleet, m) / middle_ms;
-        fleet.models[m].tariff = Tariff { usd_per_input_token: price, usd_per_output_token: price };
+        fleet.models[m.index()].tariff = Tariff { usd_per_input_token: price, usd_per_output_token: price };
     }
 }
 
 fn dear_output(fleet: &mut Fleet) {
-    for m in writing(fleet) {
-        fleet.models[m].tariff.usd_per_output_token *= 4.0;
+    for m in generating(fleet) {
+        fleet.models[m.index()].tariff.usd_per_output_token *= 4.0;
     }
 }
 
 /// A fleet without its largest model.
 pub mod without {
-    use super::{Config, Fleet, writing};
+    use super::{Config, Fleet, InstanceId, ModelId, generating};
 
     /// Name of the variation.
     pub const LARGEST: &str = "no largest model";
@@ -75,13 +72,13 @@ pub mod without {
     pub fn largest(config: &Config) -> Config {
         let mut config = config.clone();
         let fleet = &mut config.fleet;
-        let dear = |fleet: &Fleet, m: &usize| fleet.models[*m].tariff.usd_per_output_token;
-        let largest = writing(fleet).into_iter().max_by(|a, b| dear(fleet, a).total_cmp(&dear(fleet, b)));
+        let dear = |fleet: &Fleet, m: &ModelId| fleet.models[m.index()].tariff.usd_per_output_token;
+        let largest = generating(fleet).into_iter().max_by(|a, b| dear(fleet, a).total_cmp(&dear(fleet, b)));
         let gone: Vec<usize> = (0..fleet.pools.len()).filter(|p| Some(fleet.pools[*p].model) == largest).collect();
         fleet.instances.retain(|instance| !gone.contains(&instance.pool.index()));
         for (p, pool) in fleet.pools.iter_mut().enumerate() {
             let of_pool = |i: &usize| fleet.instances[*i].pool.index() == p;
-            pool.instances = (0..fleet.instances.len()).filter(of_pool).collect();
+            pool.instances = (0..fleet.instances.len()).filter(of_pool).map(InstanceId::new).collect();
         }
         config
     }
@@ -110,8 +107,8 @@ mod tests {
     fn the_largest_model_goes() {
         let config = without::largest(&config());
         assert_eq!(config.fleet.instances.len(), 12);
-        assert_eq!(config.fleet.pools[3].instances, [] as [usize; 0]);
-        assert_eq!(config.fleet.pools[4].instances, [11]);
+        assert_eq!(config.fleet.pools[3].instances, []);
+        assert_eq!(config.fleet.pools[4].instances, [InstanceId::new(11)]);
         assert_eq!(config.fleet.instances[11].pool.index(), 4);
     }
 }

@@ -97,7 +97,7 @@ fn others_see_the_same_requests_with_other_eyes() {
             Estimates::Ours | Estimates::Knn => assert!((0.0..1.0).contains(&estimate.quality)),
         }
     }
-    let largest = feed.chosen(&source, |o| o.routellm(0.0)).unwrap();
+    let largest = feed.chosen(&source, |o| o.routellm(0.0).index()).unwrap();
     assert_eq!(*largest, [3; 1_521]);
 }
 
@@ -154,7 +154,7 @@ fn a_log_is_replayed_as_it_was() {
     assert_eq!(feed.workload.arrivals[1].at, Duration::from_millis(134));
     assert_eq!(source.name(), "access-log");
     assert!(source.seen_by(&feed, Estimates::Knn).is_none(), "nobody asked the paper's neighbours");
-    assert!(feed.chosen(&source, |o| o.largest()).is_none());
+    assert!(feed.chosen(&source, |o| o.largest().index()).is_none());
 }
 
 #[test]

@@ -119,7 +119,7 @@ fn run(
                 kv_use: Some(engine.kv_usage()),
                 ..Load::default()
             };
-            reports.0[instance].answered(Duration::from_secs_f64(now), load, counters.0[instance]);
+            reports.0[instance.index()].answered(Duration::from_secs_f64(now), load, counters.0[instance.index()]);
             report += PERIOD;
             continue;
         }
@@ -127,7 +127,7 @@ fn run(
         let prompt = lognormal(&mut seed, 300.0, 0.8).clamp(10.0, 6_000.0) as u32;
         let output = lognormal(&mut seed, 250.0, 0.6).clamp(2.0, 2_000.0) as u32;
         let at = Duration::from_secs_f64(now);
-        let load = load_now(&fleet, &counters, Some(&reports), at, &telemetry, 0.5)[instance];
+        let load = load_now(&fleet, &counters, Some(&reports), at, &telemetry, 0.5)[instance.index()];
         let speed = &speeds.speeds(1, basis)[0];
         let forecast = forecast(told, limits, &load, &work(f64::from(prompt), 280.0), speed);
         let dispatch = Dispatch { instance, prompt_tokens: u64::from(prompt), output_tokens: 280 };

@@ -9,7 +9,7 @@ use crate::outcome::Outcome;
 use crate::simulation::{Options, Simulation};
 use crate::workload::{Arrivals, ChatMix, Template, Workload, sustainable_rates};
 use routebalance_core::config::Config;
-use routebalance_core::fleet::{DemandLevel, Objective, OnlinePrices, Policy, PolicyId};
+use routebalance_core::fleet::{DemandLevel, InstanceId, Objective, OnlinePrices, Policy, PolicyId};
 use routebalance_core::random::Random;
 use routebalance_core::router::Router;
 use routebalance_plan::prices::prices;
@@ -86,7 +86,7 @@ fn seen(outcomes: &[Outcome], after: Duration) -> Seen {
     // Whoever is served late counts, and nearly everybody is served.
     assert!(ttfts.len() as f64 >= 0.99 * n, "{} of {n}", ttfts.len());
     let mut fractions = vec![0.0; MODELS];
-    counted.iter().filter_map(|o| o.model).for_each(|m| fractions[m] += 1.0 / n);
+    counted.iter().filter_map(|o| o.model).for_each(|m| fractions[m.index()] += 1.0 / n);
     Seen {
         ttft_seconds: ttfts.iter().sum::<f64>() / ttfts.len() as f64,
         score: counted.iter().filter_map(|o| o.decision.as_ref()).map(|d| d.quality.mean).sum::<f64>() / n,
@@ -129,7 +129,7 @@ fn the_slo_is_kept_where_the_forecast_is_wrong() {
         ("one level, online", vec![level(1.0)], Some(online)),
         ("levels, online", levels, Some(online)),
     ];
-    let killed = [Scheduled { at: Duration::from_secs(60), fault: Fault::Kill { instance: 4 } }];
+    let killed = [Scheduled { at: Duration::from_secs(60), fault: Fault::Kill { instance: InstanceId::new(4) } }];
     for (case, lift, faults) in [
         ("as forecast", 0.0, &[][..]),
         ("more gain from the largest", 0.15, &[]),

@@ -69,7 +69,7 @@ fn run(case: Case, seed: u64) -> Result<Outcome, String> {
     config.policies.iter_mut().for_each(|p| p.objective = routebalance_core::fleet::Objective::Absolute);
     let router = Router::new(config, None);
     let fleet = &router.config().fleet;
-    let pool = fleet.pools.iter().find(|p| fleet.models[p.model].name == MODEL).ok_or("no pool")?;
+    let pool = fleet.pools.iter().find(|p| fleet.models[p.model.index()].name == MODEL).ok_or("no pool")?;
     let mut engines: Vec<Engine> = (0..pool.instances.len())
         .map(|i| {
             let mut profile = pool.profile;
@@ -80,7 +80,7 @@ fn run(case: Case, seed: u64) -> Result<Outcome, String> {
             Engine::new(profile, pool.limits, Detail::Milestones)
         })
         .collect();
-    let first = *pool.instances.first().ok_or("no instance")?;
+    let first = pool.instances.first().ok_or("no instance")?.index();
     let mut random = Random::new(seed);
     let prefixes: Vec<String> = (0..case.prefixes).map(|_| words(&mut random, case.prefix_chars)).collect();
     let mut memory = Memory::new(fleet);
@@ -123,7 +123,7 @@ fn run(case: Case, seed: u64) -> Result<Outcome, String> {
             return Err("not decided".to_owned());
         };
         memory.place(&decision.placement(&keys, now).ok_or("nothing is generated")?);
-        let instance = decision.to.instance - first;
+        let instance = decision.to.instance.index() - first;
         sent[instance] += 1.0;
         let prefill_tokens = decision.prefill_tokens() as f64;
         flights.push(Some(Flight { instance, sent: now, prefill_tokens, began: false }));

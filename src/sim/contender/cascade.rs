@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Dispatcher;
+use routebalance_core::fleet::ModelId;
 
 /// A cascade (Chen, Zaharia and Zou 2023, *FrugalGPT*): the first model answers, a judge reads the whole answer, and where it does
 /// not accept that, the request goes on to the next model. The client sees no byte of an answer that is not accepted.
@@ -11,8 +12,8 @@ use super::Dispatcher;
 /// A judge reads prompt and answer and nothing of the load, so which answer it accepts is known before the simulation begins.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cascade {
-    /// Indices of models, the first one asked first.
-    pub models: Arc<[usize]>,
+    /// Models, the first one asked first.
+    pub models: Arc<[ModelId]>,
     /// Answers that the judge turns down, in the order of the workload's templates. The last model's answer is always accepted.
     pub turned_down: Arc<[usize]>,
     /// What the judge takes for an answer; the last model's is not judged.
@@ -23,7 +24,7 @@ pub struct Cascade {
 
 impl Cascade {
     /// The model to ask after so many answers.
-    pub fn model(&self, answers: usize) -> Option<usize> {
+    pub fn model(&self, answers: usize) -> Option<ModelId> {
         self.models.get(answers).copied()
     }
 

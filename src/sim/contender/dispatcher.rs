@@ -2,7 +2,7 @@
 
 use super::{Choice, instances};
 use crate::workload::Template;
-use routebalance_core::fleet::Fleet;
+use routebalance_core::fleet::{Fleet, InstanceId, ModelId};
 use routebalance_core::latency;
 use routebalance_core::random::Random;
 use routebalance_core::reckoning::LoadNow;
@@ -46,18 +46,18 @@ impl Dispatcher {
     pub(crate) fn choose(
         self,
         fleet: &Fleet,
-        model: Option<usize>,
+        model: Option<ModelId>,
         template: &Template,
         loads: &[LoadNow],
         turns: &mut Turns,
         random: &mut Random,
     ) -> Option<Choice> {
-        let among: Vec<usize> = instances(fleet, model).collect();
-        let load = |i: usize| loads.get(i).copied().unwrap_or_default();
-        let requests = |i: usize| loads.get(i).map_or(0.0, LoadNow::in_flight);
+        let among: Vec<InstanceId> = instances(fleet, model).collect();
+        let load = |i: InstanceId| loads.get(i.index()).copied().unwrap_or_default();
+        let requests = |i: InstanceId| loads.get(i.index()).map_or(0.0, LoadNow::in_flight);
         let instance = match self {
             Dispatcher::RoundRobin => {
-                let turn = turns.next(model.unwrap_or(fleet.models.len()));
+                let turn = turns.next(model.map_or(fleet.models.len(), ModelId::index));
                 *among.get((turn % among.len().max(1) as u64) as usize)?
             }
             Dispatcher::Random => *among.get(random.below(among.len()))?,
@@ -70,13 +70,13 @@ impl Dispatcher {
                 first_least(&[*among.get(first)?, *among.get(second)?], requests)?
             }
             Dispatcher::LeastLoad => {
-                let seconds = |i: usize| {
+                let seconds = |i: InstanceId| {
                     fleet
                         .pool_of(i)
                         .map_or(f64::INFINITY, |(_, pool)| latency::owed_seconds(&pool.profile, &pool.limits, &load(i)))
                 };
                 // Idle instances are equals: the one that has waited longest for a request comes first.
-                let order = |a: &usize, b: &usize| {
+                let order = |a: &InstanceId, b: &InstanceId| {
                     let (a, b) = (*a, *b);
                     seconds(a).total_cmp(&seconds(b)).then(load(a).last_dispatch.cmp(&load(b).last_dispatch))
                 };
@@ -85,13 +85,13 @@ impl Dispatcher {
             Dispatcher::WeightedScorers => {
                 let scores = scorers(&among, load);
                 let best = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let winners: Vec<usize> =
+                let winners: Vec<InstanceId> =
                     among.iter().zip(&scores).filter(|(_, score)| **score >= best).map(|(i, _)| *i).collect();
                 *winners.get(random.below(winners.len()))?
             }
         };
         let (_, pool) = fleet.pool_of(instance)?;
-        let estimate = template.outlook.as_ref().and_then(|o| o.estimates.get(pool.model));
+        let estimate = template.outlook.as_ref().and_then(|o| o.estimates.get(pool.model.index()));
         let expected = estimate.map_or(0.0, |(estimate, _)| estimate.output_tokens);
         let limit = template.prompt.max_tokens.map_or(f64::INFINITY, f64::from);
         Some(Choice::alone(instance, template.prompt_tokens, expected.min(limit)))
@@ -99,7 +99,7 @@ impl Dispatcher {
 }
 
 /// The first of those with the least of something.
-fn first_least(among: &[usize], of: impl Fn(usize) -> f64) -> Option<usize> {
+fn first_least(among: &[InstanceId], of: impl Fn(InstanceId) -> f64) -> Option<InstanceId> {
     among.iter().map(|i| (*i, of(*i))).min_by(|(_, a), (_, b)| a.total_cmp(b)).map(|(i, _)| i)
 }
 
@@ -110,10 +110,10 @@ const KV_WEIGHT: f64 = 2.0;
 /// The default profile of the Gateway API inference extension (llm-d's endpoint picker): the queue's score is linear from the
 /// longest of these queues (0) to the shortest (1), the cache's is its free share. Its third score, for cached prefixes (weight 3), is
 /// the same for all instances here: the lab's prompts share none.
-fn scorers(among: &[usize], load: impl Fn(usize) -> LoadNow) -> Vec<f64> {
+fn scorers(among: &[InstanceId], load: impl Fn(InstanceId) -> LoadNow) -> Vec<f64> {
     let queues = || among.iter().map(|i| load(*i).waiting);
     let (least, most) = (queues().fold(f64::INFINITY, f64::min), queues().fold(0.0, f64::max));
-    let score = |i: &usize| {
+    let score = |i: &InstanceId| {
         let load = load(*i);
         let queue = if most > least { (most - load.waiting) / (most - least) } else { 1.0 };
         QUEUE_WEIGHT * queue + KV_WEIGHT * (1.0 - load.kv_use.unwrap_or(0.0))
@@ -138,8 +138,9 @@ mod tests {
         let template = Template::of_counts(100, vec![100; 5], vec![0.5; 5]);
         let (mut turns, mut random) = (Turns::default(), Random::new(1));
         let fleet = fleet();
-        let mut choose = || dispatcher.choose(&fleet, model, &template, loads, &mut turns, &mut random);
-        (0..times).map(|_| choose().unwrap().instance).collect()
+        let mut choose =
+            || dispatcher.choose(&fleet, model.map(ModelId::new), &template, loads, &mut turns, &mut random);
+        (0..times).map(|_| choose().unwrap().instance.index()).collect()
     }
 
     fn busy(running: f64, waiting: f64, tokens: f64, kv_use: f64) -> LoadNow {

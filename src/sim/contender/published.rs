@@ -8,7 +8,9 @@ use super::forest::{Forest, Inputs};
 use super::{Choice, instances};
 use crate::filters::{Demand, Filter, Offer};
 use crate::workload::Template;
-use routebalance_core::fleet::{Constraints, Fleet, Objective, Pool, QualityNormalisation, Tariff, Weights};
+use routebalance_core::fleet::{
+    Constraints, Fleet, InstanceId, ModelId, Objective, Pool, QualityNormalisation, Tariff, Weights,
+};
 use routebalance_core::latency;
 use routebalance_core::predictor::Estimate;
 use routebalance_core::reckoning::LoadNow;
@@ -91,7 +93,7 @@ impl Published {
             .filter_map(|(request, longest)| {
                 let (template, constraints) = batch.get(request)?;
                 let choice = self.choose(fleet, template, longest, constraints.as_ref(), loads).map(|instance| {
-                    if let Some(load) = loads.get_mut(instance) {
+                    if let Some(load) = loads.get_mut(instance.index()) {
                         load.waiting += 1.0;
                         load.pending_prompt_tokens += f64::from(template.prompt_tokens);
                         load.pending_output_tokens += longest.floor();
@@ -112,10 +114,10 @@ impl Published {
         longest: f64,
         constraints: Option<&Constraints>,
         loads: &[LoadNow],
-    ) -> Option<usize> {
+    ) -> Option<InstanceId> {
         let times = self.times(fleet, template, longest, loads);
         let candidates: Vec<Candidate> = instances(fleet, None)
-            .filter_map(|i| self.candidate(fleet, template, i, loads.get(i)?, *times.get(i)?))
+            .filter_map(|i| self.candidate(fleet, template, i, loads.get(i.index())?, *times.get(i.index())?))
             .collect();
         let candidates = self.filtered(fleet, template, constraints, candidates);
         let scores = score::paper(&candidates, &self.weights, self.quality);
@@ -132,8 +134,8 @@ impl Published {
     fn times(&self, fleet: &Fleet, template: &Template, longest: f64, loads: &[LoadNow]) -> Vec<(f64, f64)> {
         let mut times = vec![(TTFT_SECONDS, f64::INFINITY); fleet.instances.len()];
         for (p, pool) in fleet.pools.iter().enumerate() {
-            let loads: Vec<(usize, &LoadNow)> =
-                pool.instances.iter().filter_map(|i| Some((*i, loads.get(*i)?))).collect();
+            let loads: Vec<(InstanceId, &LoadNow)> =
+                pool.instances.iter().filter_map(|i| Some((*i, loads.get(i.index())?))).collect();
             let tpots_by =
                 |tpot: &dyn Fn(&LoadNow) -> f64| loads.iter().map(|(_, load)| tpot(load)).collect::<Vec<f64>>();
             let (ttfts, tpots) = match &self.tpot {
@@ -149,7 +151,7 @@ impl Published {
             };
             let ttfts = ttfts.unwrap_or_else(|| vec![TTFT_SECONDS; loads.len()]);
             for (((i, _), ttft), tpot) in loads.iter().zip(ttfts).zip(tpots) {
-                if let Some(time) = times.get_mut(*i) {
+                if let Some(time) = times.get_mut(i.index()) {
                     *time = (ttft, tpot);
                 }
             }
@@ -161,7 +163,7 @@ impl Published {
         &self,
         fleet: &Fleet,
         template: &Template,
-        instance: usize,
+        instance: InstanceId,
         load: &LoadNow,
         (ttft_seconds, tpot_seconds): (f64, f64),
     ) -> Option<Candidate> {
@@ -270,15 +272,15 @@ fn demand(template: &Template, constraints: Option<&Constraints>) -> Demand {
 
 /// The limit of output tokens that is sent along with a budget (PUBLISHED.md, section 10.3): what the budget buys after the prompt, at
 /// least 1.
-fn affordable(fleet: &Fleet, template: &Template, instance: usize, usd: Option<f64>) -> Option<u32> {
+fn affordable(fleet: &Fleet, template: &Template, instance: InstanceId, usd: Option<f64>) -> Option<u32> {
     let (_, pool) = fleet.pool_of(instance)?;
     let Tariff { usd_per_input_token, usd_per_output_token } = fleet.model_of(pool)?.tariff;
     let left = usd? - f64::from(template.prompt_tokens) * usd_per_input_token;
     Some((left / usd_per_output_token).floor().max(1.0) as u32)
 }
 
-fn estimate(template: &Template, model: usize) -> Option<&Estimate> {
-    template.outlook.as_ref()?.estimates.get(model).map(|(estimate, _)| estimate)
+fn estimate(template: &Template, model: ModelId) -> Option<&Estimate> {
+    template.outlook.as_ref()?.estimates.get(model.index()).map(|(estimate, _)| estimate)
 }
 
 /// Expected output tokens, of those that the client wants.

@@ -24,6 +24,7 @@ use crate::outcome::Outcome;
 use crate::simulation::{Options, Simulation};
 use crate::workload::{Arrival, Arrivals, ChatMix, Manner, Template, Workload, sustainable_rates};
 use routebalance_core::config::Config;
+use routebalance_core::fleet::InstanceId;
 use routebalance_core::openai::Prompt;
 use routebalance_core::random::Random;
 use routebalance_core::reckoning::Standing;
@@ -124,7 +125,7 @@ struct Scene {
     faults: Vec<Scheduled>,
     options: Options,
     /// The instances that are at fault.
-    faulty: Vec<usize>,
+    faulty: Vec<InstanceId>,
     /// From when to when they are.
     span: (Duration, Duration),
     /// What they say.
@@ -198,8 +199,9 @@ impl Scene {
         let seconds =
             |low: f64, high: f64, random: &mut Random| Duration::from_secs_f64(low + (high - low) * random.uniform());
         let since = seconds(5.0, 15.0, random);
-        let one = random.below(self.router.config().fleet.instances.len());
-        let all: Vec<usize> = self.router.config().fleet.pools.first().map(|p| p.instances.clone()).unwrap_or_default();
+        let one = InstanceId::new(random.below(self.router.config().fleet.instances.len()));
+        let all: Vec<InstanceId> =
+            self.router.config().fleet.pools.first().map(|p| p.instances.clone()).unwrap_or_default();
         let pause = Duration::from_secs(random.below(10) as u64 + 1);
         let limited = Reply::Error { status: 429, retry_after: Some(pause).filter(|_| random.below(3) > 0) };
         let (faulty, until, reply, answering) = match self.kind {
@@ -239,7 +241,7 @@ impl Scene {
     }
 
     /// One instance hangs for good; where it is to be mute, no report has ever told anything.
-    fn hang(&mut self, instance: usize, random: &mut Random) {
+    fn hang(&mut self, instance: InstanceId, random: &mut Random) {
         let at = Duration::from_secs_f64(30.0 + 90.0 * random.uniform());
         self.faults.push(Scheduled { at, fault: Fault::Hang { instance } });
         if self.kind == Kind::LongAnswersMute {

@@ -1,4 +1,4 @@
-use routebalance_core::fleet::PoolId;
+use routebalance_core::fleet::{InstanceId, PoolId};
 
 use super::*;
 use crate::workload::Template;
@@ -62,7 +62,7 @@ fn shares(gateways: usize, utilisation: f64, lies: &[(Option<usize>, Reporting)]
         .iter()
         .map(|(instance, as_)| Scheduled {
             at: Duration::from_secs(20),
-            fault: Fault::Reporting { instance: *instance, as_: *as_ },
+            fault: Fault::Reporting { instance: instance.map(InstanceId::new), as_: *as_ },
         })
         .collect();
     let options = Options { gateways, seed, ..Options::default() };

@@ -43,6 +43,7 @@ mod tests {
     use crate::simulation::Options;
     use crate::workload::{Arrivals, ChatMix, Template, Workload};
     use routebalance_core::config::Config;
+    use routebalance_core::fleet::ModelId;
     use routebalance_core::router::Router;
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -55,7 +56,7 @@ mod tests {
     }
 
     fn cascade(turned_down: Vec<usize>) -> Contender {
-        let models = vec![0, 1, 3].into();
+        let models = [0, 1, 3].map(ModelId::new).into();
         let dispatcher = Dispatcher::ShortestQueue;
         Contender::Cascade(Cascade { models, turned_down: turned_down.into(), judging: JUDGING, dispatcher })
     }
@@ -84,8 +85,10 @@ mod tests {
         let template = Template::of_counts(300, tokens.clone(), vec![0.0; 5]);
         let workload = alone(template);
         let by_itself = |model: usize| {
-            let contender =
-                Contender::Pipeline { models: Some(vec![model].into()), dispatcher: Dispatcher::ShortestQueue };
+            let contender = Contender::Pipeline {
+                models: Some([ModelId::new(model)].into()),
+                dispatcher: Dispatcher::ShortestQueue,
+            };
             let outcome = run(&router, contender, &workload, &[]).remove(0);
             (outcome.ttft.unwrap(), outcome.e2e.unwrap())
         };
@@ -112,9 +115,13 @@ mod tests {
             let outcome = run(&router, cascade(vec![turned_down]), &workload, &[]).remove(0);
             assert_eq!((outcome.end, outcome.decided), (End::Answered, Some(Duration::ZERO)), "{name}");
             assert_eq!((outcome.ttft, outcome.e2e), (Some(ttft), Some(e2e)), "{name}");
-            let expected = models.iter().map(|m| Answer { model: *m, output_tokens: tokens[*m] });
+            let expected = models.iter().map(|m| Answer { model: ModelId::new(*m), output_tokens: tokens[*m] });
             assert_eq!(outcome.answers().collect::<Vec<_>>(), expected.collect::<Vec<_>>(), "{name}");
-            assert_eq!((outcome.attempts, outcome.model), (models.len(), models.last().copied()), "{name}");
+            assert_eq!(
+                (outcome.attempts, outcome.model),
+                (models.len(), models.last().copied().map(ModelId::new)),
+                "{name}"
+            );
         }
     }
 
@@ -126,7 +133,8 @@ mod tests {
         let templates = ChatMix { templates: 60, ..ChatMix::default() }.templates(&router.config().fleet, 1);
         let times = Arrivals::Poisson { rate: 4.0 }.times(Duration::from_secs(30), 3);
         let workload = Workload::drawn(templates, &times, 0, 3);
-        let pipeline = Contender::Pipeline { models: Some(vec![0; 60].into()), dispatcher: Dispatcher::ShortestQueue };
+        let pipeline =
+            Contender::Pipeline { models: Some([ModelId::new(0); 60].into()), dispatcher: Dispatcher::ShortestQueue };
         let first_only = run(&router, cascade(vec![0; 60]), &workload, &[]);
         assert_eq!(first_only, run(&router, pipeline, &workload, &[]));
         let turned_down: Vec<usize> = (0..60).map(|i| i % 3).collect();
@@ -134,7 +142,7 @@ mod tests {
         assert_eq!(outcomes, run(&router, cascade(turned_down.clone()), &workload, &[]), "it repeats itself");
         for outcome in &outcomes {
             assert!(outcome.is_answered());
-            let models: Vec<usize> = outcome.answers().map(|answer| answer.model).collect();
+            let models: Vec<usize> = outcome.answers().map(|answer| answer.model.index()).collect();
             assert_eq!(models, [0, 1, 3][..=turned_down[outcome.template]]);
         }
     }

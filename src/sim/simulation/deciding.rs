@@ -10,7 +10,7 @@ use crate::outcome::{End, Outcome};
 use crate::server::Server;
 use crate::workload::{Arrival, Template, Workload};
 use routebalance_core::assign;
-use routebalance_core::fleet::{BatchSizing, Batching, Constraints, Fleet};
+use routebalance_core::fleet::{BatchSizing, Batching, Constraints, Fleet, InstanceId, ModelId};
 use routebalance_core::gateway::LOOK;
 use routebalance_core::health::{Asking, Suspect};
 use routebalance_core::reckoning::LoadNow;
@@ -239,7 +239,7 @@ impl Simulation<'_> {
         let model = fleet.pool_of(choice.instance).map(|(_, pool)| pool.model);
         let Some(outcome) = self.outcomes.get_mut(index) else { return };
         let Some(template) = self.workload.templates.get(outcome.template) else { return };
-        let output_tokens = model.and_then(|m| template.output_tokens.get(m)).copied().unwrap_or_default();
+        let output_tokens = model.and_then(|m| template.output_tokens.get(m.index())).copied().unwrap_or_default();
         let max_tokens = template.prompt.max_tokens.unwrap_or(u32::MAX).min(choice.max_tokens.unwrap_or(u32::MAX));
         outcome.output_tokens = output_tokens.min(max_tokens);
         // A cascade has decided once; its judge only sends the request on.
@@ -255,10 +255,10 @@ impl Simulation<'_> {
         if let Some(decision) = choice.decision.as_ref().filter(|_| self.options.feedback) {
             home.remember(worker, index, decision);
         }
-        let named: Vec<usize> = std::iter::once(choice.instance).chain(choice.fallbacks).collect();
-        let is_listed = |i: &usize| self.servers.get(*i).is_none_or(Server::is_listed);
+        let named: Vec<InstanceId> = std::iter::once(choice.instance).chain(choice.fallbacks).collect();
+        let is_listed = |i: &InstanceId| self.servers.get(i.index()).is_none_or(Server::is_listed);
         // Envoy skips endpoints that its cluster does not have.
-        let listed: Vec<usize> = named.iter().copied().filter(is_listed).collect();
+        let listed: Vec<InstanceId> = named.iter().copied().filter(is_listed).collect();
         let route = Route {
             targets: if listed.is_empty() { named } else { listed },
             sent: now,
@@ -297,7 +297,7 @@ impl Simulation<'_> {
     }
 
     /// An attempt goes to this instance: where it serves another model, the answer is as long as that one makes it.
-    pub(super) fn ask_model_of(&mut self, index: usize, target: Option<usize>) {
+    pub(super) fn ask_model_of(&mut self, index: usize, target: Option<InstanceId>) {
         let fleet = &self.router.config().fleet;
         let model = target.and_then(|i| fleet.pool_of(i)).map(|(_, pool)| pool.model);
         let (Some(outcome), Some(Some(flight))) = (self.outcomes.get_mut(index), self.flights.get_mut(index)) else {
@@ -307,7 +307,7 @@ impl Simulation<'_> {
             return;
         }
         let template = self.workload.templates.get(outcome.template);
-        let Some(output_tokens) = template.zip(model).and_then(|(t, m)| t.output_tokens.get(m)) else { return };
+        let Some(output_tokens) = template.zip(model).and_then(|(t, m)| t.output_tokens.get(m.index())) else { return };
         outcome.model = model;
         outcome.output_tokens = (*output_tokens).min(flight.route.job.max_tokens);
         flight.route.job.output_tokens = *output_tokens;
@@ -354,7 +354,7 @@ impl<'s> Together<'s> {
     fn dispatched(
         &self,
         dispatcher: Dispatcher,
-        model: impl Fn(usize, &Arrival) -> Option<Option<usize>>,
+        model: impl Fn(usize, &Arrival) -> Option<Option<ModelId>>,
         home: &mut Gateway,
         requests: &[usize],
     ) -> Vec<(usize, Option<Choice>)> {

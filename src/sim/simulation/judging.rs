@@ -34,7 +34,7 @@ impl Simulation<'_> {
             return;
         }
         let Some(flight) = self.flights.get(index).and_then(Option::as_ref) else { return };
-        let server = flight.target().and_then(|target| self.servers.get(target));
+        let server = flight.target().and_then(|target| self.servers.get(target.index()));
         let (Some(dispatch), Some(Ok(Some(load)))) = (flight.dispatch, server.map(Server::scraped)) else { return };
         let shown = Load { waiting: load.waiting, kv_use: load.kv_use, ..Load::default() };
         if let Some(gateway) = self.gateways.get_mut(flight.gateway) {

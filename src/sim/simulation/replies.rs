@@ -3,6 +3,7 @@
 use super::{News, Simulation, judging};
 use crate::fault::Reply;
 use crate::outcome::End;
+use routebalance_core::fleet::InstanceId;
 use routebalance_core::health::{self, Suspect};
 
 /// Envoy's words where the time of a whole answer is over.
@@ -14,9 +15,9 @@ const BAD_GATEWAY: u16 = 502;
 
 impl Simulation<'_> {
     /// What an instance says to a request at once, if it does.
-    pub(super) fn reply(&self, index: usize, instance: usize) -> Option<Reply> {
+    pub(super) fn reply(&self, index: usize, instance: InstanceId) -> Option<Reply> {
         let arrival = self.workload.arrivals.get(index)?;
-        self.servers.get(instance)?.reply(&arrival.manner)
+        self.servers.get(instance.index())?.reply(&arrival.manner)
     }
 
     /// The current attempt has got a reply: Envoy tries another instance where the status makes it do so, and else it is the client's.

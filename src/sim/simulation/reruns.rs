@@ -5,14 +5,15 @@ use std::time::Duration;
 use super::{ATTEMPTS, Flight, Happening, News, Simulation, job_id};
 use crate::engine::Job;
 use crate::outcome::End;
+use routebalance_core::fleet::InstanceId;
 use routebalance_core::health::{self, Event, Records};
 use routebalance_core::reckoning::Reports;
 
 impl Simulation<'_> {
     /// Whether nothing is to be expected of what an instance was asked at this time.
-    fn is_stuck(&self, instance: usize, at: Duration, (reports, records): &(Reports, Records)) -> bool {
-        let key = self.router.config().fleet.instances.get(instance).map(|instance| instance.key);
-        key.is_some_and(|key| records.is_stuck(key, reports.0.get(instance), at))
+    fn is_stuck(&self, instance: InstanceId, at: Duration, (reports, records): &(Reports, Records)) -> bool {
+        let key = self.router.config().fleet.instance(instance).map(|instance| instance.key);
+        key.is_some_and(|key| records.is_stuck(key, reports.get(instance), at))
     }
 
     /// Looks for whole answers whose instances are stuck, as every worker does for its own requests.
@@ -55,10 +56,10 @@ impl Simulation<'_> {
     }
 
     /// A call of the gateway is at its instance, and asks for that one's model.
-    pub(super) fn reach_by_call(&mut self, index: usize, attempt: usize, instance: usize) {
+    pub(super) fn reach_by_call(&mut self, index: usize, attempt: usize, instance: InstanceId) {
         let model = self.router.config().fleet.pool_of(instance).map(|(_, pool)| pool.model);
         let template = self.outcomes.get(index).and_then(|outcome| self.workload.templates.get(outcome.template));
-        let output_tokens = template.zip(model).and_then(|(t, m)| t.output_tokens.get(m)).copied();
+        let output_tokens = template.zip(model).and_then(|(t, m)| t.output_tokens.get(m.index())).copied();
         let Some(flight) = self.flights.get(index).and_then(Option::as_ref) else { return };
         let output_tokens = output_tokens.unwrap_or(flight.route.job.output_tokens);
         let job = Job { id: job_id(index, attempt), output_tokens, ..flight.route.job };
@@ -66,7 +67,7 @@ impl Simulation<'_> {
     }
 
     /// The calls to an instance break off.
-    pub(super) fn break_calls_off(&mut self, instance: usize) {
+    pub(super) fn break_calls_off(&mut self, instance: InstanceId) {
         if !self.options.reruns {
             return;
         }
@@ -80,7 +81,7 @@ impl Simulation<'_> {
     }
 
     /// The load of a request goes with it.
-    fn carry(&mut self, index: usize, instance: usize) {
+    fn carry(&mut self, index: usize, instance: InstanceId) {
         let now = self.now;
         let Some(flight) = self.flights.get_mut(index).and_then(Option::as_mut) else { return };
         if let (Some(gateway), Some(dispatch)) = (self.gateways.get_mut(flight.gateway), flight.dispatch.as_mut()) {
@@ -129,7 +130,7 @@ impl Simulation<'_> {
 }
 
 /// The answer is one that the gateway has asked this instance for.
-fn served_by(flight: &mut Flight, instance: usize, at: Duration) {
+fn served_by(flight: &mut Flight, instance: InstanceId, at: Duration) {
     flight.route.failed.clear();
     flight.route.sent = at;
     flight.route.targets = vec![instance];

@@ -10,7 +10,7 @@ use crate::sharing::{Part, Sharing};
 use crate::workload::Template;
 use crate::workload::{Arrivals, ChatMix, sustainable_rates};
 use routebalance_core::config::Config;
-use routebalance_core::fleet::{BatchSizing, Batching};
+use routebalance_core::fleet::{BatchSizing, Batching, InstanceId, ModelId};
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -88,8 +88,10 @@ fn an_instance_that_the_cluster_has_no_more_gets_nothing_and_ends_what_it_has() 
     let router = Router::new(Config::parse(config.to_string().as_bytes()).unwrap(), None);
     let times: Vec<u64> = (0..600).map(|i| 100 * i).collect();
     let workload = alone(&times);
-    let listing =
-        |second: u32, is_listed| Scheduled { at: second * SECOND, fault: Fault::Listing { instance: 0, is_listed } };
+    let listing = |second: u32, is_listed| Scheduled {
+        at: second * SECOND,
+        fault: Fault::Listing { instance: InstanceId::new(0), is_listed },
+    };
     let faults = [listing(20, false), listing(40, true)];
     let mut simulation = Simulation::new(&router, &workload, &faults, Options::default());
     simulation.finish(120 * SECOND);
@@ -97,7 +99,7 @@ fn an_instance_that_the_cluster_has_no_more_gets_nothing_and_ends_what_it_has() 
     assert!(outcomes.iter().all(|o| o.is_answered() && o.attempts == 1), "nobody notices");
     let chosen = |from: u32, to: u32| {
         let within = outcomes.iter().filter(|o| (from * SECOND..to * SECOND).contains(&o.at));
-        within.filter(|o| o.decision.as_ref().unwrap().to.instance == 0).count()
+        within.filter(|o| o.decision.as_ref().unwrap().to.instance == InstanceId::new(0)).count()
     };
     // Half a second until the filter asks, and a tick until every worker knows.
     assert!(chosen(0, 20) > 10 && chosen(42, 60) > 10, "{} before and {} after", chosen(0, 20), chosen(42, 60));
@@ -123,7 +125,7 @@ fn scores_of_clients_move_the_choice_of_every_worker() {
         let mut simulation = Simulation::new(&router, &workload, &[], options);
         simulation.finish(400 * SECOND);
         let late = simulation.outcomes().iter().skip(200);
-        late.filter(|outcome| outcome.model == Some(0)).count()
+        late.filter(|outcome| outcome.model == Some(ModelId::new(0))).count()
     };
     assert_eq!(late_to_the_first(false), 0);
     assert!(late_to_the_first(true) > 190, "{}", late_to_the_first(true));
@@ -140,7 +142,7 @@ fn whoever_waits_may_leave_and_may_lose_its_gateway() {
     for (fault, ends) in [
         (Fault::KillWorker { gateway: 0, worker: 0 }, [End::Left, End::GatewayDied, End::GatewayDied]),
         (Fault::RestartGateway { gateway: 0 }, [End::Left, End::GatewayDied, End::GatewayDied]),
-        (Fault::Kill { instance: 0 }, [End::Left, End::Answered, End::Answered]),
+        (Fault::Kill { instance: InstanceId::new(0) }, [End::Left, End::Answered, End::Answered]),
     ] {
         let faults = [Scheduled { at, fault }];
         let options = Options { workers: 1, batches: true, ..Options::default() };
@@ -156,13 +158,15 @@ fn a_reset_before_the_first_byte_is_tried_elsewhere() {
     let router = pool_of(2);
     let workload = alone(&[100]);
     for (at_ms, expected, attempts) in [(1, End::Answered, 2), (150, End::Answered, 2), (1_000, End::Cut, 1)] {
-        let faults = [Scheduled { at: Duration::from_millis(at_ms), fault: Fault::Kill { instance: 0 } }];
+        let faults =
+            [Scheduled { at: Duration::from_millis(at_ms), fault: Fault::Kill { instance: InstanceId::new(0) } }];
         let mut simulation = Simulation::new(&router, &workload, &faults, Options::default());
         simulation.finish(60 * SECOND);
         let outcome = &simulation.outcomes()[0];
         assert_eq!((outcome.end, outcome.attempts), (expected, attempts), "killed at {at_ms} ms");
     }
-    let all = [0, 1].map(|instance| Scheduled { at: Duration::ZERO, fault: Fault::Kill { instance } });
+    let all = [0, 1]
+        .map(|instance| Scheduled { at: Duration::ZERO, fault: Fault::Kill { instance: InstanceId::new(instance) } });
     let mut simulation = Simulation::new(&router, &workload, &all, Options::default());
     simulation.finish(60 * SECOND);
     assert_eq!(simulation.outcomes()[0].end, End::Unserved { healthy_peer: false });
@@ -172,7 +176,7 @@ fn a_reset_before_the_first_byte_is_tried_elsewhere() {
 fn an_instance_that_hangs_costs_the_idle_timeout() {
     let router = pool_of(2);
     let workload = alone(&[100]);
-    let faults = [Scheduled { at: Duration::from_millis(110), fault: Fault::Hang { instance: 0 } }];
+    let faults = [Scheduled { at: Duration::from_millis(110), fault: Fault::Hang { instance: InstanceId::new(0) } }];
     let mut simulation = Simulation::new(&router, &workload, &faults, Options::default());
     simulation.finish(600 * SECOND);
     let outcome = &simulation.outcomes()[0];
@@ -186,7 +190,7 @@ fn an_instance_that_hangs_costs_the_idle_timeout() {
 fn with_health_the_dead_are_avoided() {
     let router = pool_of(2);
     let workload = alone(&(0..20).map(|i| 1_000 + i * 3_000).collect::<Vec<u64>>());
-    let faults = [Scheduled { at: SECOND / 2, fault: Fault::Kill { instance: 0 } }];
+    let faults = [Scheduled { at: SECOND / 2, fault: Fault::Kill { instance: InstanceId::new(0) } }];
     let attempts = |health| {
         let options = Options { health, scrape_loss: 1.0, ..Options::default() };
         let mut simulation = Simulation::new(&router, &workload, &faults, options);
@@ -238,7 +242,7 @@ fn the_error_is_what_was_on_its_way_and_what_others_did() {
         let moves: Vec<(usize, usize, Duration)> = simulation
             .outcomes()
             .iter()
-            .flat_map(|o| [o.at, o.at + o.e2e.unwrap()].map(|at| (o.instance.unwrap(), o.gateway, at)))
+            .flat_map(|o| [o.at, o.at + o.e2e.unwrap()].map(|at| (o.instance.unwrap().index(), o.gateway, at)))
             .collect();
         let mut simulation = Simulation::new(&router, &workload, &[], options);
         for step in 1..40 {
@@ -294,7 +298,7 @@ fn deciding_takes_its_time() {
             let decided: Vec<u128> = simulation.outcomes().iter().map(|o| o.decided.unwrap().as_millis()).collect();
             assert_eq!(decided, expected, "{name}");
             assert!(simulation.outcomes().iter().all(Outcome::is_answered), "{name}");
-            assert_eq!(simulation.outcomes()[0].instance, Some(0), "{name}");
+            assert_eq!(simulation.outcomes()[0].instance, Some(InstanceId::new(0)), "{name}");
         }
     }
 }
@@ -406,7 +410,7 @@ fn whole_answers_have_their_own_time() {
     let router = pool_of(2);
     let mut workload = alone(&[100]);
     workload.arrivals[0].manner.whole = true;
-    let hang = |ms| Scheduled { at: Duration::from_millis(ms), fault: Fault::Hang { instance: 0 } };
+    let hang = |ms| Scheduled { at: Duration::from_millis(ms), fault: Fault::Hang { instance: InstanceId::new(0) } };
     let no_reports = Fault::Reporting { instance: None, as_: crate::fault::Reporting::Empty };
     let no_reports = Scheduled { at: Duration::ZERO, fault: no_reports };
     let limit = router.config().health.answer_limit;

@@ -7,6 +7,7 @@ use crate::fault::Fault;
 use crate::gateway::Vm;
 use crate::outcome::End;
 use crate::server::{Health, Server};
+use routebalance_core::fleet::InstanceId;
 use routebalance_core::learning::speed::AnswerTiming;
 use routebalance_core::worker::{Fetch, Purpose, ScrapeAnswer};
 
@@ -15,7 +16,8 @@ impl Simulation<'_> {
         let Simulation { servers, flights, gateways, options, now, .. } = self;
         // What the streams of one instance have brought, by gateway and worker: there are few of these, and many streams.
         let mut sums: Vec<Option<u64>> = vec![None; gateways.len().saturating_mul(options.workers)];
-        for (instance, server) in servers.iter().enumerate().filter(|(_, server)| server.health() == Health::Up) {
+        for (place, server) in servers.iter().enumerate().filter(|(_, server)| server.health() == Health::Up) {
+            let instance = InstanceId::new(place);
             for (job, generated) in server.engine().generated(*now) {
                 let (index, attempt) = flight_of(job);
                 let Some(flight) = flights.get_mut(index).and_then(Option::as_mut) else { continue };
@@ -75,9 +77,9 @@ impl Simulation<'_> {
     /// What Envoy's admin listener says of its clusters.
     fn clusters(&self) -> Value {
         let fleet = &self.router.config().fleet;
-        let is_listed = |i: &&usize| self.servers.get(**i).is_some_and(Server::is_listed);
-        let host = |i: &usize| {
-            let (address, port) = fleet.instances.get(*i)?.address.rsplit_once(':')?;
+        let is_listed = |i: &&InstanceId| self.servers.get(i.index()).is_some_and(Server::is_listed);
+        let host = |i: &InstanceId| {
+            let (address, port) = fleet.instance(*i)?.address.rsplit_once(':')?;
             Some(json!({"address": {"socket_address": {"address": address, "port_value": port.parse::<u16>().ok()?}}}))
         };
         let clusters = fleet.pools.iter().map(|pool| {
@@ -90,7 +92,7 @@ impl Simulation<'_> {
     pub(super) fn asked(&mut self, asked: Asked) {
         let instance = asked.scrape.instance;
         self.advance(instance);
-        match self.servers.get(instance).map(Server::scraped) {
+        match self.servers.get(instance.index()).map(Server::scraped) {
             Some(Ok(Some(load))) => self.after_network(Happening::Told(Box::new((asked, ScrapeAnswer::Page(load))))),
             Some(Ok(None)) => self.foresee(asked.until, Happening::Told(Box::new((asked, ScrapeAnswer::Nothing)))),
             Some(Err(_)) | None => self.after_network(Happening::Told(Box::new((asked, ScrapeAnswer::NobodyThere)))),
@@ -111,7 +113,7 @@ impl Simulation<'_> {
         match fault {
             Fault::Kill { instance } => {
                 self.advance(instance);
-                if let Some(server) = self.servers.get_mut(instance) {
+                if let Some(server) = self.servers.get_mut(instance.index()) {
                     server.kill(now);
                 }
                 self.felt_by_neighbours(instance);
@@ -119,10 +121,10 @@ impl Simulation<'_> {
             }
             Fault::Start { instance } => {
                 // A hung instance is killed by it: its streams are cut.
-                if self.servers.get(instance).is_some_and(|s| s.health() == Health::Hung) {
+                if self.servers.get(instance.index()).is_some_and(|s| s.health() == Health::Hung) {
                     self.break_off(instance);
                 }
-                if let Some(server) = self.servers.get_mut(instance) {
+                if let Some(server) = self.servers.get_mut(instance.index()) {
                     server.start(now);
                 }
                 self.felt_by_neighbours(instance);
@@ -130,26 +132,27 @@ impl Simulation<'_> {
             }
             Fault::Hang { instance } => {
                 self.advance(instance);
-                if let Some(server) = self.servers.get_mut(instance) {
+                if let Some(server) = self.servers.get_mut(instance.index()) {
                     server.hang(now);
                 }
                 self.felt_by_neighbours(instance);
             }
             Fault::Reporting { instance, as_ } => {
-                let some = |i: &usize| instance.is_none_or(|instance| instance == *i);
-                for i in (0..self.servers.len()).filter(some) {
+                let some = |i: &InstanceId| instance.is_none_or(|instance| instance == *i);
+                for i in (0..self.servers.len()).map(InstanceId::new).filter(some) {
                     self.advance(i);
-                    if let Some(server) = self.servers.get_mut(i) {
+                    if let Some(server) = self.servers.get_mut(i.index()) {
                         server.report_as(as_);
                     }
                 }
             }
             Fault::Answering { instance, as_ } => {
                 let all = self.servers.iter_mut().enumerate();
-                all.filter(|(i, _)| instance.is_none_or(|instance| instance == *i)).for_each(|(_, s)| s.answer_as(as_));
+                all.filter(|(i, _)| instance.is_none_or(|instance| instance.index() == *i))
+                    .for_each(|(_, s)| s.answer_as(as_));
             }
             Fault::Listing { instance, is_listed } => {
-                if let Some(server) = self.servers.get_mut(instance) {
+                if let Some(server) = self.servers.get_mut(instance.index()) {
                     server.list(is_listed);
                 }
             }
@@ -180,7 +183,7 @@ impl Simulation<'_> {
     }
 
     /// The connections to an instance break off.
-    fn break_off(&mut self, instance: usize) {
+    fn break_off(&mut self, instance: InstanceId) {
         for index in self.open_where(|f| f.reached && f.target() == Some(instance)) {
             let attempt = self.flight(index).map_or(0, |f| f.attempt);
             self.after_network(Happening::Hear { flight: index, attempt, news: News::Lost });
@@ -197,7 +200,7 @@ impl Simulation<'_> {
     fn score(&mut self, index: usize, gateway: usize, worker: usize) {
         let Some(outcome) = self.outcomes.get(index).filter(|outcome| outcome.is_answered()) else { return };
         let template = self.workload.templates.get(outcome.template);
-        let quality = template.zip(outcome.model).and_then(|(template, model)| template.quality.get(model));
+        let quality = template.zip(outcome.model).and_then(|(template, model)| template.quality.get(model.index()));
         let other = worker.saturating_add(1).checked_rem(self.options.workers).unwrap_or(worker);
         if let (Some(score), Some(home)) = (quality, self.gateways.get_mut(gateway)) {
             home.score(other, index, *score, self.now);
@@ -230,7 +233,7 @@ impl Simulation<'_> {
     pub(super) fn has_healthy_peer(&self, index: usize) -> bool {
         let fleet = &self.router.config().fleet;
         let Some(outcome) = self.outcomes.get(index) else { return false };
-        let pool = outcome.instance.and_then(|i| fleet.instances.get(i)).map(|instance| instance.pool);
+        let pool = outcome.instance.and_then(|i| fleet.instance(i)).map(|instance| instance.pool);
         let in_pool = |i: usize| fleet.instances.get(i).map(|instance| instance.pool) == pool;
         self.servers.iter().enumerate().any(|(i, s)| in_pool(i) && s.worked_since(outcome.at))
     }

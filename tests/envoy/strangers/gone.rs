@@ -67,7 +67,7 @@ async fn served_by_another(gateway: &Gateway, favourite: &str, request: &Request
     let line = log_line(gateway, id).await;
     assert_eq!(line["decision"]["model"], model_of(gateway, &serving.name), "{line}");
     assert_eq!(line["decision"]["pool"], serving.name, "{line}");
-    assert_eq!(line["upstream"], gateway.config().fleet.instances[*instance].address.as_str(), "{line}");
+    assert_eq!(line["upstream"], gateway.config().fleet.instances[instance.index()].address.as_str(), "{line}");
     assert!(line["attempts"].as_u64().is_some_and(|attempts| attempts > 1), "{line}");
 }
 

@@ -14,6 +14,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::harness::{Gateway, eventually};
 use crate::http;
+use routebalance_core::fleet::InstanceId;
 
 /// Time for what was written to be read before the connection closes.
 const BEFORE_CLOSING: Duration = Duration::from_millis(50);
@@ -25,7 +26,7 @@ const SCRAPES: usize = 3;
 #[derive(Clone, Debug)]
 pub(crate) struct Post {
     /// Whose place the stranger has taken.
-    pub(crate) instance: usize,
+    pub(crate) instance: InstanceId,
     pub(crate) path: String,
     pub(crate) body: Vec<u8>,
 }
@@ -185,7 +186,7 @@ struct Stranger {
 }
 
 struct Role {
-    instance: usize,
+    instance: InstanceId,
     page: Page,
     script: Script,
     /// Of all strangers.
@@ -198,7 +199,7 @@ impl Strangers {
     /// Takes the places of these instances, and waits until the gateway knows what the newcomers say of themselves.
     pub(crate) async fn in_place_of(
         gateway: &Gateway,
-        instances: &[usize],
+        instances: &[InstanceId],
         page: Page,
         script: impl Fn(&Post, usize) -> Act + Send + Sync + 'static,
     ) -> Strangers {
@@ -226,7 +227,7 @@ impl Strangers {
     }
 
     /// The same with one answer to everything.
-    pub(crate) async fn saying(gateway: &Gateway, instances: &[usize], page: Page, answer: Act) -> Strangers {
+    pub(crate) async fn saying(gateway: &Gateway, instances: &[InstanceId], page: Page, answer: Act) -> Strangers {
         Strangers::in_place_of(gateway, instances, page, move |_, _| answer.clone()).await
     }
 

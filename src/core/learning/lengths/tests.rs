@@ -4,6 +4,7 @@ use serde::Deserialize;
 
 use super::*;
 use crate::features::{TextWindow, extract};
+use crate::fleet::ModelId;
 use crate::predictor::Predictor;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -20,7 +21,7 @@ fn normal(seed: &mut u64) -> f64 {
 }
 
 fn lesson(residual: f64) -> LengthLesson {
-    LengthLesson { model: 0, residual, censored: false }
+    LengthLesson { model: ModelId::new(0), residual, censored: false }
 }
 
 #[derive(Deserialize)]
@@ -52,7 +53,7 @@ fn recorded() -> Vec<(String, Vec<(f64, f64)>)> {
 
 /// Mean absolute error of ln length with the correction as it stands.
 fn error(lengths: &Lengths, answers: &[(f64, f64)], shift: f64) -> f64 {
-    let ln = lengths.factor(0).ln();
+    let ln = lengths.factor(ModelId::new(0)).ln();
     answers.iter().map(|(actual, estimate)| (actual + shift - estimate - ln).abs()).sum::<f64>() / answers.len() as f64
 }
 
@@ -89,7 +90,7 @@ fn little_evidence_moves_little_and_a_wild_one_no_more() {
     let factor = |residuals: &[f64]| {
         let mut lengths = Lengths::default();
         residuals.iter().for_each(|r| lengths.learn(&lesson(*r)));
-        lengths.factor(0)
+        lengths.factor(ModelId::new(0))
     };
     assert_eq!(factor(&[]), 1.0);
     let (double, wild) = (factor(&[2f64.ln()]), factor(&[40.0]));
@@ -108,8 +109,10 @@ fn little_evidence_moves_little_and_a_wild_one_no_more() {
 
 #[test]
 fn what_an_answer_teaches() {
-    let expectation = |max_tokens| LengthExpectation { model: 3, output_tokens: 100.0, max_tokens };
-    let lesson = |tokens: f64, censored| Some(LengthLesson { model: 3, residual: (tokens / 100.0).ln(), censored });
+    let expectation = |max_tokens| LengthExpectation { model: ModelId::new(3), output_tokens: 100.0, max_tokens };
+    let lesson = |tokens: f64, censored| {
+        Some(LengthLesson { model: ModelId::new(3), residual: (tokens / 100.0).ln(), censored })
+    };
     let rows = [
         ("longer", None, 200, false, lesson(200.0, false)),
         ("shorter than allowed", Some(60), 50, false, lesson(50.0, false)),
@@ -139,9 +142,13 @@ fn cut_answers_bias_nothing() {
             let mut locations = Vec::new();
             for i in 0..4_000 {
                 let residual = shift + 0.45 * normal(&mut seed);
-                lengths.learn(&LengthLesson { model: 0, residual: residual.min(cut_at), censored: residual >= cut_at });
+                lengths.learn(&LengthLesson {
+                    model: ModelId::new(0),
+                    residual: residual.min(cut_at),
+                    censored: residual >= cut_at,
+                });
                 if i >= 1_000 {
-                    locations.push(lengths.factor(0).ln());
+                    locations.push(lengths.factor(ModelId::new(0)).ln());
                 }
             }
             let mean = locations.iter().sum::<f64>() / locations.len() as f64;
@@ -149,8 +156,8 @@ fn cut_answers_bias_nothing() {
         }
     }
     let mut lengths = Lengths::default();
-    (0..1_000).for_each(|_| lengths.learn(&LengthLesson { model: 0, residual: -4.0, censored: true }));
-    assert!((lengths.factor(0) - 1.0).abs() < 0.01, "cut long before its end, an answer says nothing");
+    (0..1_000).for_each(|_| lengths.learn(&LengthLesson { model: ModelId::new(0), residual: -4.0, censored: true }));
+    assert!((lengths.factor(ModelId::new(0)) - 1.0).abs() < 0.01, "cut long before its end, an answer says nothing");
 }
 
 /// Whatever workers see in whatever order, and however they share it, the factor stays a factor.
@@ -169,7 +176,11 @@ fn the_correction_is_bounded() {
                 _ => normal(&mut seed),
             };
             let censored = random(&mut seed) < 0.3;
-            workers[at].learn(&LengthLesson { model: (random(&mut seed) * 2.0) as usize, residual, censored });
+            workers[at].learn(&LengthLesson {
+                model: ModelId::new((random(&mut seed) * 2.0) as usize),
+                residual,
+                censored,
+            });
             if random(&mut seed) < 0.2 {
                 let others: Vec<_> = (0..3).filter(|k| *k != at).map(|k| workers[k].own().clone()).collect();
                 workers[at].read(&others);
@@ -184,7 +195,7 @@ fn the_correction_is_bounded() {
     }
     let mut always = Lengths::default();
     (0..10_000).for_each(|_| always.learn(&lesson(44.0)));
-    assert!((always.factor(0) - FACTOR_MAX).abs() < 1e-9);
+    assert!((always.factor(ModelId::new(0)) - FACTOR_MAX).abs() < 1e-9);
     assert!(always.own().iter().all(|(_, tally)| Lengths::sound(*tally).is_some()), "{:?}", always.own());
 }
 
@@ -202,8 +213,13 @@ fn two_workers_learn_what_one_would() {
             two[1].read(&records[..1]);
         }
         for worker in &two {
-            let apart = (worker.factor(0) / one.factor(0)).ln().abs();
-            assert!(apart < 0.1, "after {i}: {} against {}", worker.factor(0), one.factor(0));
+            let apart = (worker.factor(ModelId::new(0)) / one.factor(ModelId::new(0))).ln().abs();
+            assert!(
+                apart < 0.1,
+                "after {i}: {} against {}",
+                worker.factor(ModelId::new(0)),
+                one.factor(ModelId::new(0))
+            );
         }
     }
 }

@@ -7,12 +7,13 @@
 //! instance has got is drawn from a Poisson distribution, so that gateways differ where they cannot know better.
 
 use super::Seen;
+use crate::fleet::InstanceId;
 use crate::random;
 
 /// Turns over the requests of others on the instances of a pool. `share_left` says which share of them has not ended since the
 /// report.
 pub(super) fn turn_over(
-    instances: &[usize],
+    instances: &[InstanceId],
     seen: &[Seen],
     foreign: &mut [f64],
     share_left: impl Fn(&Seen) -> f64,
@@ -20,15 +21,15 @@ pub(super) fn turn_over(
 ) {
     let mut arrived = 0.0;
     let mut levels: Vec<(usize, f64)> = Vec::with_capacity(instances.len());
-    for i in instances {
-        let (Some(seen), Some(foreign)) = (seen.get(*i), foreign.get_mut(*i)) else { continue };
+    for i in instances.iter().map(|instance| instance.index()) {
+        let (Some(seen), Some(foreign)) = (seen.get(i), foreign.get_mut(i)) else { continue };
         if seen.unreachable {
             continue;
         }
         let left = *foreign * share_left(seen);
         arrived += *foreign - left;
         *foreign = left;
-        levels.push((*i, seen.own + left));
+        levels.push((i, seen.own + left));
     }
     let level = water_level(&levels, arrived);
     for (i, load) in levels {
@@ -116,7 +117,8 @@ mod tests {
         const DRAWS: usize = 2_000;
         for i in 0..DRAWS {
             let mut foreign = [9.0, 3.0, 0.0];
-            turn_over(&[0, 1, 2], &seen, &mut foreign, |_| 0.5, (i as f64 + 0.5) / DRAWS as f64);
+            let instances = [0, 1, 2].map(InstanceId::new);
+            turn_over(&instances, &seen, &mut foreign, |_| 0.5, (i as f64 + 0.5) / DRAWS as f64);
             mean.iter_mut().zip(foreign).for_each(|(m, f)| *m += f / DRAWS as f64);
         }
         // 6 of 12 have ended; what is left of 4.5, 1.5 and 0 is filled up to 4.

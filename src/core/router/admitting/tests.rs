@@ -181,7 +181,7 @@ fn budgets() {
     let poor = decided(route(&router, &prompt(json!({})), budget(Some(1e-9), None), IDLE));
     let fleet = &router.config().fleet;
     let least = fleet.models.iter().map(|m| m.tariff.usd_per_output_token).filter(|p| *p > 0.0).fold(1.0, f64::min);
-    assert_eq!(fleet.models[poor.to.model].tariff.usd_per_output_token, least);
+    assert_eq!(fleet.models[poor.to.model.index()].tariff.usd_per_output_token, least);
     assert_eq!((poor.because.relaxed.as_slice(), poor.because.max_tokens), ([Constraint::Budget].as_slice(), Some(1)));
     assert!(poor.because.budget_exhausted);
     let lesson = poor.expected.expectation.unwrap();

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::config::Config;
+use crate::fleet::InstanceId;
 use crate::random::Random;
 use crate::reckoning::Dispatch;
 use crate::router::Router;
@@ -137,7 +138,7 @@ impl<B: Board + Default> World<B> {
         let now = self.now();
         let World { vms, board, .. } = self;
         let vm = vms[vm].as_mut().unwrap();
-        let dispatch = Dispatch { instance, prompt_tokens: 100, output_tokens: 50 };
+        let dispatch = Dispatch { instance: InstanceId::new(instance), prompt_tokens: 100, output_tokens: 50 };
         vm.worker.dispatch(board, &dispatch, now);
         vm.open.push(dispatch);
     }
@@ -173,7 +174,7 @@ impl<B: Board + Default> World<B> {
     pub(super) fn sent(&self, address: &str) -> u64 {
         let of = |vm: &Vm| {
             let fleet = &vm.worker.router.config().fleet;
-            vm.open.iter().filter(|d| fleet.instances[d.instance].address == address).count() as u64
+            vm.open.iter().filter(|d| fleet.instances[d.instance.index()].address == address).count() as u64
         };
         self.vms.iter().flatten().map(of).sum()
     }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::planning::measure::{self, MeasuredModel, Measuring};
 use crate::planning::sample::Half;
+use routebalance_core::fleet::InstanceId;
 use routebalance_plan::problem::{Beyond, Goal, GpuKind, PlannedModel, ShardMemory, Space};
 use routebalance_plan::scores::Scores;
 
@@ -65,8 +66,8 @@ fn a_setup_becomes_a_fleet() {
     assert_eq!(fleet.pools.iter().map(|p| p.instances.len()).collect::<Vec<_>>(), [2, 1]);
     assert_eq!(deployed.config.policies[0].prices, [0.1, 0.0]);
     let sharing = deployed.sharing.unwrap();
-    assert_eq!(sharing.neighbours(2), [0, 1]);
-    assert_eq!(sharing.slow_down(2, &[true, false, true]), 1.15);
+    assert_eq!(sharing.neighbours(InstanceId::new(2)), [0, 1].map(InstanceId::new));
+    assert_eq!(sharing.slow_down(InstanceId::new(2), &[true, false, true]), 1.15);
     let a100 = Device::named("A100-80GB").unwrap();
     assert_eq!(fleet.pools[1].profile, a100.profile(&SIZES[1], 2, 40));
     // On each GPU 15.2 * 1.1 + 4 and 14 * 1.1 + 4 GB, of the rest 4 parts of 9, and 2 GB.

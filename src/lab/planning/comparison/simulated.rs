@@ -8,6 +8,7 @@ use super::{Deployment, Ground, Panel, Row, Rule, compare};
 use crate::planning::check::{self, Checking};
 use crate::planning::rivals::judge::Answers;
 use crate::planning::sample::{Sample, SamplePrompt};
+use routebalance_core::fleet::ModelId;
 use routebalance_core::router::Router;
 use routebalance_plan::baselines::Baseline;
 use routebalance_plan::placement;
@@ -98,7 +99,7 @@ pub fn simulated(
     let mut simulation = Simulation::deciding_by(contender, &router, &workload, &[], options);
     simulation.finish(PATIENCE);
     let of_problem = |mut outcome: Outcome| {
-        let model = |m: usize| deployed.models.get(m).copied().unwrap_or(m);
+        let model = |m: ModelId| deployed.models.get(m.index()).copied().map_or(m, ModelId::new);
         outcome.model = outcome.model.map(model);
         outcome.turned_down.iter_mut().for_each(|answer| answer.model = model(answer.model));
         outcome
@@ -106,10 +107,11 @@ pub fn simulated(
     Ok(simulation.into_outcomes().into_iter().map(of_problem).collect())
 }
 
-/// A contender that names models of the problem, for a fleet that has only some of them.
+/// A contender that names models as a fleet of all of the problem's would have them, for a fleet that has only some of them.
 fn of_fleet(contender: Contender, deployed: &[usize]) -> Result<Contender> {
-    let place = |model: &usize| {
-        deployed.iter().position(|m| m == model).with_context(|| format!("model {model} is not deployed"))
+    let place = |model: &ModelId| {
+        let place = deployed.iter().position(|m| *m == model.index()).map(ModelId::new);
+        place.with_context(|| format!("model {} is not deployed", model.index()))
     };
     Ok(match contender {
         Contender::Pipeline { models: Some(models), dispatcher } => {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::contender::{Inputs, PoolTimes, Tree};
 use routebalance_core::config::Config;
-use routebalance_core::fleet::{Budget, Slo};
+use routebalance_core::fleet::{Budget, InstanceId, Slo};
 use routebalance_core::router::Outlook;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -68,7 +68,7 @@ fn the_published_time() {
         let mut loads = idle();
         loads[0] = load;
         let times = published.times(&fleet, &template, 200.4, &loads);
-        let candidate = published.candidate(&fleet, &template, 0, &loads[0], times[0]).unwrap();
+        let candidate = published.candidate(&fleet, &template, InstanceId::new(0), &loads[0], times[0]).unwrap();
         assert!((candidate.seconds - expected).abs() < 1e-6, "{name}: {} {expected}", candidate.seconds);
     }
 }
@@ -108,19 +108,19 @@ fn score_and_ties() {
     let running = |n: f64| LoadNow { running: n, ..LoadNow::default() };
     let mut loads = idle();
     (loads[8], loads[9], loads[10]) = (running(3.0), running(1.0), running(2.0));
-    assert_eq!(chosen(&quality, &best_is_third, &loads), 9, "of equals the shortest queue");
+    assert_eq!(chosen(&quality, &best_is_third, &loads), InstanceId::new(9), "of equals the shortest queue");
     let by_time = Published { tie: Tie::Time, ..quality.clone() };
-    assert_eq!(chosen(&by_time, &best_is_third, &loads), 9, "and the shortest time is the same one's");
+    assert_eq!(chosen(&by_time, &best_is_third, &loads), InstanceId::new(9), "and the shortest time is the same one's");
     let cost = Published::new(weights(0.0, 0.0, 1.0));
-    assert_eq!(chosen(&cost, &even, &idle()), 0, "the cheapest");
+    assert_eq!(chosen(&cost, &even, &idle()), InstanceId::new(0), "the cheapest");
     let latency = Published { tpot: fitted([30.0, 20.0, 10.0, 40.0]), ..Published::new(weights(0.0, 1.0, 0.0)) };
-    assert_eq!(chosen(&latency, &even, &idle()), 8, "the fastest by the trees");
+    assert_eq!(chosen(&latency, &even, &idle()), InstanceId::new(8), "the fastest by the trees");
     // 1 - .1 is the difference of raw qualities, 1 that of rescaled ones: against a cost of .84 of the largest.
     let narrow = template([0.5, 0.5, 0.5, 0.6], [100.0; 4]);
     let half = Published::new(weights(0.6, 0.0, 0.4));
-    assert_eq!(chosen(&half, &narrow, &idle()), 11, "rescaled");
+    assert_eq!(chosen(&half, &narrow, &idle()), InstanceId::new(11), "rescaled");
     let raw = Published { quality: QualityNormalisation::Raw, ..half };
-    assert_eq!(chosen(&raw, &narrow, &idle()), 0, "raw");
+    assert_eq!(chosen(&raw, &narrow, &idle()), InstanceId::new(0), "raw");
 }
 
 /// PUBLISHED.md, section 5: within a batch, the longest first, each sees a queue where the one before went.
@@ -133,7 +133,7 @@ fn a_batch_reckons_with_itself() {
     let batch = [(&short, None), (&long, None), (&short, None)];
     let assigned = published.assign(&fleet, &batch, &mut loads, Duration::from_secs(1));
     let order: Vec<usize> = assigned.iter().map(|(request, _)| *request).collect();
-    let instances: Vec<usize> = assigned.iter().map(|(_, choice)| choice.as_ref().unwrap().instance).collect();
+    let instances: Vec<usize> = assigned.iter().map(|(_, choice)| choice.as_ref().unwrap().instance.index()).collect();
     assert_eq!((order, instances), (vec![1, 0, 2], vec![0, 1, 2]));
     assert_eq!((loads[0].waiting, loads[0].pending_prompt_tokens, loads[0].pending_output_tokens), (1.0, 100.0, 700.0));
     let in_order = Published { longest_first: false, ..published };
@@ -193,7 +193,7 @@ fn filters_and_budgets() {
         let published = quality(filter, calibrated);
         let assigned = published.assign(&fleet, &[(&template, Some(constraints))], &mut idle(), Duration::ZERO);
         let choice = assigned[0].1.as_ref().unwrap();
-        assert_eq!(fleet.pool_of(choice.instance).unwrap().1.model, model, "{name}");
+        assert_eq!(fleet.pool_of(choice.instance).unwrap().1.model.index(), model, "{name}");
         let tariff = fleet.models[model].tariff;
         let left =
             constraints.budget.usd.map(|usd| (usd - 100.0 * tariff.usd_per_input_token) / tariff.usd_per_output_token);

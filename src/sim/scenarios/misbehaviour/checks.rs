@@ -6,6 +6,7 @@ use super::{Course, INSTANCES, Kind, Scene, is_other};
 use crate::fault::Reply;
 use crate::outcome::{End, Outcome};
 use crate::workload::Arrival;
+use routebalance_core::fleet::InstanceId;
 
 /// Instances that are asked for one request, most: the two that make it the suspect.
 const ATTEMPTS_MAX: usize = 2;
@@ -128,7 +129,7 @@ fn named<'a>(scene: &'a Scene, request: &Seen<'_>) -> Option<&'a str> {
 /// A request that names its model gets that one, whatever happens to others.
 fn named_models(scene: &Scene, seen: &[Seen<'_>]) -> Vec<String> {
     let fleet = &scene.router.config().fleet;
-    let got = |request: &Seen<'_>| Some(fleet.models.get(request.outcome.model?)?.name.as_str());
+    let got = |request: &Seen<'_>| Some(fleet.model(request.outcome.model?)?.name.as_str());
     let named = |request: &Seen<'_>| named(scene, request);
     let wrong = seen.iter().filter(|request| named(request).is_some() && got(request) != named(request));
     wrong
@@ -138,13 +139,13 @@ fn named_models(scene: &Scene, seen: &[Seen<'_>]) -> Vec<String> {
 
 /// Nobody is ejected but who is at fault and says nothing of load.
 fn ejections(scene: &Scene, with: &Course) -> Vec<String> {
-    let may = |instance: usize| {
+    let may = |instance: InstanceId| {
         matches!(scene.kind, Kind::BlackHole | Kind::LongAnswersHung | Kind::LongAnswersMute)
             && scene.faulty.contains(&instance)
     };
     let allowed = if scene.reply == Some(Reply::ErrorEvent) { EJECTED_BY_EVENTS_MAX } else { 0.0 };
     let ejected = with.ejected.iter().enumerate();
-    let wrong = ejected.filter(|(i, looks)| !may(*i) && **looks as f64 > allowed * with.looks as f64);
+    let wrong = ejected.filter(|(i, looks)| !may(InstanceId::new(*i)) && **looks as f64 > allowed * with.looks as f64);
     wrong.map(|(i, looks)| format!("instance {i} is ejected in {looks} of {} looks", with.looks)).collect()
 }
 
@@ -168,7 +169,7 @@ fn refusals(scene: &Scene, seen: &[Seen<'_>]) -> Option<String> {
         }
         Kind::LongAnswersMute => {
             let pool_of =
-                |i: Option<usize>| scene.router.config().fleet.instances.get(i?).map(|instance| instance.pool);
+                |i: Option<InstanceId>| scene.router.config().fleet.instance(i?).map(|instance| instance.pool);
             let mute = pool_of(scene.faulty.first().copied());
             let of_pool = seen.iter().filter(|r| pool_of(r.outcome.instance) == mute).count();
             (bad.len(), of_pool / INSTANCES + 4)
@@ -203,18 +204,20 @@ fn pause(scene: &Scene) -> Duration {
 
 /// Instances that work lose no requests of other clients, beyond what luck explains; those that have worked again for a while, neither.
 fn moved(scene: &Scene, with: &Course, without: &Course) -> Vec<String> {
-    let is_faulty = |instance: usize| scene.kind != Kind::LimitedKey && scene.faulty.contains(&instance);
+    let is_faulty = |instance: InstanceId| scene.kind != Kind::LimitedKey && scene.faulty.contains(&instance);
     let again = scene.span.1.saturating_add(pause(scene)).saturating_add(AGAIN);
-    let served = |course: &Course, instance: usize| {
+    let served = |course: &Course, instance: InstanceId| {
         let since = if is_faulty(instance) { again } else { Duration::ZERO };
         let others = seen(scene, course).into_iter().filter(|r| is_other(r.arrival) && r.outcome.at >= since);
         others.filter(|r| r.outcome.instance == Some(instance)).count()
     };
-    let instances = 0..scene.router.config().fleet.instances.len();
+    let instances = scene.router.config().fleet.instances_by_id().map(|(id, _)| id);
     let compared = instances.map(|i| (i, served(with, i), served(without, i)));
     let is_less = |with: usize, without: usize| without >= JUDGED_FROM && (with as f64) < KEPT_MIN * without as f64;
     let wrong = compared.filter(|(instance, with, without)| {
         is_less(*with, *without) && !(is_faulty(*instance) && scene.kind == Kind::BlackHole)
     });
-    wrong.map(|(i, with, without)| format!("instance {i} serves {with} of {without} requests of others")).collect()
+    wrong
+        .map(|(i, with, without)| format!("instance {} serves {with} of {without} requests of others", i.index()))
+        .collect()
 }

@@ -221,7 +221,7 @@ impl Vm {
         assert!(fleet.pools.iter().any(|pool| pool.cluster == cluster), "no pool has the cluster {cluster}");
         let endpoints = header_of(&exchange.request, names::ENDPOINT_HEADER).unwrap_or_default();
         for address in endpoints.split(',').filter(|address| !address.is_empty()) {
-            let instance = fleet.instance_at(address).and_then(|instance| fleet.instances.get(instance));
+            let instance = fleet.instance_at(address).and_then(|instance| fleet.instance(instance));
             let is_there = instance.is_some_and(|instance| instance.presence != Presence::Gone);
             assert!(is_there || self.tampered, "the endpoint {address} is not there");
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use routebalance_core::config::Config;
 use routebalance_core::discovery::INSTANCES_MAX;
-use routebalance_core::fleet::PoolId;
+use routebalance_core::fleet::{InstanceId, ModelId, PoolId};
 use routebalance_core::learning::beliefs::Beliefs;
 use routebalance_core::learning::lengths::Lengths;
 use routebalance_core::learning::speed::Speeds;
@@ -133,7 +133,7 @@ fn loads(choices: &mut Choices<'_>, fixture: &Fixture) {
             let mut bytes = record(choices, 0);
             // Rows of instances that are there.
             for (i, at) in (17..bytes.len()).step_by(60).enumerate() {
-                let key = index.key(i % index.len()).unwrap_or_default().to_le_bytes();
+                let key = index.key(InstanceId::new(i % index.len())).unwrap_or_default().to_le_bytes();
                 bytes.iter_mut().skip(at).zip(key).for_each(|(byte, new)| *byte = new);
             }
             let owner = bytes.get(9..17).map_or(0, |owner| u64::from_le_bytes(owner.try_into().unwrap_or_default()));
@@ -211,7 +211,7 @@ fn learnt(choices: &mut Choices<'_>, fixture: &Fixture) {
                 let (own, foreign) = shared::decode_lengths(bytes, &subjects);
                 let mut lengths = Lengths::default();
                 lengths.adopt(own);
-                assert!(lengths.factor(0).is_finite());
+                assert!(lengths.factor(ModelId::new(0)).is_finite());
                 shared::encode_lengths(&lengths, &foreign, &subjects)
             });
         }
@@ -221,7 +221,7 @@ fn learnt(choices: &mut Choices<'_>, fixture: &Fixture) {
                 let (own, foreign) = shared::decode_beliefs(bytes, &subjects);
                 let mut beliefs = Beliefs::default();
                 beliefs.adopt(own);
-                let (quality, sd) = beliefs.offsets().revised(0, Some(1), 0.5, 0.1);
+                let (quality, sd) = beliefs.offsets().revised(ModelId::new(0), Some(1), 0.5, 0.1);
                 assert!((0.0..=1.0).contains(&quality) && sd.is_finite());
                 shared::encode_beliefs(&beliefs, &foreign, &subjects)
             });

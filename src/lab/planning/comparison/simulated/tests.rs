@@ -1,5 +1,6 @@
 use super::*;
 use crate::planning::sample::Half;
+use routebalance_core::fleet::ModelId;
 use routebalance_plan::device::ModelSize;
 use routebalance_plan::problem::{Beyond, Goal, GpuKind, PlannedModel, ShardMemory, Space};
 use routebalance_plan::setup::Choice;
@@ -79,23 +80,31 @@ fn outcomes_are_of_the_problem_s_models() {
         let turned_down = (0..sample.prompts.len()).map(|i| i % 2).collect();
         let judging = Duration::from_millis(20);
         let dispatcher = Dispatcher::ShortestQueue;
-        Rule::Contender(Contender::Cascade(Cascade { models: models.into(), turned_down, judging, dispatcher }))
+        Rule::Contender(Contender::Cascade(Cascade {
+            models: models.into_iter().map(ModelId::new).collect(),
+            turned_down,
+            judging,
+            dispatcher,
+        }))
     };
     let pipeline = |model: usize| {
-        let models = Some(vec![model; sample.prompts.len()].into());
+        let models = Some(vec![ModelId::new(model); sample.prompts.len()].into());
         Rule::Contender(Contender::Pipeline { models, dispatcher: Dispatcher::ShortestQueue })
     };
     let by_price = run(&Rule::Prices(&[0.0, 1.0, 0.0])).unwrap();
-    assert!(by_price.len() > 50 && by_price.iter().all(|o| o.is_answered() && o.model == Some(2)), "the other costs 1");
+    assert!(
+        by_price.len() > 50 && by_price.iter().all(|o| o.is_answered() && o.model == Some(ModelId::new(2))),
+        "the other costs 1"
+    );
     let other_price = run(&Rule::Prices(&[0.0, 0.0, 1.0])).unwrap();
-    assert!(other_price.iter().all(|o| o.model == Some(1)));
+    assert!(other_price.iter().all(|o| o.model == Some(ModelId::new(1))));
     let cascaded = run(&cascade(vec![1, 2])).unwrap();
     for (outcome, same) in cascaded.iter().zip(&by_price) {
         assert_eq!((outcome.at, outcome.template), (same.at, same.template), "every rule is asked the same");
-        let models: Vec<usize> = outcome.answers().map(|answer| answer.model).collect();
+        let models: Vec<usize> = outcome.answers().map(|answer| answer.model.index()).collect();
         assert_eq!(models, [1, 2][..=outcome.template % 2]);
     }
-    assert!(run(&pipeline(1)).unwrap().iter().all(|o| o.model == Some(1)));
+    assert!(run(&pipeline(1)).unwrap().iter().all(|o| o.model == Some(ModelId::new(1))));
     let problem = run(&pipeline(0)).unwrap_err().to_string();
     assert_eq!(problem, "model 0 is not deployed");
 }
