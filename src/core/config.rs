@@ -1,6 +1,6 @@
 //! `routebalance.json`: parsed once, at the edge, into types that cannot be wrong, or one sentence that names the field.
 //!
-//! Filter, demo, tests and emulated instances read the same file. Cross-references are indices afterwards, weights sum to 1.
+//! Filter, demo, tests and emulated instances read the same file. Cross-references are ids afterwards, weights sum to 1.
 
 mod affinity;
 mod batching;

@@ -1,9 +1,9 @@
-//! The instances that Envoy's clusters have, and how the fleet follows them: hosts come and go, indices stay.
+//! The instances that Envoy's clusters have, and how the fleet follows them: hosts come and go, ids stay.
 //!
 //! # Rule
 //!
 //! The leading VM asks Envoy's admin listener for `/clusters?format=json` through a cluster that points there, keeps the roster of all
-//! instances and shares it; every VM applies it to its own fleet. An index is given to one address and kept while that may come back, so
+//! instances and shares it; every VM applies it to its own fleet. An id is given to one address and kept while that may come back, so
 //! that counters, reports and stored responses go on meaning the same instance.
 //!
 //! - A pool with `"instances": "discover"` has the instances that its cluster has, wherever Envoy has them from (EDS, DNS, a file). A pool
@@ -39,7 +39,7 @@ use crate::fleet::{Fleet, Instance, InstanceId, Pool, PoolId, Presence};
 
 /// Most instances of a fleet: bounds every record that has a row per instance.
 pub const INSTANCES_MAX: usize = 4_096;
-/// After so long a host that has gone is not expected back, and its index may be given away.
+/// After so long a host that has gone is not expected back, and its id may be given away.
 pub const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 /// Bytes of an answer that one worker parses in a second: each host takes about 900, and one megabyte some ten milliseconds.
 const BYTES_PER_SECOND_MAX: u64 = 1_000_000;
@@ -51,12 +51,12 @@ pub fn period(configured: Duration, answer_bytes: usize) -> Duration {
     configured.max(Duration::from_micros((answer_bytes as u64).saturating_mul(1_000_000) / BYTES_PER_SECOND_MAX))
 }
 
-/// One row of the roster. Its position is the instance's index.
+/// One row of the roster. Its position is the instance's place in the fleet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     /// `ip:port`, as Envoy writes it.
     pub address: String,
-    /// Index into [`Fleet::pools`].
+    /// Its pool.
     pub pool: PoolId,
     /// Whether Envoy would send requests there.
     pub presence: Presence,

@@ -102,10 +102,8 @@ pub fn parse(name: &str, text: &str, router: &Router) -> Result<(LabPrompts, Vec
         let at = line.time.parse().with_context(|| format!("{place}: time: {:?}", line.time))?;
         let request: Routed = decision(line.decision).with_context(|| place.clone())?;
         request.check().with_context(|| place.clone())?;
-        match fleet
-            .model_named(&request.model)
-            .filter(|m| fleet.model(*m).is_some_and(|model| model.kind == ModelKind::Generate))
-        {
+        let writes = |id: &ModelId| fleet.model(*id).is_some_and(|model| model.kind == ModelKind::Generate);
+        match fleet.model_named(&request.model).filter(writes) {
             _ if !GENERATING_APIS.contains(&request.api.as_str()) => not_text += 1,
             Some(model) => routed.push((at, line.request_id.unwrap_or(place), model, request)),
             None => {

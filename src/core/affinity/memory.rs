@@ -96,10 +96,8 @@ impl Memory {
     /// Remembers what an instance was sent.
     pub fn place(&mut self, placement: &Placement) {
         let Placement { at, instance, held_tokens, placed_tokens, ref keys } = *placement;
-        let (Some(target), Ok(index)) = (self.instances.get_mut(instance.index()), u32::try_from(instance.index()))
-        else {
-            return;
-        };
+        let index = instance.index();
+        let (Some(target), Ok(index)) = (self.instances.get_mut(index), u32::try_from(index)) else { return };
         target.placed_tokens = target.placed_tokens.saturating_add(u64::from(placed_tokens));
         let entry = HeldEntry { at, placed_tokens: target.placed_tokens, held_tokens };
         self.young.extend(keys.iter().map(|key| ((*key, index), entry)));

@@ -66,7 +66,7 @@ pub struct EnvoySettings {
     pub admin: SocketAddr,
     /// Path of the module.
     pub module: String,
-    /// The pool that serves when the filter does not; index into [`Fleet::pools`].
+    /// The pool that serves when the filter does not.
     pub default_pool: PoolId,
     /// Directory of the files that tell Envoy the endpoints of discovered pools, `<cluster>.yaml` each.
     pub endpoints_dir: String,

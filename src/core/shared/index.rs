@@ -9,7 +9,7 @@ use crate::fleet::{Fleet, InstanceId, Presence};
 pub struct Index {
     /// In the fleet's order.
     keys: Vec<u32>,
-    /// The index of each key's instance, by key: of two with one address, the one that is there.
+    /// The place of each key's instance, by key: of two with one address, the one that is there.
     by_key: Vec<(u32, u32)>,
 }
 

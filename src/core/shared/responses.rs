@@ -4,7 +4,7 @@ use super::{Reader, Writer};
 use crate::hash::fnv1a;
 
 /// Which instance holds which stored response: a bounded ring, newest last. Instances are named by the keys of their addresses,
-/// which outlive their indices.
+/// which outlive their ids.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Responses(Vec<(u64, u32)>);
 

@@ -86,7 +86,7 @@ fn rows_are_found_by_their_instance_whatever_fleet_their_writer_has() {
     let all = Counters(vec![counters(7), counters(8), counters(9)]);
     let reports = Reports(vec![report(7), report(8), report(9)]);
     let glimpse = Glimpse { at: SECOND, waiting: Some(2.0), ..Glimpse::default() };
-    // Who has the indices now, and whose rows they get.
+    // Who has the ids now, and whose rows they get.
     for (now, rows) in [
         (&[A, B, C][..], &[Some(0), Some(1), Some(2)][..]),
         (&[A], &[Some(0)]),

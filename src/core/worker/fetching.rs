@@ -46,7 +46,7 @@ pub enum Purpose {
 pub struct Scrape {
     /// The instance.
     pub instance: InstanceId,
-    /// Tells whether the index still means the same instance when the answer comes.
+    /// Tells whether the id still means the same instance when the answer comes.
     key: u32,
     asked_at: Duration,
     /// The counters of all workers for the instance when it was asked.
@@ -208,7 +208,7 @@ impl Worker {
         self.reported(scrape, answer);
     }
 
-    /// Whether an answer would be of use: this VM leads, and the index means the instance that was asked.
+    /// Whether an answer would be of use: this VM leads, and the id means the instance that was asked.
     fn waits_for(&self, scrape: &Scrape) -> bool {
         let instance = self.router.config().fleet.instance(scrape.instance);
         self.leads && instance.is_some_and(|instance| instance.key == scrape.key)

@@ -58,7 +58,7 @@ impl Worker {
         self.reports.0.resize_with(instances, InstanceReport::default);
         self.placements.memory.follow(fleet, &replaced);
         for i in replaced {
-            // Nothing was outstanding there, or the index would not have been given away.
+            // Nothing was outstanding there, or the id would not have been given away.
             if let (Some(counters), Some(report)) = (self.counters.get_mut(i), self.reports.get_mut(i)) {
                 (*counters, *report) = (InstanceCounters::default(), InstanceReport::default());
             }

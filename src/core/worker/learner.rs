@@ -203,8 +203,8 @@ impl Learner {
     pub fn learn_length(&mut self, lesson: &lengths::LengthLesson) {
         if self.learns_lengths {
             self.lengths.learn(lesson);
-            match self.learned.corrections.get_mut(lesson.model.index()).filter(|_| self.shared_lengths.read.is_some())
-            {
+            let known = self.learned.corrections.get_mut(lesson.model.index());
+            match known.filter(|_| self.shared_lengths.read.is_some()) {
                 // Of the other models nothing has changed since they were last looked at.
                 Some(correction) => *correction = self.lengths.factor(lesson.model),
                 None => self.learned.corrections = self.lengths.factors(self.models),
