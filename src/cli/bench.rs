@@ -1,11 +1,13 @@
 //! `routebalance bench`: what the filter's work and the simulator's cost, as a table for people and as JSON for machines.
 
 mod body;
+mod envoy;
 mod fleet;
 mod predictor;
 mod simulator;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
@@ -15,7 +17,7 @@ use serde::Serialize;
 use super::demo::read_config;
 use super::envoy_binary::envoy_binary;
 use super::gateway::GatewayOptions;
-use super::setup::build_filter;
+use super::setup::{build_filter, build_floor};
 
 /// Arguments of `routebalance bench`.
 #[derive(Args, Clone, Debug)]
@@ -32,6 +34,24 @@ enum What {
         #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(10..=10_000))]
         requests: u32,
         /// Write the rows to this file
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+    /// Processor time per request, throughput, latency and crossings in a real Envoy, beside the same Envoy without the module
+    Envoy {
+        /// Turns of each variant in each cell, of which the median counts
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+        rounds: u32,
+        /// Seconds of a turn
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=60))]
+        seconds: u32,
+        /// Measure this cell alone, by its name
+        #[arg(long, value_name = "CELL")]
+        cell: Option<String>,
+        /// Another module than the one of this source
+        #[arg(long, value_name = "FILE")]
+        module: Option<PathBuf>,
+        /// Write the measurements to this file
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
@@ -75,6 +95,18 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             let rows = runtime.block_on(body::run(options()?, *requests))?;
             show(body::table(&rows), &rows, json.as_deref())
         }
+        What::Envoy { rounds, seconds, cell, module, json } => {
+            let parts = envoy::Parts {
+                config: read_config()?,
+                module: module.clone().map_or_else(build_filter, Ok)?,
+                floor: build_floor()?,
+                envoy: envoy_binary()?,
+            };
+            let effort = envoy::Effort { rounds: *rounds as usize, turn: Duration::from_secs(u64::from(*seconds)) };
+            let report = runtime.block_on(envoy::run(&parts, &effort, cell.as_deref()))?;
+            report.tables().iter_mut().for_each(print);
+            write(&report, json.as_deref())
+        }
         What::Fleet { requests, json } => {
             let rows = runtime.block_on(fleet::run(&options()?, *requests))?;
             show(fleet::table(&rows), &rows, json.as_deref())
@@ -105,9 +137,17 @@ fn options() -> Result<GatewayOptions> {
     })
 }
 
-fn show(mut table: Table, rows: &impl Serialize, json: Option<&std::path::Path>) -> Result<()> {
+fn show(mut table: Table, rows: &impl Serialize, json: Option<&Path>) -> Result<()> {
+    print(&mut table);
+    write(rows, json)
+}
+
+fn print(table: &mut Table) {
     table.column_iter_mut().for_each(|column| column.set_cell_alignment(CellAlignment::Right));
     println!("{table}");
+}
+
+fn write(rows: &impl Serialize, json: Option<&Path>) -> Result<()> {
     if let Some(file) = json {
         std::fs::write(file, serde_json::to_string_pretty(rows)?)
             .with_context(|| format!("{} cannot be written", file.display()))?;

@@ -109,6 +109,26 @@ impl Envoy {
         line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
     }
 
+    /// The time that processors have spent on it, in user mode and in the system, if the system tells.
+    pub fn cpu_time(&self) -> Option<Duration> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.process.envoy.id())).ok()?;
+        let spent = tasks.flatten().filter_map(|task| {
+            let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
+            text.split_whitespace().next()?.parse::<u64>().ok()
+        });
+        Some(Duration::from_nanos(spent.sum())).filter(|time| !time.is_zero())
+    }
+
+    /// Changes how much one of Envoy's components logs.
+    ///
+    /// # Errors
+    /// The admin interface does not answer, or does not know the component.
+    pub async fn log_level(&self, component: &str, level: &str) -> Result<()> {
+        let url = format!("http://{}/logging?{component}={level}", self.admin);
+        self.http.post(url).send().await?.error_for_status()?;
+        Ok(())
+    }
+
     /// The body of a page of the admin interface.
     pub async fn admin_get(&self, path: &str) -> Result<String> {
         let response = self.http.get(format!("http://{}{path}", self.admin)).send().await?.error_for_status()?;

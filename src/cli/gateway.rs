@@ -20,7 +20,7 @@ use routebalance_instance::network::Network;
 use routebalance_instance::prompts::PromptSet;
 
 /// Compiling the module takes Envoy seconds, and longer on a machine that is busy with a build.
-const READY_WITHIN: Duration = Duration::from_secs(120);
+pub(super) const READY_WITHIN: Duration = Duration::from_secs(120);
 
 /// What to start.
 #[derive(Clone, Debug)]
@@ -128,7 +128,7 @@ impl Gateway {
 }
 
 /// Gives Envoy and every instance a free loopback port, held until it is dropped.
-fn relocate(config: &mut Value) -> Result<Vec<HeldPort>> {
+pub(super) fn relocate(config: &mut Value) -> Result<Vec<HeldPort>> {
     let pools = config.get_mut("pools").and_then(Value::as_array_mut).context("the configuration has no pools")?;
     let addresses: Vec<&mut Value> =
         pools.iter_mut().filter_map(|pool| pool.get_mut("instances")?.as_array_mut()).flatten().collect();
@@ -166,7 +166,7 @@ fn write_endpoints(directory: &Path, cluster: &str, hosts: &[(SocketAddr, &str)]
     std::fs::rename(&new, &file).with_context(|| format!("{file} cannot be replaced"))
 }
 
-fn set(config: &mut Value, field: &str, value: String) -> Result<()> {
+pub(super) fn set(config: &mut Value, field: &str, value: String) -> Result<()> {
     let settings =
         config.get_mut("envoy").and_then(Value::as_object_mut).context("the configuration has no envoy section")?;
     settings.insert(field.to_owned(), value.into());

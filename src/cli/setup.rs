@@ -63,10 +63,20 @@ fn has_target(target: &str) -> Result<bool> {
 
 /// Builds the module with `cargo filter` and returns its path. Cargo shows its progress on standard error.
 pub fn build_filter() -> Result<PathBuf> {
+    build("the module", &[])
+}
+
+/// Builds the least that a filter can do, which benchmarks compare the module with, and returns its path.
+pub fn build_floor() -> Result<PathBuf> {
+    build("the minimal filter", &["--example", "floor"])
+}
+
+fn build(what: &str, more: &[&str]) -> Result<PathBuf> {
     ensure_target(FILTER_TARGET)?;
-    eprintln!("Building the module (cargo filter) ...");
+    eprintln!("Building {what} (cargo filter) ...");
     let mut child = Command::new(cargo())
         .args(["filter", "--message-format=json-render-diagnostics"])
+        .args(more)
         .current_dir(package_root())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
