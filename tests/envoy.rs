@@ -341,6 +341,7 @@ fn second_half(stage: &Arc<Stage>) -> Vec<Trial> {
     trials.extend(scenarios!(stage, &OWN,
         "a model that the predictor does not know is decided by its priors, and nothing has failed" => own::unpredicted,
         "an endpoint that Envoy does not honour is said" => own::unhonoured,
+        envoy "a request crosses between the VM and its host no more often than it did" => own::crossings,
     ));
     trials.extend(stage.envoy_alone("a VM that traps is replaced, and leaves no load behind", &VM, health::vm_dies));
     trials.extend(stage.plain(

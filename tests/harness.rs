@@ -390,6 +390,8 @@ impl Gateway {
         match &self.running {
             Running::InMemory(world) => world.stats(),
             Running::Envoy(running) => {
+                // Every worker shows what it has counted at its next tick.
+                tokio::time::sleep(2 * routebalance_core::gateway::TICK).await;
                 let stats = running.envoy().stats(STATS).await.expect("Envoy lives and answers");
                 stats.into_iter().map(|(name, value)| (name[STATS.len()..].to_owned(), value)).collect()
             }

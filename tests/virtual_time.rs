@@ -262,7 +262,8 @@ impl Proxy {
         host.current = context;
         let result = f(gateway, host);
         wakes.tell(host);
-        let (calls, statistics) = (std::mem::take(&mut host.calls), gateway.worker.statistics.take());
+        let calls = std::mem::take(&mut host.calls);
+        let statistics = [gateway.worker.statistics.take(), gateway.worker.statistics.take_counts()].concat();
         drop(locked);
         self.show(statistics);
         for call in calls {
@@ -275,7 +276,7 @@ impl Proxy {
         let mut stats = lock(&self.stats);
         for statistic in statistics {
             match statistic {
-                Statistic::Count(name) => *stats.entry(name).or_default() += 1,
+                Statistic::Count(name, more) => *stats.entry(name).or_default() += more,
                 Statistic::Gauge(name, value) => drop(stats.insert(name, value)),
                 Statistic::Observe(..) => {}
                 Statistic::Warn(sentence) => *lock(&self.log) += &format!("{sentence}\n"),

@@ -48,9 +48,9 @@ enum What {
         /// Measure this cell alone, by its name
         #[arg(long, value_name = "CELL")]
         cell: Option<String>,
-        /// Another module than the one of this source
+        /// Another module, measured beside that of this source
         #[arg(long, value_name = "FILE")]
-        module: Option<PathBuf>,
+        against: Option<PathBuf>,
         /// Write the measurements to this file
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
@@ -95,10 +95,11 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             let rows = runtime.block_on(body::run(options()?, *requests))?;
             show(body::table(&rows), &rows, json.as_deref())
         }
-        What::Envoy { rounds, seconds, cell, module, json } => {
+        What::Envoy { rounds, seconds, cell, against, json } => {
             let parts = envoy::Parts {
                 config: read_config()?,
-                module: module.clone().map_or_else(build_filter, Ok)?,
+                module: build_filter()?,
+                other: against.clone(),
                 floor: build_floor()?,
                 envoy: envoy_binary()?,
             };

@@ -13,6 +13,7 @@
 pub mod answer;
 pub mod bench;
 pub mod check;
+pub mod crossings;
 pub mod demo;
 pub mod demo_view;
 pub mod envoy;

@@ -28,6 +28,10 @@ pub const DRILL_VM_PATH: &str = "/routebalance/drill/vm";
 pub const METADATA_NAMESPACE: &str = "routebalance";
 /// Key of the route metadata that names the policy.
 pub const METADATA_POLICY: &str = "policy";
+/// How long the instance took, as Envoy tells it where one has answered.
+pub const SERVICE_TIME_RESPONSE_HEADER: &str = "x-envoy-upstream-service-time";
+/// How Envoy's words on where a response comes from begin where an instance has answered.
+pub const VIA_UPSTREAM: &str = "via_upstream";
 /// Response header: the model that answers.
 pub const MODEL_RESPONSE_HEADER: &str = "x-routebalance-model";
 /// Response header: the pool that answers.

@@ -13,6 +13,7 @@ mod index;
 mod learnt;
 mod load;
 mod prices;
+mod read_cache;
 mod recent;
 mod responses;
 mod roster;
@@ -33,6 +34,7 @@ pub use load::{
     Sources, add_counters, decode_glimpses, decode_reports, encode_counters, encode_glimpses, encode_reports,
 };
 pub use prices::{decode_prices, encode_prices, prices_fingerprint};
+pub use read_cache::ReadCache;
 pub use recent::{RECENT_SEGMENTS, Recent, RecentDecision};
 pub use responses::{RESPONSES_KEPT, Responses};
 pub use roster::{decode_hosts, decode_roster, encode_roster};

@@ -29,31 +29,32 @@ impl AttemptContext {
 
 impl Context for AttemptContext {
     fn on_done(&mut self) -> bool {
-        self.run(|attempt, gateway, id| attempt.on_done(&Envoy, gateway, id));
+        self.run(|attempt, gateway, id| attempt.on_done(&Envoy::default(), gateway, id));
         true
     }
 }
 
 impl HttpContext for AttemptContext {
     fn on_http_request_headers(&mut self, _headers: usize, end_of_stream: bool) -> Action {
-        self.request = context_of(&Envoy);
+        self.request = context_of(&Envoy::default());
         let Some(id) = self.request else { return Action::Continue };
-        let flow = self.run(|attempt, gateway, id| attempt.on_request_headers(&mut Envoy, gateway, id, end_of_stream));
+        let flow = self
+            .run(|attempt, gateway, id| attempt.on_request_headers(&mut Envoy::default(), gateway, id, end_of_stream));
         // A body goes to no other model as it is: without its gateway, nobody knows what to change.
-        let ended = |attempt: &mut Attempt| attempt.on_request_headers(&mut Envoy, None, id, end_of_stream);
+        let ended = |attempt: &mut Attempt| attempt.on_request_headers(&mut Envoy::default(), None, id, end_of_stream);
         action(flow.unwrap_or_else(|| ended(&mut self.attempt)))
     }
 
     fn on_http_request_body(&mut self, size: usize, end_of_stream: bool) -> Action {
-        action(self.attempt.on_request_body(&mut Envoy, size, end_of_stream))
+        action(self.attempt.on_request_body(&mut Envoy::default(), size, end_of_stream))
     }
 
     fn on_http_request_trailers(&mut self, _trailers: usize) -> Action {
-        action(self.attempt.on_request_trailers(&mut Envoy))
+        action(self.attempt.on_request_trailers(&mut Envoy::default()))
     }
 
     fn on_http_response_headers(&mut self, _headers: usize, _end_of_stream: bool) -> Action {
-        self.run(|attempt, gateway, id| attempt.on_response_headers(&mut Envoy, gateway, id));
+        self.run(|attempt, gateway, id| attempt.on_response_headers(&mut Envoy::default(), gateway, id));
         Action::Continue
     }
 }

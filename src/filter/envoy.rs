@@ -1,5 +1,6 @@
 //! Envoy as the gateway's host.
 
+use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
 use proxy_wasm::hostcalls;
@@ -7,19 +8,69 @@ use proxy_wasm::types::{Action, BufferType, MapType};
 
 use crate::host;
 use routebalance_core::gateway::{Body, Flow, Host, Map};
-use routebalance_core::shared::{Board, Key, Version};
+use routebalance_core::shared::{Board, Key, ReadCache, Version};
 
-/// Envoy: its host calls keep the state.
-pub(super) struct Envoy;
+/// Envoy in one callback. It keeps the state; what it has said once in this callback it is not asked again, since each question
+/// is a crossing, and each answer one more for its memory.
+#[derive(Default)]
+pub(super) struct Envoy {
+    now: Cell<Option<Duration>>,
+    request: Cell<Option<Headers>>,
+    response: Cell<Option<Headers>>,
+}
+
+/// Names and values in their order.
+type Headers = Vec<(String, Vec<u8>)>;
+
+impl Envoy {
+    fn cell(&self, map: Map) -> Option<&Cell<Option<Headers>>> {
+        match map {
+            Map::Request => Some(&self.request),
+            Map::Response => Some(&self.response),
+            Map::CallResponse => None,
+        }
+    }
+
+    /// Runs `f` on all headers.
+    fn on_headers<R>(&self, map: Map, f: impl FnOnce(&mut Headers) -> R) -> R {
+        let cell = self.cell(map);
+        let mut all = cell.and_then(Cell::take).unwrap_or_else(|| host::headers(map_type(map)));
+        let result = f(&mut all);
+        if let Some(cell) = cell {
+            cell.set(Some(all));
+        }
+        result
+    }
+}
+
+thread_local! {
+    /// What was read since the last tick.
+    static CACHE: RefCell<ReadCache> = RefCell::default();
+}
+
+fn on_cache(f: impl FnOnce(&mut ReadCache)) {
+    let _ = CACHE.try_with(|cache| cache.try_borrow_mut().map(|mut cache| f(&mut cache)));
+}
+
+impl Envoy {
+    /// Envoy at a tick: from now on, records are read anew.
+    pub(super) fn at_tick() -> Envoy {
+        on_cache(ReadCache::forget_all);
+        Envoy::default()
+    }
+}
 
 impl Board for Envoy {
     #[inline(never)]
     fn read(&self, key: Key) -> (Option<Vec<u8>>, Option<Version>) {
-        host::shared(&key.to_string())
+        let read = || host::shared(&key.to_string());
+        let known = CACHE.try_with(|cache| Some(cache.try_borrow_mut().ok()?.read(key, read)));
+        known.ok().flatten().unwrap_or_else(read)
     }
 
     #[inline(never)]
     fn write(&mut self, key: Key, bytes: &[u8], version: Option<Version>) -> bool {
+        on_cache(|cache| cache.forget(key));
         host::set_shared(&key.to_string(), bytes, version)
     }
 }
@@ -34,27 +85,60 @@ fn map_type(map: Map) -> MapType {
 
 impl Host for Envoy {
     fn now(&self) -> Duration {
-        host::now()
+        let now = self.now.get().unwrap_or_else(host::now);
+        self.now.set(Some(now));
+        now
+    }
+
+    fn clock(&self) -> Duration {
+        let clock = host::now();
+        if self.now.get().is_none() {
+            self.now.set(Some(clock));
+        }
+        clock
     }
 
     fn wall_clock(&self) -> Duration {
         host::wall_clock()
     }
 
+    #[inline(never)]
     fn header(&self, map: Map, name: &str) -> Option<String> {
-        host::header(map_type(map), name)
+        if map == Map::CallResponse {
+            return host::header(map_type(map), name);
+        }
+        self.on_headers(map, |all| {
+            let mut values = all.iter().filter(|(other, _)| other == name).map(|(_, value)| value.as_slice());
+            let first = values.next()?;
+            // Several of one name count as one list, as Envoy has it.
+            let joined = values.fold(first.to_vec(), |joined, value| [&joined[..], value].join(&b","[..]));
+            Some(lossy(joined))
+        })
     }
 
     fn headers(&self, map: Map) -> Vec<(String, String)> {
-        host::headers_lossy(map_type(map))
+        self.on_headers(map, |all| all.iter().map(|(name, value)| (name.clone(), lossy(value.clone()))).collect())
     }
 
     fn text_headers(&self, map: Map) -> Vec<(String, String)> {
-        host::headers(map_type(map))
+        let text = |(name, value): &(String, Vec<u8>)| Some((name.clone(), String::from_utf8(value.clone()).ok()?));
+        self.on_headers(map, |all| all.iter().filter_map(text).collect())
     }
 
+    #[inline(never)]
     fn set_header(&mut self, map: Map, name: &str, value: Option<&str>) {
+        let is_there = value.is_some() || self.on_headers(map, |all| all.iter().any(|(other, _)| other == name));
+        if !is_there {
+            return;
+        }
         host::set_header(map_type(map), name, value);
+        if let Some(cell) = self.cell(map)
+            && let Some(mut all) = cell.take()
+        {
+            all.retain(|(other, _)| other != name);
+            all.extend(value.map(|value| (name.to_owned(), value.as_bytes().to_vec())));
+            cell.set(Some(all));
+        }
     }
 
     fn body(&self, body: Body, start: usize, size: usize) -> Vec<u8> {
@@ -99,12 +183,19 @@ impl Host for Envoy {
     }
 
     fn enter(&mut self, context: u32) -> bool {
+        // Headers of one request are not those of another.
+        (self.request, self.response) = Default::default();
         hostcalls::set_effective_context(context).is_ok()
     }
 
     fn resume(&mut self) {
         let _ = hostcalls::resume_http_request();
     }
+}
+
+/// Text; bytes that are not UTF-8 are replaced.
+fn lossy(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
 /// What a callback answers the host.

@@ -47,18 +47,10 @@ pub(super) fn set_header(map: MapType, name: &str, value: Option<&str>) {
     let _ = hostcalls::set_map_value(map, name, value);
 }
 
-/// All headers whose values are text.
+/// All headers.
 #[inline(never)]
-pub(super) fn headers(map: MapType) -> Vec<(String, String)> {
-    let all = hostcalls::get_map_bytes(map).unwrap_or_default();
-    all.into_iter().filter_map(|(name, value)| Some((name, String::from_utf8(value).ok()?))).collect()
-}
-
-/// All headers; bytes that are not UTF-8 are replaced.
-#[inline(never)]
-pub(super) fn headers_lossy(map: MapType) -> Vec<(String, String)> {
-    let all = hostcalls::get_map_bytes(map).unwrap_or_default();
-    all.into_iter().map(|(name, value)| (name, String::from_utf8_lossy(&value).into_owned())).collect()
+pub(super) fn headers(map: MapType) -> Vec<(String, Vec<u8>)> {
+    hostcalls::get_map_bytes(map).unwrap_or_default()
 }
 
 /// Part of a buffer; empty if there is none.
@@ -121,10 +113,10 @@ impl Metrics {
         Some(id)
     }
 
-    /// Adds 1 to a counter.
-    pub(super) fn count(&mut self, name: &str) {
+    /// Adds to a counter.
+    pub(super) fn count(&mut self, name: &str, more: u64) {
         if let Some(id) = self.id(MetricType::Counter, name) {
-            let _ = hostcalls::increment_metric(id, 1);
+            let _ = hostcalls::increment_metric(id, i64::try_from(more).unwrap_or(i64::MAX));
         }
     }
 

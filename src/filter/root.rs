@@ -54,13 +54,15 @@ impl Root {
 impl Context for Root {
     fn on_http_call_response(&mut self, token: u32, headers: usize, body_size: usize, _trailers: usize) {
         if let Some(gateway) = &self.gateway {
-            gateway.run(|gateway| gateway.on_call_response(&mut Envoy, self.id, token, headers > 0, body_size));
+            gateway
+                .run(|gateway| gateway.on_call_response(&mut Envoy::default(), self.id, token, headers > 0, body_size));
         }
     }
 
     fn on_done(&mut self) -> bool {
         if let Some(gateway) = &self.gateway {
-            gateway.run(|gateway| gateway.on_done(&mut Envoy));
+            gateway.run(|gateway| gateway.on_done(&mut Envoy::default()));
+            gateway.show_counts();
         }
         true
     }
@@ -79,7 +81,8 @@ impl RootContext for Root {
 
     fn on_tick(&mut self) {
         if let Some(gateway) = &self.gateway {
-            gateway.run(|gateway| gateway.on_tick(&mut Envoy, self.id));
+            gateway.run(|gateway| gateway.on_tick(&mut Envoy::at_tick(), self.id));
+            gateway.show_counts();
         }
     }
 

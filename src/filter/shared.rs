@@ -28,7 +28,7 @@ impl Shared {
     /// A gateway that begins now.
     pub(super) fn new(router: Router) -> Shared {
         let owner = RandomState::new().build_hasher().finish();
-        let gateway = Gateway::new(router, owner, &mut Envoy);
+        let gateway = Gateway::new(router, owner, &mut Envoy::default());
         let shared = Rc::new(RefCell::new((gateway, host::Metrics::default())));
         let _ = GATEWAYS.try_with(|gateways| {
             if let Ok(mut gateways) = gateways.try_borrow_mut() {
@@ -53,15 +53,15 @@ impl Shared {
         let mut inner = self.0.try_borrow_mut().ok()?;
         let (gateway, metrics) = &mut *inner;
         let result = f(gateway);
-        for statistic in gateway.worker.statistics.take() {
-            match statistic {
-                Statistic::Count(name) => metrics.count(&name),
-                Statistic::Gauge(name, value) => metrics.set(&name, value),
-                Statistic::Observe(name, value) => metrics.observe(&name, value),
-                Statistic::Warn(sentence) => log::warn!("{sentence}"),
-            }
-        }
+        show(metrics, gateway.worker.statistics.take());
         Some(result)
+    }
+
+    /// Shows what was counted since the last time: counts can wait for a tick, and cost less together.
+    pub(super) fn show_counts(&self) {
+        let Ok(mut inner) = self.0.try_borrow_mut() else { return };
+        let (gateway, metrics) = &mut *inner;
+        show(metrics, gateway.worker.statistics.take_counts());
     }
 
     /// Whether a request asks for the end of this VM, and may.
@@ -73,5 +73,16 @@ impl Shared {
         self.run(|gateway| gateway.worker.router.config().drills(Drill::Vm)) == Some(true)
             && method().as_deref() == Some("POST")
             && path().as_deref() == Some(names::DRILL_VM_PATH)
+    }
+}
+
+fn show(metrics: &mut host::Metrics, statistics: Vec<Statistic>) {
+    for statistic in statistics {
+        match statistic {
+            Statistic::Count(name, more) => metrics.count(&name, more),
+            Statistic::Gauge(name, value) => metrics.set(&name, value),
+            Statistic::Observe(name, value) => metrics.observe(&name, value),
+            Statistic::Warn(sentence) => log::warn!("{sentence}"),
+        }
     }
 }

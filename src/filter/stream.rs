@@ -21,7 +21,7 @@ impl StreamContext {
     }
 
     fn run(&self, f: impl FnOnce(&mut Gateway, &mut Envoy, u32) -> Flow) -> Action {
-        action(self.gateway.run(|gateway| f(gateway, &mut Envoy, self.id)).unwrap_or(Flow::Continue))
+        action(self.gateway.run(|gateway| f(gateway, &mut Envoy::default(), self.id)).unwrap_or(Flow::Continue))
     }
 }
 
@@ -57,12 +57,12 @@ impl HttpContext for StreamContext {
     }
 
     fn on_log(&mut self) {
-        self.gateway.run(|gateway| gateway.release(&mut Envoy, self.id));
+        self.gateway.run(|gateway| gateway.release(&mut Envoy::default(), self.id));
     }
 }
 
 impl Drop for StreamContext {
     fn drop(&mut self) {
-        self.gateway.run(|gateway| gateway.on_end(&mut Envoy, self.id));
+        self.gateway.run(|gateway| gateway.on_end(&mut Envoy::default(), self.id));
     }
 }

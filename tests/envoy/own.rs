@@ -1,5 +1,9 @@
 //! A fleet of somebody else: a model that the predictor does not know, and a cluster that balances by itself.
 
+use std::collections::BTreeMap;
+
+use routebalance_cli::crossings::callbacks;
+
 use crate::harness::{Gateway, Request, eventually};
 use crate::scenarios::names_its_choice;
 use crate::setups::{BALANCED_BY_ITSELF, OWN_MODEL};
@@ -37,4 +41,47 @@ pub(crate) async fn unhonoured(gateway: &Gateway) {
     assert!((1..=2).contains(&log.matches(said).count()), "once per worker: {log}");
     let other = gateway.send(&Request::chat("Qwen2.5-3B-Instruct")).await.ok();
     names_its_choice(gateway, &other, "fused");
+}
+
+/// Crossings of one request at most, by callback. Reads of shared data are not among them: how many there are depends on when the last
+/// tick was.
+const CROSSINGS_MAX: [(&str, f64); 8] = [
+    ("proxy_on_context_create", 1.0),
+    ("proxy_on_request_headers", 4.0),
+    ("proxy_on_request_body", 18.0),
+    ("proxy_on_response_headers", 8.0),
+    ("proxy_on_response_body", 7.0),
+    ("proxy_on_done", 1.0),
+    ("proxy_on_log", 1.0),
+    ("proxy_on_delete", 1.0),
+];
+/// What a read of shared data is, and the memory that the host takes for what it returns.
+const NOT_COUNTED: [&str; 2] = ["proxy_get_shared_data", "proxy_on_memory_allocate"];
+
+pub(crate) async fn crossings(gateway: &Gateway) {
+    let request = Request::chat("auto");
+    // Whoever is first defines what all use.
+    for _ in 0..8 {
+        gateway.send(&request).await.ok();
+    }
+    let envoy = gateway.envoy();
+    let seen = envoy.log_text().len();
+    envoy.log_level("wasm", "trace").await.expect("Envoy takes a level");
+    const REQUESTS: usize = 20;
+    for _ in 0..REQUESTS {
+        gateway.send(&request).await.ok();
+    }
+    envoy.log_level("wasm", "warning").await.expect("Envoy takes a level");
+    let found = callbacks(envoy.log_text().get(seen..).expect("a log only grows"));
+    let per_request: BTreeMap<&str, f64> = CROSSINGS_MAX
+        .iter()
+        .map(|(name, _)| {
+            let functions = found.get(*name).map(|callback| callback.functions.iter());
+            let counted = functions.into_iter().flatten().filter(|(name, _)| !NOT_COUNTED.contains(&name.as_str()));
+            (*name, counted.map(|(_, count)| *count).sum::<u64>() as f64 / REQUESTS as f64)
+        })
+        .collect();
+    for (name, most) in CROSSINGS_MAX {
+        assert!((1.0..=most).contains(&per_request[name]), "{name}: {per_request:#?}, at most {most}");
+    }
 }

@@ -446,7 +446,8 @@ pub(crate) async fn never_answers(gateway: &Gateway) {
         let reply = gateway.send(request).await;
         let took = sent.elapsed();
         has_error_shape(&reply, 504, *shape, "");
-        assert!((ANSWER_LIMIT..4 * ANSWER_LIMIT).contains(&took), "{took:?}: {reply:?}");
+        // Two clocks: that of Envoy may be a little ahead.
+        assert!((ANSWER_LIMIT.mul_f64(0.99)..4 * ANSWER_LIMIT).contains(&took), "{took:?}: {reply:?}");
         assert_eq!(strangers.count(), i + 1, "it is sent once: {reply:?}");
         if matches!(shape, Shape::Anthropic) {
             assert_eq!(reply.json()["error"]["type"], "timeout_error");

@@ -104,6 +104,8 @@ pub(super) struct Report {
 pub(super) struct Parts {
     pub(super) config: Value,
     pub(super) module: PathBuf,
+    /// A module to compare with.
+    pub(super) other: Option<PathBuf>,
     pub(super) floor: PathBuf,
     pub(super) envoy: PathBuf,
 }
@@ -127,7 +129,7 @@ pub(super) async fn run(parts: &Parts, effort: &Effort, only: Option<&str>) -> R
     for cell in CELLS.into_iter().filter(|cell| only.is_none_or(|only| cell.name == only)) {
         eprintln!("Measuring {} ...", cell.name);
         let mut running = Vec::new();
-        for variant in Variant::ALL {
+        for variant in Variant::all(parts.other.is_some()) {
             running.push((variant, start(parts, variant, cell, &backend).await?));
         }
         let is_base = cell.name == BASE.name;
@@ -159,7 +161,10 @@ fn located(parts: &Parts, instances: usize, backend: &Backend, run_dir: &TempDir
 
 async fn start(parts: &Parts, variant: Variant, cell: Cell, backend: &Backend) -> Result<Running> {
     let run_dir = tempfile::Builder::new().prefix("routebalance-").tempdir()?;
-    let (json, config) = located(parts, cell.instances, backend, &run_dir)?;
+    let (mut json, config) = located(parts, cell.instances, backend, &run_dir)?;
+    if let (Variant::Other, Some(other)) = (variant, &parts.other) {
+        set(&mut json, "module", other.display().to_string())?;
+    }
     let pool = config.fleet.pool(config.envoy.default_pool).context("the default pool is not there")?;
     let endpoints = pool.instances.iter().filter_map(|i| config.fleet.instance(*i)).map(|i| i.address.as_str());
     let targets = std::iter::once(pool.cluster.as_str()).chain(endpoints).collect::<Vec<_>>().join(" ");
@@ -244,14 +249,15 @@ impl Report {
 
     fn costs(&self) -> Table {
         let mut table = Table::new();
-        let names = Variant::ALL.map(Variant::name);
-        let header = ["CPU per request, µs"].into_iter().chain(names);
+        let measured = self.cells.first().map_or(&[][..], |report| &report.variants);
+        let header = ["CPU per request, µs"].into_iter().chain(measured.iter().map(|m| m.variant.name()));
         let above = ["above route", "above minimal", "throughput of route", "of minimal"];
         table.set_header(header.chain(above));
         for CellReport { cell, variants } in &self.cells {
             let cpu: Vec<f64> = variants.iter().map(|measured| measured.cpu_us_per_request).collect();
             let rate: Vec<f64> = variants.iter().map(|measured| measured.requests_per_second).collect();
-            let (&[route, _, floor, module], &[route_rate, _, floor_rate, module_rate]) = (&cpu[..], &rate[..]) else {
+            let (&[route, _, floor, module, ..], &[route_rate, _, floor_rate, module_rate, ..]) = (&cpu[..], &rate[..])
+            else {
                 continue;
             };
             let cells = [cell.name.to_owned()].into_iter().chain(cpu.iter().map(|us| format!("{us:.0}")));

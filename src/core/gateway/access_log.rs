@@ -28,8 +28,6 @@ pub(super) struct LogEntry {
     stream: bool,
     body_bytes: u64,
     timing: DecisionTiming,
-    /// `None` until the request is over.
-    response: Option<Response>,
 }
 
 /// The log's record of a routed request: its fields, in their order. Those of the decision are told by the decision's own groups.
@@ -59,12 +57,12 @@ struct Routed<'a> {
     draw: &'a Draw,
     #[serde(flatten)]
     expected: &'a Expected,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    response: Option<&'a Response>,
+    response: &'a Response,
 }
 
+/// What a response has shown.
 #[derive(Serialize)]
-struct Response {
+pub(super) struct Response {
     ttft_ms: Option<f64>,
     e2e_ms: f64,
     prompt_tokens: Option<u64>,
@@ -85,6 +83,8 @@ pub(super) struct DecisionTiming {
     pub(super) scan: Duration,
     pub(super) decision: Duration,
     pub(super) patch: Duration,
+    /// When it was decided; `None` if others of its batch came between.
+    pub(super) decided_at: Option<Duration>,
     /// The batch that the request was in, if it waited for one.
     pub(super) batch: Option<Batched>,
 }
@@ -96,6 +96,36 @@ pub(super) struct Batched {
     /// 0 is decided first.
     pub(super) batch_position: usize,
     pub(super) batch_wait_ms: f64,
+}
+
+impl Response {
+    /// What a response has shown; the decision learns from it whether its budget is spent.
+    pub(super) fn new(
+        config: &Config,
+        decision: &mut Decision,
+        seen: &Observed,
+        ttft: Option<Duration>,
+        e2e: Duration,
+    ) -> Response {
+        let prompt_tokens = seen.usage.as_ref().map(|u| u.prompt_tokens);
+        let completion_tokens = seen.usage.as_ref().map_or(seen.completion_tokens_estimate, |u| u.completion_tokens);
+        let usd = config.fleet.model(decision.to.model).map_or(0.0, |m| {
+            prompt_tokens.unwrap_or(decision.expected.prompt_tokens) as f64 * m.tariff.usd_per_input_token
+                + completion_tokens as f64 * m.tariff.usd_per_output_token
+        });
+        decision.because.budget_exhausted |= decision.exhausts_budget(usd, seen);
+        Response {
+            ttft_ms: ttft.map(|ttft| milliseconds(ttft.as_secs_f64())),
+            e2e_ms: milliseconds(e2e.as_secs_f64()),
+            prompt_tokens,
+            cached_tokens: seen.usage.as_ref().and_then(|u| u.cached_tokens),
+            completion_tokens,
+            estimated: seen.usage.is_none(),
+            error_event: seen.error_event,
+            complete: seen.ended,
+            usd,
+        }
+    }
 }
 
 impl LogEntry {
@@ -118,7 +148,6 @@ impl LogEntry {
             stream: prompt.stream,
             body_bytes: prompt.bytes,
             timing,
-            response: None,
         }
     }
 
@@ -132,37 +161,15 @@ impl LogEntry {
         self.is_unhonoured = true;
     }
 
-    /// Adds what the response showed, also to the decision.
-    pub(super) fn answered(
-        &mut self,
+    /// Hands the entry of a decision to Envoy, once: when its response has shown what it shows.
+    pub(super) fn publish(
+        &self,
+        host: &mut impl Host,
+        request_id: &str,
         config: &Config,
-        decision: &mut Decision,
-        seen: &Observed,
-        ttft: Option<Duration>,
-        e2e: Duration,
+        decision: &Decision,
+        response: &Response,
     ) {
-        let prompt_tokens = seen.usage.as_ref().map(|u| u.prompt_tokens);
-        let completion_tokens = seen.usage.as_ref().map_or(seen.completion_tokens_estimate, |u| u.completion_tokens);
-        let usd = config.fleet.model(decision.to.model).map_or(0.0, |m| {
-            prompt_tokens.unwrap_or(decision.expected.prompt_tokens) as f64 * m.tariff.usd_per_input_token
-                + completion_tokens as f64 * m.tariff.usd_per_output_token
-        });
-        decision.because.budget_exhausted |= decision.exhausts_budget(usd, seen);
-        self.response = Some(Response {
-            ttft_ms: ttft.map(|ttft| milliseconds(ttft.as_secs_f64())),
-            e2e_ms: milliseconds(e2e.as_secs_f64()),
-            prompt_tokens,
-            cached_tokens: seen.usage.as_ref().and_then(|u| u.cached_tokens),
-            completion_tokens,
-            estimated: seen.usage.is_none(),
-            error_event: seen.error_event,
-            complete: seen.ended,
-            usd,
-        });
-    }
-
-    /// Hands the entry of a decision to Envoy.
-    pub(super) fn publish(&self, host: &mut impl Host, request_id: &str, config: &Config, decision: &Decision) {
         let Decision { to, because, quality, draw, expected } = decision;
         let us = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
         let routed = Routed {
@@ -184,7 +191,7 @@ impl LogEntry {
             quality,
             draw,
             expected,
-            response: self.response.as_ref(),
+            response,
         };
         publish(host, request_id, &routed);
     }

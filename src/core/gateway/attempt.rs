@@ -59,6 +59,11 @@ impl AttemptPlan {
         self.given_up.then_some(self.passed.len())
     }
 
+    /// Whether nobody has seen a further attempt.
+    pub(super) fn is_first(&self) -> bool {
+        self.passed.is_empty()
+    }
+
     /// The instances of the attempts after the first one.
     pub(super) fn passed(&self) -> Vec<InstanceId> {
         self.passed.iter().copied().collect::<Option<Vec<InstanceId>>>().unwrap_or_default()
@@ -129,7 +134,7 @@ impl Attempt {
 
     fn write_body(&mut self, host: &mut impl Host, size: usize) {
         let Some(patches) = self.patches.take() else { return };
-        let length = patch_body(host, &patches, size).unwrap_or(size);
+        let length = patch_body(host, &patches, size, None).unwrap_or(size);
         // What an attempt writes into the headers is still there at the next one; what it does to the body is not.
         if host.header(Map::Request, "content-length").is_some() {
             host.set_header(Map::Request, "content-length", Some(&length.to_string()));

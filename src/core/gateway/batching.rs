@@ -108,7 +108,7 @@ impl Gateway {
         let worker = &mut self.worker;
         let asked = batch.iter().map(|(_, held)| (held.pending.ask(host, worker, sequence), &held.outlook)).collect();
         let assigned = assign::assign(&worker.router, asked, loads, worker.learner.learned(), now);
-        let decision = host.now().saturating_sub(now);
+        let decision = host.clock().saturating_sub(now);
         let batch_size = batch.len();
         worker.statistics.count(Counter::Batches);
         worker.statistics.observe(Histogram::BatchSize, batch_size as u64);

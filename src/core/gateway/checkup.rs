@@ -84,7 +84,10 @@ impl Checkup {
             return;
         }
         let now = host.now();
-        self.attempts.count = host.number(&["upstream", "request_attempt_count"]).unwrap_or(1);
+        // Where the chosen instance has answered, nobody has failed before.
+        if !plan.is_first() || served_by != Some(decision.to.instance) || !(200..300).contains(&status) {
+            self.attempts.count = host.number(&["upstream", "request_attempt_count"]).unwrap_or(1);
+        }
         // Envoy skips endpoints of the list that its cluster does not have: what has passed is known better.
         let (passed, given_up) = (plan.passed(), plan.given_up_after());
         let further = if passed.is_empty() { decision.to.fallbacks.clone() } else { passed };
@@ -103,7 +106,7 @@ impl Checkup {
         if given_up.is_some() {
             self.judge_earlier(host, worker, Event::Suspected(Failure::Unanswered));
             self.settle(host, worker, Event::Unjudged);
-        } else if !details.is_empty() && !details.starts_with("via_upstream") {
+        } else if !details.is_empty() && !details.starts_with(names::VIA_UPSTREAM) {
             self.settle(host, worker, health::of_silence(details));
         } else if (200..300).contains(&status) {
             self.judge_earlier(host, worker, Event::Began);

@@ -11,7 +11,7 @@ use crate::affinity::{Keys, Recall};
 use crate::config::RETRIES;
 use crate::fleet::{Constraints, InstanceId, PolicyId, PoolId};
 use crate::names;
-use crate::openai::{Api, Patch, Prompt, RequestScan};
+use crate::openai::{self, Api, Patch, Prompt, RequestScan};
 use crate::router::{Ask, Decision, Packed, Refusal, RefusalReason, UntouchedReason, Verdict, packed};
 use crate::shared::Board;
 use crate::worker::{Counter, Histogram, Worker};
@@ -25,6 +25,8 @@ pub(super) struct RequestReading {
     packed: Packed,
     pub(super) scan: RequestScan,
     pub(super) scanned: usize,
+    /// All that was scanned, as long as it is small.
+    kept: Vec<u8>,
     pub(super) started: Duration,
     pub(super) scan_time: Duration,
     content_length: Option<u64>,
@@ -34,6 +36,43 @@ pub(super) struct RequestReading {
     pub(super) keys: Keys,
     /// What the request insists on by its headers.
     constraints: Option<Constraints>,
+}
+
+impl RequestReading {
+    /// Scans what is new of the body, of which so many bytes are in the host's buffer.
+    pub(super) fn read(&mut self, host: &impl Host, size: usize) {
+        if self.scanned >= size {
+            return;
+        }
+        let before = host.now();
+        while self.scanned < size {
+            let piece = host.body(Body::Request, self.scanned, PIECE.min(size - self.scanned));
+            if piece.is_empty() {
+                break;
+            }
+            self.scan.push(&piece);
+            self.keep(piece);
+        }
+        self.scan_time = self.scan_time.saturating_add(host.clock().saturating_sub(before));
+    }
+
+    /// Keeps a piece if all that has come is kept and stays small: to ask the host for it again costs more.
+    fn keep(&mut self, piece: Vec<u8>) {
+        let is_whole = self.kept.len() == self.scanned;
+        self.scanned = self.scanned.saturating_add(piece.len());
+        if !is_whole || self.scanned > PIECE {
+            self.kept = Vec::new();
+        } else if self.kept.is_empty() {
+            self.kept = piece;
+        } else {
+            self.kept.extend_from_slice(&piece);
+        }
+    }
+
+    /// The body, of which so many bytes are in the host's buffer, if it was kept.
+    fn kept(&self, buffered: usize) -> Option<&[u8]> {
+        (buffered > 0 && self.kept.len() == buffered).then_some(&self.kept)
+    }
 }
 
 /// A request that has been read as far as it is going to be.
@@ -136,6 +175,7 @@ impl Gateway {
             packed,
             scan,
             scanned: 0,
+            kept: Vec::new(),
             started: host.now(),
             scan_time: Duration::ZERO,
             content_length,
@@ -228,6 +268,7 @@ impl Gateway {
     ) {
         let Pending { reading, prompt, buffered, complete, .. } = pending;
         let now = host.now();
+        let began = timing.decided_at.unwrap_or_else(|| host.clock());
         let config = self.worker.router.config();
         let address = |i: &InstanceId| config.fleet.instance(*i).map(|i| i.address.as_str());
         let Some(pool) = config.fleet.pool(decision.to.pool) else { return };
@@ -235,7 +276,7 @@ impl Gateway {
             std::iter::once(&decision.to.instance).chain(&decision.to.fallbacks).filter_map(address).collect();
         let served_model = decision.to.adapter.as_ref().unwrap_or(&pool.served_model);
         let patches = prompt.patches(reading.api, served_model, decision.because.max_tokens);
-        let patched = patch_body(host, &patches, buffered);
+        let patched = patch_body(host, &patches, buffered, reading.kept(buffered));
         set_length(host, reading.content_length, buffered, patched);
         let plan = AttemptPlan::new(config, reading.api, &prompt, &decision, &patches);
         direct(host, &pool.cluster, Some(&endpoints.join(",")), prompt.stream, Some(id));
@@ -247,12 +288,10 @@ impl Gateway {
         let asks_load = config.telemetry.orca && ask_for_load(host);
         self.worker.statistics.count(Counter::Decisions { pool: &pool.name, rung: decision.because.rung });
         let is_common = config.names_no_model(prompt.model.as_deref());
-        timing.patch = host.now().saturating_sub(now);
+        timing.patch = host.clock().saturating_sub(began);
         let mut entry = LogEntry::new(reading.api, config, reading.policy, &prompt, &decision, timing);
         let decision_id = self.worker.learner.decision_id().filter(|_| decision.generates());
         entry.decision_id.clone_from(&decision_id);
-        let request_id = self.streams.get(&id).map_or("", |stream| &stream.request_id);
-        entry.publish(host, request_id, config, &decision);
         let worker = &mut self.worker;
         if let Some(id) = &decision_id {
             worker.remember_decision(host, id, &decision);
@@ -265,20 +304,22 @@ impl Gateway {
         }
         let checkup = Checkup::new(&decision, &prompt, is_common, host.now());
         let size = Some(patched.unwrap_or(buffered)).filter(|_| complete && knows_length);
-        let whole = size.and_then(|size| self.keep_for_rerun(host, reading.api, &decision, size));
+        let as_sent = || openai::patched(&patches, reading.kept(buffered)?);
+        let whole = size.and_then(|size| self.keep_for_rerun(host, reading.api, &decision, size, as_sent));
         let sent = Sent { checkup, plan, whole, entry, decision_id, decision_us, asks_load };
         self.set_phase(id, Phase::Serving(Box::new(Serving::new(reading, decision, sent, host.now()))));
     }
 
     /// Asks the router, and says how long it took.
     fn route(&mut self, host: &mut impl Host, pending: &mut Pending) -> (Verdict, DecisionTiming) {
-        let asked_at = host.now();
+        let asked_at = host.clock();
         let worker = &mut self.worker;
         pending.recall(worker, asked_at);
         let verdict = ask_router(host, worker, pending, asked_at);
         let verdict = claimed(host, worker, pending, verdict, asked_at);
-        let decision = host.now().saturating_sub(asked_at);
-        (verdict, DecisionTiming { scan: pending.reading.scan_time, decision, ..DecisionTiming::default() })
+        let decided_at = host.clock();
+        let (scan, decision) = (pending.reading.scan_time, decided_at.saturating_sub(asked_at));
+        (verdict, DecisionTiming { scan, decision, decided_at: Some(decided_at), ..DecisionTiming::default() })
     }
 
     /// Makes Envoy send the request to a pool, wherever it likes to.
@@ -286,7 +327,7 @@ impl Gateway {
         let Some(pool) = self.worker.router.config().fleet.pool(pool) else { return };
         let Pending { reading, prompt, buffered, .. } = pending;
         let patches = prompt.patches(reading.api, &pool.served_model, max_tokens);
-        let patched = patch_body(host, &patches, *buffered);
+        let patched = patch_body(host, &patches, *buffered, reading.kept(*buffered));
         set_length(host, reading.content_length, *buffered, patched);
         direct(host, &pool.cluster, None, prompt.stream, None);
     }
@@ -369,8 +410,14 @@ impl RequestHeaders {
 }
 
 /// Applies patches, which come in the body's order, to a body of `buffered` bytes; its length afterwards, or `None` where it stays as
-/// it is. The host replaces a buffer's beginning only, so what stands before the last patch is written again with it.
-pub(super) fn patch_body(host: &mut impl Host, patches: &[Patch], buffered: usize) -> Option<usize> {
+/// it is. The host replaces a buffer's beginning only, so what stands before the last patch is written again with it; `kept` is the body,
+/// if it need not be read again.
+pub(super) fn patch_body(
+    host: &mut impl Host,
+    patches: &[Patch],
+    buffered: usize,
+    kept: Option<&[u8]>,
+) -> Option<usize> {
     let last = patches.last().and_then(|patch| usize::try_from(patch.replace.end).ok())?;
     let mut beginning = Vec::with_capacity(last.min(buffered));
     let mut done = 0;
@@ -378,6 +425,10 @@ pub(super) fn patch_body(host: &mut impl Host, patches: &[Patch], buffered: usiz
         let (start, end) = (usize::try_from(patch.replace.start).ok()?, usize::try_from(patch.replace.end).ok()?);
         if start < done || end < start || end > buffered {
             return None;
+        }
+        if let Some(unchanged) = kept.and_then(|body| body.get(done..start)) {
+            beginning.extend_from_slice(unchanged);
+            done = start;
         }
         while done < start {
             // A body may be large, and the VM's memory never shrinks: one copy is enough.

@@ -30,8 +30,12 @@ pub enum Body {
 ///
 /// Nothing here calls back.
 pub trait Host: Board {
-    /// The time of a clock that nobody sets and that all VMs of the process share.
+    /// The time of this callback, of a clock that nobody sets and that all VMs of the process share.
     fn now(&self) -> Duration;
+    /// The time at this moment, to tell how long something has taken. Each reading costs.
+    fn clock(&self) -> Duration {
+        self.now()
+    }
     /// Time since the epoch.
     fn wall_clock(&self) -> Duration;
     /// A header's value; bytes that are not UTF-8 are replaced.

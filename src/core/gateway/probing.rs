@@ -75,11 +75,11 @@ fn answer(host: &impl Host, router: &Router, probe: &Probe) -> Option<String> {
     let (mut features_ns, mut predict_ns, mut total_ns) = (Vec::new(), Vec::new(), Vec::new());
     let mut last = None;
     for _ in 0..probe.repeat {
-        let began = host.now();
+        let began = host.clock();
         let features = extract(black_box(&probe.text));
-        let extracted = host.now();
+        let extracted = host.clock();
         let prediction = predictor.predict(&features)?;
-        let ended = host.now();
+        let ended = host.clock();
         features_ns.push(extracted.saturating_sub(began));
         predict_ns.push(ended.saturating_sub(extracted));
         total_ns.push(ended.saturating_sub(began));

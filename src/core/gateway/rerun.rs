@@ -84,13 +84,14 @@ impl Gateway {
     }
 
     /// Keeps what another instance needs to be asked for a whole answer. `size` bytes of the body, which is complete, are in the host's
-    /// buffer, as they go out. A response that an instance stores is not made twice.
+    /// buffer, as they go out; `as_sent` may know them. A response that an instance stores is not made twice.
     pub(super) fn keep_for_rerun(
         &mut self,
         host: &impl Host,
         api: Api,
         decision: &Decision,
         size: usize,
+        as_sent: impl FnOnce() -> Option<Vec<u8>>,
     ) -> Option<Whole> {
         let is_small = size <= BODY_BYTES_MAX && self.reruns.bytes.saturating_add(size) <= BODIES_BYTES_MAX;
         let may = is_small && api != Api::Responses && self.worker.router.config().health.enabled;
@@ -98,7 +99,8 @@ impl Gateway {
             return None;
         }
         let headers = self.headers_as_sent(host)?;
-        let body = host.body(Body::Request, 0, size);
+        let known = as_sent().filter(|body| body.len() == size);
+        let body = known.unwrap_or_else(|| host.body(Body::Request, 0, size));
         self.reruns.bytes = self.reruns.bytes.saturating_add(body.len());
         self.reruns.waiting = self.reruns.waiting.saturating_add(1);
         Some(Whole { headers, body, asking: Asking::new(decision.to.instance, host.now(), &decision.to.fallbacks) })

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::access_log::LogEntry;
+use super::access_log::{LogEntry, Response};
 use super::attempt::AttemptPlan;
 use super::checkup::Checkup;
 use super::deciding::RequestReading;
@@ -260,8 +260,8 @@ impl Serving {
         let ttft = self.first_byte.map(|at| at.saturating_sub(self.started));
         let e2e = host.now().saturating_sub(self.started);
         let config = worker.router.config();
-        self.sent.entry.answered(config, &mut self.decision, seen, ttft, e2e);
-        self.sent.entry.publish(host, request_id, config, &self.decision);
+        let response = Response::new(config, &mut self.decision, seen, ttft, e2e);
+        self.sent.entry.publish(host, request_id, config, &self.decision, &response);
     }
 
     /// The API that was called.

@@ -1,7 +1,7 @@
 //! The callbacks of one request: headers held, body scanned as it comes, decision carried out, response observed, counters released once.
 
 use super::deciding::RequestHeaders;
-use super::{Body, Flow, Gateway, Host, Map, Outcome, PIECE, Phase, Stream, access_log};
+use super::{Flow, Gateway, Host, Map, Outcome, Phase, Stream, access_log};
 use crate::names;
 use crate::openai::{self, Api, Call};
 use crate::router::{Refusal, RefusalReason, Rung, UntouchedReason};
@@ -51,16 +51,7 @@ impl Gateway {
         self.receive(id, end_of_stream);
         match self.take_phase(id) {
             Phase::Reading(mut reading) => {
-                let before = host.now();
-                while reading.scanned < size {
-                    let piece = host.body(Body::Request, reading.scanned, PIECE.min(size - reading.scanned));
-                    if piece.is_empty() {
-                        break;
-                    }
-                    reading.scanned = reading.scanned.saturating_add(piece.len());
-                    reading.scan.push(&piece);
-                }
-                reading.scan_time = reading.scan_time.saturating_add(host.now().saturating_sub(before));
+                reading.read(host, size);
                 let fits = size as u64 <= self.worker.router.config().max_buffered_bytes;
                 if !end_of_stream && fits {
                     self.set_phase(id, Phase::Reading(reading));
@@ -116,7 +107,7 @@ impl Gateway {
             Phase::Serving(serving) => serving.api(),
             _ => return Flow::Continue,
         };
-        let details = host.property(&["response", "code_details"]).unwrap_or_default();
+        let details = self.code_details(host, id);
         let words = openai::words_of_envoy(&details);
         if let Phase::Untouched(_) = self.phase(id) {
             host.set_header(Map::Response, names::RUNG_RESPONSE_HEADER, Some(Rung::Untouched.name()));
@@ -132,6 +123,16 @@ impl Gateway {
             }
         }
         words.map_or(Flow::Continue, |words| self.translate(host, id, api, words))
+    }
+
+    /// Envoy's words on where a response comes from. Envoy says how long the instance took where one has answered; answers of its own
+    /// to later attempts say so, too.
+    fn code_details(&mut self, host: &impl Host, id: u32) -> String {
+        let is_first = self.serving(id).is_some_and(|serving| serving.sent.plan.is_first());
+        if is_first && host.header(Map::Response, names::SERVICE_TIME_RESPONSE_HEADER).is_some() {
+            return names::VIA_UPSTREAM.to_owned();
+        }
+        host.property(&["response", "code_details"]).unwrap_or_default()
     }
 
     /// More of a response's body is here.

@@ -15,8 +15,8 @@ use crate::shared::{self, Board, Key};
 /// One thing to be shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Statistic {
-    /// A counter grows by 1.
-    Count(String),
+    /// A counter grows by so much.
+    Count(String, u64),
     /// A gauge has this value.
     Gauge(String, u64),
     /// A histogram gets this value.
@@ -31,6 +31,8 @@ pub struct Statistics {
     /// What stands before every name: the configuration's own, where it has one.
     prefix: String,
     new: Vec<Statistic>,
+    /// What was counted, by the counter's name.
+    counts: BTreeMap<String, u64>,
     gauges: BTreeMap<String, u64>,
     /// Gauges that a newer configuration shows.
     hidden: BTreeSet<String>,
@@ -62,14 +64,22 @@ impl Statistics {
         }
     }
 
-    /// What is to be shown since the last call.
+    /// What is to be shown since the last call, but for what was counted.
     pub fn take(&mut self) -> Vec<Statistic> {
         std::mem::take(&mut self.new)
     }
 
+    /// What was counted since the last call.
+    pub fn take_counts(&mut self) -> Vec<Statistic> {
+        std::mem::take(&mut self.counts).into_iter().map(|(name, more)| Statistic::Count(name, more)).collect()
+    }
+
     /// Adds 1 to a counter.
     pub fn count(&mut self, name: Counter<'_>) {
-        self.add(|prefix| Statistic::Count(format!("{prefix}{name}")));
+        if !self.mute {
+            let count = self.counts.entry(format!("{}{name}", self.prefix)).or_default();
+            *count = count.saturating_add(1);
+        }
     }
 
     /// Records a value in a histogram.

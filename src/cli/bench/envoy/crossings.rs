@@ -6,19 +6,11 @@ use anyhow::{Result, ensure};
 use comfy_table::Table;
 use serde::Serialize;
 
+use super::super::super::crossings::{Callback, callbacks};
 use super::backend::Backend;
 use super::variants::Variant;
 use super::{BASE, Cell, Parts, body_of, load, start};
 use std::time::Duration;
-
-/// Crossings of one kind of callback.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-struct Callback {
-    /// How often it came.
-    calls: u64,
-    /// What crossed meanwhile, by the function's name; the call itself is one.
-    functions: BTreeMap<String, u64>,
-}
 
 /// Crossings by callback.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -64,36 +56,6 @@ pub(super) async fn run(parts: &Parts, backend: &Backend) -> Result<Crossings> {
     })
 }
 
-/// The crossings of a log, by the callback in which they were. Each of Envoy's threads has its own.
-fn callbacks(log: &str) -> BTreeMap<String, Callback> {
-    let mut current: BTreeMap<&str, String> = BTreeMap::new();
-    let mut found: BTreeMap<String, Callback> = BTreeMap::new();
-    for line in log.lines() {
-        let Some((thread, name, is_call)) = crossing(line) else { continue };
-        // The host takes memory in the VM for what it returns: that is no callback.
-        let is_callback = is_call && name.starts_with("proxy_on_") && name != "proxy_on_memory_allocate";
-        if is_callback {
-            current.insert(thread, name.to_owned());
-        }
-        let callback = current.get(thread).cloned().unwrap_or_else(|| name.to_owned());
-        let entry = found.entry(callback).or_default();
-        entry.calls += u64::from(is_callback);
-        *entry.functions.entry(name.to_owned()).or_default() += 1;
-    }
-    found
-}
-
-/// The thread and the function of a line that tells of a crossing, and whether the host calls. Returns are not counted.
-fn crossing(line: &str) -> Option<(&str, &str, bool)> {
-    let thread = line.strip_prefix('[')?.split("][").nth(1)?;
-    let (call, is_call) = match line.split_once("[host->vm] ") {
-        Some((_, call)) => (call, true),
-        None => (line.split_once("[vm->host] ")?.1, false),
-    };
-    let name = call.split(['(', ' ']).next()?;
-    Some((thread, name.rsplit('.').next()?, is_call))
-}
-
 impl Crossings {
     /// The counts for people.
     pub(super) fn table(&self) -> Table {
@@ -116,27 +78,5 @@ impl Crossings {
             ]);
         }
         table
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn crossings_belong_to_the_callback_of_their_thread() {
-        let log = "\
-            [2026-11-30 05:00:00.000][7][trace][wasm] [a.cc:1] [host->vm] proxy_on_tick(1)\n\
-            [2026-11-30 05:00:00.000][8][trace][wasm] [a.cc:1] [host->vm] proxy_on_request_headers(2, 9, 0)\n\
-            [2026-11-30 05:00:00.000][7][trace][wasm] [a.cc:1] [vm->host] env.proxy_get_shared_data(1, 2)\n\
-            [2026-11-30 05:00:00.000][7][trace][wasm] [a.cc:1] [vm<-host] env.proxy_get_shared_data return: 0\n\
-            [2026-11-30 05:00:00.000][8][trace][wasm] [a.cc:1] [vm->host] wasi_snapshot_preview1.clock_time_get(1)\n\
-            [2026-11-30 05:00:00.000][8][trace][wasm] [a.cc:1] [host->vm] malloc(9)\n\
-            [2026-11-30 05:00:00.000][8][info][main] nothing\n";
-        let found = callbacks(log);
-        let functions = |name: &str| found[name].functions.iter().map(|(k, v)| (k.as_str(), *v)).collect::<Vec<_>>();
-        assert_eq!(functions("proxy_on_tick"), [("proxy_get_shared_data", 1), ("proxy_on_tick", 1)]);
-        let expected = [("clock_time_get", 1), ("malloc", 1), ("proxy_on_request_headers", 1)];
-        assert_eq!(functions("proxy_on_request_headers"), expected);
     }
 }

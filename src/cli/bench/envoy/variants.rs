@@ -17,10 +17,16 @@ pub(super) enum Variant {
     Floor,
     /// The module.
     Module,
+    /// Another module, to compare with: that of an earlier commit.
+    Other,
 }
 
 impl Variant {
-    pub(super) const ALL: [Variant; 4] = [Variant::Route, Variant::Buffer, Variant::Floor, Variant::Module];
+    /// All, with another module where there is one.
+    pub(super) fn all(has_other: bool) -> impl Iterator<Item = Variant> {
+        let always = [Variant::Route, Variant::Buffer, Variant::Floor, Variant::Module];
+        always.into_iter().chain(has_other.then_some(Variant::Other))
+    }
 
     /// As the table calls it.
     pub(super) fn name(self) -> &'static str {
@@ -29,13 +35,14 @@ impl Variant {
             Variant::Buffer => "buffer filter",
             Variant::Floor => "minimal wasm",
             Variant::Module => "RouteBalance",
+            Variant::Other => "other module",
         }
     }
 
     /// The rendered configuration with this variant in it. `targets` are a cluster and its endpoints.
     pub(super) fn configuration(self, rendered: &str, floor: &Path, targets: &str) -> Result<String> {
         let filter = match self {
-            Variant::Module => return Ok(rendered.to_owned()),
+            Variant::Module | Variant::Other => return Ok(rendered.to_owned()),
             Variant::Route => String::new(),
             Variant::Buffer => BUFFER.to_owned(),
             Variant::Floor => floor_filter(floor, targets),
@@ -101,7 +108,7 @@ mod tests {
     #[test]
     fn no_variant_but_the_module_has_the_module() {
         let rendered = include_str!("../../../../envoy/envoy.yaml");
-        for variant in Variant::ALL {
+        for variant in Variant::all(false) {
             let text = variant.configuration(rendered, Path::new("floor.wasm"), "pool 1.2.3.4:5").unwrap();
             assert_eq!(text.contains("/routebalance.wasm\" }"), variant == Variant::Module, "{variant:?}");
             assert_eq!(text.contains("filters.http.buffer.v3"), variant == Variant::Buffer, "{variant:?}");

@@ -180,9 +180,10 @@ impl<B: Board + Default> World<B> {
     }
 
     fn show(&mut self, worker: &mut Worker) {
-        for statistic in worker.statistics.take() {
+        let (new, counts) = (worker.statistics.take(), worker.statistics.take_counts());
+        for statistic in new.into_iter().chain(counts) {
             match statistic {
-                Statistic::Count(name) => *self.counts.entry(name).or_default() += 1,
+                Statistic::Count(name, more) => *self.counts.entry(name).or_default() += more,
                 Statistic::Gauge(name, value) => drop(self.gauges.insert(name, value)),
                 Statistic::Observe(..) => {}
                 Statistic::Warn(sentence) => self.warnings.push(sentence),

@@ -109,9 +109,11 @@ impl Vm {
     }
 
     fn show(&mut self) {
-        for statistic in self.gateway.worker.statistics.take() {
+        let statistics = &mut self.gateway.worker.statistics;
+        let (new, counts) = (statistics.take(), statistics.take_counts());
+        for statistic in new.into_iter().chain(counts) {
             let name = match &statistic {
-                Statistic::Count(name) | Statistic::Gauge(name, _) | Statistic::Observe(name, _) => name,
+                Statistic::Count(name, _) | Statistic::Gauge(name, _) | Statistic::Observe(name, _) => name,
                 Statistic::Warn(sentence) => {
                     assert!(!sentence.contains(['\n', '\r']), "{sentence:?} is no line");
                     continue;
