@@ -49,7 +49,7 @@ const CROSSINGS_MAX: [(&str, f64); 8] = [
     ("proxy_on_context_create", 1.0),
     ("proxy_on_request_headers", 4.0),
     ("proxy_on_request_body", 18.0),
-    ("proxy_on_response_headers", 8.0),
+    ("proxy_on_response_headers", 9.0),
     ("proxy_on_response_body", 7.0),
     ("proxy_on_done", 1.0),
     ("proxy_on_log", 1.0),

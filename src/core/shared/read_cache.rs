@@ -10,10 +10,11 @@ use super::{Key, Version};
 pub struct ReadCache(BTreeMap<Key, (Option<Vec<u8>>, Option<Version>)>);
 
 impl ReadCache {
-    /// Whether a record may be a tick old: others' counters and reports, and what speaks against instances. Whoever changes that one
-    /// says which version was read, and reads again if it is another by now.
+    /// Whether a record may be a tick old: reports, which come at ticks, and what speaks against instances. Whoever changes that one
+    /// says which version was read, and reads again if it is another by now. Others' counters may not: whoever asks two workers in
+    /// turn would meet the load of the own request before.
     fn may_be_kept(key: Key) -> bool {
-        matches!(key, Key::Counters(_) | Key::Reports(_) | Key::Health)
+        matches!(key, Key::Reports(_) | Key::Health)
     }
 
     /// A record: as it was read since the last tick, or as `read` finds it now.
@@ -44,7 +45,7 @@ mod tests {
 
     #[test]
     fn a_record_is_read_once_until_it_is_written_or_a_tick_begins() {
-        let rows = [(Key::Counters(1), true), (Key::Health, true), (Key::Reports(0), true), (Key::Slots, false)];
+        let rows = [(Key::Health, true), (Key::Reports(0), true), (Key::Counters(1), false), (Key::Slots, false)];
         for (key, is_kept) in rows {
             let mut kept = ReadCache::default();
             let mut read = |version: Version| kept.read(key, || (Some(vec![1]), Some(version))).1;
