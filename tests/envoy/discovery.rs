@@ -168,7 +168,7 @@ pub(crate) async fn nobody_tells(gateway: &Gateway) {
     let failed = async || gateway.stat("discoveries.failed").await;
     eventually("questions without an answer", failed, |failed| *failed > 1).await;
     let mut instances = BTreeSet::new();
-    for _ in 0..8 {
+    for _ in 0..24 {
         let reply = gateway.send(&Request::chat(MODEL)).await.ok();
         assert_eq!(reply.header("x-routebalance-rung"), Some("untouched"));
         let (instance, received) = reply.arrival();
