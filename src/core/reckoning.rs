@@ -48,7 +48,7 @@ pub struct Dispatch {
     pub output_tokens: u64,
 }
 
-/// One worker's counters, in the order of [`Fleet::instances`].
+/// One worker's counters, in the order of [`Fleet::instances`](crate::fleet::Fleet::instances).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters(pub Vec<InstanceCounters>);
 
