@@ -128,7 +128,7 @@ impl Gateway {
 }
 
 /// Gives Envoy and every instance a free loopback port, held until it is dropped.
-pub(super) fn relocate(config: &mut Value) -> Result<Vec<HeldPort>> {
+fn relocate(config: &mut Value) -> Result<Vec<HeldPort>> {
     let pools = config.get_mut("pools").and_then(Value::as_array_mut).context("the configuration has no pools")?;
     let addresses: Vec<&mut Value> =
         pools.iter_mut().filter_map(|pool| pool.get_mut("instances")?.as_array_mut()).flatten().collect();

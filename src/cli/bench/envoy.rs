@@ -28,7 +28,7 @@ use variants::Variant;
 
 const CONNECTIONS: usize = 16;
 const EVENTS: usize = 200;
-/// Requests per second at which latency is compared: a tenth and a third of what the module manages here.
+/// Requests per second at which latency is compared: a tenth and a half of what the module manages on 2 shared cores.
 const RATES: [f64; 2] = [200.0, 1_000.0];
 
 /// What is measured, and how thoroughly.

@@ -103,14 +103,14 @@ impl Answers {
             let beginning = frame.data_ref().and_then(|data| data.get(..data.len().min(STREAM.len())));
             asks_stream |= beginning == Some(STREAM.as_bytes());
         }
-        let (kind, body) = match (is_get, asks_stream) {
-            (true, _) => ("text/plain", one(self.metrics.clone())),
-            (_, false) => ("application/json", one(self.whole.clone())),
-            (_, true) => ("text/event-stream", spaced(self.events.clone())),
+        let (kind, body, length) = match (is_get, asks_stream) {
+            (true, _) => ("text/plain", one(self.metrics.clone()), Some(self.metrics.len())),
+            (_, false) => ("application/json", one(self.whole.clone()), Some(self.whole.len())),
+            (_, true) => ("text/event-stream", spaced(self.events.clone()), None),
         };
         let mut response = Response::new(StreamBody::new(body));
         response.headers_mut().insert("content-type", hyper::header::HeaderValue::from_static(kind));
-        if let (false, Some(length)) = (asks_stream, (!is_get).then(|| self.whole.len()).or(Some(self.metrics.len()))) {
+        if let Some(length) = length {
             response.headers_mut().insert("content-length", length.into());
         }
         response
