@@ -160,6 +160,9 @@ fn keyword_group(hash: u32) -> Option<usize> {
         .map(|keyword| usize::from(keyword.1))
 }
 
+/// Places for slots where a text is short.
+const PLACES_MIN: usize = 64;
+
 /// Weights of slots that occur up to so many times are computed once for all of them.
 const COMMON_COUNTS: usize = 32;
 
@@ -184,24 +187,21 @@ struct Scan {
 
 /// Words, digits and symbols, and pairs of them, by slot.
 struct Tokens {
-    /// Occurrences of each slot.
-    counts: Box<[u16]>,
-    /// Slots in order of first occurrence; their weights come last.
-    slots: Vec<(u16, f32)>,
+    /// Where in `slots` a slot stands, plus 1, at the slot's low bits or the next free place; 0 is a free place. At least half of the
+    /// places are free: a table of all slots is longer than what most prompts need.
+    places: Vec<u16>,
+    /// Slots and their occurrences, in order of first occurrence.
+    slots: Vec<(u16, u16)>,
     occurrences: u32,
     /// What the token before adds to the hash of a pair.
     previous: Option<u32>,
 }
 
 impl Scan {
-    fn new(capacity: usize) -> Scan {
+    /// For a text of so many bytes.
+    fn new(bytes: usize) -> Scan {
         Scan {
-            tokens: Tokens {
-                counts: vec![0; SLOTS].into_boxed_slice(),
-                slots: Vec::with_capacity(capacity.min(SLOTS)),
-                occurrences: 0,
-                previous: None,
-            },
+            tokens: Tokens::new(bytes),
             kinds: [0; KINDS],
             word_hash: FNV_OFFSET,
             word_letters: 0,
@@ -332,6 +332,12 @@ impl Scan {
 }
 
 impl Tokens {
+    /// For a text of so many bytes: text of words has fewer slots than half of that, and other text may have more.
+    fn new(bytes: usize) -> Tokens {
+        let places = bytes.clamp(PLACES_MIN, 2 * SLOTS).next_power_of_two();
+        Tokens { places: vec![0; places], slots: Vec::with_capacity(places / 2), occurrences: 0, previous: None }
+    }
+
     fn token(&mut self, hash: u32) {
         self.count(slot(hash));
         let pair = self.previous.map(|previous| previous.wrapping_add(hash.wrapping_mul(1_000_003)));
@@ -343,23 +349,50 @@ impl Tokens {
 
     #[inline(always)]
     fn count(&mut self, slot: u16) {
-        if let Some(count) = self.counts.get_mut(usize::from(slot)) {
-            *count += 1;
-            self.occurrences += 1;
-            if *count == 1 {
-                self.slots.push((slot, 0.0));
+        self.occurrences += 1;
+        let mask = self.places.len().wrapping_sub(1);
+        let mut at = usize::from(slot) & mask;
+        // There are free places, so this ends.
+        while let Some(place) = self.places.get_mut(at) {
+            if *place == 0 {
+                self.slots.push((slot, 1));
+                *place = self.slots.len() as u16;
+                return self.keep_half_free();
+            }
+            match self.slots.get_mut(usize::from(*place) - 1) {
+                Some((other, count)) if *other == slot => return *count += 1,
+                _ => at = (at + 1) & mask,
+            }
+        }
+    }
+
+    /// Twice as many places, once half of them are taken.
+    #[inline]
+    fn keep_half_free(&mut self) {
+        if self.slots.len() * 2 <= self.places.len() {
+            return;
+        }
+        let places = self.places.len() * 2;
+        self.places.clear();
+        self.places.resize(places, 0);
+        for (number, (slot, _)) in (1..).zip(&self.slots) {
+            let mut at = usize::from(*slot) & (places - 1);
+            while self.places.get(at).is_some_and(|place| *place != 0) {
+                at = (at + 1) & (places - 1);
+            }
+            if let Some(place) = self.places.get_mut(at) {
+                *place = number;
             }
         }
     }
 
     /// Each slot with its weight: the square root of its share of all occurrences.
-    fn weighted(mut self) -> Vec<(u16, f32)> {
+    fn weighted(self) -> Vec<(u16, f32)> {
         let total = f64::from(self.occurrences);
         let weight = |count: u16| (f64::from(count) / total).sqrt() as f32;
         let mut common = [0.0; COMMON_COUNTS];
-        for (slot, slot_weight) in &mut self.slots {
-            let count = self.counts.get(usize::from(*slot)).copied().unwrap_or(0);
-            *slot_weight = match common.get_mut(usize::from(count)) {
+        let weighted = self.slots.into_iter().map(|(slot, count)| {
+            let slot_weight = match common.get_mut(usize::from(count)) {
                 None => weight(count),
                 Some(known) => {
                     if *known == 0.0 {
@@ -368,8 +401,9 @@ impl Tokens {
                     *known
                 }
             };
-        }
-        self.slots
+            (slot, slot_weight)
+        });
+        weighted.collect()
     }
 }
 
@@ -387,7 +421,7 @@ fn share(part: u32, whole: u32) -> f32 {
 /// The features of a text; at most [`HEAD_CHARS`] + [`TAIL_CHARS`] characters are looked at.
 pub fn extract(window: &TextWindow) -> Features {
     let (head, tail) = (window.head(), window.tail());
-    let mut scan = Scan::new((head.len() + tail.len()) / 2);
+    let mut scan = Scan::new(head.len() + tail.len());
     scan.text(head);
     scan.text(tail);
     scan.end_word();

@@ -199,6 +199,14 @@ impl Gateway {
         }
     }
 
+    /// The same, to look at.
+    fn served(&self, id: u32) -> Option<&Serving> {
+        match self.phase(id) {
+            Phase::Serving(serving) => Some(serving),
+            _ => None,
+        }
+    }
+
     fn request_id(&self, id: u32) -> &str {
         self.streams.get(&id).map_or("", |stream| &stream.request_id)
     }

@@ -14,6 +14,7 @@ mod speeds;
 mod statistics;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use fetching::{Fetch, Purpose, Question, Scrape, ScrapeAnswer};
@@ -299,7 +300,7 @@ impl Worker {
             && !self.leads
             && let Some((reports, _)) = place.and_then(|place| board.reports(place, self.identity, &self.index))
         {
-            self.reports = reports.into_owned();
+            self.reports = Arc::unwrap_or_clone(reports);
         }
         self.unwritten_reports |= leads && !self.leads;
         self.leads = leads;

@@ -1,6 +1,7 @@
 //! Envoy as the gateway's host.
 
 use std::cell::{Cell, RefCell};
+use std::sync::Arc;
 use std::time::Duration;
 
 use proxy_wasm::hostcalls;
@@ -8,7 +9,9 @@ use proxy_wasm::types::{Action, BufferType, MapType};
 
 use crate::host;
 use routebalance_core::gateway::{Body, Flow, Host, Map};
-use routebalance_core::shared::{Board, Key, ReadCache, Version};
+use routebalance_core::health::Records;
+use routebalance_core::reckoning::Reports;
+use routebalance_core::shared::{Board, Index, Key, ReadCache, Sources, Version, decode_health, decode_reports};
 
 /// Envoy in one callback. It keeps the state; what it has said once in this callback it is not asked again, since each question
 /// is a crossing, and each answer one more for its memory.
@@ -20,9 +23,19 @@ pub(super) struct Envoy {
 }
 
 /// Names and values in their order.
-type Headers = Vec<(String, Vec<u8>)>;
+pub(super) type Headers = Vec<(String, Vec<u8>)>;
 
 impl Envoy {
+    /// Envoy with the headers of a request that an earlier callback has read: while a request is held, nobody else changes them.
+    pub(super) fn with_request(headers: &Cell<Option<Headers>>) -> Envoy {
+        Envoy { request: Cell::new(headers.take()), ..Envoy::default() }
+    }
+
+    /// What the callback has read, for the next one.
+    pub(super) fn into_request(self) -> Option<Headers> {
+        self.request.into_inner()
+    }
+
     fn cell(&self, map: Map) -> Option<&Cell<Option<Headers>>> {
         match map {
             Map::Request => Some(&self.request),
@@ -48,8 +61,8 @@ thread_local! {
     static CACHE: RefCell<ReadCache> = RefCell::default();
 }
 
-fn on_cache(f: impl FnOnce(&mut ReadCache)) {
-    let _ = CACHE.try_with(|cache| cache.try_borrow_mut().map(|mut cache| f(&mut cache)));
+fn on_cache<R>(f: impl FnOnce(&mut ReadCache) -> R) -> Option<R> {
+    CACHE.try_with(|cache| cache.try_borrow_mut().ok().map(|mut cache| f(&mut cache))).ok().flatten()
 }
 
 impl Envoy {
@@ -64,8 +77,26 @@ impl Board for Envoy {
     #[inline(never)]
     fn read(&self, key: Key) -> (Option<Vec<u8>>, Option<Version>) {
         let read = || host::shared(&key.to_string());
-        let known = CACHE.try_with(|cache| Some(cache.try_borrow_mut().ok()?.read(key, read)));
-        known.ok().flatten().unwrap_or_else(read)
+        on_cache(|cache| cache.read(key, read)).unwrap_or_else(read)
+    }
+
+    fn reports(&self, place: usize, identity: u64, index: &Index) -> Option<(Arc<Reports>, Sources)> {
+        on_cache(|cache| cache.reports(place, identity, index)).flatten().unwrap_or_else(|| {
+            let bytes = self.read(Key::Reports(place)).0;
+            let decoded = bytes.and_then(|bytes| decode_reports(&bytes, identity, index));
+            let decoded = decoded.map(|(reports, sources)| (Arc::new(reports), sources));
+            on_cache(|cache| cache.keep_reports(place, identity, index, decoded.clone()));
+            decoded
+        })
+    }
+
+    fn records(&self) -> (Arc<Records>, Option<Version>) {
+        on_cache(|cache| cache.records()).flatten().unwrap_or_else(|| {
+            let (bytes, version) = self.read(Key::Health);
+            let decoded = (Arc::new(bytes.map(|bytes| decode_health(&bytes)).unwrap_or_default()), version);
+            on_cache(|cache| cache.keep_records(decoded.clone()));
+            decoded
+        })
     }
 
     #[inline(never)]
@@ -120,9 +151,9 @@ impl Host for Envoy {
         self.on_headers(map, |all| all.iter().map(|(name, value)| (name.clone(), lossy(value.clone()))).collect())
     }
 
-    fn text_headers(&self, map: Map) -> Vec<(String, String)> {
-        let text = |(name, value): &(String, Vec<u8>)| Some((name.clone(), String::from_utf8(value.clone()).ok()?));
-        self.on_headers(map, |all| all.iter().filter_map(text).collect())
+    fn text_headers(&self, map: Map, is_wanted: impl Fn(&str) -> bool) -> Vec<(String, String)> {
+        let text = |(name, value): &(String, Vec<u8>)| Some((name.clone(), str::from_utf8(value).ok()?.to_owned()));
+        self.on_headers(map, |all| all.iter().filter(|(name, _)| is_wanted(name)).filter_map(text).collect())
     }
 
     #[inline(never)]

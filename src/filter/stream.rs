@@ -1,9 +1,11 @@
 //! Envoy's callbacks of one request.
 
+use std::cell::Cell;
+
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::{Action, MapType};
 
-use crate::envoy::{Envoy, action};
+use crate::envoy::{Envoy, Headers, action};
 use crate::host;
 use crate::shared::Shared;
 use routebalance_core::gateway::{Flow, Gateway};
@@ -13,15 +15,25 @@ pub(super) struct StreamContext {
     gateway: Shared,
     /// The host's number of this context.
     id: u32,
+    /// The request's headers, while it is held.
+    request: Cell<Option<Headers>>,
 }
 
 impl StreamContext {
     pub(super) fn new(gateway: Shared, id: u32) -> StreamContext {
-        StreamContext { gateway, id }
+        StreamContext { gateway, id, request: Cell::default() }
     }
 
     fn run(&self, f: impl FnOnce(&mut Gateway, &mut Envoy, u32) -> Flow) -> Action {
         action(self.gateway.run(|gateway| f(gateway, &mut Envoy::default(), self.id)).unwrap_or(Flow::Continue))
+    }
+
+    /// The same for a callback of the request, whose headers stay as they are while it is held.
+    fn run_held(&self, f: impl FnOnce(&mut Gateway, &mut Envoy, u32) -> Flow) -> Action {
+        let mut envoy = Envoy::with_request(&self.request);
+        let flow = self.gateway.run(|gateway| f(gateway, &mut envoy, self.id)).unwrap_or(Flow::Continue);
+        self.request.set(envoy.into_request().filter(|_| flow == Flow::Pause));
+        action(flow)
     }
 }
 
@@ -33,11 +45,11 @@ impl HttpContext for StreamContext {
         if self.gateway.is_fatal(|| header(":method"), || header(":path")) {
             std::process::abort();
         }
-        self.run(|gateway, envoy, id| gateway.on_request_headers(envoy, id, end_of_stream))
+        self.run_held(|gateway, envoy, id| gateway.on_request_headers(envoy, id, end_of_stream))
     }
 
     fn on_http_request_body(&mut self, size: usize, end_of_stream: bool) -> Action {
-        self.run(|gateway, envoy, id| gateway.on_request_body(envoy, id, size, end_of_stream))
+        self.run_held(|gateway, envoy, id| gateway.on_request_body(envoy, id, size, end_of_stream))
     }
 
     fn on_http_request_trailers(&mut self, _trailers: usize) -> Action {

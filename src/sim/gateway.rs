@@ -3,6 +3,7 @@
 mod batching;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use batching::Batchers;
@@ -136,7 +137,7 @@ impl Gateway {
     /// What instances have reported, as the first worker knows it.
     pub fn reports(&self) -> Reports {
         let known = self.worker(0).and_then(|worker| worker.known_reports(&self.board));
-        known.map(|reports| reports.into_owned()).unwrap_or_default()
+        known.map(Arc::unwrap_or_clone).unwrap_or_default()
     }
 
     /// The load of every instance, as a worker sees it, and how many requests were sent before.
@@ -219,9 +220,9 @@ impl Gateway {
     }
 
     /// What a worker knows of who is stuck: reports, and what speaks against instances.
-    pub(super) fn stuck(&self, worker: usize) -> Option<(Reports, Records)> {
-        let reports = self.worker(worker)?.known_reports(&self.board).unwrap_or_default().into_owned();
-        Some((reports, self.board.records().0.into_owned()))
+    pub(super) fn stuck(&self, worker: usize) -> Option<(Arc<Reports>, Arc<Records>)> {
+        let reports = self.worker(worker)?.known_reports(&self.board).unwrap_or_default();
+        Some((reports, self.board.records().0))
     }
 
     /// A worker reads an instance's load in the header of an answer.

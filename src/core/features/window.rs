@@ -56,6 +56,12 @@ impl TextWindow {
         }
     }
 
+    /// Counts what has come, so that nobody who asks has to.
+    pub fn settle(&mut self) {
+        self.classes.count(self.uncounted.as_bytes());
+        self.uncounted = String::new();
+    }
+
     /// Characters seen so far, kept or not.
     pub fn chars(&self) -> u64 {
         self.counts().chars()
@@ -82,6 +88,7 @@ impl TextWindow {
         last_chars(&self.tail)
     }
 
+    /// Counts over all of the text; they are at hand where it is settled.
     pub(super) fn counts(&self) -> CharacterClasses {
         let mut classes = self.classes.clone();
         classes.count(self.uncounted.as_bytes());

@@ -223,6 +223,9 @@ pub(super) fn publish_feedback(
 /// Longest id of a request in the log, bytes: clients choose it.
 const REQUEST_ID_BYTES_MAX: usize = 256;
 
+/// Room for an entry of the usual length, bytes.
+const ENTRY_BYTES: usize = 2_048;
+
 /// Longest reason in the log, bytes: it may cite a name or a header of the client's.
 const REASON_BYTES_MAX: usize = 512;
 
@@ -245,9 +248,12 @@ fn publish(host: &mut impl Host, request_id: &str, decision: &impl Serialize) {
         request_id: &'a str,
         decision: &'a T,
     }
-    let json = serde_json::to_string(&Fields { request_id, decision });
-    if let Some(fields) = json.ok().as_deref().and_then(|j| j.strip_prefix('{')?.strip_suffix('}')) {
-        host.set_state(DECISION_STATE, &format!(",{fields}"));
+    let mut json = Vec::with_capacity(ENTRY_BYTES);
+    let is_written = serde_json::to_writer(&mut json, &Fields { request_id, decision }).is_ok();
+    if let (true, [first @ b'{', .., b'}']) = (is_written, json.as_mut_slice()) {
+        *first = b',';
+        let entry = json.split_last().and_then(|(_, entry)| str::from_utf8(entry).ok());
+        host.set_state(DECISION_STATE, entry.unwrap_or_default());
     }
 }
 

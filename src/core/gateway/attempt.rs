@@ -5,17 +5,19 @@ use std::borrow::Cow;
 
 use super::deciding::patch_body;
 use super::{Flow, Gateway, Host, Map};
-use crate::config::Config;
-use crate::fleet::InstanceId;
+use crate::fleet::{Fleet, InstanceId};
 use crate::health::Suspect;
 use crate::names;
-use crate::openai::{self, Api, Patch, Prompt};
-use crate::router::{Decision, RefusalReason};
+use crate::openai::{self, Api, Patch, PatchPlaces};
+use crate::router::{Decision, Elsewhere, RefusalReason};
 
 /// What attempts after the first need to know of a request.
 pub(super) struct AttemptPlan {
-    /// For the address of every instance of another model among the fall-backs, what makes the body ask for that model.
-    elsewhere: Vec<(String, Vec<Patch>)>,
+    /// What the request must say at pools of other models.
+    elsewhere: Vec<Elsewhere>,
+    /// What of its body may be rewritten, and what has been.
+    places: PatchPlaces,
+    done: Vec<Patch>,
     api: Api,
     /// The instance of the first attempt, which nobody sees here, and whether it answered nobody when the second one was made.
     first: InstanceId,
@@ -29,17 +31,11 @@ pub(super) struct AttemptPlan {
 
 impl AttemptPlan {
     /// `done` has been applied to the body.
-    pub(super) fn new(config: &Config, api: Api, prompt: &Prompt, decision: &Decision, done: &[Patch]) -> AttemptPlan {
-        let fleet = &config.fleet;
-        let target = |i: &InstanceId| {
-            let (index, pool) = fleet.pool_of(*i)?;
-            let elsewhere = decision.to.elsewhere.iter().find(|elsewhere| elsewhere.pool == index)?;
-            let address = fleet.instance(*i)?.address.clone();
-            Some((address, prompt.patches_after(done, api, &pool.served_model, elsewhere.max_tokens)))
-        };
-        let elsewhere = decision.to.fallbacks.iter().filter_map(target).collect();
+    pub(super) fn new(api: Api, decision: &Decision, places: PatchPlaces, done: Vec<Patch>) -> AttemptPlan {
         AttemptPlan {
-            elsewhere,
+            elsewhere: decision.to.elsewhere.clone(),
+            places,
+            done,
             api,
             first: decision.to.instance,
             first_is_silent: false,
@@ -70,13 +66,20 @@ impl AttemptPlan {
     }
 
     /// What makes the body ask for the model of the instance at an address.
-    fn patches(&self, address: &str) -> Option<&[Patch]> {
-        self.elsewhere.iter().find(|(other, _)| other == address).map(|(_, patches)| patches.as_slice())
+    fn patches(&self, fleet: &Fleet, address: &str) -> Vec<Patch> {
+        let patches = || {
+            let (id, pool) = fleet.pool_of(fleet.instance_at(address)?)?;
+            let elsewhere = self.elsewhere.iter().find(|elsewhere| elsewhere.pool == id)?;
+            Some(self.places.patches_after(&self.done, self.api, &pool.served_model, elsewhere.max_tokens))
+        };
+        patches().unwrap_or_default()
     }
 
     /// The body of the request as an instance needs it.
-    pub(super) fn body_at<'a>(&self, address: &str, body: &'a [u8]) -> Cow<'a, [u8]> {
-        let patched = self.patches(address).and_then(|patches| openai::patched(patches, body));
+    pub(super) fn body_at<'a>(&self, fleet: &Fleet, address: &str, body: &'a [u8]) -> Cow<'a, [u8]> {
+        let patches = self.patches(fleet, address);
+        let patched = Some(patches).filter(|patches| !patches.is_empty());
+        let patched = patched.and_then(|patches| openai::patched(&patches, body));
         patched.map_or(Cow::Borrowed(body), Cow::Owned)
     }
 }
@@ -96,7 +99,8 @@ impl Gateway {
         let plan = &mut self.serving(id)?.sent.plan;
         plan.first_is_silent |= is_silent;
         plan.passed.push(instance);
-        Some((plan.api, given_up, plan.patches(address).unwrap_or_default().to_vec()))
+        let plan = &self.served(id)?.sent.plan;
+        Some((plan.api, given_up, plan.patches(&self.worker.router.config().fleet, address)))
     }
 
     /// An instance has failed at a request; whether the request is the reason.

@@ -275,10 +275,10 @@ impl Gateway {
         let endpoints: Vec<&str> =
             std::iter::once(&decision.to.instance).chain(&decision.to.fallbacks).filter_map(address).collect();
         let served_model = decision.to.adapter.as_ref().unwrap_or(&pool.served_model);
-        let patches = prompt.patches(reading.api, served_model, decision.because.max_tokens);
+        let places = prompt.patch_places();
+        let patches = places.patches(reading.api, served_model, decision.because.max_tokens);
         let patched = patch_body(host, &patches, buffered, reading.kept(buffered));
         set_length(host, reading.content_length, buffered, patched);
-        let plan = AttemptPlan::new(config, reading.api, &prompt, &decision, &patches);
         direct(host, &pool.cluster, Some(&endpoints.join(",")), prompt.stream, Some(id));
         let least = config.health.answer_limit;
         let knows_length = !prompt.stream && reading.api != Api::Named;
@@ -306,6 +306,7 @@ impl Gateway {
         let size = Some(patched.unwrap_or(buffered)).filter(|_| complete && knows_length);
         let as_sent = || openai::patched(&patches, reading.kept(buffered)?);
         let whole = size.and_then(|size| self.keep_for_rerun(host, reading.api, &decision, size, as_sent));
+        let plan = AttemptPlan::new(reading.api, &decision, places, patches);
         let sent = Sent { checkup, plan, whole, entry, decision_id, decision_us, asks_load };
         self.set_phase(id, Phase::Serving(Box::new(Serving::new(reading, decision, sent, host.now()))));
     }
@@ -326,7 +327,7 @@ impl Gateway {
     fn pass_to_pool(&self, host: &mut impl Host, pool: PoolId, max_tokens: Option<u32>, pending: &Pending) {
         let Some(pool) = self.worker.router.config().fleet.pool(pool) else { return };
         let Pending { reading, prompt, buffered, .. } = pending;
-        let patches = prompt.patches(reading.api, &pool.served_model, max_tokens);
+        let patches = prompt.patch_places().patches(reading.api, &pool.served_model, max_tokens);
         let patched = patch_body(host, &patches, *buffered, reading.kept(*buffered));
         set_length(host, reading.content_length, *buffered, patched);
         direct(host, &pool.cluster, None, prompt.stream, None);

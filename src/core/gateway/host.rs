@@ -42,8 +42,8 @@ pub trait Host: Board {
     fn header(&self, map: Map, name: &str) -> Option<String>;
     /// All headers; bytes that are not UTF-8 are replaced.
     fn headers(&self, map: Map) -> Vec<(String, String)>;
-    /// All headers whose values are text.
-    fn text_headers(&self, map: Map) -> Vec<(String, String)>;
+    /// The headers whose names are wanted and whose values are text.
+    fn text_headers(&self, map: Map, is_wanted: impl Fn(&str) -> bool) -> Vec<(String, String)>;
     /// Sets or removes a header.
     fn set_header(&mut self, map: Map, name: &str, value: Option<&str>);
     /// Part of a body; empty if there is none.

@@ -167,9 +167,9 @@ impl<B: Board> Host for MemoryHost<B> {
     }
 
     /// A value with the replacement character stands for one that was no text.
-    fn text_headers(&self, map: Map) -> Headers {
-        let all = self.map(map).iter();
-        all.filter(|(_, value)| !value.contains(char::REPLACEMENT_CHARACTER)).cloned().collect()
+    fn text_headers(&self, map: Map, is_wanted: impl Fn(&str) -> bool) -> Headers {
+        let wanted = self.map(map).iter().filter(|(name, _)| is_wanted(name));
+        wanted.filter(|(_, value)| !value.contains(char::REPLACEMENT_CHARACTER)).cloned().collect()
     }
 
     fn set_header(&mut self, map: Map, name: &str, value: Option<&str>) {

@@ -114,7 +114,7 @@ impl Gateway {
                 && !name.starts_with("x-envoy-")
                 && ![names::POOL_HEADER, names::ENDPOINT_HEADER].contains(&name)
         };
-        let kept = host.text_headers(Map::Request).into_iter().filter(|(name, _)| is_copied(name));
+        let kept = host.text_headers(Map::Request, is_copied).into_iter();
         kept.map(|(name, value)| {
             Some(if name == ":path" { (name, self.path_as_sent(host, value)?) } else { (name, value) })
         })
@@ -144,8 +144,8 @@ impl Gateway {
             return;
         }
         self.reruns.looked_at = now;
-        let records = host.records().0.into_owned();
-        let reports = self.worker.known_reports(host).unwrap_or_default().into_owned();
+        let records = host.records().0;
+        let reports = self.worker.known_reports(host).unwrap_or_default();
         let are_stuck = |stream: &super::Stream| match &stream.phase {
             Phase::Serving(serving) => serving.sent.whole.as_ref().is_some_and(|whole| {
                 whole.asking.is_stuck(|instance, at| self.is_stuck(instance, at, &reports, &records))
@@ -190,7 +190,7 @@ impl Gateway {
         let copied = whole.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let mut headers: Vec<(&str, &str)> = copied.collect();
         headers.push((names::ENDPOINT_HEADER, &address));
-        let body = self.serving(id)?.sent.plan.body_at(&address, &whole.body);
+        let body = self.served(id)?.sent.plan.body_at(fleet, &address, &whole.body);
         let call = host.call(&cluster, &headers, &body, CALL_TIMEOUT)?;
         self.reruns.calls.insert(call, id);
         Some(call)
@@ -217,7 +217,7 @@ impl Gateway {
         let found = whole.and_then(|whole| whole.asking.ended(call));
         // Envoy's own attempt may have brought the answer meanwhile.
         let Some(asked) = found else { return };
-        let all = if has_headers { host.text_headers(Map::CallResponse) } else { Vec::new() };
+        let all = if has_headers { host.text_headers(Map::CallResponse, |_| true) } else { Vec::new() };
         let status = all.iter().find(|(name, _)| name == ":status").and_then(|(_, value)| value.parse().ok());
         let status = status.unwrap_or(0);
         let now = host.now();

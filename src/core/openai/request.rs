@@ -11,7 +11,7 @@ mod unread;
 use std::ops::Range;
 
 pub use body_error::BodyError;
-pub use patch::{Patch, patched};
+pub use patch::{Patch, PatchPlaces, patched};
 
 use reading::BodyReading;
 
@@ -136,17 +136,23 @@ impl RequestScan {
         if let Some(field) = reading.limits.unreadable() {
             return Err(BodyError::WrongType(field));
         }
-        let text = std::mem::take(&mut reading.prompt.text);
-        let prompt = Prompt { text, ..self.so_far() };
+        let begun = std::mem::replace(&mut reading.prompt, Prompt::empty());
+        let prompt = self.prompt(begun);
         if prompt.has_input || self.reading.api.is_guessed() { Ok(prompt) } else { Err(BodyError::MissingInput(input)) }
     }
 
     /// The prompt as far as it was read: for a body that is too large to see whole.
     pub fn so_far(&self) -> Prompt {
+        self.prompt(self.reading.prompt.clone())
+    }
+
+    /// The prompt that has `begun` in the fields that are known only now.
+    fn prompt(&self, mut begun: Prompt) -> Prompt {
+        begun.text.settle();
         let reading = &self.reading;
         let model = match &self.form {
             Some(form) => form.model().cloned().unzip(),
-            None => (reading.prompt.model.clone(), reading.prompt.model_span.clone()),
+            None => (begun.model.take(), begun.model_span.take()),
         };
         Prompt {
             body_model: model.0.clone(),
@@ -159,15 +165,46 @@ impl RequestScan {
             min_tokens: reading.limits.min_tokens(),
             n: reading.limits.answers(),
             unread: reading.unread.count().clone(),
-            prompts: reading.prompts(),
-            has_input: reading.prompt.has_input || reading.embeds > 0,
+            prompts: reading.prompts(&begun),
+            has_input: begun.has_input || reading.embeds > 0,
             bytes: self.form.as_ref().map_or(self.scanner.bytes(), Form::bytes),
-            ..reading.prompt.clone()
+            ..begun
         }
     }
 }
 
 impl Prompt {
+    /// Nothing has been read yet.
+    fn empty() -> Prompt {
+        Prompt {
+            model: None,
+            body_model: None,
+            is_form: false,
+            model_span: None,
+            insert_at: None,
+            empty_object: false,
+            stream: false,
+            include_usage: false,
+            max_tokens: None,
+            max_tokens_is_plain: false,
+            limit_spans: [None, None],
+            min_tokens: 0,
+            n: 1,
+            previous_response_id: None,
+            text: TextWindow::default(),
+            prefix: Prefix::default(),
+            media_parts: 0,
+            unread: TextCount::default(),
+            messages: 0,
+            replaced_tokens: 0,
+            token_ids: 0,
+            tool_bytes: 0,
+            prompts: 0,
+            has_input: false,
+            bytes: 0,
+        }
+    }
+
     /// The path names the model, whatever the body does.
     pub fn deploy(&mut self, model: String) {
         self.model = Some(model);

@@ -181,6 +181,10 @@ const RANGES: &[(RangeInclusive<u32>, Script)] = &[
 
 /// Characters after kana for which a Chinese character is taken for a Japanese one.
 const KANA_REACH: u8 = 12;
+/// Letters of a word that cost nothing beside the word.
+const LATIN_SHORT: usize = 5;
+/// Letters of a word up to which each further one costs [`Feature::LatinLonger`].
+const LATIN_LONGER: usize = 9;
 /// Texts that are told apart while they grow in turns, as the choices of one answer.
 const LANES: usize = 8;
 
@@ -211,10 +215,17 @@ impl TokenTally {
         let index = usize::try_from(lane % LANES as u64).unwrap_or_default();
         let Some(lane) = self.lanes.get_mut(index) else { return };
         self.is_begun |= !piece.is_empty();
-        for c in piece.chars() {
+        let mut rest = piece;
+        loop {
+            // Most text is words of small letters, so these are counted together.
+            let letters = rest.bytes().take_while(u8::is_ascii_lowercase).count();
+            self.millis = self.millis.saturating_add(lane.small_letters(letters));
+            let mut others = rest.get(letters..).unwrap_or_default().chars();
+            let Some(c) = others.next() else { return };
             for feature in lane.next(c).into_iter().flatten() {
                 self.millis = self.millis.saturating_add(millis(feature));
             }
+            rest = others.as_str();
         }
     }
 
@@ -227,6 +238,24 @@ impl TokenTally {
 // === impl Lane ===
 
 impl Lane {
+    /// What so many small letters from a to z cost; the same as [`Lane::next`] for each.
+    fn small_letters(&mut self, letters: usize) -> u64 {
+        if letters == 0 {
+            return 0;
+        }
+        let begun = match self.last {
+            TokenKind::Letter(script) if is_one_alphabet(script) => self.run,
+            _ => 0,
+        };
+        let end = usize::from(begun).saturating_add(letters);
+        self.run = u8::try_from(end).unwrap_or(u8::MAX);
+        (self.last, self.is_capital) = (TokenKind::Letter(Script::Latin), false);
+        let passed = u8::try_from(letters).unwrap_or(u8::MAX);
+        self.since_kana = self.since_kana.map(|since| since.saturating_add(passed));
+        let first = if begun == 0 { millis(Feature::LatinWord) } else { 0 };
+        first.saturating_add(latin_word(end).saturating_sub(latin_word(begun.into())))
+    }
+
     /// What the next character counts as.
     fn next(&mut self, c: char) -> [Option<Feature>; 2] {
         let kind = kind(c);
@@ -256,8 +285,8 @@ impl Lane {
                 Script::Latin => match run {
                     1 => [Some(Feature::LatinWord), None],
                     _ if self.is_capital => one(Feature::LatinCapital),
-                    2..6 => [None, None],
-                    6..10 => one(Feature::LatinLonger),
+                    _ if usize::from(run) <= LATIN_SHORT => [None, None],
+                    _ if usize::from(run) <= LATIN_LONGER => one(Feature::LatinLonger),
                     _ => one(Feature::LatinLong),
                 },
                 Script::LatinExtended if run == 1 => [Some(Feature::LatinWord), Some(Feature::LatinExtended)],
@@ -290,6 +319,14 @@ impl Lane {
             TokenKind::Digit | TokenKind::Space | TokenKind::Newline => [None, None],
         }
     }
+}
+
+/// What the first so many small letters of a word cost beside the word itself.
+fn latin_word(letters: usize) -> u64 {
+    let longer = letters.clamp(LATIN_SHORT, LATIN_LONGER) - LATIN_SHORT;
+    let long = letters.saturating_sub(LATIN_LONGER);
+    let cost = |letters: usize, feature| (letters as u64).saturating_mul(millis(feature));
+    cost(longer, Feature::LatinLonger).saturating_add(cost(long, Feature::LatinLong))
 }
 
 fn is_one_alphabet(script: Script) -> bool {

@@ -44,7 +44,8 @@ impl Dense {
         let (mut added, mut floor) = (added.iter(), self.floor.iter());
         for ((bias, rows), output) in self.blocks.iter().zip(output.chunks_mut(BLOCK)) {
             let mut sums = *bias;
-            for (value, row) in input.iter().zip(rows) {
+            // What a floor of 0 has cut adds nothing.
+            for (value, row) in input.iter().zip(rows).filter(|(value, _)| **value != 0.0) {
                 sums.iter_mut().zip(row).for_each(|(sum, weight)| *sum += value * weight);
             }
             for (output, sum) in output.iter_mut().zip(sums) {

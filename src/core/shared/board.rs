@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use super::{
     ForeignSpeeds, Index, Slots, Sources, Subjects, VERSION, add_counters, decode_health, decode_reports,
@@ -120,9 +121,9 @@ pub trait Board {
     }
 
     /// The reports of a place; `None` where they are not this configuration's.
-    fn reports(&self, place: usize, identity: u64, index: &Index) -> Option<(Cow<'_, Reports>, Sources)> {
+    fn reports(&self, place: usize, identity: u64, index: &Index) -> Option<(Arc<Reports>, Sources)> {
         let (reports, sources) = decode_reports(&self.read(Key::Reports(place)).0?, identity, index)?;
-        Some((Cow::Owned(reports), sources))
+        Some((Arc::new(reports), sources))
     }
 
     /// Writes the reports of a place.
@@ -148,9 +149,9 @@ pub trait Board {
     }
 
     /// What speaks against instances, and the version of that.
-    fn records(&self) -> (Cow<'_, Records>, Option<Version>) {
+    fn records(&self) -> (Arc<Records>, Option<Version>) {
         let (bytes, version) = self.read(Key::Health);
-        (Cow::Owned(bytes.map(|bytes| decode_health(&bytes)).unwrap_or_default()), version)
+        (Arc::new(bytes.map(|bytes| decode_health(&bytes)).unwrap_or_default()), version)
     }
 
     /// Writes what speaks against instances, if nobody else has since.
@@ -191,9 +192,9 @@ impl Board for Bytes {
 pub struct MemoryBoard {
     bytes: Bytes,
     slots: (Slots, Version),
-    records: (Records, Version),
+    records: (Arc<Records>, Version),
     counters: Vec<Option<Counted>>,
-    reports: Vec<Option<(Reports, Sources, Index)>>,
+    reports: Vec<Option<(Arc<Reports>, Sources, Index)>>,
     speeds: Vec<Option<Taught>>,
 }
 
@@ -296,25 +297,25 @@ impl Board for MemoryBoard {
         true
     }
 
-    fn reports(&self, place: usize, identity: u64, index: &Index) -> Option<(Cow<'_, Reports>, Sources)> {
+    fn reports(&self, place: usize, identity: u64, index: &Index) -> Option<(Arc<Reports>, Sources)> {
         let (reports, sources, of) = self.reports.get(place)?.as_ref()?;
         if sources.identity != identity {
             return None;
         }
         if of == index {
-            return Some((Cow::Borrowed(reports), sources.clone()));
+            return Some((reports.clone(), sources.clone()));
         }
         let (reports, sources) = decode_reports(&encode_reports(reports, sources, of), identity, index)?;
-        Some((Cow::Owned(reports), sources))
+        Some((Arc::new(reports), sources))
     }
 
     fn write_reports(&mut self, place: usize, reports: &Reports, sources: &Sources, index: &Index) -> bool {
         match place_in(&mut self.reports, place) {
             Some(Some((old, of, at))) if at == index => {
-                old.0.clone_from(&reports.0);
+                Arc::make_mut(old).0.clone_from(&reports.0);
                 of.clone_from(sources);
             }
-            Some(place) => *place = Some((reports.clone(), sources.clone(), index.clone())),
+            Some(place) => *place = Some((Arc::new(reports.clone()), sources.clone(), index.clone())),
             None => return false,
         }
         true
@@ -355,11 +356,11 @@ impl Board for MemoryBoard {
         true
     }
 
-    fn records(&self) -> (Cow<'_, Records>, Option<Version>) {
-        (Cow::Borrowed(&self.records.0), existing(self.records.1))
+    fn records(&self) -> (Arc<Records>, Option<Version>) {
+        (self.records.0.clone(), existing(self.records.1))
     }
 
     fn write_records(&mut self, records: &Records, version: Option<Version>) -> bool {
-        replace(&mut self.records, records, version)
+        replace(&mut self.records, &Arc::new(records.clone()), version)
     }
 }

@@ -2,12 +2,26 @@
 //! old.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::{Key, Version};
+use super::{Index, Key, Sources, Version};
+use crate::health::Records;
+use crate::reckoning::Reports;
 
 /// Records as they were when they were read last.
 #[derive(Clone, Debug, Default)]
-pub struct ReadCache(BTreeMap<Key, (Option<Vec<u8>>, Option<Version>)>);
+pub struct ReadCache {
+    bytes: BTreeMap<Key, Read>,
+    /// What was made of the bytes, for whom.
+    reports: BTreeMap<(usize, u64), (Index, Decoded)>,
+    records: Option<(Arc<Records>, Option<Version>)>,
+}
+
+/// Reports, if there are any of this configuration.
+pub(super) type Decoded = Option<(Arc<Reports>, Sources)>;
+
+/// A record's bytes and version.
+type Read = (Option<Vec<u8>>, Option<Version>);
 
 impl ReadCache {
     /// Whether a record may be a tick old: reports, which come at ticks, and what speaks against instances. Whoever changes that one
@@ -18,22 +32,44 @@ impl ReadCache {
     }
 
     /// A record: as it was read since the last tick, or as `read` finds it now.
-    pub fn read(
-        &mut self,
-        key: Key,
-        read: impl FnOnce() -> (Option<Vec<u8>>, Option<Version>),
-    ) -> (Option<Vec<u8>>, Option<Version>) {
-        if ReadCache::may_be_kept(key) { self.0.entry(key).or_insert_with(read).clone() } else { read() }
+    pub fn read(&mut self, key: Key, read: impl FnOnce() -> Read) -> Read {
+        if ReadCache::may_be_kept(key) { self.bytes.entry(key).or_insert_with(read).clone() } else { read() }
+    }
+
+    /// What was made of the reports of a place since the last tick, for a fleet.
+    pub fn reports(&self, place: usize, identity: u64, index: &Index) -> Option<Decoded> {
+        let (of, known) = self.reports.get(&(place, identity))?;
+        (of == index).then(|| known.clone())
+    }
+
+    /// Keeps what was made of them.
+    pub fn keep_reports(&mut self, place: usize, identity: u64, index: &Index, decoded: Decoded) {
+        self.reports.insert((place, identity), (index.clone(), decoded));
+    }
+
+    /// What was made of the record of what speaks against instances.
+    pub fn records(&self) -> Option<(Arc<Records>, Option<Version>)> {
+        self.records.clone()
+    }
+
+    /// Keeps what was made of it.
+    pub fn keep_records(&mut self, decoded: (Arc<Records>, Option<Version>)) {
+        self.records = Some(decoded);
     }
 
     /// A record was written, or somebody else has written it: it is read anew.
     pub fn forget(&mut self, key: Key) {
-        self.0.remove(&key);
+        self.bytes.remove(&key);
+        match key {
+            Key::Reports(_) => self.reports.clear(),
+            Key::Health => self.records = None,
+            _ => {}
+        }
     }
 
     /// A tick begins: everything is read anew.
     pub fn forget_all(&mut self) {
-        self.0.clear();
+        *self = ReadCache::default();
     }
 }
 

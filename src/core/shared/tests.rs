@@ -9,7 +9,7 @@ use crate::learning::speed::{self, SpeedTallies, Speeds};
 use crate::prices::{LivePrices, Observation, Steering};
 use crate::reckoning::{Counters, Glimpse, InstanceCounters, InstanceReport, LoadNow, Reports};
 use crate::telemetry::Load;
-use std::borrow::Cow;
+use std::sync::Arc;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -110,7 +110,7 @@ fn rows_are_found_by_their_instance_whatever_fleet_their_writer_has() {
         assert!(memory.write_reports(0, &reports, &sources, &before));
         assert_eq!(
             memory.reports(0, 5, &now),
-            Some((Cow::Owned(Reports(reported)), sources)),
+            Some((Arc::new(Reports(reported)), sources)),
             "both boards say the same"
         );
         let bytes = encode_glimpses((0..3).map(|i| (InstanceId::new(i), &glimpse)), &before);

@@ -1,5 +1,6 @@
 //! What speaks against instances, as all workers know it together, and the watch over those that hang.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Counter, Gauge, SWAP_ATTEMPTS, Worker, is_due};
@@ -39,7 +40,7 @@ impl Worker {
     fn swap_records(board: &mut impl Board, change: impl Fn(&mut Records) -> bool) -> bool {
         for _ in 0..SWAP_ATTEMPTS {
             let (records, version) = board.records();
-            let mut records = records.into_owned();
+            let mut records = Arc::unwrap_or_clone(records);
             if !change(&mut records) {
                 return false;
             }

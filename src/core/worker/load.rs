@@ -1,6 +1,6 @@
 //! What workers have sent, and the load of every instance that follows.
 
-use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Worker;
@@ -54,17 +54,21 @@ impl Worker {
     }
 
     /// The last reports, of whichever configuration: its own leader's, and those of others that have the same instances.
-    pub fn known_reports<'a>(&self, board: &'a impl Board) -> Option<Cow<'a, Reports>> {
+    pub fn known_reports(&self, board: &impl Board) -> Option<Arc<Reports>> {
         let own = self.place.map(|place| (place, self.identity));
         let others = self.neighbours.iter().map(|neighbour| (neighbour.place, neighbour.identity));
-        let mut known: Option<Cow<'_, Reports>> = None;
+        let mut known: Option<Arc<Reports>> = None;
         for (place, identity) in own.into_iter().chain(others) {
             let Some((reports, _)) = board.reports(place, identity, &self.index) else { continue };
             known = Some(match known {
                 None => reports,
                 Some(mut known) => {
                     let others = reports.0.iter();
-                    known.to_mut().0.iter_mut().zip(others).for_each(|(known, other)| *known = known.or(other));
+                    Arc::make_mut(&mut known)
+                        .0
+                        .iter_mut()
+                        .zip(others)
+                        .for_each(|(known, other)| *known = known.or(other));
                     known
                 }
             });

@@ -1,5 +1,6 @@
 //! Whole answers that another instance is asked for because theirs is stuck: the gateway's part, by the rules of [`routebalance_core::health`].
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{ATTEMPTS, Flight, Happening, News, Simulation, job_id};
@@ -11,7 +12,7 @@ use routebalance_core::reckoning::Reports;
 
 impl Simulation<'_> {
     /// Whether nothing is to be expected of what an instance was asked at this time.
-    fn is_stuck(&self, instance: InstanceId, at: Duration, (reports, records): &(Reports, Records)) -> bool {
+    fn is_stuck(&self, instance: InstanceId, at: Duration, (reports, records): &(Arc<Reports>, Arc<Records>)) -> bool {
         let key = self.router.config().fleet.instance(instance).map(|instance| instance.key);
         key.is_some_and(|key| records.is_stuck(key, reports.get(instance), at))
     }
@@ -30,7 +31,7 @@ impl Simulation<'_> {
     }
 
     /// Asks the next instance that is not stuck itself; where there is none and the request has had its time, it ends.
-    fn ask_next(&mut self, index: usize, known: &(Reports, Records)) {
+    fn ask_next(&mut self, index: usize, known: &(Arc<Reports>, Arc<Records>)) {
         let now = self.now;
         let limit = self.router.config().health.answer_limit;
         let Some(mut asking) = self.flight(index).and_then(|flight| flight.route.asking.take()) else { return };

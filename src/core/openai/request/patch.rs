@@ -46,7 +46,34 @@ fn after(done: &[Patch], wanted: &[Patch]) -> Vec<Patch> {
     wanted.iter().map(place).collect()
 }
 
+/// What of a body may be rewritten, and where it stands.
+#[derive(Clone, Debug, Default)]
+pub struct PatchPlaces {
+    body_model: Option<String>,
+    is_form: bool,
+    model_span: Option<Range<u64>>,
+    insert_at: Option<u64>,
+    empty_object: bool,
+    max_tokens: Option<u32>,
+    limit_spans: [Option<Range<u64>>; 2],
+}
+
 impl Prompt {
+    /// What of its body may be rewritten.
+    pub fn patch_places(&self) -> PatchPlaces {
+        PatchPlaces {
+            body_model: self.body_model.clone(),
+            is_form: self.is_form,
+            model_span: self.model_span.clone(),
+            insert_at: self.insert_at,
+            empty_object: self.empty_object,
+            max_tokens: self.max_tokens,
+            limit_spans: self.limit_spans.clone(),
+        }
+    }
+}
+
+impl PatchPlaces {
     /// The patches, in the body's order, that make it name the model `served` and limit its answer to so many tokens. None
     /// where it does so already, or where no object has begun.
     pub fn patches(&self, api: Api, served: &str, max_tokens: Option<u32>) -> Vec<Patch> {
@@ -73,7 +100,8 @@ impl Prompt {
     fn patches_from(&self, named: Option<&str>, api: Api, served: &str, max_tokens: Option<u32>) -> Vec<Patch> {
         let mut patches = Vec::new();
         let mut fields = Vec::new();
-        let written = || if self.is_form { served.to_owned() } else { serde_json::Value::from(served).to_string() };
+        let written =
+            || if self.is_form { served.to_owned() } else { serde_json::to_string(served).unwrap_or_default() };
         let model = (named != Some(served)).then(written);
         match (model, &self.model_span) {
             (Some(with), Some(span)) => patches.push(Patch { replace: span.clone(), with }),

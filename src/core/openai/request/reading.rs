@@ -13,8 +13,7 @@ use super::beginning::{self, Of, Value};
 use super::lax::{Lax, Written};
 use super::limits::{LengthLimits, Name};
 use super::unread::Unread;
-use crate::affinity::Prefix;
-use crate::features::{TextCount, TextWindow};
+use crate::features::TextWindow;
 
 /// The prompt as far as it is read, and what is needed to read on.
 #[derive(Clone, Debug)]
@@ -121,36 +120,9 @@ enum BodyKey {
 
 impl BodyReading {
     pub(super) fn new(api: Api) -> BodyReading {
-        let prompt = Prompt {
-            model: None,
-            body_model: None,
-            is_form: false,
-            model_span: None,
-            insert_at: None,
-            empty_object: false,
-            stream: false,
-            include_usage: false,
-            max_tokens: None,
-            max_tokens_is_plain: false,
-            limit_spans: [None, None],
-            min_tokens: 0,
-            n: 1,
-            previous_response_id: None,
-            text: TextWindow::default(),
-            prefix: Prefix::default(),
-            media_parts: 0,
-            unread: TextCount::default(),
-            messages: 0,
-            replaced_tokens: 0,
-            token_ids: 0,
-            tool_bytes: 0,
-            prompts: 0,
-            has_input: false,
-            bytes: 0,
-        };
         BodyReading {
             api,
-            prompt,
+            prompt: Prompt::empty(),
             levels: Levels::default(),
             key: BodyKey::Other,
             has_key: false,
@@ -170,8 +142,8 @@ impl BodyReading {
     }
 
     /// Prompts so far, at least 1.
-    pub(super) fn prompts(&self) -> u32 {
-        let Prompt { prompts, has_input, .. } = self.prompt;
+    pub(super) fn prompts(&self, prompt: &Prompt) -> u32 {
+        let Prompt { prompts, has_input, .. } = *prompt;
         prompts.max(has_input.into()).saturating_add(self.embeds).max(1)
     }
 

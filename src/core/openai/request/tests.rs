@@ -31,6 +31,7 @@ fn error(api: Api, body: &str) -> BodyError {
 fn window(text: &str) -> String {
     let mut window = TextWindow::default();
     window.push_str(text);
+    window.settle();
     format!("{window:?}")
 }
 
@@ -140,17 +141,17 @@ fn model_and_patch() {
     for (body, model, patched) in rows {
         let prompt = prompt(Completions, body);
         assert_eq!(prompt.model.as_deref(), model, "{body}");
-        assert_eq!(apply(body, &prompt.patches(Completions, "to", None)), patched);
+        assert_eq!(apply(body, &prompt.patch_places().patches(Completions, "to", None)), patched);
     }
     let same = prompt(Completions, r#"{"model":"to","prompt":"x"}"#);
-    assert_eq!(same.patches(Completions, "to", None), []);
-    let quoted = same.patches(Completions, "a\"\\\n", None);
+    assert_eq!(same.patch_places().patches(Completions, "to", None), []);
+    let quoted = same.patch_places().patches(Completions, "a\"\\\n", None);
     assert_eq!(apply(r#"{"model":"to","prompt":"x"}"#, &quoted), r#"{"model":"a\"\\\n","prompt":"x"}"#);
 
     let mut empty = RequestScan::new(Completions);
-    assert_eq!(empty.so_far().patches(Completions, "to", Some(7)), []);
+    assert_eq!(empty.so_far().patch_places().patches(Completions, "to", Some(7)), []);
     empty.push(b" {}");
-    assert_eq!(apply(" {}", &empty.so_far().patches(Completions, "to", None)), r#" {"model":"to"}"#);
+    assert_eq!(apply(" {}", &empty.so_far().patch_places().patches(Completions, "to", None)), r#" {"model":"to"}"#);
 }
 
 /// The limit of generated tokens: replaced where it stands, else inserted, together with the model.
@@ -204,22 +205,22 @@ fn limits() {
         (Responses, r#"{"input":"x","max_output_tokens":9}"#, r#"{"model":"to","input":"x","max_output_tokens":7}"#),
     ];
     for (api, body, patched) in rows {
-        let patches = prompt(api, body).patches(api, "to", Some(7));
+        let patches = prompt(api, body).patch_places().patches(api, "to", Some(7));
         assert_eq!(apply(body, &patches), patched);
         assert_eq!(crate::openai::patched(&patches, body.as_bytes()).as_deref(), Some(patched.as_bytes()));
         assert_eq!(crate::openai::patched(&patches, b""), None, "patches of another body");
         let starts: Vec<u64> = patches.iter().map(|patch| patch.replace.start).collect();
         assert!(starts.is_sorted(), "{starts:?}");
-        let patches = prompt(api, body).patches(api, "to", None);
+        let patches = prompt(api, body).patch_places().patches(api, "to", None);
         assert_eq!(prompt(api, &apply(body, &patches)).max_tokens, prompt(api, body).max_tokens, "{body}");
     }
     // Another model's turn: the body that was patched for the first one asks for the second.
     for (api, body, _) in rows {
         let asked = prompt(api, body);
         for (first, second) in [(None, None), (Some(7), None), (None, Some(12)), (Some(7), Some(1_234))] {
-            let done = asked.patches(api, "to", first);
+            let done = asked.patch_places().patches(api, "to", first);
             let patched = apply(body, &done);
-            let again = apply(&patched, &asked.patches_after(&done, api, "another \"one\"", second));
+            let again = apply(&patched, &asked.patch_places().patches_after(&done, api, "another \"one\"", second));
             let seen = prompt(api, &again);
             assert_eq!(seen.model.as_deref(), Some("another \"one\""), "{again}");
             if second.is_none() {
@@ -227,13 +228,13 @@ fn limits() {
             } else {
                 assert_eq!(
                     seen.max_tokens,
-                    prompt(api, &apply(body, &asked.patches(api, "to", second))).max_tokens,
+                    prompt(api, &apply(body, &asked.patch_places().patches(api, "to", second))).max_tokens,
                     "{again}"
                 );
             }
             // The one that the client itself names, too.
             let named = asked.model.clone().unwrap_or_default();
-            let back = prompt(api, &apply(&patched, &asked.patches_after(&done, api, &named, None)));
+            let back = prompt(api, &apply(&patched, &asked.patch_places().patches_after(&done, api, &named, None)));
             assert_eq!(back.model.unwrap_or_default(), named);
         }
     }
@@ -309,14 +310,17 @@ fn a_body_too_large_to_see_whole() {
     let prompt = scan.so_far();
     assert_eq!((prompt.model.as_deref(), prompt.stream, prompt.has_input), (Some("auto"), true, true));
     assert_eq!(format!("{:?}", prompt.text), window("once upon"));
-    assert_eq!(prompt.patches(ChatCompletions, "big", None), [Patch { replace: 9..15, with: "\"big\"".to_owned() }]);
+    assert_eq!(
+        prompt.patch_places().patches(ChatCompletions, "big", None),
+        [Patch { replace: 9..15, with: "\"big\"".to_owned() }]
+    );
     scan.push(br#" a time"}]}"#);
     assert_eq!(format!("{:?}", scan.finish().unwrap().text), window("once upon a time"));
 
     let mut scan = RequestScan::new(ChatCompletions);
     scan.push(b"{");
     let inserted = Patch { replace: 1..1, with: "\"model\":\"big\",".to_owned() };
-    assert_eq!(scan.so_far().patches(ChatCompletions, "big", None), [inserted]);
+    assert_eq!(scan.so_far().patch_places().patches(ChatCompletions, "big", None), [inserted]);
     scan.push(b"\"model\":\"au");
     assert_eq!((scan.so_far().model, scan.so_far().model_span), (None, None));
 }

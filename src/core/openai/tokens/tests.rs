@@ -1,6 +1,7 @@
 //! Estimates of texts whose true count is known.
 
 use super::*;
+use crate::random::Random;
 
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -112,4 +113,25 @@ fn texts_that_grow_in_turns_are_told_apart() {
     in_order.push(0, &one.chars().take(length).collect::<String>());
     in_order.push(1, &other.chars().take(length).collect::<String>());
     assert_eq!(turns, in_order);
+}
+
+#[test]
+fn words_of_small_letters_cost_what_their_letters_cost() {
+    let mut random = Random::new(7);
+    const PIECES: [&str; 14] =
+        ["a", "word", "Internationalisation", "X", "é", "ß", "漢", "の", " ", "1", "\n", ".", "zz", "ж"];
+    for _ in 0..500 {
+        let text: String = (0..random.below(60)).map(|_| PIECES[random.below(PIECES.len())]).collect();
+        let mut tally = TokenTally::default();
+        tally.push(0, &text);
+        let mut lane = Lane::default();
+        let each = text.chars().flat_map(|c| lane.next(c)).flatten().map(millis).sum::<u64>();
+        assert_eq!(tally.millis, each, "{text:?}");
+    }
+    // The run of a word longer than a counter is told no better.
+    let mut tally = TokenTally::default();
+    tally.push(0, &"a".repeat(1_000));
+    let mut lane = Lane::default();
+    let each = (0..1_000).flat_map(|_| lane.next('a')).flatten().map(millis).sum::<u64>();
+    assert_eq!(tally.millis, each);
 }

@@ -73,9 +73,9 @@ impl Host for Watched {
         self.memory.headers(map)
     }
 
-    fn text_headers(&self, map: Map) -> Vec<(String, String)> {
+    fn text_headers(&self, map: Map, is_wanted: impl Fn(&str) -> bool) -> Vec<(String, String)> {
         self.count();
-        self.memory.text_headers(map)
+        self.memory.text_headers(map, is_wanted)
     }
 
     fn set_header(&mut self, map: Map, name: &str, value: Option<&str>) {

@@ -183,7 +183,7 @@ fn check_fields(api: Api, fields: &Map<String, Value>, prompt: &Prompt) {
 fn check_patches(api: Api, body: &[u8], fields: &Map<String, Value>, prompt: &Prompt, choices: &mut Choices<'_>) {
     let served = choices.pick(&["org/small", "auto", "a \"quoted\" \\ name", "\u{1f600}", ""]);
     let limit = (api.generates() && choices.in_256(128)).then(|| 1 + choices.below(60_000) as u32);
-    let patches = prompt.patches(api, served, limit);
+    let patches = prompt.patch_places().patches(api, served, limit);
     let once = patched(&patches, body).expect("patches are the body's own");
     let said = |body: &[u8]| match serde_json::from_slice(body) {
         Ok(Value::Object(fields)) => fields,
@@ -193,7 +193,7 @@ fn check_patches(api: Api, body: &[u8], fields: &Map<String, Value>, prompt: &Pr
     assert_eq!(after, expected(api, fields, served, limit, &after), "{patches:?}");
     // The same body for another model, as if it had not been changed before.
     let (other, other_limit) = (choices.pick(&["org/large", served]), limit.map(|limit| limit / 2 + 1));
-    let patches = prompt.patches_after(&patches, api, other, other_limit);
+    let patches = prompt.patch_places().patches_after(&patches, api, other, other_limit);
     let twice = patched(&patches, &once).expect("patches are the patched body's own");
     let after = said(&twice);
     assert_eq!(after, expected(api, fields, other, other_limit, &after), "{patches:?}");
