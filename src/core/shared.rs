@@ -17,6 +17,7 @@ mod read_cache;
 mod recent;
 mod responses;
 mod roster;
+mod rows;
 mod shown;
 mod slots;
 
@@ -38,11 +39,12 @@ pub use read_cache::ReadCache;
 pub use recent::{RECENT_SEGMENTS, Recent, RecentDecision};
 pub use responses::{RESPONSES_KEPT, Responses};
 pub use roster::{decode_hosts, decode_roster, encode_roster};
+pub use rows::{RowsRead, RowsWritten, WHOLE_ROWS_MAX, encode_row};
 pub use shown::{decode_shown, encode_shown};
 pub use slots::{MAX_PLACES, MAX_SLOTS, Place, SLOT_TTL, Slots, heartbeat};
 
 /// Version of the form of all records. It is part of every key, so that modules of two versions do not meet.
-const VERSION: u8 = 4;
+const VERSION: u8 = 5;
 
 // === bytes ===
 

@@ -27,7 +27,7 @@ use crate::discovery::Roster;
 use crate::fleet::InstanceId;
 use crate::reckoning::{Counters, Glimpse, Reports};
 use crate::router::Router;
-use crate::shared::{self, Board, Index, Key, Responses, SLOT_TTL, Slots, Version};
+use crate::shared::{self, Board, Index, Key, Responses, RowsWritten, SLOT_TTL, Slots, Version};
 use crate::telemetry;
 
 /// Attempts to win a compare-and-swap against the other workers.
@@ -80,6 +80,9 @@ pub struct Worker {
     counters: Counters,
     /// Whether the counters have changed since they were written.
     unwritten: bool,
+    /// Of a large fleet, the instances whose counters have, and what was written of them.
+    unwritten_rows: Vec<InstanceId>,
+    rows_written: RowsWritten,
     responses: Responses,
     /// The reports as this VM last wrote them while it scraped.
     reports: Reports,
@@ -130,6 +133,8 @@ impl Worker {
             has_left: false,
             counters: Counters::new(index.len()),
             unwritten: false,
+            unwritten_rows: Vec::new(),
+            rows_written: RowsWritten::default(),
             responses: Responses::default(),
             reports: Reports(vec![Default::default(); index.len()]),
             unwritten_reports: false,
@@ -206,7 +211,7 @@ impl Worker {
         }
         let mut fetches = Vec::new();
         fetches.extend(self.ask_for_hosts(now));
-        let counters = self.all_counters(board);
+        let counters = self.all_counters(board).into_owned();
         let covered = self.covered(board, now);
         self.watch(board, &counters, &covered, now);
         self.show_gauges(board, &counters);
@@ -313,6 +318,7 @@ impl Worker {
         self.slot = slot;
         self.learner.settle(board, slot);
         self.placements.settle(board, &self.index, slot);
+        self.rewrite_rows();
         let Some(slot) = slot else { return };
         let (bytes, _) = board.read(Key::Responses(slot));
         self.responses.follow(&bytes.map(|bytes| Responses::decode(&bytes)).unwrap_or_default());

@@ -10,8 +10,10 @@ use proxy_wasm::types::{Action, BufferType, MapType};
 use crate::host;
 use routebalance_core::gateway::{Body, Flow, Host, Map};
 use routebalance_core::health::Records;
-use routebalance_core::reckoning::Reports;
-use routebalance_core::shared::{Board, Index, Key, ReadCache, Sources, Version, decode_health, decode_reports};
+use routebalance_core::reckoning::{Counters, Reports};
+use routebalance_core::shared::{
+    Board, Index, Key, ReadCache, RowsRead, Sources, Version, decode_health, decode_reports,
+};
 
 /// Envoy in one callback. It keeps the state; what it has said once in this callback it is not asked again, since each question
 /// is a crossing, and each answer one more for its memory.
@@ -59,6 +61,8 @@ impl Envoy {
 thread_local! {
     /// What was read since the last tick.
     static CACHE: RefCell<ReadCache> = RefCell::default();
+    /// Other workers' counters where fleets are large.
+    static ROWS: RefCell<RowsRead> = RefCell::default();
 }
 
 fn on_cache<R>(f: impl FnOnce(&mut ReadCache) -> R) -> Option<R> {
@@ -78,6 +82,18 @@ impl Board for Envoy {
     fn read(&self, key: Key) -> (Option<Vec<u8>>, Option<Version>) {
         let read = || host::shared(&key.to_string());
         on_cache(|cache| cache.read(key, read)).unwrap_or_else(read)
+    }
+
+    fn add_counters(&self, slot: usize, owner: u64, index: &Index, sum: &mut Counters) -> bool {
+        let Some(bytes) = self.read(Key::Counters(slot)).0 else { return false };
+        let row = |place| host::shared(&Key::Row(slot, place).to_string()).0;
+        ROWS.try_with(|rows| {
+            let mut rows = rows.try_borrow_mut().ok()?;
+            Some(rows.add((slot, owner, &bytes), index, sum, row))
+        })
+        .ok()
+        .flatten()
+        .unwrap_or_default()
     }
 
     fn reports(&self, place: usize, identity: u64, index: &Index) -> Option<(Arc<Reports>, Sources)> {

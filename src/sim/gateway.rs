@@ -131,7 +131,7 @@ impl Gateway {
 
     /// The counters of all workers together, as the first one sees them.
     pub fn counters(&self) -> Counters {
-        self.worker(0).map(|worker| worker.all_counters(&self.board)).unwrap_or_default()
+        self.worker(0).map(|worker| worker.all_counters(&self.board).into_owned()).unwrap_or_default()
     }
 
     /// What instances have reported, as the first worker knows it.

@@ -4,10 +4,11 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{
-    ForeignSpeeds, Index, Slots, Sources, Subjects, VERSION, add_counters, decode_health, decode_reports,
-    decode_speeds, encode_counters, encode_health, encode_reports, encode_speeds,
+    ForeignSpeeds, Index, RowsRead, RowsWritten, Slots, Sources, Subjects, VERSION, decode_health, decode_reports,
+    decode_speeds, encode_counters, encode_health, encode_reports, encode_row, encode_speeds,
 };
 use crate::fleet::InstanceId;
 use crate::health::Records;
@@ -31,8 +32,10 @@ pub enum Key {
     Shown(usize),
     /// Prices that follow demand, of a configuration; written by its leader, by compare-and-swap.
     Prices(usize),
-    /// A worker's counters; written by the slot's owner, and by whoever finds it dead.
+    /// A worker's counters, or the head of its rows; written by the slot's owner, and by whoever finds it dead.
     Counters(usize),
+    /// A worker's counters of the instance in this place of its fleet, where that is large; written by the slot's owner.
+    Row(usize, u32),
     /// The loads that a worker has seen in response headers; written by the slot's owner.
     Glimpses(usize),
     /// The responses that a worker has seen created; written by the slot's owner.
@@ -61,6 +64,7 @@ impl fmt::Display for Key {
             Key::Shown(place) => write!(f, "shown.{place}"),
             Key::Prices(place) => write!(f, "prices.{place}"),
             Key::Counters(slot) => write!(f, "counters.{slot}"),
+            Key::Row(slot, place) => write!(f, "counters.{slot}.{place}"),
             Key::Glimpses(slot) => write!(f, "glimpses.{slot}"),
             Key::Responses(slot) => write!(f, "responses.{slot}"),
             Key::Placements(slot, segment) => write!(f, "placements.{slot}.{segment}"),
@@ -112,12 +116,33 @@ pub trait Board {
 
     /// Adds a worker's counters to a sum, if they are this owner's; whether there were any.
     fn add_counters(&self, slot: usize, owner: u64, index: &Index, sum: &mut Counters) -> bool {
-        self.read(Key::Counters(slot)).0.is_some_and(|bytes| add_counters(&bytes, owner, index, sum))
+        let Some(bytes) = self.read(Key::Counters(slot)).0 else { return false };
+        RowsRead::default().add((slot, owner, &bytes), index, sum, |place| self.read(Key::Row(slot, place)).0)
     }
 
     /// Writes a worker's counters as this owner's.
     fn write_counters(&mut self, slot: usize, owner: u64, counters: &Counters, index: &Index) -> bool {
         self.write(Key::Counters(slot), &encode_counters(counters, owner, index), None)
+    }
+
+    /// Writes the counters of instances that have changed, of a fleet that is large. `written` is what was written before.
+    fn write_rows(
+        &mut self,
+        slot: usize,
+        owner: u64,
+        counters: &Counters,
+        index: &Index,
+        (changed, written, now): (&[InstanceId], &mut RowsWritten, Duration),
+    ) -> bool {
+        let rows = changed.iter().filter_map(|i| Some((i.index(), index.key(*i)?, counters.get(*i)?)));
+        for (place, key, row) in rows {
+            let record = Key::Row(slot, u32::try_from(place).unwrap_or(u32::MAX));
+            if !self.write(record, &encode_row(row, key, owner), None) {
+                return false;
+            }
+            written.push(place, now);
+        }
+        self.write(Key::Counters(slot), &written.encode(owner, index.len()), None)
     }
 
     /// The reports of a place; `None` where they are not this configuration's.
@@ -295,6 +320,17 @@ impl Board for MemoryBoard {
             None => return false,
         }
         true
+    }
+
+    fn write_rows(
+        &mut self,
+        slot: usize,
+        owner: u64,
+        counters: &Counters,
+        index: &Index,
+        _: (&[InstanceId], &mut RowsWritten, Duration),
+    ) -> bool {
+        self.write_counters(slot, owner, counters, index)
     }
 
     fn reports(&self, place: usize, identity: u64, index: &Index) -> Option<(Arc<Reports>, Sources)> {

@@ -156,7 +156,7 @@ fn each_row<T>(
     }
 }
 
-fn write_counters(writer: &mut Writer, counters: &InstanceCounters) {
+pub(super) fn write_counters(writer: &mut Writer, counters: &InstanceCounters) {
     // Destructured in full, so that a new counter cannot be forgotten here.
     let InstanceCounters {
         dispatched_requests,
@@ -180,7 +180,7 @@ fn write_counters(writer: &mut Writer, counters: &InstanceCounters) {
     writer.time(last_dispatch);
 }
 
-fn read_counters(reader: &mut Reader<'_>) -> Option<InstanceCounters> {
+pub(super) fn read_counters(reader: &mut Reader<'_>) -> Option<InstanceCounters> {
     Some(InstanceCounters {
         dispatched_requests: reader.u64()?,
         finished_requests: reader.u64()?,

@@ -7,7 +7,7 @@ use super::{Counter, Gauge, Worker};
 use crate::discovery::{ClusterHosts, Roster};
 use crate::fleet::{InstanceId, Presence};
 use crate::reckoning::{Dispatch, Glimpse, InstanceCounters, InstanceReport};
-use crate::shared::{self, Board, Index, Key, Sources};
+use crate::shared::{self, Board, Index, Key, Sources, WHOLE_ROWS_MAX};
 use crate::telemetry::{self, Load};
 
 /// How long a glimpse stays in the record of the worker that has seen it.
@@ -53,6 +53,7 @@ impl Worker {
         let replaced = self.router.follow(&roster);
         let fleet = &self.router.config().fleet;
         let instances = fleet.instances.len();
+        let was_large = self.index.len() > WHOLE_ROWS_MAX;
         self.index = Index::from_fleet(fleet);
         self.counters.0.resize_with(instances, InstanceCounters::default);
         self.reports.0.resize_with(instances, InstanceReport::default);
@@ -63,8 +64,12 @@ impl Worker {
                 (*counters, *report) = (InstanceCounters::default(), InstanceReport::default());
             }
             self.glimpses.remove(&i);
+            self.changed(i);
         }
         self.unwritten = true;
+        if !was_large {
+            self.rewrite_rows();
+        }
         self.roster = roster;
     }
 
@@ -122,7 +127,7 @@ impl Worker {
 
     /// A response header has shown an instance's load, without the request that it answers.
     pub fn glimpse(&mut self, board: &impl Board, answered: &Dispatch, load: &Load, now: Duration) {
-        let mut counters = self.all_counters(board);
+        let mut counters = self.all_counters(board).into_owned();
         counters.finish(*answered);
         let own = counters.get(answered.instance).copied().unwrap_or_default();
         if let Some(glimpse) = Glimpse::from_load(load, now, own) {

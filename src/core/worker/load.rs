@@ -1,13 +1,14 @@
 //! What workers have sent, and the load of every instance that follows.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Worker;
 use crate::config::Drill;
 use crate::fleet::InstanceId;
-use crate::reckoning::{self, Counters, Dispatch, LoadNow, Reports};
-use crate::shared::{Board, Key, Responses};
+use crate::reckoning::{self, Counters, Dispatch, InstanceCounters, LoadNow, Reports};
+use crate::shared::{Board, Key, Responses, WHOLE_ROWS_MAX};
 
 impl Worker {
     /// What this worker has sent and seen finished itself.
@@ -16,10 +17,10 @@ impl Worker {
     }
 
     /// The counters of all workers together.
-    pub fn all_counters(&self, board: &impl Board) -> Counters {
-        let mut sum = self.counters.clone();
+    pub fn all_counters(&self, board: &impl Board) -> Cow<'_, Counters> {
+        let mut sum = Cow::Borrowed(&self.counters);
         for (slot, owner) in self.slots.owners().filter(|(slot, _)| Some(*slot) != self.slot) {
-            board.add_counters(slot, owner, &self.index, &mut sum);
+            board.add_counters(slot, owner, &self.index, sum.to_mut());
         }
         sum
     }
@@ -79,32 +80,59 @@ impl Worker {
     /// Writes the counters if they have changed. Progress of streams is written here, from the tick, not per chunk.
     pub fn write_counters(&mut self, board: &mut impl Board, now: Duration) {
         if let Some(slot) = self.owns_slot(now).filter(|_| self.unwritten) {
-            self.unwritten = !board.write_counters(slot, self.owner, &self.counters, &self.index);
+            let Worker { owner, counters, index, rows_written, unwritten_rows, .. } = self;
+            let is_written = if index.len() > WHOLE_ROWS_MAX {
+                board.write_rows(slot, *owner, counters, index, (unwritten_rows, rows_written, now))
+            } else {
+                board.write_counters(slot, *owner, counters, index)
+            };
+            self.unwritten = !is_written;
+            if is_written {
+                self.unwritten_rows.clear();
+            }
         }
+    }
+
+    /// An instance's counters have changed.
+    pub(super) fn changed(&mut self, instance: InstanceId) {
+        self.unwritten = true;
+        if self.index.len() > WHOLE_ROWS_MAX && !self.unwritten_rows.contains(&instance) {
+            self.unwritten_rows.push(instance);
+        }
+    }
+
+    /// All counters are to be written.
+    pub(super) fn rewrite_rows(&mut self) {
+        self.unwritten = true;
+        let is_used = |counters: &InstanceCounters| *counters != InstanceCounters::default();
+        let used = self.counters.0.iter().enumerate().filter(|(_, counters)| is_used(counters));
+        self.unwritten_rows = used.map(|(i, _)| InstanceId::new(i)).collect();
     }
 
     /// A request goes out: all workers know it from now on.
     pub fn dispatch(&mut self, board: &mut impl Board, dispatch: &Dispatch, now: Duration) {
         self.counters.dispatch(dispatch, now);
-        self.write_change(board, now);
+        self.changed(dispatch.instance);
+        self.write_counters(board, now);
     }
 
     /// A request has ended: all workers know it from now on.
     pub fn finish(&mut self, board: &mut impl Board, dispatch: Dispatch, now: Duration) {
+        self.changed(dispatch.instance);
         self.counters.finish(dispatch);
-        self.write_change(board, now);
+        self.write_counters(board, now);
     }
 
     /// A request's prefill is over; the other workers see it after the next tick.
     pub fn prefilled(&mut self, dispatch: &mut Dispatch) {
         self.counters.prefilled(dispatch);
-        self.unwritten = true;
+        self.changed(dispatch.instance);
     }
 
     /// A request's stream has brought more tokens; the other workers see it after the next tick.
     pub fn streamed(&mut self, dispatch: &mut Dispatch, tokens: u64) {
         self.counters.streamed(dispatch, tokens);
-        self.unwritten = true;
+        self.changed(dispatch.instance);
     }
 
     /// Streams of an instance have brought so many more of the tokens that were predicted for them, and their dispatches know it.
@@ -112,17 +140,14 @@ impl Worker {
         if let Some(counters) = self.counters.get_mut(instance) {
             counters.streamed(predicted);
         }
-        self.unwritten = true;
+        self.changed(instance);
     }
 
     /// A request goes to another instance than the chosen one.
     pub fn move_to(&mut self, board: &mut impl Board, dispatch: &mut Dispatch, instance: InstanceId, now: Duration) {
+        self.changed(dispatch.instance);
         self.counters.move_to(dispatch, instance, now);
-        self.write_change(board, now);
-    }
-
-    fn write_change(&mut self, board: &mut impl Board, now: Duration) {
-        self.unwritten = true;
+        self.changed(instance);
         self.write_counters(board, now);
     }
 

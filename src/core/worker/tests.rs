@@ -461,6 +461,7 @@ fn workers_of_another_version_do_not_meet_these() {
         Key::Shown(1),
         Key::Prices(1),
         Key::Counters(1),
+        Key::Row(1, 2),
         Key::Glimpses(1),
         Key::Responses(1),
         Key::Placements(1, 2),
@@ -470,7 +471,7 @@ fn workers_of_another_version_do_not_meet_these() {
         Key::Recent(1, 2),
     ];
     let mut names: Vec<String> = keys.iter().map(Key::to_string).collect();
-    assert!(names.iter().all(|name| name.starts_with("routebalance.4.")), "{names:?}");
+    assert!(names.iter().all(|name| name.starts_with("routebalance.5.")), "{names:?}");
     names.sort_unstable();
     names.dedup();
     assert_eq!(names.len(), keys.len());

@@ -170,7 +170,7 @@ impl World {
 
 fn any_key(choices: &mut Choices<'_>) -> Key {
     let (slot, segment) = (choices.below(5), choices.below(34));
-    match choices.byte() % 14 {
+    match choices.byte() % 15 {
         0 => Key::Slots,
         1 => Key::Health,
         2 => Key::Reports(slot),
@@ -184,6 +184,7 @@ fn any_key(choices: &mut Choices<'_>) -> Key {
         10 => Key::Lengths(slot),
         11 => Key::Speeds(slot),
         12 => Key::Beliefs(slot),
+        13 => Key::Row(slot, segment as u32),
         _ => Key::Recent(slot, segment),
     }
 }
