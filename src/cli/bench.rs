@@ -4,6 +4,7 @@ mod body;
 mod envoy;
 mod fleet;
 mod predictor;
+mod rivals;
 mod simulator;
 
 use std::path::{Path, PathBuf};
@@ -64,6 +65,20 @@ enum What {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Other gateways before the same instances: processor time per request, throughput and latency
+    ///
+    /// They are measured where they are installed, below `target/rivals`; the command says how.
+    Rivals {
+        /// Turns of each gateway, of which the median counts
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+        rounds: u32,
+        /// Seconds of a turn
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=60))]
+        seconds: u32,
+        /// Write the rows to this file
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// Requests per second that the simulator gets through on one core, by the number of requests and of instances
     Simulator {
         /// At most 100,000 requests
@@ -96,21 +111,18 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             show(body::table(&rows), &rows, json.as_deref())
         }
         What::Envoy { rounds, seconds, cell, against, json } => {
-            let parts = envoy::Parts {
-                config: read_config()?,
-                module: build_filter()?,
-                other: against.clone(),
-                floor: build_floor()?,
-                envoy: envoy_binary()?,
-            };
-            let effort = envoy::Effort { rounds: *rounds as usize, turn: Duration::from_secs(u64::from(*seconds)) };
-            let report = runtime.block_on(envoy::run(&parts, &effort, cell.as_deref()))?;
+            let report =
+                runtime.block_on(envoy::run(&parts(against.clone())?, &effort(*rounds, *seconds), cell.as_deref()))?;
             report.tables().iter_mut().for_each(print);
             write(&report, json.as_deref())
         }
         What::Fleet { requests, json } => {
             let rows = runtime.block_on(fleet::run(&options()?, *requests))?;
             show(fleet::table(&rows), &rows, json.as_deref())
+        }
+        What::Rivals { rounds, seconds, json } => {
+            let rows = runtime.block_on(rivals::run(&parts(None)?, &effort(*rounds, *seconds)))?;
+            show(rivals::table(&rows), &rows, json.as_deref())
         }
         What::Simulator { quick, json } => {
             let rows = simulator::run(&read_config()?, *quick)?;
@@ -121,6 +133,21 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             show(report.table(), &report, json.as_deref())
         }
     }
+}
+
+/// What Envoys are started with, and another module to compare with.
+fn parts(other: Option<PathBuf>) -> Result<envoy::Parts> {
+    Ok(envoy::Parts {
+        config: read_config()?,
+        module: build_filter()?,
+        other,
+        floor: build_floor()?,
+        envoy: envoy_binary()?,
+    })
+}
+
+fn effort(rounds: u32, seconds: u32) -> envoy::Effort {
+    envoy::Effort { rounds: rounds as usize, turn: Duration::from_secs(u64::from(seconds)) }
 }
 
 /// The reference fleet behind an Envoy with two workers.

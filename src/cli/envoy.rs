@@ -109,14 +109,14 @@ impl Envoy {
         line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
     }
 
+    /// Its process.
+    pub fn process(&self) -> u32 {
+        self.process.envoy.id()
+    }
+
     /// The time that processors have spent on it, in user mode and in the system, if the system tells.
     pub fn cpu_time(&self) -> Option<Duration> {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.process.envoy.id())).ok()?;
-        let spent = tasks.flatten().filter_map(|task| {
-            let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
-            text.split_whitespace().next()?.parse::<u64>().ok()
-        });
-        Some(Duration::from_nanos(spent.sum())).filter(|time| !time.is_zero())
+        cpu_time_of(self.process.envoy.id())
     }
 
     /// Changes how much one of Envoy's components logs.
@@ -245,6 +245,16 @@ fn parse_stats(page: &str, prefix: &str) -> BTreeMap<String, u64> {
     let numbers = page.lines().filter_map(|line| line.rsplit_once(": "));
     let wanted = numbers.filter(|(name, _)| name.starts_with(prefix));
     wanted.filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?))).collect()
+}
+
+/// The time that processors have spent on a process, in user mode and in the system, if the system tells.
+pub(super) fn cpu_time_of(process: u32) -> Option<Duration> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).ok()?;
+    let spent = tasks.flatten().filter_map(|task| {
+        let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    Some(Duration::from_nanos(spent.sum())).filter(|time| !time.is_zero())
 }
 
 #[cfg(test)]

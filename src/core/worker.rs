@@ -94,6 +94,8 @@ pub struct Worker {
     /// What response headers have shown this VM, the latest of each instance, until the leader must have read it.
     glimpses: BTreeMap<InstanceId, Glimpse>,
     unwritten_glimpses: bool,
+    /// The versions of others' glimpses that the leader has read, by slot.
+    glimpses_seen: Vec<Option<Version>>,
     /// The fleet's instances as this VM has them.
     roster: Roster,
     roster_version: Option<Version>,
@@ -142,6 +144,7 @@ impl Worker {
             telemetry,
             glimpses: BTreeMap::new(),
             unwritten_glimpses: false,
+            glimpses_seen: Vec::new(),
             roster: Roster::from_fleet(&config.fleet, Duration::ZERO),
             roster_version: None,
             scraper: fetching::Scraper::default(),
@@ -199,7 +202,12 @@ impl Worker {
         self.write_glimpses(board, now);
         self.exchange(board);
         self.follow_prices(board, now);
-        if self.leads { self.lead(board, now) } else { Vec::new() }
+        if self.leads {
+            return self.lead(board, now);
+        }
+        // Whoever leads from now on reads all of them.
+        self.glimpses_seen.clear();
+        Vec::new()
     }
 
     /// What the VM that leads does for all of its configuration.

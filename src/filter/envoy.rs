@@ -70,9 +70,10 @@ fn on_cache<R>(f: impl FnOnce(&mut ReadCache) -> R) -> Option<R> {
 }
 
 impl Envoy {
-    /// Envoy at a tick: from now on, records are read anew.
+    /// Envoy at a tick: from now on, records are read anew if any has been announced.
     pub(super) fn at_tick() -> Envoy {
-        on_cache(ReadCache::forget_all);
+        let pulse = host::shared(&Key::Pulse.to_string()).1;
+        on_cache(|cache| cache.tick(pulse));
         Envoy::default()
     }
 }
@@ -82,6 +83,15 @@ impl Board for Envoy {
     fn read(&self, key: Key) -> (Option<Vec<u8>>, Option<Version>) {
         let read = || host::shared(&key.to_string());
         on_cache(|cache| cache.read(key, read)).unwrap_or_else(read)
+    }
+
+    fn news(&self, key: Key, seen: Option<Version>) -> Option<(Option<Vec<u8>>, Option<Version>)> {
+        if on_cache(|cache| cache.is_same(key, seen)) == Some(true) {
+            return None;
+        }
+        let (bytes, version) = self.read(key);
+        on_cache(|cache| cache.note(key, version));
+        (version != seen).then_some((bytes, version))
     }
 
     fn add_counters(&self, slot: usize, owner: u64, index: &Index, sum: &mut Counters) -> bool {
@@ -118,7 +128,11 @@ impl Board for Envoy {
     #[inline(never)]
     fn write(&mut self, key: Key, bytes: &[u8], version: Option<Version>) -> bool {
         on_cache(|cache| cache.forget(key));
-        host::set_shared(&key.to_string(), bytes, version)
+        let is_written = host::set_shared(&key.to_string(), bytes, version);
+        if is_written && key.is_announced() {
+            host::set_shared(&Key::Pulse.to_string(), &[], None);
+        }
+        is_written
     }
 }
 

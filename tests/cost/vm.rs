@@ -44,8 +44,7 @@ impl Vm {
         let engine = Engine::new(&config);
         let bytes = std::fs::read(module).expect("the module is there");
         let module = Module::new(&engine, &bytes).expect("the module is valid");
-        let mut host = MemoryHost::default();
-        host.time = Duration::from_secs(1_000);
+        let host = MemoryHost { time: Duration::from_secs(1_000), ..MemoryHost::default() };
         let state = State {
             host,
             configuration: configuration.to_vec(),

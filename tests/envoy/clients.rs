@@ -197,7 +197,7 @@ fn sent(router: &Router, api: &str, asked: &str, left: u32) -> (u16, String) {
         Verdict::Refused(refusal) => (refusal.status, String::new()),
         Verdict::Decided(decision) => {
             let served = &router.config().fleet.pools[decision.to.pool.index()].served_model;
-            let patches = prompt.patches(api, served, decision.because.max_tokens);
+            let patches = prompt.patch_places().patches(api, served, decision.because.max_tokens);
             let sent = patched(&patches, asked.as_bytes()).expect("its own patches");
             (0, String::from_utf8(sent).expect("text"))
         }

@@ -1,10 +1,10 @@
 //! `routebalance bench envoy`: what a request costs in a real Envoy: processor time, throughput and latency, beside the same Envoy without
 //! the module, with another filter in its place, and with the least that a filter of this technology can do.
 
-mod backend;
+pub(super) mod backend;
 mod crossings;
-mod load;
-mod variants;
+pub(super) mod load;
+pub(super) mod variants;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,14 +22,14 @@ use super::super::ports::free_ports;
 use super::super::render::render;
 use super::body::request_body;
 use backend::{Backend, STREAM};
-use crossings::Crossings;
+use crossings::{Crossings, Written};
 use routebalance_core::config::Config;
 use variants::Variant;
 
-const CONNECTIONS: usize = 16;
+pub(super) const CONNECTIONS: usize = 16;
 const EVENTS: usize = 200;
 /// Requests per second at which latency is compared: a tenth and a half of what the module manages on 2 shared cores.
-const RATES: [f64; 2] = [200.0, 1_000.0];
+pub(super) const RATES: [f64; 2] = [200.0, 1_000.0];
 
 /// What is measured, and how thoroughly.
 pub(super) struct Effort {
@@ -41,15 +41,15 @@ pub(super) struct Effort {
 
 /// What differs between cells.
 #[derive(Clone, Copy, Debug, Serialize)]
-struct Cell {
+pub(super) struct Cell {
     name: &'static str,
     body_bytes: usize,
     streams: bool,
-    instances: usize,
+    pub(super) instances: usize,
     workers: u32,
 }
 
-const BASE: Cell = Cell { name: "base", body_bytes: 1_000, streams: false, instances: 14, workers: 1 };
+pub(super) const BASE: Cell = Cell { name: "base", body_bytes: 1_000, streams: false, instances: 14, workers: 1 };
 
 /// The base cell, and one axis at a time from it.
 const CELLS: [Cell; 8] = [
@@ -98,6 +98,7 @@ pub(super) struct Report {
     cells: Vec<CellReport>,
     paced: Vec<Paced>,
     crossings: Crossings,
+    written: Option<Written>,
 }
 
 /// What is needed to start Envoys.
@@ -111,8 +112,8 @@ pub(super) struct Parts {
 }
 
 /// One variant's Envoy.
-struct Running {
-    envoy: Envoy,
+pub(super) struct Running {
+    pub(super) envoy: Envoy,
     ready_cpu: Duration,
     _run_dir: TempDir,
 }
@@ -124,6 +125,7 @@ pub(super) async fn run(parts: &Parts, effort: &Effort, only: Option<&str>) -> R
         cells: Vec::new(),
         paced: Vec::new(),
         crossings: Crossings::default(),
+        written: None,
     };
     let backend = Backend::start(EVENTS).await?;
     for cell in CELLS.into_iter().filter(|cell| only.is_none_or(|only| cell.name == only)) {
@@ -139,6 +141,9 @@ pub(super) async fn run(parts: &Parts, effort: &Effort, only: Option<&str>) -> R
         }
     }
     report.crossings = crossings::run(parts, &backend).await?;
+    if only.is_none() {
+        report.written = Some(crossings::written(parts, &backend).await?);
+    }
     Ok(report)
 }
 
@@ -159,7 +164,7 @@ fn located(parts: &Parts, instances: usize, backend: &Backend, run_dir: &TempDir
     Ok((json, config))
 }
 
-async fn start(parts: &Parts, variant: Variant, cell: Cell, backend: &Backend) -> Result<Running> {
+pub(super) async fn start(parts: &Parts, variant: Variant, cell: Cell, backend: &Backend) -> Result<Running> {
     let run_dir = tempfile::Builder::new().prefix("routebalance-").tempdir()?;
     let (mut json, config) = located(parts, cell.instances, backend, &run_dir)?;
     if let (Variant::Other, Some(other)) = (variant, &parts.other) {
@@ -183,7 +188,7 @@ async fn start(parts: &Parts, variant: Variant, cell: Cell, backend: &Backend) -
 }
 
 /// What the client sends in a cell.
-fn body_of(cell: Cell) -> Bytes {
+pub(super) fn body_of(cell: Cell) -> Bytes {
     let body = request_body(cell.body_bytes, true);
     if cell.streams { body.replacen('{', STREAM, 1).into() } else { body.into() }
 }
@@ -235,7 +240,7 @@ async fn paced(running: &[(Variant, Running)], effort: &Effort) -> Result<Vec<Pa
     Ok(rows)
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+pub(super) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()
@@ -244,7 +249,9 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 impl Report {
     /// The measurements for people.
     pub(super) fn tables(&self) -> Vec<Table> {
-        vec![self.costs(), self.latencies(), self.crossings.table()]
+        let mut tables = vec![self.costs(), self.latencies(), self.crossings.table()];
+        tables.extend(self.written.as_ref().map(Written::table));
+        tables
     }
 
     fn costs(&self) -> Table {

@@ -20,6 +20,9 @@ use crate::reckoning::{Counters, Reports};
 /// A *slot* belongs to one VM, a *place* to one configuration: [`Slots`] says to which, and what is written there says so, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Key {
+    /// Nothing but a version, which changes with every write of an announced record ([`Key::is_announced`]): one look tells that there is
+    /// nothing to look at.
+    Pulse,
     /// Which VM owns which slot, and which configuration which place ([`Slots`]); written by compare-and-swap.
     Slots,
     /// The instances that something speaks against ([`Records`]); written by compare-and-swap.
@@ -53,10 +56,29 @@ pub enum Key {
     Recent(usize, usize),
 }
 
+impl Key {
+    /// Whether a write of the record changes the pulse. Those that every request, scrape or heartbeat writes do not: the pulse would
+    /// never rest.
+    pub fn is_announced(self) -> bool {
+        match self {
+            Key::Health | Key::Roster(_) | Key::Shown(_) | Key::Prices(_) => true,
+            Key::Glimpses(_) | Key::Placements(..) | Key::Lengths(_) | Key::Speeds(_) | Key::Beliefs(_) => true,
+            Key::Pulse
+            | Key::Slots
+            | Key::Reports(_)
+            | Key::Counters(_)
+            | Key::Row(..)
+            | Key::Responses(_)
+            | Key::Recent(..) => false,
+        }
+    }
+}
+
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "routebalance.{VERSION}.")?;
         match self {
+            Key::Pulse => f.write_str("pulse"),
             Key::Slots => f.write_str("slots"),
             Key::Health => f.write_str("health"),
             Key::Reports(place) => write!(f, "reports.{place}"),

@@ -1,5 +1,5 @@
-//! What was read of the board since the last tick: decisions ask for the same records again and again, and others' news may be one tick
-//! old.
+//! What was read of the board since the last tick in which something was announced: decisions and ticks ask for the same records again and
+//! again, and others' news may be one tick old.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,6 +15,10 @@ pub struct ReadCache {
     /// What was made of the bytes, for whom.
     reports: BTreeMap<(usize, u64), (Index, Decoded)>,
     records: Option<(Arc<Records>, Option<Version>)>,
+    /// Versions of announced records.
+    versions: BTreeMap<Key, Option<Version>>,
+    /// That of the pulse, at the last tick.
+    pulse: Option<Version>,
 }
 
 /// Reports, if there are any of this configuration.
@@ -34,6 +38,18 @@ impl ReadCache {
     /// A record: as it was read since the last tick, or as `read` finds it now.
     pub fn read(&mut self, key: Key, read: impl FnOnce() -> Read) -> Read {
         if ReadCache::may_be_kept(key) { self.bytes.entry(key).or_insert_with(read).clone() } else { read() }
+    }
+
+    /// Whether an announced record still has the version which was seen last.
+    pub fn is_same(&self, key: Key, seen: Option<Version>) -> bool {
+        key.is_announced() && self.versions.get(&key) == Some(&seen)
+    }
+
+    /// An announced record has this version.
+    pub fn note(&mut self, key: Key, version: Option<Version>) {
+        if key.is_announced() {
+            self.versions.insert(key, version);
+        }
     }
 
     /// What was made of the reports of a place since the last tick, for a fleet.
@@ -60,6 +76,7 @@ impl ReadCache {
     /// A record was written, or somebody else has written it: it is read anew.
     pub fn forget(&mut self, key: Key) {
         self.bytes.remove(&key);
+        self.versions.remove(&key);
         match key {
             Key::Reports(_) => self.reports.clear(),
             Key::Health => self.records = None,
@@ -67,9 +84,14 @@ impl ReadCache {
         }
     }
 
-    /// A tick begins: everything is read anew.
-    pub fn forget_all(&mut self) {
-        *self = ReadCache::default();
+    /// A tick begins, and the pulse has this version: where it has changed, or there is none yet, everything is read anew; what is not
+    /// announced is in any case.
+    pub fn tick(&mut self, pulse: Option<Version>) {
+        self.bytes.retain(|key, _| key.is_announced());
+        self.reports.clear();
+        if pulse.is_none() || pulse != self.pulse {
+            *self = ReadCache { pulse, ..ReadCache::default() };
+        }
     }
 }
 
@@ -80,7 +102,7 @@ mod tests {
     use wasm_bindgen_test::wasm_bindgen_test as test;
 
     #[test]
-    fn a_record_is_read_once_until_it_is_written_or_a_tick_begins() {
+    fn a_record_is_read_once_until_it_is_written_or_something_is_announced() {
         let rows = [(Key::Health, true), (Key::Reports(0), true), (Key::Counters(1), false), (Key::Slots, false)];
         for (key, is_kept) in rows {
             let mut kept = ReadCache::default();
@@ -88,8 +110,25 @@ mod tests {
             assert_eq!((read(1), read(2)), (Some(1), Some(if is_kept { 1 } else { 2 })), "{key}");
             kept.forget(key);
             assert_eq!(kept.read(key, || (None, Some(3))), (None, Some(3)), "{key}");
-            kept.forget_all();
+            kept.tick(None);
             assert_eq!(kept.read(key, || (None, None)), (None, None), "{key}");
         }
+    }
+
+    #[test]
+    fn what_nobody_has_announced_is_not_read_again() {
+        let (announced, other) = (Key::Speeds(1), Key::Slots);
+        let mut kept = ReadCache::default();
+        kept.tick(Some(1));
+        kept.note(announced, Some(5));
+        kept.note(other, Some(5));
+        assert!(kept.is_same(announced, Some(5)) && !kept.is_same(announced, Some(4)) && !kept.is_same(other, Some(5)));
+        kept.tick(Some(1));
+        assert!(kept.is_same(announced, Some(5)), "the pulse is the same");
+        kept.forget(announced);
+        assert!(!kept.is_same(announced, Some(5)), "it was written here");
+        kept.note(announced, Some(6));
+        kept.tick(Some(2));
+        assert!(!kept.is_same(announced, Some(6)), "something was announced");
     }
 }

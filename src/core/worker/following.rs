@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Counter, Gauge, Worker};
+use super::{Counter, Gauge, Worker, is_due};
 use crate::discovery::{ClusterHosts, Roster};
 use crate::fleet::{InstanceId, Presence};
 use crate::reckoning::{Dispatch, Glimpse, InstanceCounters, InstanceReport};
@@ -28,6 +28,7 @@ impl Worker {
             }
         }
         if !self.leads
+            && is_due(self.heartbeat_at, self.heartbeat_period(), now)
             && let Some((_, sources)) = board.reports(place, self.identity, &self.index)
         {
             self.set_period(sources.period);
@@ -108,7 +109,13 @@ impl Worker {
     /// it once in a tick.
     pub(super) fn write_reports(&mut self, board: &mut impl Board) {
         for slot in 0..self.slots.in_use() {
-            let Some(bytes) = board.read(Key::Glimpses(slot)).0 else { continue };
+            let seen = self.glimpses_seen.get(slot).copied().flatten();
+            let Some((bytes, version)) = board.news(Key::Glimpses(slot), seen) else { continue };
+            self.glimpses_seen.resize(self.glimpses_seen.len().max(slot.saturating_add(1)), None);
+            if let Some(seen) = self.glimpses_seen.get_mut(slot) {
+                *seen = version;
+            }
+            let Some(bytes) = bytes else { continue };
             let is_news = |i: InstanceId, at| self.reports.get(i).is_some_and(|report| report.at < Some(at));
             for (i, glimpse) in shared::decode_glimpses(&bytes, &self.index, is_news) {
                 if let Some(report) = self.reports.get_mut(i)

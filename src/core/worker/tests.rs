@@ -456,6 +456,7 @@ fn workers_of_another_version_do_not_meet_these() {
     let keys = [
         Key::Slots,
         Key::Health,
+        Key::Pulse,
         Key::Reports(1),
         Key::Roster(1),
         Key::Shown(1),

@@ -21,14 +21,14 @@ const EVENT_EVERY: Duration = Duration::from_millis(2);
 type Body = StreamBody<BoxStream<'static, Result<Frame<Bytes>, Infallible>>>;
 
 /// A running server; dropping it ends it.
-pub(super) struct Backend {
+pub(in super::super) struct Backend {
     port: u16,
     task: JoinHandle<()>,
 }
 
 impl Backend {
     /// Starts it. Requests that ask for a stream get so many events.
-    pub(super) async fn start(events: usize) -> Result<Backend> {
+    pub(in super::super) async fn start(events: usize) -> Result<Backend> {
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).await.context("no port for the instances")?;
         let port = listener.local_addr()?.port();
         let answers = Arc::new(Answers::new(events));
@@ -51,7 +51,7 @@ impl Backend {
     }
 
     /// The address of an instance. All are this server.
-    pub(super) fn address(&self, instance: usize) -> SocketAddr {
+    pub(in super::super) fn address(&self, instance: usize) -> SocketAddr {
         let [high, low] = u16::try_from(instance).unwrap_or(u16::MAX).to_be_bytes();
         SocketAddr::from((Ipv4Addr::new(127, 1, high, low), self.port))
     }
@@ -66,6 +66,7 @@ impl Drop for Backend {
 struct Answers {
     whole: Bytes,
     metrics: Bytes,
+    models: Bytes,
     events: Vec<Bytes>,
 }
 
@@ -91,11 +92,13 @@ impl Answers {
         let metrics = ["num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"]
             .map(|name| format!("# TYPE vllm:{name} gauge\nvllm:{name}{{engine=\"0\",model_name=\"m\"}} 0.0\n"))
             .concat();
-        Answers { whole: whole.into(), metrics: metrics.into(), events: pieces.map(Bytes::from).collect() }
+        let models = Bytes::from_static(MODELS.as_bytes());
+        Answers { whole: whole.into(), metrics: metrics.into(), models, events: pieces.map(Bytes::from).collect() }
     }
 
     async fn to(&self, request: Request<Incoming>) -> Response<Body> {
         let is_get = request.method() == hyper::Method::GET;
+        let is_about_models = request.uri().path() == "/v1/models";
         let mut asks_stream = false;
         let mut body = http_body_util::BodyStream::new(request.into_body());
         while let Some(Ok(frame)) = body.next().await {
@@ -104,6 +107,7 @@ impl Answers {
             asks_stream |= beginning == Some(STREAM.as_bytes());
         }
         let (kind, body, length) = match (is_get, asks_stream) {
+            (true, _) if is_about_models => ("application/json", one(self.models.clone()), Some(MODELS.len())),
             (true, _) => ("text/plain", one(self.metrics.clone()), Some(self.metrics.len())),
             (_, false) => ("application/json", one(self.whole.clone()), Some(self.whole.len())),
             (_, true) => ("text/event-stream", spaced(self.events.clone()), None),
@@ -117,8 +121,12 @@ impl Answers {
     }
 }
 
+/// What an instance says that it serves: the model that the client names, since other gateways look for it.
+const MODELS: &str =
+    r#"{"object":"list","data":[{"id":"auto","object":"model","owned_by":"vllm","max_model_len":8192}]}"#;
+
 /// How the body of a request for a stream begins.
-pub(super) const STREAM: &str = r#"{"stream":true,"#;
+pub(in super::super) const STREAM: &str = r#"{"stream":true,"#;
 
 fn one(bytes: Bytes) -> BoxStream<'static, Result<Frame<Bytes>, Infallible>> {
     stream::once(async move { Ok(Frame::data(bytes)) }).boxed()

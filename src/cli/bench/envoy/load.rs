@@ -13,15 +13,15 @@ use tokio::net::TcpStream;
 
 /// What a load has met.
 #[derive(Debug, Default)]
-pub(super) struct Load {
-    pub(super) requests: u64,
-    pub(super) seconds: f64,
+pub(in super::super) struct Load {
+    pub(in super::super) requests: u64,
+    pub(in super::super) seconds: f64,
     /// Microseconds from when a request was to be sent until its answer was whole; sorted.
-    pub(super) latencies_us: Vec<u64>,
+    pub(in super::super) latencies_us: Vec<u64>,
 }
 
 impl Load {
-    pub(super) fn per_second(&self) -> f64 {
+    pub(in super::super) fn per_second(&self) -> f64 {
         self.requests as f64 / self.seconds
     }
 }
@@ -59,7 +59,12 @@ impl Connection {
 }
 
 /// Each connection sends its next request when the last one is answered.
-pub(super) async fn closed(address: SocketAddr, body: &Bytes, connections: usize, time: Duration) -> Result<Load> {
+pub(in super::super) async fn closed(
+    address: SocketAddr,
+    body: &Bytes,
+    connections: usize,
+    time: Duration,
+) -> Result<Load> {
     let started = Instant::now();
     let one = |_| {
         let body = body.clone();
@@ -78,7 +83,7 @@ pub(super) async fn closed(address: SocketAddr, body: &Bytes, connections: usize
 }
 
 /// So many requests per second, evenly. One that waits for its connection is late, and its latency says so.
-pub(super) async fn open(address: SocketAddr, body: &Bytes, rate: f64, time: Duration) -> Result<Load> {
+pub(in super::super) async fn open(address: SocketAddr, body: &Bytes, rate: f64, time: Duration) -> Result<Load> {
     const CONNECTIONS: usize = 32;
     let started = Instant::now();
     let one = |first: usize| {

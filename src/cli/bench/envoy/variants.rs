@@ -8,7 +8,7 @@ use serde::Serialize;
 /// What a request passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Variant {
+pub(in super::super) enum Variant {
     /// The route alone.
     Route,
     /// Envoy's buffer filter.
@@ -29,7 +29,7 @@ impl Variant {
     }
 
     /// As the table calls it.
-    pub(super) fn name(self) -> &'static str {
+    pub(in super::super) fn name(self) -> &'static str {
         match self {
             Variant::Route => "route alone",
             Variant::Buffer => "buffer filter",

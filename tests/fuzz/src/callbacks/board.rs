@@ -60,12 +60,13 @@ impl Process {
         let slots = Slots::decode(&self.record(Key::Slots));
         let owner_of = |slot: usize| slots.owners().find(|(at, _)| *at == slot).map_or(0, |(_, owner)| owner);
         match key {
-            Key::Slots | Key::Health | Key::Recent(..) => {}
+            Key::Pulse | Key::Slots | Key::Health | Key::Recent(..) => {}
             // Whoever finds a VM dead retires its counters: then nobody owns the slot.
             Key::Counters(slot) => {
                 assert!([0, owner].contains(&owner_of(slot)), "{key}: written by {owner}, slot of {}", owner_of(slot));
             }
-            Key::Glimpses(slot)
+            Key::Row(slot, _)
+            | Key::Glimpses(slot)
             | Key::Responses(slot)
             | Key::Placements(slot, _)
             | Key::Lengths(slot)
