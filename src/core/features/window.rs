@@ -143,7 +143,7 @@ fn last_chars(text: &str) -> &str {
     at.and_then(|at| text.get(at..)).unwrap_or(text)
 }
 
-/// How many characters of each class a text has, counted eight bytes at a time: a prompt may be a megabyte.
+/// How many characters of each class a text has, counted many bytes at a time: a prompt may be a megabyte.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct CharacterClasses {
     bytes: u64,
@@ -161,53 +161,63 @@ pub(super) struct CharacterClasses {
     ends_in_letter: bool,
 }
 
-const ONES: u64 = 0x0101_0101_0101_0101;
-const HIGH: u64 = 0x8080_8080_8080_8080;
+/// Bytes that are looked at together: a vector of SIMD.
+const LANES: usize = 16;
+/// Classes that are counted in lanes.
+const CLASSES: usize = 9;
+/// A count in each lane; a lane holds up to 255.
+type Lanes = [u8; LANES];
 
-const EVEN: u64 = 0x00ff_00ff_00ff_00ff;
-const EVEN_ONES: u64 = 0x0001_0001_0001_0001;
-
-/// The high bit of every byte that is at least `low`; the bytes of `x` are below 128.
-const fn at_least(x: u64, low: u8) -> u64 {
-    x.wrapping_add(ONES.wrapping_mul(128 - low as u64)) & HIGH
+/// Adds 1 in each lane whose byte is of a class.
+#[inline(always)]
+fn tally(lanes: &mut Lanes, bytes: &Lanes, is: impl Fn(u8) -> bool) {
+    lanes.iter_mut().zip(bytes).for_each(|(lane, byte)| *lane = lane.wrapping_add(u8::from(is(*byte))));
 }
 
-/// Classes counted per byte lane.
-const CLASSES: usize = 9;
-
-/// A count per class and byte lane.
-type Lanes = [u64; CLASSES];
+#[inline(always)]
+fn is_letter(byte: u8) -> bool {
+    (byte | 0x20).wrapping_sub(b'a') < 26
+}
 
 impl CharacterClasses {
     fn count(&mut self, bytes: &[u8]) {
         self.bytes = self.bytes.saturating_add(bytes.len() as u64);
-        let (words, rest) = bytes.as_chunks::<8>();
-        let mut ends_in_letter = self.ends_in_letter;
-        // A lane holds up to 255.
-        for block in words.chunks(255) {
-            let mut lanes = [0; CLASSES];
-            for word in block {
-                ends_in_letter = add(&mut lanes, u64::from_le_bytes(*word), ends_in_letter);
-            }
-            self.take(lanes);
+        let (blocks, rest) = bytes.as_chunks::<LANES>();
+        for run in blocks.chunks(usize::from(u8::MAX)) {
+            self.add(run);
         }
         if let Some(last) = rest.last() {
             // The padding looks like continuation bytes, which are taken off again.
-            let mut word = [0x80; 8];
-            for (to, from) in word.iter_mut().zip(rest) {
-                *to = *from;
-            }
-            let mut lanes = [0; CLASSES];
-            add(&mut lanes, u64::from_le_bytes(word), ends_in_letter);
-            self.take(lanes);
-            self.continuations = self.continuations.saturating_sub(8 - rest.len() as u64);
-            ends_in_letter = last.is_ascii_alphabetic();
+            let mut block = [0x80; LANES];
+            block.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+            self.add(&[block]);
+            self.continuations = self.continuations.saturating_sub((LANES - rest.len()) as u64);
+            self.ends_in_letter = is_letter(*last);
         }
-        self.ends_in_letter = ends_in_letter;
     }
 
-    /// Adds the lanes to the totals.
-    fn take(&mut self, lanes: Lanes) {
+    /// Counts the classes of at most 255 blocks.
+    fn add(&mut self, blocks: &[Lanes]) {
+        let mut lanes = [[0_u8; LANES]; CLASSES];
+        let [letters, words, digits, blanks, newlines, continuations, leads, leads_of_3_or_4, leads_of_4] = &mut lanes;
+        let mut after_letter = self.ends_in_letter;
+        for block in blocks {
+            let letter: Lanes = block.map(|byte| u8::from(is_letter(byte)));
+            let mut before = [u8::from(after_letter); LANES];
+            before.iter_mut().skip(1).zip(letter).for_each(|(to, from)| *to = from);
+            letters.iter_mut().zip(letter).for_each(|(lane, letter)| *lane = lane.wrapping_add(letter));
+            let begins = letter.iter().zip(before).map(|(letter, before)| letter & !before);
+            words.iter_mut().zip(begins).for_each(|(lane, begins)| *lane = lane.wrapping_add(begins));
+            tally(digits, block, |byte| byte.wrapping_sub(b'0') < 10);
+            tally(blanks, block, |byte| byte <= b' ');
+            tally(newlines, block, |byte| byte == b'\n');
+            tally(continuations, block, |byte| byte & 0xc0 == 0x80);
+            tally(leads, block, |byte| byte >= 0xc0);
+            tally(leads_of_3_or_4, block, |byte| byte >= 0xe0);
+            tally(leads_of_4, block, |byte| byte >= 0xf0);
+            after_letter = block.last().is_some_and(|byte| is_letter(*byte));
+        }
+        self.ends_in_letter = after_letter;
         let totals = [
             &mut self.letters,
             &mut self.words,
@@ -219,9 +229,8 @@ impl CharacterClasses {
             &mut self.leads_of_3_or_4,
             &mut self.leads_of_4,
         ];
-        for (total, lane) in totals.into_iter().zip(lanes) {
-            let pairs = (lane & EVEN) + (lane >> 8 & EVEN);
-            *total = total.saturating_add(pairs.wrapping_mul(EVEN_ONES) >> 48);
+        for (total, lanes) in totals.into_iter().zip(lanes) {
+            *total = total.saturating_add(lanes.into_iter().map(u64::from).sum());
         }
     }
 
@@ -248,32 +257,6 @@ impl CharacterClasses {
     }
 }
 
-/// Counts a word of eight bytes, and says whether its last byte is a letter. Inlined and without a loop over the lanes, so that
-/// they stay in registers: the module is compiled for size.
-#[inline(always)]
-fn add(lanes: &mut Lanes, word: u64, after_letter: bool) -> bool {
-    let ascii = !word & HIGH;
-    let low = word & !HIGH;
-    let folded = low | (ONES * 0x20);
-    let letter = at_least(folded, b'a') & !at_least(folded, b'z' + 1) & ascii;
-    let before = (letter << 8) | (u64::from(after_letter) << 7);
-    let lead = word & (word << 1) & HIGH;
-    let lead_of_3_or_4 = lead & (word << 2);
-    let [letters, words, digits, blanks, newlines, continuations, leads, leads_of_3_or_4, leads_of_4] = lanes;
-    // The high bit of each byte, as a 1 in its lane. A lane never carries: see its caller.
-    let count = |lane: &mut u64, found: u64| *lane = lane.wrapping_add(found >> 7);
-    count(letters, letter);
-    count(words, letter & !before);
-    count(digits, at_least(low, b'0') & !at_least(low, b'9' + 1) & ascii);
-    count(blanks, !at_least(low, b' ' + 1) & ascii);
-    count(newlines, at_least(low, b'\n') & !at_least(low, b'\n' + 1) & ascii);
-    count(continuations, word & !(word << 1) & HIGH);
-    count(leads, lead);
-    count(leads_of_3_or_4, lead_of_3_or_4);
-    count(leads_of_4, lead_of_3_or_4 & (word << 3));
-    letter >> 63 == 1
-}
-
 #[cfg(test)]
 mod tests {
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
@@ -298,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn classes_counted_by_the_word_equal_those_counted_by_the_character() {
+    fn classes_counted_by_the_block_equal_those_counted_by_the_character() {
         let mut state = 11;
         for chars in 0..300 {
             let text = random_text(&mut state, chars);
