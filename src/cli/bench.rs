@@ -49,6 +49,9 @@ enum What {
         /// Measure this cell alone, by its name
         #[arg(long, value_name = "CELL")]
         cell: Option<String>,
+        /// Measure the module without its router, its predictor and shared data as well
+        #[arg(long)]
+        drills: bool,
         /// Another module, measured beside that of this source
         #[arg(long, value_name = "FILE")]
         against: Option<PathBuf>,
@@ -110,9 +113,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             let rows = runtime.block_on(body::run(options()?, *requests))?;
             show(body::table(&rows), &rows, json.as_deref())
         }
-        What::Envoy { rounds, seconds, cell, against, json } => {
+        What::Envoy { rounds, seconds, cell, drills, against, json } => {
             let report =
-                runtime.block_on(envoy::run(&parts(against.clone())?, &effort(*rounds, *seconds), cell.as_deref()))?;
+                runtime.block_on(envoy::run(&parts(against.clone(), *drills)?, &effort(*rounds, *seconds), cell.as_deref()))?;
             report.tables().iter_mut().for_each(print);
             write(&report, json.as_deref())
         }
@@ -121,7 +124,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             show(fleet::table(&rows), &rows, json.as_deref())
         }
         What::Rivals { rounds, seconds, json } => {
-            let rows = runtime.block_on(rivals::run(&parts(None)?, &effort(*rounds, *seconds)))?;
+            let rows = runtime.block_on(rivals::run(&parts(None, false)?, &effort(*rounds, *seconds)))?;
             show(rivals::table(&rows), &rows, json.as_deref())
         }
         What::Simulator { quick, json } => {
@@ -136,10 +139,11 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 }
 
 /// What Envoys are started with, and another module to compare with.
-fn parts(other: Option<PathBuf>) -> Result<envoy::Parts> {
+fn parts(other: Option<PathBuf>, drills: bool) -> Result<envoy::Parts> {
     Ok(envoy::Parts {
         config: read_config()?,
         module: build_filter()?,
+        drills,
         other,
         floor: build_floor()?,
         envoy: envoy_binary()?,

@@ -105,6 +105,8 @@ pub(super) struct Report {
 pub(super) struct Parts {
     pub(super) config: Value,
     pub(super) module: PathBuf,
+    /// Whether the module is measured without some of its parts as well.
+    pub(super) drills: bool,
     /// A module to compare with.
     pub(super) other: Option<PathBuf>,
     pub(super) floor: PathBuf,
@@ -131,7 +133,7 @@ pub(super) async fn run(parts: &Parts, effort: &Effort, only: Option<&str>) -> R
     for cell in CELLS.into_iter().filter(|cell| only.is_none_or(|only| cell.name == only)) {
         eprintln!("Measuring {} ...", cell.name);
         let mut running = Vec::new();
-        for variant in Variant::all(parts.other.is_some()) {
+        for variant in Variant::all(parts.other.is_some(), parts.drills) {
             running.push((variant, start(parts, variant, cell, &backend).await?));
         }
         let is_base = cell.name == BASE.name;
@@ -169,6 +171,9 @@ pub(super) async fn start(parts: &Parts, variant: Variant, cell: Cell, backend: 
     let (mut json, config) = located(parts, cell.instances, backend, &run_dir)?;
     if let (Variant::Other, Some(other)) = (variant, &parts.other) {
         set(&mut json, "module", other.display().to_string())?;
+    }
+    if let Variant::Without(part) = variant {
+        json["drill"] = json!([part]);
     }
     let pool = config.fleet.pool(config.envoy.default_pool).context("the default pool is not there")?;
     let endpoints = pool.instances.iter().filter_map(|i| config.fleet.instance(*i)).map(|i| i.address.as_str());

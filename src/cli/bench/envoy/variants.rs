@@ -19,13 +19,19 @@ pub(in super::super) enum Variant {
     Module,
     /// Another module, to compare with: that of an earlier commit.
     Other,
+    /// The module, of which one part acts as if it had failed: what it costs without.
+    Without(&'static str),
 }
 
+/// Parts whose drills show what they cost.
+const DRILLS: [&str; 3] = ["router", "predictor", "shared_data"];
+
 impl Variant {
-    /// All, with another module where there is one.
-    pub(super) fn all(has_other: bool) -> impl Iterator<Item = Variant> {
+    /// All, with another module where there is one, and with drills where they are wanted.
+    pub(super) fn all(has_other: bool, drills: bool) -> impl Iterator<Item = Variant> {
         let always = [Variant::Route, Variant::Buffer, Variant::Floor, Variant::Module];
-        always.into_iter().chain(has_other.then_some(Variant::Other))
+        let without = DRILLS.map(Variant::Without).into_iter().filter(move |_| drills);
+        always.into_iter().chain(has_other.then_some(Variant::Other)).chain(without)
     }
 
     /// As the table calls it.
@@ -36,13 +42,16 @@ impl Variant {
             Variant::Floor => "minimal wasm",
             Variant::Module => "RouteBalance",
             Variant::Other => "other module",
+            Variant::Without("router") => "drill `router`",
+            Variant::Without("predictor") => "drill `predictor`",
+            Variant::Without(_) => "drill `shared_data`",
         }
     }
 
     /// The rendered configuration with this variant in it. `targets` are a cluster and its endpoints.
     pub(super) fn configuration(self, rendered: &str, floor: &Path, targets: &str) -> Result<String> {
         let filter = match self {
-            Variant::Module | Variant::Other => return Ok(rendered.to_owned()),
+            Variant::Module | Variant::Other | Variant::Without(_) => return Ok(rendered.to_owned()),
             Variant::Route => String::new(),
             Variant::Buffer => BUFFER.to_owned(),
             Variant::Floor => floor_filter(floor, targets),
@@ -108,7 +117,7 @@ mod tests {
     #[test]
     fn no_variant_but_the_module_has_the_module() {
         let rendered = include_str!("../../../../envoy/envoy.yaml");
-        for variant in Variant::all(false) {
+        for variant in Variant::all(false, false) {
             let text = variant.configuration(rendered, Path::new("floor.wasm"), "pool 1.2.3.4:5").unwrap();
             assert_eq!(text.contains("/routebalance.wasm\" }"), variant == Variant::Module, "{variant:?}");
             assert_eq!(text.contains("filters.http.buffer.v3"), variant == Variant::Buffer, "{variant:?}");
