@@ -114,8 +114,11 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             show(body::table(&rows), &rows, json.as_deref())
         }
         What::Envoy { rounds, seconds, cell, drills, against, json } => {
-            let report =
-                runtime.block_on(envoy::run(&parts(against.clone(), *drills)?, &effort(*rounds, *seconds), cell.as_deref()))?;
+            let report = runtime.block_on(envoy::run(
+                &parts(against.clone(), *drills)?,
+                &effort(*rounds, *seconds),
+                cell.as_deref(),
+            ))?;
             report.tables().iter_mut().for_each(print);
             write(&report, json.as_deref())
         }

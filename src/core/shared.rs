@@ -39,7 +39,7 @@ pub use read_cache::ReadCache;
 pub use recent::{RECENT_SEGMENTS, Recent, RecentDecision};
 pub use responses::{RESPONSES_KEPT, Responses};
 pub use roster::{decode_hosts, decode_roster, encode_roster};
-pub use rows::{RowsRead, RowsWritten, WHOLE_ROWS_MAX, encode_row};
+pub use rows::{RowsRead, Unwritten, WHOLE_ROWS_MAX, encode_counters_row, encode_report_row};
 pub use shown::{decode_shown, encode_shown};
 pub use slots::{MAX_PLACES, MAX_SLOTS, Place, SLOT_TTL, Slots, heartbeat};
 

@@ -27,7 +27,7 @@ use crate::discovery::Roster;
 use crate::fleet::InstanceId;
 use crate::reckoning::{Counters, Glimpse, Reports};
 use crate::router::Router;
-use crate::shared::{self, Board, Index, Key, Responses, RowsWritten, SLOT_TTL, Slots, Version};
+use crate::shared::{self, Board, Index, Key, Responses, SLOT_TTL, Slots, Unwritten, Version};
 use crate::telemetry;
 
 /// Attempts to win a compare-and-swap against the other workers.
@@ -78,15 +78,12 @@ pub struct Worker {
     has_left: bool,
     index: Index,
     counters: Counters,
-    /// Whether the counters have changed since they were written.
-    unwritten: bool,
-    /// Of a large fleet, the instances whose counters have, and what was written of them.
-    unwritten_rows: Vec<InstanceId>,
-    rows_written: RowsWritten,
+    /// What of the counters has changed since they were written.
+    unwritten: Unwritten,
     responses: Responses,
     /// The reports as this VM last wrote them while it scraped.
     reports: Reports,
-    unwritten_reports: bool,
+    unwritten_reports: Unwritten,
     /// How reports are trusted, at the period in which they come.
     telemetry: telemetry::TelemetrySettings,
     /// Time between two reports of an instance.
@@ -134,12 +131,10 @@ impl Worker {
             leads: false,
             has_left: false,
             counters: Counters::new(index.len()),
-            unwritten: false,
-            unwritten_rows: Vec::new(),
-            rows_written: RowsWritten::default(),
+            unwritten: Unwritten::default(),
             responses: Responses::default(),
             reports: Reports(vec![Default::default(); index.len()]),
-            unwritten_reports: false,
+            unwritten_reports: Unwritten::default(),
             period: telemetry.scrape_period,
             telemetry,
             glimpses: BTreeMap::new(),
@@ -213,9 +208,9 @@ impl Worker {
     /// What the VM that leads does for all of its configuration.
     fn lead(&mut self, board: &mut impl Board, now: Duration) -> Vec<Fetch> {
         // A report of a time to come was made before a clock was set back: it would count for new once that time is here.
-        for report in self.reports.0.iter_mut().filter(|report| report.at > Some(now)) {
+        for (i, report) in self.reports.0.iter_mut().enumerate().filter(|(_, report)| report.at > Some(now)) {
             *report = Default::default();
-            self.unwritten_reports = true;
+            self.unwritten_reports.changed(InstanceId::new(i), self.index.len());
         }
         let mut fetches = Vec::new();
         fetches.extend(self.ask_for_hosts(now));
@@ -224,7 +219,7 @@ impl Worker {
         self.watch(board, &counters, &covered, now);
         self.show_gauges(board, &counters);
         fetches.extend(self.scrape(&counters, &covered, now));
-        self.write_reports(board);
+        self.write_reports(board, now);
         fetches
     }
 
@@ -276,7 +271,7 @@ impl Worker {
             self.count_workers(board, now);
         }
         // Also where nothing has changed: whoever has written under this slot by mistake is put right.
-        self.unwritten = true;
+        self.unwritten.is_due = true;
         self.write_counters(board, now);
     }
 
@@ -315,7 +310,10 @@ impl Worker {
         {
             self.reports = Arc::unwrap_or_clone(reports);
         }
-        self.unwritten_reports |= leads && !self.leads;
+        if leads && !self.leads {
+            // Rows of the last leader may be of other places.
+            self.unwritten_reports.rewrite((0..self.index.len()).map(InstanceId::new));
+        }
         self.leads = leads;
     }
 

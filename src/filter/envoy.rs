@@ -11,9 +11,7 @@ use crate::host;
 use routebalance_core::gateway::{Body, Flow, Host, Map};
 use routebalance_core::health::Records;
 use routebalance_core::reckoning::{Counters, Reports};
-use routebalance_core::shared::{
-    Board, Index, Key, ReadCache, RowsRead, Sources, Version, decode_health, decode_reports,
-};
+use routebalance_core::shared::{Board, Index, Key, ReadCache, RowsRead, Sources, Version, decode_health};
 
 /// Envoy in one callback. It keeps the state; what it has said once in this callback it is not asked again, since each question
 /// is a crossing, and each answer one more for its memory.
@@ -61,12 +59,16 @@ impl Envoy {
 thread_local! {
     /// What was read since the last tick.
     static CACHE: RefCell<ReadCache> = RefCell::default();
-    /// Other workers' counters where fleets are large.
+    /// Other workers' counters and reports where fleets are large.
     static ROWS: RefCell<RowsRead> = RefCell::default();
 }
 
 fn on_cache<R>(f: impl FnOnce(&mut ReadCache) -> R) -> Option<R> {
     CACHE.try_with(|cache| cache.try_borrow_mut().ok().map(|mut cache| f(&mut cache))).ok().flatten()
+}
+
+fn on_rows<R>(f: impl FnOnce(&mut RowsRead) -> R) -> Option<R> {
+    ROWS.try_with(|rows| rows.try_borrow_mut().ok().map(|mut rows| f(&mut rows))).ok().flatten()
 }
 
 impl Envoy {
@@ -96,21 +98,16 @@ impl Board for Envoy {
 
     fn add_counters(&self, slot: usize, owner: u64, index: &Index, sum: &mut Counters) -> bool {
         let Some(bytes) = self.read(Key::Counters(slot)).0 else { return false };
-        let row = |place| host::shared(&Key::Row(slot, place).to_string()).0;
-        ROWS.try_with(|rows| {
-            let mut rows = rows.try_borrow_mut().ok()?;
-            Some(rows.add((slot, owner, &bytes), index, sum, row))
-        })
-        .ok()
-        .flatten()
-        .unwrap_or_default()
+        let row = |row| host::shared(&Key::CountersRow(slot, row).to_string()).0;
+        on_rows(|rows| rows.add_counters((slot, owner, &bytes), index, sum, row)).unwrap_or_default()
     }
 
     fn reports(&self, place: usize, identity: u64, index: &Index) -> Option<(Arc<Reports>, Sources)> {
         on_cache(|cache| cache.reports(place, identity, index)).flatten().unwrap_or_else(|| {
-            let bytes = self.read(Key::Reports(place)).0;
-            let decoded = bytes.and_then(|bytes| decode_reports(&bytes, identity, index));
-            let decoded = decoded.map(|(reports, sources)| (Arc::new(reports), sources));
+            let row = |row| host::shared(&Key::ReportRow(place, row).to_string()).0;
+            let bytes = host::shared(&Key::Reports(place).to_string()).0;
+            let read = |bytes: Vec<u8>| on_rows(|rows| rows.reports((place, identity, &bytes), index, row)).flatten();
+            let decoded = bytes.and_then(read);
             on_cache(|cache| cache.keep_reports(place, identity, index, decoded.clone()));
             decoded
         })

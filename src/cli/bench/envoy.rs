@@ -143,7 +143,7 @@ pub(super) async fn run(parts: &Parts, effort: &Effort, only: Option<&str>) -> R
         }
     }
     report.crossings = crossings::run(parts, &backend).await?;
-    if only.is_none() {
+    if only.is_none_or(|only| only == crossings::LARGE.name) {
         report.written = Some(crossings::written(parts, &backend).await?);
     }
     Ok(report)

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    ForeignSpeeds, Index, RowsRead, RowsWritten, Slots, Sources, Subjects, VERSION, decode_health, decode_reports,
-    decode_speeds, encode_counters, encode_health, encode_reports, encode_row, encode_speeds,
+    ForeignSpeeds, Index, RowsRead, Slots, Sources, Subjects, Unwritten, VERSION, decode_health, decode_reports,
+    decode_speeds, encode_counters, encode_counters_row, encode_health, encode_report_row, encode_reports,
+    encode_speeds,
 };
 use crate::fleet::InstanceId;
 use crate::health::Records;
@@ -38,7 +39,9 @@ pub enum Key {
     /// A worker's counters, or the head of its rows; written by the slot's owner, and by whoever finds it dead.
     Counters(usize),
     /// A worker's counters of the instance in this place of its fleet, where that is large; written by the slot's owner.
-    Row(usize, u32),
+    CountersRow(usize, u32),
+    /// A configuration's report of the instance in this place of its fleet, where that is large; written by its leader.
+    ReportRow(usize, u32),
     /// The loads that a worker has seen in response headers; written by the slot's owner.
     Glimpses(usize),
     /// The responses that a worker has seen created; written by the slot's owner.
@@ -63,13 +66,8 @@ impl Key {
         match self {
             Key::Health | Key::Roster(_) | Key::Shown(_) | Key::Prices(_) => true,
             Key::Glimpses(_) | Key::Placements(..) | Key::Lengths(_) | Key::Speeds(_) | Key::Beliefs(_) => true,
-            Key::Pulse
-            | Key::Slots
-            | Key::Reports(_)
-            | Key::Counters(_)
-            | Key::Row(..)
-            | Key::Responses(_)
-            | Key::Recent(..) => false,
+            Key::Pulse | Key::Slots | Key::Reports(_) | Key::ReportRow(..) => false,
+            Key::Counters(_) | Key::CountersRow(..) | Key::Responses(_) | Key::Recent(..) => false,
         }
     }
 }
@@ -86,7 +84,8 @@ impl fmt::Display for Key {
             Key::Shown(place) => write!(f, "shown.{place}"),
             Key::Prices(place) => write!(f, "prices.{place}"),
             Key::Counters(slot) => write!(f, "counters.{slot}"),
-            Key::Row(slot, place) => write!(f, "counters.{slot}.{place}"),
+            Key::CountersRow(slot, row) => write!(f, "counters.{slot}.{row}"),
+            Key::ReportRow(place, row) => write!(f, "reports.{place}.{row}"),
             Key::Glimpses(slot) => write!(f, "glimpses.{slot}"),
             Key::Responses(slot) => write!(f, "responses.{slot}"),
             Key::Placements(slot, segment) => write!(f, "placements.{slot}.{segment}"),
@@ -139,7 +138,8 @@ pub trait Board {
     /// Adds a worker's counters to a sum, if they are this owner's; whether there were any.
     fn add_counters(&self, slot: usize, owner: u64, index: &Index, sum: &mut Counters) -> bool {
         let Some(bytes) = self.read(Key::Counters(slot)).0 else { return false };
-        RowsRead::default().add((slot, owner, &bytes), index, sum, |place| self.read(Key::Row(slot, place)).0)
+        let row = |row| self.read(Key::CountersRow(slot, row)).0;
+        RowsRead::default().add_counters((slot, owner, &bytes), index, sum, row)
     }
 
     /// Writes a worker's counters as this owner's.
@@ -147,35 +147,48 @@ pub trait Board {
         self.write(Key::Counters(slot), &encode_counters(counters, owner, index), None)
     }
 
-    /// Writes the counters of instances that have changed, of a fleet that is large. `written` is what was written before.
-    fn write_rows(
+    /// Writes what is to be written of a large fleet's counters.
+    fn write_counters_rows(
         &mut self,
         slot: usize,
         owner: u64,
         counters: &Counters,
         index: &Index,
-        (changed, written, now): (&[InstanceId], &mut RowsWritten, Duration),
+        (unwritten, now): (&mut Unwritten, Duration),
     ) -> bool {
-        let rows = changed.iter().filter_map(|i| Some((i.index(), index.key(*i)?, counters.get(*i)?)));
-        for (place, key, row) in rows {
-            let record = Key::Row(slot, u32::try_from(place).unwrap_or(u32::MAX));
-            if !self.write(record, &encode_row(row, key, owner), None) {
-                return false;
-            }
-            written.push(place, now);
-        }
-        self.write(Key::Counters(slot), &written.encode(owner, index.len()), None)
+        let is_written = unwritten.write_rows(now, |i| {
+            let Some((key, row)) = index.key(i).zip(counters.get(i)) else { return true };
+            self.write(Key::CountersRow(slot, row_of(i)), &encode_counters_row(row, key, owner), None)
+        });
+        is_written && self.write(Key::Counters(slot), &unwritten.counters_head(owner, index.len()), None)
     }
 
     /// The reports of a place; `None` where they are not this configuration's.
     fn reports(&self, place: usize, identity: u64, index: &Index) -> Option<(Arc<Reports>, Sources)> {
-        let (reports, sources) = decode_reports(&self.read(Key::Reports(place)).0?, identity, index)?;
-        Some((Arc::new(reports), sources))
+        let bytes = self.read(Key::Reports(place)).0?;
+        let row = |row| self.read(Key::ReportRow(place, row)).0;
+        RowsRead::default().reports((place, identity, &bytes), index, row)
     }
 
     /// Writes the reports of a place.
     fn write_reports(&mut self, place: usize, reports: &Reports, sources: &Sources, index: &Index) -> bool {
         self.write(Key::Reports(place), &encode_reports(reports, sources, index), None)
+    }
+
+    /// Writes what is to be written of a large fleet's reports, as this worker.
+    fn write_report_rows(
+        &mut self,
+        (place, owner): (usize, u64),
+        reports: &Reports,
+        sources: &Sources,
+        index: &Index,
+        (unwritten, now): (&mut Unwritten, Duration),
+    ) -> bool {
+        let is_written = unwritten.write_rows(now, |i| {
+            let Some((key, row)) = index.key(i).zip(reports.get(i)) else { return true };
+            self.write(Key::ReportRow(place, row_of(i)), &encode_report_row(row, key, sources.identity), None)
+        });
+        is_written && self.write(Key::Reports(place), &unwritten.reports_head(owner, sources, index.len()), None)
     }
 
     /// What a worker has learnt of the speed of these subjects, and what it keeps of others; unless that is the version which was seen
@@ -205,6 +218,11 @@ pub trait Board {
     fn write_records(&mut self, records: &Records, version: Option<Version>) -> bool {
         self.write(Key::Health, &encode_health(records), version)
     }
+}
+
+/// The number of an instance's row.
+fn row_of(instance: InstanceId) -> u32 {
+    u32::try_from(instance.index()).unwrap_or(u32::MAX)
 }
 
 /// A board in memory that keeps every record as bytes, as Envoy does.
@@ -344,15 +362,28 @@ impl Board for MemoryBoard {
         true
     }
 
-    fn write_rows(
+    fn write_counters_rows(
         &mut self,
         slot: usize,
         owner: u64,
         counters: &Counters,
         index: &Index,
-        _: (&[InstanceId], &mut RowsWritten, Duration),
+        (unwritten, now): (&mut Unwritten, Duration),
     ) -> bool {
+        unwritten.write_rows(now, |_| true);
         self.write_counters(slot, owner, counters, index)
+    }
+
+    fn write_report_rows(
+        &mut self,
+        (place, _): (usize, u64),
+        reports: &Reports,
+        sources: &Sources,
+        index: &Index,
+        (unwritten, now): (&mut Unwritten, Duration),
+    ) -> bool {
+        unwritten.write_rows(now, |_| true);
+        self.write_reports(place, reports, sources, index)
     }
 
     fn reports(&self, place: usize, identity: u64, index: &Index) -> Option<(Arc<Reports>, Sources)> {

@@ -54,18 +54,22 @@ pub fn encode_reports(reports: &Reports, sources: &Sources, index: &Index) -> Ve
     writer.time(sources.period);
     for (i, report) in reports.0.iter().enumerate() {
         let Some(key) = index.key(InstanceId::new(i)) else { break };
-        let InstanceReport { at, load, own, repeats, unreachable } = report;
         writer.u32(key);
-        writer.time(at.unwrap_or(Duration::ZERO));
-        writer.gauge(load.running);
-        writer.gauge(load.waiting);
-        writer.gauge(load.kv_use);
-        writer.gauge(load.awake.map(f64::from));
-        write_counters(&mut writer, own);
-        writer.u32(*repeats);
-        writer.u32(*unreachable);
+        write_report(&mut writer, report);
     }
     writer.0
+}
+
+pub(super) fn write_report(writer: &mut Writer, report: &InstanceReport) {
+    let InstanceReport { at, load, own, repeats, unreachable } = report;
+    writer.time(at.unwrap_or(Duration::ZERO));
+    writer.gauge(load.running);
+    writer.gauge(load.waiting);
+    writer.gauge(load.kv_use);
+    writer.gauge(load.awake.map(f64::from));
+    write_counters(writer, own);
+    writer.u32(*repeats);
+    writer.u32(*unreachable);
 }
 
 /// The last reports from bytes, in a fleet's order; of an instance that has no row, none. `None` if the record is of another
@@ -82,7 +86,7 @@ pub fn decode_reports(bytes: &[u8], identity: u64, index: &Index) -> Option<(Rep
     Some((reports, Sources { identity, period }))
 }
 
-fn read_report(r: &mut Reader<'_>) -> Option<InstanceReport> {
+pub(super) fn read_report(r: &mut Reader<'_>) -> Option<InstanceReport> {
     let at = r.time()?;
     let (running, waiting, kv_use) = (r.gauge()?, r.gauge()?, r.gauge()?);
     let awake = r.gauge()?.map(|awake| awake != 0.0);

@@ -221,7 +221,7 @@ impl Worker {
             return;
         }
         let Some(report) = self.reports.get_mut(scrape.instance) else { return };
-        self.unwritten_reports = true;
+        self.unwritten_reports.changed(scrape.instance, self.index.len());
         let outcome = match answer {
             ScrapeAnswer::Nothing => Counter::ScrapesFailed,
             ScrapeAnswer::NobodyThere => {

@@ -66,10 +66,13 @@ impl Worker {
             }
             self.glimpses.remove(&i);
             self.changed(i);
+            self.unwritten_reports.changed(i, instances);
         }
-        self.unwritten = true;
+        self.unwritten.is_due = true;
+        self.unwritten_reports.is_due = true;
         if !was_large {
             self.rewrite_rows();
+            self.unwritten_reports.rewrite((0..instances).map(InstanceId::new));
         }
         self.roster = roster;
     }
@@ -101,13 +104,13 @@ impl Worker {
         if period != self.period {
             self.period = period;
             self.telemetry = telemetry::stretched(&self.router.config().telemetry, period);
-            self.unwritten_reports = true;
+            self.unwritten_reports.is_due = true;
         }
     }
 
     /// Takes over what all workers have seen in response headers, and writes the reports if they have changed. The leader does
     /// it once in a tick.
-    pub(super) fn write_reports(&mut self, board: &mut impl Board) {
+    pub(super) fn write_reports(&mut self, board: &mut impl Board, now: Duration) {
         for slot in 0..self.slots.in_use() {
             let seen = self.glimpses_seen.get(slot).copied().flatten();
             let Some((bytes, version)) = board.news(Key::Glimpses(slot), seen) else { continue };
@@ -121,15 +124,20 @@ impl Worker {
                 if let Some(report) = self.reports.get_mut(i)
                     && report.glimpsed(&glimpse)
                 {
-                    self.unwritten_reports = true;
+                    self.unwritten_reports.changed(i, self.index.len());
                     self.statistics.count(Counter::HeaderReports);
                 }
             }
         }
-        if let Some(place) = self.place.filter(|_| self.unwritten_reports) {
-            let sources = Sources { identity: self.identity, period: self.period };
-            self.unwritten_reports = !board.write_reports(place, &self.reports, &sources, &self.index);
-        }
+        let Some(place) = self.place.filter(|_| self.unwritten_reports.is_due) else { return };
+        let sources = Sources { identity: self.identity, period: self.period };
+        let Worker { reports, index, unwritten_reports, owner, .. } = self;
+        let is_written = if index.len() > WHOLE_ROWS_MAX {
+            board.write_report_rows((place, *owner), reports, &sources, index, (unwritten_reports, now))
+        } else {
+            board.write_reports(place, reports, &sources, index)
+        };
+        self.unwritten_reports.is_due = !is_written;
     }
 
     /// A response header has shown an instance's load, without the request that it answers.

@@ -79,34 +79,26 @@ impl Worker {
 
     /// Writes the counters if they have changed. Progress of streams is written here, from the tick, not per chunk.
     pub fn write_counters(&mut self, board: &mut impl Board, now: Duration) {
-        if let Some(slot) = self.owns_slot(now).filter(|_| self.unwritten) {
-            let Worker { owner, counters, index, rows_written, unwritten_rows, .. } = self;
-            let is_written = if index.len() > WHOLE_ROWS_MAX {
-                board.write_rows(slot, *owner, counters, index, (unwritten_rows, rows_written, now))
-            } else {
-                board.write_counters(slot, *owner, counters, index)
-            };
-            self.unwritten = !is_written;
-            if is_written {
-                self.unwritten_rows.clear();
-            }
-        }
+        let Some(slot) = self.owns_slot(now).filter(|_| self.unwritten.is_due) else { return };
+        let Worker { owner, counters, index, unwritten, .. } = self;
+        let is_written = if index.len() > WHOLE_ROWS_MAX {
+            board.write_counters_rows(slot, *owner, counters, index, (unwritten, now))
+        } else {
+            board.write_counters(slot, *owner, counters, index)
+        };
+        self.unwritten.is_due = !is_written;
     }
 
     /// An instance's counters have changed.
     pub(super) fn changed(&mut self, instance: InstanceId) {
-        self.unwritten = true;
-        if self.index.len() > WHOLE_ROWS_MAX && !self.unwritten_rows.contains(&instance) {
-            self.unwritten_rows.push(instance);
-        }
+        self.unwritten.changed(instance, self.index.len());
     }
 
     /// All counters are to be written.
     pub(super) fn rewrite_rows(&mut self) {
-        self.unwritten = true;
         let is_used = |counters: &InstanceCounters| *counters != InstanceCounters::default();
         let used = self.counters.0.iter().enumerate().filter(|(_, counters)| is_used(counters));
-        self.unwritten_rows = used.map(|(i, _)| InstanceId::new(i)).collect();
+        self.unwritten.rewrite(used.map(|(i, _)| InstanceId::new(i)));
     }
 
     /// A request goes out: all workers know it from now on.

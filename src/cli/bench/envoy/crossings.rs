@@ -27,7 +27,7 @@ const BUSY: Duration = Duration::from_secs(2);
 const IDLE: Duration = Duration::from_secs(2);
 
 /// The fleet whose shared data is measured, and the load: 1,000 requests in all.
-const LARGE: Cell = Cell { name: "4,096 instances, 8 workers", instances: 4_096, workers: 8, ..BASE };
+pub(super) const LARGE: Cell = Cell { name: "4,096 instances, 8 workers", instances: 4_096, workers: 8, ..BASE };
 const LARGE_PER_SECOND: f64 = 200.0;
 const LARGE_FOR: Duration = Duration::from_secs(5);
 

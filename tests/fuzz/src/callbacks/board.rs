@@ -65,7 +65,7 @@ impl Process {
             Key::Counters(slot) => {
                 assert!([0, owner].contains(&owner_of(slot)), "{key}: written by {owner}, slot of {}", owner_of(slot));
             }
-            Key::Row(slot, _)
+            Key::CountersRow(slot, _)
             | Key::Glimpses(slot)
             | Key::Responses(slot)
             | Key::Placements(slot, _)
@@ -74,7 +74,11 @@ impl Process {
             | Key::Beliefs(slot) => {
                 assert_eq!(owner_of(slot), owner, "{key}: the slot is another VM's");
             }
-            Key::Reports(place) | Key::Roster(place) | Key::Shown(place) | Key::Prices(place) => {
+            Key::Reports(place)
+            | Key::ReportRow(place, _)
+            | Key::Roster(place)
+            | Key::Shown(place)
+            | Key::Prices(place) => {
                 let of = slots.places().get(place).map_or(0, |place| place.identity);
                 assert_eq!(of, identity, "{key}: the place is another configuration's");
             }

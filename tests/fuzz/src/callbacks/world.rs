@@ -170,7 +170,7 @@ impl World {
 
 fn any_key(choices: &mut Choices<'_>) -> Key {
     let (slot, segment) = (choices.below(5), choices.below(34));
-    match choices.byte() % 15 {
+    match choices.byte() % 16 {
         0 => Key::Slots,
         1 => Key::Health,
         2 => Key::Reports(slot),
@@ -184,7 +184,8 @@ fn any_key(choices: &mut Choices<'_>) -> Key {
         10 => Key::Lengths(slot),
         11 => Key::Speeds(slot),
         12 => Key::Beliefs(slot),
-        13 => Key::Row(slot, segment as u32),
+        13 => Key::CountersRow(slot, segment as u32),
+        14 => Key::ReportRow(slot, segment as u32),
         _ => Key::Recent(slot, segment),
     }
 }
