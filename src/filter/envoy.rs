@@ -57,7 +57,7 @@ impl Envoy {
 }
 
 thread_local! {
-    /// What was read since the last tick.
+    /// What was made of records, and which versions were seen.
     static CACHE: RefCell<ReadCache> = RefCell::default();
     /// Other workers' counters and reports where fleets are large.
     static ROWS: RefCell<RowsRead> = RefCell::default();
@@ -83,8 +83,7 @@ impl Envoy {
 impl Board for Envoy {
     #[inline(never)]
     fn read(&self, key: Key) -> (Option<Vec<u8>>, Option<Version>) {
-        let read = || host::shared(&key.to_string());
-        on_cache(|cache| cache.read(key, read)).unwrap_or_else(read)
+        host::shared(&key.to_string())
     }
 
     fn news(&self, key: Key, seen: Option<Version>) -> Option<(Option<Vec<u8>>, Option<Version>)> {
@@ -98,14 +97,14 @@ impl Board for Envoy {
 
     fn add_counters(&self, slot: usize, owner: u64, index: &Index, sum: &mut Counters) -> bool {
         let Some(bytes) = self.read(Key::Counters(slot)).0 else { return false };
-        let row = |row| host::shared(&Key::CountersRow(slot, row).to_string()).0;
+        let row = |row| self.read(Key::CountersRow(slot, row)).0;
         on_rows(|rows| rows.add_counters((slot, owner, &bytes), index, sum, row)).unwrap_or_default()
     }
 
     fn reports(&self, place: usize, identity: u64, index: &Index) -> Option<(Arc<Reports>, Sources)> {
         on_cache(|cache| cache.reports(place, identity, index)).flatten().unwrap_or_else(|| {
-            let row = |row| host::shared(&Key::ReportRow(place, row).to_string()).0;
-            let bytes = host::shared(&Key::Reports(place).to_string()).0;
+            let row = |row| self.read(Key::ReportRow(place, row)).0;
+            let bytes = self.read(Key::Reports(place)).0;
             let read = |bytes: Vec<u8>| on_rows(|rows| rows.reports((place, identity, &bytes), index, row)).flatten();
             let decoded = bytes.and_then(read);
             on_cache(|cache| cache.keep_reports(place, identity, index, decoded.clone()));

@@ -1,5 +1,6 @@
-//! What was read of the board since the last tick in which something was announced: decisions and ticks ask for the same records again and
-//! again, and others' news may be one tick old.
+//! What was made of records that every decision asks for, and which versions of others were seen. Reports are kept for a tick, what speaks
+//! against instances until something is announced: whoever changes that says which version was read, and reads again if it is another by
+//! now. Others' counters are not kept: whoever asks two workers in turn would meet the load of the own request before.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,8 +12,7 @@ use crate::reckoning::Reports;
 /// Records as they were when they were read last.
 #[derive(Clone, Debug, Default)]
 pub struct ReadCache {
-    bytes: BTreeMap<Key, Read>,
-    /// What was made of the bytes, for whom.
+    /// By place and configuration, for a fleet.
     reports: BTreeMap<(usize, u64), (Index, Decoded)>,
     records: Option<(Arc<Records>, Option<Version>)>,
     /// Versions of announced records.
@@ -24,22 +24,7 @@ pub struct ReadCache {
 /// Reports, if there are any of this configuration.
 pub(super) type Decoded = Option<(Arc<Reports>, Sources)>;
 
-/// A record's bytes and version.
-type Read = (Option<Vec<u8>>, Option<Version>);
-
 impl ReadCache {
-    /// Whether a record may be a tick old: reports, which come at ticks, and what speaks against instances. Whoever changes that one
-    /// says which version was read, and reads again if it is another by now. Others' counters may not: whoever asks two workers in
-    /// turn would meet the load of the own request before.
-    fn may_be_kept(key: Key) -> bool {
-        matches!(key, Key::Reports(_) | Key::Health)
-    }
-
-    /// A record: as it was read since the last tick, or as `read` finds it now.
-    pub fn read(&mut self, key: Key, read: impl FnOnce() -> Read) -> Read {
-        if ReadCache::may_be_kept(key) { self.bytes.entry(key).or_insert_with(read).clone() } else { read() }
-    }
-
     /// Whether an announced record still has the version which was seen last.
     pub fn is_same(&self, key: Key, seen: Option<Version>) -> bool {
         key.is_announced() && self.versions.get(&key) == Some(&seen)
@@ -73,9 +58,8 @@ impl ReadCache {
         self.records = Some(decoded);
     }
 
-    /// A record was written, or somebody else has written it: it is read anew.
+    /// A record was written: it is read anew.
     pub fn forget(&mut self, key: Key) {
-        self.bytes.remove(&key);
         self.versions.remove(&key);
         match key {
             Key::Reports(_) => self.reports.clear(),
@@ -87,7 +71,6 @@ impl ReadCache {
     /// A tick begins, and the pulse has this version: where it has changed, or there is none yet, everything is read anew; what is not
     /// announced is in any case.
     pub fn tick(&mut self, pulse: Option<Version>) {
-        self.bytes.retain(|key, _| key.is_announced());
         self.reports.clear();
         if pulse.is_none() || pulse != self.pulse {
             *self = ReadCache { pulse, ..ReadCache::default() };
@@ -102,17 +85,29 @@ mod tests {
     use wasm_bindgen_test::wasm_bindgen_test as test;
 
     #[test]
-    fn a_record_is_read_once_until_it_is_written_or_something_is_announced() {
-        let rows = [(Key::Health, true), (Key::Reports(0), true), (Key::Counters(1), false), (Key::Slots, false)];
-        for (key, is_kept) in rows {
-            let mut kept = ReadCache::default();
-            let mut read = |version: Version| kept.read(key, || (Some(vec![1]), Some(version))).1;
-            assert_eq!((read(1), read(2)), (Some(1), Some(if is_kept { 1 } else { 2 })), "{key}");
-            kept.forget(key);
-            assert_eq!(kept.read(key, || (None, Some(3))), (None, Some(3)), "{key}");
-            kept.tick(None);
-            assert_eq!(kept.read(key, || (None, None)), (None, None), "{key}");
-        }
+    fn reports_are_kept_for_a_tick_and_what_speaks_against_instances_until_it_is_announced() {
+        let (mut kept, index) = (ReadCache::default(), Index::default());
+        let fill = |kept: &mut ReadCache| {
+            kept.keep_reports(1, 2, &index, None);
+            kept.keep_records((Arc::default(), Some(3)));
+        };
+        let has = |kept: &ReadCache| (kept.reports(1, 2, &index).is_some(), kept.records().is_some());
+        kept.tick(Some(1));
+        fill(&mut kept);
+        assert_eq!((has(&kept), kept.reports(1, 3, &index)), ((true, true), None), "another configuration's");
+        kept.tick(Some(1));
+        assert_eq!(has(&kept), (false, true));
+        fill(&mut kept);
+        kept.tick(Some(2));
+        assert_eq!(has(&kept), (false, false));
+        fill(&mut kept);
+        kept.forget(Key::Health);
+        assert_eq!(has(&kept), (true, false));
+        kept.forget(Key::Reports(1));
+        assert_eq!(has(&kept), (false, false));
+        fill(&mut kept);
+        kept.tick(None);
+        assert_eq!(has(&kept), (false, false), "nothing has been announced yet");
     }
 
     #[test]

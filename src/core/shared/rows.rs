@@ -196,6 +196,8 @@ impl RowsRead {
         row: impl Fn(u32) -> Option<Vec<u8>>,
     ) -> bool {
         let Some(head) = Head::of_counters(bytes, owner) else {
+            // Whoever has left, or has another fleet now, has no rows to follow.
+            self.counters.remove(&slot);
             return add_counters(bytes, owner, index, sum);
         };
         let new = || Counters::new(index.len());
