@@ -3,6 +3,7 @@
 //! Envoy takes a plugin's configuration inline, so the file is rendered, never edited; a test fails when the committed one
 //! differs. Text rather than a YAML library, because people read it: each setting that matters says why.
 
+mod behind;
 mod guards;
 
 use std::fmt::Write;
@@ -28,6 +29,9 @@ pub fn render(config: &serde_json::Value) -> anyhow::Result<String> {
     yaml.push_str("          http_filters:\n");
     yaml.push_str(&guards::decompressors(&checked));
     wasm_filter(&mut yaml, &checked.envoy, &json);
+    if checked.envoy.headers_go_on {
+        yaml.push_str(&indented(&behind::filters(&checked), 10));
+    }
     yaml.push_str(ROUTER_FILTER);
     routes(&mut yaml, &checked)?;
     yaml.push_str("  clusters:\n");
@@ -141,13 +145,17 @@ fn plugin(envoy: &EnvoySettings, root_id: Option<&str>) -> String {
         FailurePolicy::Open => "FAIL_OPEN",
     };
     let module = quoted(&envoy.module);
+    // Other instances of the module never pause at the headers.
+    let flag = if envoy.headers_go_on || root_id.is_some() {
+        ""
+    } else {
+        "\n  # Without it a pause at the headers also stops the body.\n  allow_on_headers_stop_iteration: true"
+    };
     let root_id = root_id.map(|id| format!("\n  root_id: {id}")).unwrap_or_default();
     format!(
         r#""@type": type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm
 config:
-  name: routebalance{root_id}
-  # Without it a pause at the headers also stops the body, and every request hangs.
-  allow_on_headers_stop_iteration: true
+  name: routebalance{root_id}{flag}
   failure_policy: {failure_policy}
   vm_config:
     # Workers share data by this id.
@@ -169,9 +177,14 @@ const ROUTER_FILTER: &str = r#"          - name: envoy.filters.http.router
               "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router
 "#;
 
+/// Most bytes of a body in Envoy: the filter lets a body go when it has as many as the configuration says, and Envoy's own limit must
+/// leave room for one more piece.
+fn body_limit(config: &Config) -> u64 {
+    config.max_buffered_bytes.saturating_add(config.envoy.connection_buffer_bytes.saturating_mul(2))
+}
+
 fn routes(yaml: &mut String, config: &Config) -> anyhow::Result<()> {
-    // The filter lets a body go when it has this many bytes; Envoy's own limit must leave room for one more piece.
-    let body_limit = config.max_buffered_bytes.saturating_add(config.envoy.connection_buffer_bytes.saturating_mul(2));
+    let body_limit = body_limit(config);
     write!(
         yaml,
         r#"          route_config:

@@ -15,10 +15,12 @@ mod host;
 mod local;
 pub mod memory;
 mod outcome;
+mod passage;
 mod probing;
 mod rerun;
 mod serving;
 mod stream;
+mod subset;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -27,6 +29,8 @@ pub use attempt::{Attempt, context_of};
 pub use holding::Holding;
 pub use host::{Body, Host, Map};
 pub use outcome::{Outcome, Subject};
+pub use passage::Passage;
+pub use subset::listed;
 
 use answering::OwnAnswer;
 use batching::HeldRequest;
@@ -71,6 +75,8 @@ pub struct Gateway {
     /// What calls of the worker that are under way are for, by the host's numbers.
     fetches: BTreeMap<u32, Purpose>,
     reruns: rerun::Reruns,
+    /// What becomes of headers while their bodies come.
+    pub passage: Passage,
 }
 
 /// One request.
@@ -108,6 +114,7 @@ impl Gateway {
     /// A gateway that begins now. `owner` is random and tells it from all others.
     pub fn new(router: Router, owner: u64, host: &mut impl Host) -> Gateway {
         let batchers = router.config().policies.iter().map(|p| p.batching.map(Batcher::new)).collect();
+        let passage = Passage::new(router.config().envoy.headers_go_on);
         let mut worker = Worker::new(router, owner, host.now());
         let now = host.now();
         worker.begin(host, now);
@@ -118,6 +125,7 @@ impl Gateway {
             looks_left: 0,
             fetches: BTreeMap::new(),
             reruns: rerun::Reruns::default(),
+            passage,
         }
     }
 

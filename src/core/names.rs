@@ -4,6 +4,12 @@
 pub const POOL_HEADER: &str = "x-routebalance-cluster";
 /// Request header with the chosen endpoint and its fall-backs, `ip:port,ip:port`, as the endpoint-picker protocol names it.
 pub const ENDPOINT_HEADER: &str = "x-gateway-destination-endpoint";
+/// Request header that lists the only endpoints which may serve, as gateways give it to an endpoint picker.
+pub const SUBSET_HEADER: &str = "x-gateway-destination-endpoint-subset";
+/// Namespace of the metadata in which the endpoint-picker protocol has that list, under the header's name.
+pub const SUBSET_METADATA: &str = "envoy.lb.subset_hint";
+/// Response header: the endpoint that has served, for whom such a list was given.
+pub const SERVED_RESPONSE_HEADER: &str = "x-gateway-destination-endpoint-served";
 /// Key of the filter state that says "this request was routed"; Envoy knows it as `wasm.` and this.
 pub const ROUTED_STATE: &str = "routebalance_routed";
 /// What it begins with where the answer streams. A space and the number of the filter's context follow where attempts have a plan.
@@ -12,6 +18,14 @@ pub const ROUTED_AS_STREAM: &str = "stream";
 pub const ROUTED_AS_WHOLE: &str = "whole";
 /// The plugin's root id as an upstream filter of the pools' clusters.
 pub const ATTEMPTS_ROOT_ID: &str = "attempts";
+/// The plugin's root id as a second instance behind a buffer filter, where a decision's headers are written.
+pub const HEADERS_ROOT_ID: &str = "headers";
+/// Key of the filter state with these headers, one per line: its name, and behind a space its value, if it is not removed.
+pub const HEADERS_STATE: &str = "routebalance_headers";
+/// Key of the filter state that says "this request's headers are to be held"; the buffer filter asks for it.
+pub const HELD_STATE: &str = "routebalance_held";
+/// Its value.
+pub const HELD: &str = "yes";
 /// Request header that limits how often Envoy tries again.
 pub const MAX_RETRIES_HEADER: &str = "x-envoy-max-retries";
 /// Request header in which Envoy counts attempts.

@@ -17,7 +17,7 @@ mod tokens;
 pub use call::{Call, call_of, generates, path_of_call};
 pub use error::{Listed, error_body, error_body_about, model_body, models_body, words_of_envoy};
 pub use probe::{Probe, ProbeScan, REPEAT_MAX};
-pub use request::{BodyError, Patch, PatchPlaces, Prompt, RequestScan, patched};
+pub use request::{BodyError, Patch, PatchPlaces, Prompt, RequestScan, patched, patched_length};
 pub use response::{Ending, ErrorCause, Observed, ResponseScan, Usage};
 
 /// An API that takes a prompt.

@@ -63,6 +63,8 @@ pub struct Ask<'a> {
     pub policy: PolicyId,
     /// The instance that holds what the request refers to, if any.
     pub holder: Option<InstanceId>,
+    /// The only instances that may serve, in their order; `None` for all.
+    pub subset: Option<&'a [InstanceId]>,
     /// What the instances have kept of what the request needs.
     pub held: Held<'a>,
     /// How many requests were decided before, for round robin.
@@ -79,7 +81,23 @@ impl<'a> Ask<'a> {
     /// A question about a request of which nothing is known but what its body says, and that explores nothing.
     pub fn new(api: Api, prompt: &'a Prompt, policy: PolicyId) -> Ask<'a> {
         let held = Held::default();
-        Ask { api, prompt, policy, holder: None, held, sequence: 0, draw: 1.0, constraints: None, prices: None }
+        Ask {
+            api,
+            prompt,
+            policy,
+            holder: None,
+            subset: None,
+            held,
+            sequence: 0,
+            draw: 1.0,
+            constraints: None,
+            prices: None,
+        }
+    }
+
+    /// Whether an instance may serve, as far as the gateway says.
+    fn allows(&self, instance: InstanceId) -> bool {
+        self.subset.is_none_or(|subset| subset.binary_search(&instance).is_ok())
     }
 }
 
@@ -128,6 +146,13 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// None of the endpoints that the gateway allows can serve: no other one may.
+    pub fn subset() -> Refusal {
+        let message = "None of the endpoints that the gateway allows can serve this request.";
+        let refusal = Refusal::new(503, RefusalReason::Subset, message);
+        Refusal { retry_after: Some(Duration::from_secs(1)), ..refusal }
+    }
+
     /// A request that is wrong, whenever it comes.
     pub fn new(status: u16, reason: RefusalReason, message: impl Into<String>) -> Refusal {
         Refusal { status, reason, message: message.into(), retry_after: None, param: None }
@@ -268,6 +293,9 @@ impl Router {
 
     /// Where nobody is known who could serve: Envoy may know hosts of a discovered pool, and the default one comes first.
     fn without_candidate(&self, ask: &Ask<'_>, models: &[ModelId]) -> Verdict {
+        if ask.subset.is_some() {
+            return Verdict::Refused(Refusal::subset());
+        }
         let fleet = &self.config.fleet;
         let default = self.config.envoy.default_pool;
         let all = fleet.pool(default).map(|pool| (default, pool)).into_iter().chain(fleet.pools_by_id());

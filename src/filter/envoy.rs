@@ -7,8 +7,8 @@ use std::time::Duration;
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{Action, BufferType, MapType};
 
-use crate::host;
-use routebalance_core::gateway::{Body, Flow, Host, Map};
+use crate::{ahead, host};
+use routebalance_core::gateway::{Body, Flow, Host, Map, listed};
 use routebalance_core::health::Records;
 use routebalance_core::reckoning::{Counters, Reports};
 use routebalance_core::shared::{Board, Index, Key, ReadCache, RowsRead, Sources, Version, decode_health};
@@ -17,6 +17,8 @@ use routebalance_core::shared::{Board, Index, Key, ReadCache, RowsRead, Sources,
 /// is a crossing, and each answer one more for its memory.
 #[derive(Default)]
 pub(super) struct Envoy {
+    /// The request whose callback this is, or that was entered.
+    context: u32,
     now: Cell<Option<Duration>>,
     request: Cell<Option<Headers>>,
     response: Cell<Option<Headers>>,
@@ -26,9 +28,14 @@ pub(super) struct Envoy {
 pub(super) type Headers = Vec<(String, Vec<u8>)>;
 
 impl Envoy {
-    /// Envoy with the headers of a request that an earlier callback has read: while a request is held, nobody else changes them.
-    pub(super) fn with_request(headers: &Cell<Option<Headers>>) -> Envoy {
-        Envoy { request: Cell::new(headers.take()), ..Envoy::default() }
+    /// Envoy in a callback of this request.
+    pub(super) fn in_callback_of(context: u32) -> Envoy {
+        Envoy { context, ..Envoy::default() }
+    }
+
+    /// The same with the headers that an earlier callback has read: while a request is held, nobody else changes them.
+    pub(super) fn with_request(context: u32, headers: &Cell<Option<Headers>>) -> Envoy {
+        Envoy { request: Cell::new(headers.take()), ..Envoy::in_callback_of(context) }
     }
 
     /// What the callback has read, for the next one.
@@ -46,6 +53,13 @@ impl Envoy {
 
     /// Runs `f` on all headers.
     fn on_headers<R>(&self, map: Map, f: impl FnOnce(&mut Headers) -> R) -> R {
+        if map == Map::Request
+            && let Some(mut all) = ahead::visit(self.context, |ahead| std::mem::take(&mut ahead.headers))
+        {
+            let result = f(&mut all);
+            ahead::visit(self.context, |ahead| ahead.headers = all);
+            return result;
+        }
         let cell = self.cell(map);
         let mut all = cell.and_then(Cell::take).unwrap_or_else(|| host::headers(map_type(map)));
         let result = f(&mut all);
@@ -185,7 +199,8 @@ impl Host for Envoy {
     #[inline(never)]
     fn set_header(&mut self, map: Map, name: &str, value: Option<&str>) {
         let is_there = value.is_some() || self.on_headers(map, |all| all.iter().any(|(other, _)| other == name));
-        if !is_there {
+        if !is_there || (map == Map::Request && ahead::visit(self.context, |ahead| ahead.write(name, value)).is_some())
+        {
             return;
         }
         host::set_header(map_type(map), name, value);
@@ -220,6 +235,10 @@ impl Host for Envoy {
         host::number(path)
     }
 
+    fn list(&self, path: &[&str]) -> Option<Vec<String>> {
+        host::raw_property(path).map(|bytes| listed(&bytes))
+    }
+
     fn set_state(&mut self, key: &str, value: &str) {
         host::set_filter_state(key, value);
     }
@@ -242,10 +261,12 @@ impl Host for Envoy {
     fn enter(&mut self, context: u32) -> bool {
         // Headers of one request are not those of another.
         (self.request, self.response) = Default::default();
+        self.context = context;
         hostcalls::set_effective_context(context).is_ok()
     }
 
     fn resume(&mut self) {
+        ahead::end(self.context);
         let _ = hostcalls::resume_http_request();
     }
 }

@@ -62,17 +62,21 @@ pub(super) fn buffer(kind: BufferType, start: usize, size: usize) -> Vec<u8> {
     hostcalls::get_buffer(kind, start, size).ok().flatten().unwrap_or_default()
 }
 
-/// A property as text.
+/// A property as the host gives it.
 #[inline(never)]
+pub(super) fn raw_property(path: &[&str]) -> Option<Vec<u8>> {
+    hostcalls::get_property(path.to_vec()).ok()?
+}
+
+/// A property as text.
 pub(super) fn property(path: &[&str]) -> Option<String> {
-    let bytes = hostcalls::get_property(path.to_vec()).ok()??;
-    String::from_utf8(bytes).ok()
+    String::from_utf8(raw_property(path)?).ok()
 }
 
 /// A property as a whole number.
 #[inline(never)]
 pub(super) fn number(path: &[&str]) -> Option<u64> {
-    let bytes = hostcalls::get_property(path.to_vec()).ok()??;
+    let bytes = raw_property(path)?;
     Some(u64::from_le_bytes(bytes.try_into().ok()?))
 }
 

@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_types, reason = "the host's random numbers come from a hasher's state")]
 #![allow(clippy::disallowed_methods, reason = "the host's clock is read here, and handed to the core")]
 
+mod ahead;
 mod attempt;
 mod envoy;
 mod host;

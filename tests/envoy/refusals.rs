@@ -16,7 +16,7 @@ static WRONG: Setup = Setup {
 };
 
 pub(crate) async fn names_the_field() {
-    let problem = format!("{:#}", WRONG.start().await.expect_err("Envoy does not start"));
+    let problem = format!("{:#}", WRONG.start(true).await.expect_err("Envoy does not start"));
     let mut config: Value = serde_json::from_str(include_str!("../../envoy/routebalance.json")).unwrap();
     config["models"][1]["quality_prior"] = json!(1.5);
     let dir = tempfile::tempdir().unwrap();

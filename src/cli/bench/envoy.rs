@@ -133,10 +133,10 @@ pub(super) async fn run(parts: &Parts, effort: &Effort, only: Option<&str>) -> R
     for cell in CELLS.into_iter().filter(|cell| only.is_none_or(|only| cell.name == only)) {
         eprintln!("Measuring {} ...", cell.name);
         let mut running = Vec::new();
-        for variant in Variant::all(parts.other.is_some(), parts.drills) {
+        let is_base = cell.name == BASE.name;
+        for variant in Variant::all(is_base, parts.other.is_some(), parts.drills) {
             running.push((variant, start(parts, variant, cell, &backend).await?));
         }
-        let is_base = cell.name == BASE.name;
         report.cells.push(measure(cell, &running, effort).await?);
         if is_base {
             report.paced = paced(&running, effort).await?;
@@ -171,6 +171,9 @@ pub(super) async fn start(parts: &Parts, variant: Variant, cell: Cell, backend: 
     let (mut json, config) = located(parts, cell.instances, backend, &run_dir)?;
     if let (Variant::Other, Some(other)) = (variant, &parts.other) {
         set(&mut json, "module", other.display().to_string())?;
+    }
+    if variant == Variant::ModuleWithoutFlag {
+        json["envoy"]["allow_on_headers_stop_iteration"] = false.into();
     }
     if let Variant::Without(part) = variant {
         json["drill"] = json!([part]);
@@ -272,7 +275,11 @@ impl Report {
             else {
                 continue;
             };
-            let cells = [cell.name.to_owned()].into_iter().chain(cpu.iter().map(|us| format!("{us:.0}")));
+            let of = |column: &Measured| {
+                let found = variants.iter().find(|measured| measured.variant == column.variant);
+                found.map_or_else(String::new, |measured| format!("{:.0}", measured.cpu_us_per_request))
+            };
+            let cells = [cell.name.to_owned()].into_iter().chain(measured.iter().map(of));
             let above = [format!("{:.0}", module - route), format!("{:.0}", module - floor)];
             let shares = [route_rate, floor_rate].map(|rate| format!("{:.2}", module_rate / rate));
             table.add_row(cells.chain(above).chain(shares));

@@ -17,6 +17,7 @@ pub(super) struct RawEnvoy {
     pub(super) default_pool: Option<String>,
     pub(super) endpoints_dir: String,
     pub(super) failure_policy: FailurePolicy,
+    pub(super) allow_on_headers_stop_iteration: bool,
     pub(super) per_try_idle_timeout_ms: u64,
     pub(super) model_fallback: bool,
     pub(super) access_log: String,
@@ -35,6 +36,7 @@ impl Default for RawEnvoy {
             default_pool: None,
             endpoints_dir: "envoy/endpoints".to_owned(),
             failure_policy: FailurePolicy::default(),
+            allow_on_headers_stop_iteration: true,
             per_try_idle_timeout_ms: super::PER_TRY_IDLE_TIMEOUT.as_secs().saturating_mul(1_000),
             model_fallback: true,
             access_log: "/dev/stdout".to_owned(),
@@ -72,6 +74,8 @@ pub struct EnvoySettings {
     pub endpoints_dir: String,
     /// What Envoy does when the module traps.
     pub failure_policy: FailurePolicy,
+    /// Whether the plugin has no `allow_on_headers_stop_iteration`: a request's headers go on before it is decided.
+    pub headers_go_on: bool,
     /// How long an attempt may bring nothing at all before Envoy gives it up.
     pub per_try_idle_timeout: Duration,
     /// Whether a request that leaves the model to the filter is retried at other models, too.
@@ -107,6 +111,7 @@ pub(super) fn check(raw: RawEnvoy, fleet: &Fleet) -> Result<EnvoySettings, Confi
         default_pool: default_pool(raw.default_pool.as_deref(), fleet)?,
         endpoints_dir: check_text("envoy.endpoints_dir", &raw.endpoints_dir)?,
         failure_policy: raw.failure_policy,
+        headers_go_on: !raw.allow_on_headers_stop_iteration,
         per_try_idle_timeout: Duration::from_millis(raw.per_try_idle_timeout_ms),
         model_fallback: raw.model_fallback,
         access_log: check_text("envoy.access_log", &raw.access_log)?,

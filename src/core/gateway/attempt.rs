@@ -15,6 +15,9 @@ use crate::router::{Decision, Elsewhere, RefusalReason};
 pub(super) struct AttemptPlan {
     /// What the request must say at pools of other models.
     elsewhere: Vec<Elsewhere>,
+    /// Its length as the first attempt has said it, if it has: attempts write it anew, and what one of them writes into the headers is still
+    /// there at the next.
+    length: Option<u64>,
     /// What of its body may be rewritten, and what has been.
     places: PatchPlaces,
     done: Vec<Patch>,
@@ -34,6 +37,7 @@ impl AttemptPlan {
     pub(super) fn new(api: Api, decision: &Decision, places: PatchPlaces, done: Vec<Patch>) -> AttemptPlan {
         AttemptPlan {
             elsewhere: decision.to.elsewhere.clone(),
+            length: None,
             places,
             done,
             api,
@@ -84,9 +88,20 @@ impl AttemptPlan {
     }
 }
 
+/// What an attempt after the first needs to know.
+struct NextAttempt {
+    api: Api,
+    /// Whether it is not to be made.
+    given_up: bool,
+    /// The request's length as the first attempt has said it.
+    length: Option<u64>,
+    /// What is to be changed.
+    patches: Vec<Patch>,
+}
+
 impl Gateway {
-    /// Another attempt of a request begins, at this address: its API, whether it is to be given up, and what is to be changed.
-    fn begin_attempt(&mut self, host: &mut impl Host, id: u32, address: &str) -> Option<(Api, bool, Vec<Patch>)> {
+    /// Another attempt of a request begins, at this address.
+    fn begin_attempt(&mut self, host: &mut impl Host, id: u32, address: &str) -> Option<NextAttempt> {
         let now = host.now();
         let instance = self.worker.router.config().fleet.instance_at(address);
         let plan = &mut self.serving(id)?.sent.plan;
@@ -99,8 +114,12 @@ impl Gateway {
         let plan = &mut self.serving(id)?.sent.plan;
         plan.first_is_silent |= is_silent;
         plan.passed.push(instance);
+        if is_second {
+            plan.length = host.header(Map::Request, "content-length").and_then(|length| length.trim().parse().ok());
+        }
         let plan = &self.served(id)?.sent.plan;
-        Some((plan.api, given_up, plan.patches(&self.worker.router.config().fleet, address)))
+        let patches = plan.patches(&self.worker.router.config().fleet, address);
+        Some(NextAttempt { api: plan.api, given_up, length: plan.length, patches })
     }
 
     /// An instance has failed at a request; whether the request is the reason.
@@ -114,8 +133,9 @@ impl Gateway {
 /// One attempt.
 #[derive(Default)]
 pub struct Attempt {
-    /// What makes the body ask for the model of this attempt's instance; `None` once it does.
-    patches: Option<Vec<Patch>>,
+    api: Option<Api>,
+    /// What makes the body ask for the model of this attempt's instance; none once it does.
+    patches: Vec<Patch>,
     /// Bytes of the body that are in the host's buffer.
     size: usize,
     /// Whether the instance has answered.
@@ -129,20 +149,21 @@ pub fn context_of(host: &impl Host) -> Option<u32> {
 
 impl Attempt {
     /// Ends the request: no instance gets it any more.
-    fn give_up(host: &mut impl Host, api: Option<Api>, status: u16, reason: RefusalReason, message: &str) -> Flow {
-        let body = openai::error_body(api, status, message);
+    fn give_up(&self, host: &mut impl Host, status: u16, reason: RefusalReason, message: &str) -> Flow {
+        let body = openai::error_body(self.api, status, message);
         let headers = [("content-type", "application/json"), (names::REFUSED_REASON_RESPONSE_HEADER, reason.name())];
         host.respond(status, &headers, body.as_bytes());
         Flow::Pause
     }
 
-    fn write_body(&mut self, host: &mut impl Host, size: usize) {
-        let Some(patches) = self.patches.take() else { return };
-        let length = patch_body(host, &patches, size, None).unwrap_or(size);
-        // What an attempt writes into the headers is still there at the next one; what it does to the body is not.
-        if host.header(Map::Request, "content-length").is_some() {
-            host.set_header(Map::Request, "content-length", Some(&length.to_string()));
+    /// The whole body is here. The headers have said its length, so that a body which cannot be written goes nowhere.
+    fn write_body(&mut self, host: &mut impl Host, size: usize) -> Flow {
+        let patches = std::mem::take(&mut self.patches);
+        if patches.is_empty() || patch_body(host, &patches, size, None).is_some() {
+            return Flow::Continue;
         }
+        let message = "The gateway cannot write this request as the next instance needs it.";
+        self.give_up(host, 503, RefusalReason::Unwritten, message)
     }
 
     /// The attempt begins. `gateway` has the request; `None` if its VM has been replaced since, and nobody knows what to ask for.
@@ -154,34 +175,37 @@ impl Attempt {
         end_of_stream: bool,
     ) -> Flow {
         let address = host.property(&["upstream", "address"]).unwrap_or_default();
-        let Some((api, is_suspect, patches)) = gateway.and_then(|gateway| gateway.begin_attempt(host, id, &address))
-        else {
+        let Some(next) = gateway.and_then(|gateway| gateway.begin_attempt(host, id, &address)) else {
             let message = "The gateway was restarted while it looked for an instance.";
-            return Attempt::give_up(host, None, 503, RefusalReason::Restarted, message);
+            return self.give_up(host, 503, RefusalReason::Restarted, message);
         };
-        if is_suspect {
+        self.api = Some(next.api);
+        if next.given_up {
             let message = "Two instances have broken this request off.";
-            return Attempt::give_up(host, Some(api), 502, RefusalReason::Suspect, message);
+            return self.give_up(host, 502, RefusalReason::Suspect, message);
         }
-        self.patches = Some(patches);
-        // Also where nothing is changed: an attempt before this one may have written another length.
-        if end_of_stream { Flow::Continue } else { Flow::Pause }
+        if !end_of_stream {
+            // Also where nothing is changed: an attempt before this one may have written another length.
+            if let Some(length) = next.length.map(|length| openai::patched_length(&next.patches, length)) {
+                host.set_header(Map::Request, "content-length", Some(&length.to_string()));
+            }
+            self.patches = next.patches;
+        }
+        Flow::Continue
     }
 
     /// More of the body is here.
     pub fn on_request_body(&mut self, host: &mut impl Host, size: usize, end_of_stream: bool) -> Flow {
-        if self.patches.is_some() && !end_of_stream {
+        if !self.patches.is_empty() && !end_of_stream {
             self.size = size;
             return Flow::Pause;
         }
-        self.write_body(host, size);
-        Flow::Continue
+        self.write_body(host, size)
     }
 
     /// A body that ends with trailers has no last piece of its own.
     pub fn on_request_trailers(&mut self, host: &mut impl Host) -> Flow {
-        self.write_body(host, self.size);
-        Flow::Continue
+        self.write_body(host, self.size)
     }
 
     /// The instance answers.

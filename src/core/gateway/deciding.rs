@@ -36,6 +36,8 @@ pub(super) struct RequestReading {
     pub(super) keys: Keys,
     /// What the request insists on by its headers.
     constraints: Option<Constraints>,
+    /// The only instances that may serve, in their order; `None` for all.
+    pub(super) subset: Option<Vec<InstanceId>>,
 }
 
 impl RequestReading {
@@ -107,6 +109,7 @@ impl Pending {
             prompt,
             policy: reading.policy,
             holder,
+            subset: reading.subset.as_deref(),
             held: self.recall.held(),
             sequence,
             draw: worker.learner.draw(),
@@ -154,6 +157,11 @@ impl Gateway {
             Packed::Never | Packed::Unpacked => {}
         }
         let policy = self.policy(host);
+        let subset = match self.subset(host, policy) {
+            Err(refusal) => return self.refuse(host, id, Some(api), &refusal),
+            Ok(Some(subset)) if subset.is_empty() => return self.refuse(host, id, Some(api), &Refusal::subset()),
+            Ok(subset) => subset,
+        };
         let mut headers = RequestHeaders::default();
         let constraints = match self.worker.router.header_constraints(policy, |name| headers.take(host, name)) {
             Err(refusal) => return self.refuse(host, id, Some(api), &refusal),
@@ -182,6 +190,7 @@ impl Gateway {
             session,
             keys: Keys::default(),
             constraints,
+            subset,
         };
         if end_of_stream {
             return self.decide(host, id, reading, true, 0);
@@ -200,10 +209,11 @@ impl Gateway {
         buffered: usize,
     ) -> Flow {
         let api = reading.api;
+        let may_pass = api.is_guessed() && reading.subset.is_none();
         let mut prompt = if whole {
             match reading.scan.finish() {
                 Ok(prompt) => prompt,
-                Err(_) if api.is_guessed() => return self.leave(host, id, api, UntouchedReason::OtherPath),
+                Err(_) if may_pass => return self.leave(host, id, api, UntouchedReason::OtherPath),
                 Err(error) => {
                     let unpacked =
                         if reading.packed == Packed::Unpacked { " It was read as Envoy has unpacked it." } else { "" };
@@ -216,7 +226,7 @@ impl Gateway {
             let names_model = prompt.model.is_some() || reading.deployment.is_some();
             let RequestReading { policy, constraints, packed, .. } = &reading;
             match self.worker.router.too_large(*policy, constraints.as_ref(), names_model, *packed) {
-                Some(_) if api.is_guessed() => return self.leave(host, id, api, UntouchedReason::OtherPath),
+                Some(_) if may_pass => return self.leave(host, id, api, UntouchedReason::OtherPath),
                 Some(refusal) => return self.refuse(host, id, Some(api), &refusal),
                 None => prompt,
             }
@@ -244,6 +254,9 @@ impl Gateway {
         timing: DecisionTiming,
     ) -> Flow {
         match verdict {
+            Verdict::Untouched(_) | Verdict::Pooled { .. } if pending.reading.subset.is_some() => {
+                self.refuse(host, id, Some(pending.reading.api), &Refusal::subset())
+            }
             Verdict::Untouched(reason) => self.leave(host, id, pending.reading.api, reason),
             Verdict::Pooled { pool, max_tokens } => {
                 self.pass_to_pool(host, pool, max_tokens, &pending);

@@ -54,6 +54,8 @@ pub trait Host: Board {
     fn property(&self, path: &[&str]) -> Option<String>;
     /// A property of the request as a whole number.
     fn number(&self, path: &[&str]) -> Option<u64>;
+    /// A property of the request as a list of texts; one text counts as a list with commas.
+    fn list(&self, path: &[&str]) -> Option<Vec<String>>;
     /// Sets filter state of the request.
     fn set_state(&mut self, key: &str, value: &str);
     /// Matches the routes again with the headers and the state as they are now.

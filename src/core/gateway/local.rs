@@ -72,8 +72,16 @@ impl Gateway {
 
     /// A stored response belongs to the instance that made it.
     pub(super) fn response_item(&mut self, host: &mut impl Host, id: u32, response: &str) -> Flow {
+        let subset = match self.subset(host, self.policy(host)) {
+            Err(refusal) => return self.refuse(host, id, Some(openai::Api::Responses), &refusal),
+            Ok(subset) => subset,
+        };
         let fleet = &self.worker.router.config().fleet;
-        let holder = self.worker.holder(host, response).and_then(|instance| fleet.instance(instance));
+        let holder = self.worker.holder(host, response);
+        if subset.is_some_and(|subset| holder.is_none_or(|holder| !subset.contains(&holder))) {
+            return self.refuse(host, id, Some(openai::Api::Responses), &Refusal::subset());
+        }
+        let holder = holder.and_then(|instance| fleet.instance(instance));
         let found = holder.and_then(|holder| Some((fleet.pool(holder.pool)?, holder)));
         let Some((pool, holder)) = found else { return self.pass(host, id, UntouchedReason::UnknownResponse) };
         direct(host, &pool.cluster, Some(&holder.address), true, None);

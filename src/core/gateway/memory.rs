@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::subset::listed;
 use super::{Body, Host, Map};
 use crate::shared::{Board, Bytes, Key, Version};
 
@@ -215,6 +216,10 @@ impl<B: Board> Host for MemoryHost<B> {
             ["connection", "id"] => exchange.connection,
             _ => None,
         }
+    }
+
+    fn list(&self, path: &[&str]) -> Option<Vec<String>> {
+        self.property(path).map(|text| listed(text.as_bytes()))
     }
 
     fn set_state(&mut self, key: &str, value: &str) {

@@ -46,6 +46,8 @@ pub(super) struct Serving {
     /// Under which names what it leaves behind is remembered.
     keys: Keys,
     pub(super) sent: Sent,
+    /// Whether the gateway has said which endpoints may serve.
+    has_subset: bool,
     /// Whose answer it is, where Envoy has not brought it.
     pub(super) served: Option<Served>,
     response: Option<ResponseScan>,
@@ -64,9 +66,10 @@ pub(super) struct Serving {
 impl Serving {
     /// A request that was sent just now.
     pub(super) fn new(reading: RequestReading, decision: Decision, sent: Sent, now: Duration) -> Serving {
-        let RequestReading { api, started, keys, .. } = reading;
+        let RequestReading { api, started, keys, subset, .. } = reading;
         Serving {
             api,
+            has_subset: subset.is_some(),
             started,
             sent_at: now,
             dispatch: Some(decision.dispatch()),
@@ -135,6 +138,9 @@ impl Serving {
         }
         if self.decision.because.budget_exhausted {
             set(names::BUDGET_EXHAUSTED_RESPONSE_HEADER, "true");
+        }
+        if let Some(upstream) = upstream.as_deref().filter(|_| self.has_subset) {
+            set(names::SERVED_RESPONSE_HEADER, upstream);
         }
         if let Some(upstream) = upstream.filter(|_| config.expose_endpoint) {
             set(names::ENDPOINT_RESPONSE_HEADER, &upstream);

@@ -198,6 +198,8 @@ impl Gateway {
         if may_generate(host, method, path) && self.refuses_unread(host) {
             return self.refuse_other_path(host, id);
         }
+        // It means something to whoever trusts it.
+        host.set_header(Map::Request, names::SUBSET_HEADER, None);
         self.pass(host, id, UntouchedReason::OtherPath)
     }
 
@@ -211,6 +213,7 @@ impl Gateway {
         let mut headers = RequestHeaders::default();
         let policy = self.policy(host);
         self.worker.router.loses_limits(policy, |name| headers.values(host, name))
+            || !matches!(self.subset(host, policy), Ok(None))
     }
 }
 

@@ -259,12 +259,68 @@ fn a_request_that_breaks_two_instances_is_given_to_no_third() {
         attempt.on_done(&host, Some(&mut gateway), 5);
     }
     let answered = host.exchange(5).answered.as_ref().map(|answer| answer.status);
-    assert_eq!((attempts, answered), (vec![Flow::Pause; 2], Some(502)));
+    assert_eq!((attempts, answered), (vec![Flow::Continue, Flow::Pause], Some(502)));
     // A VM that does not know the request gives no body to the wrong model.
     let mut host = Scene::default();
     host.request(6, CHAT, &[], STREAM);
     Attempt::default().on_request_headers(&mut host, None, 6, false);
     assert_eq!(host.exchange(6).answered.as_ref().map(|answer| answer.status), Some(503));
+}
+
+/// An attempt says its body's length before the body comes, whatever an attempt before it has said.
+#[test]
+fn an_attempt_at_another_model_says_the_length_of_its_own_body() {
+    let mut host = Scene::default();
+    let mut gateway = gateway(&mut host, &json!({}));
+    tick(&mut gateway, &mut host, 10, idle);
+    host.request(5, CHAT, &[("content-length", &STREAM.len().to_string())], STREAM);
+    gateway.on_request_headers(&mut host, 5, false);
+    gateway.on_request_body(&mut host, 5, STREAM.len(), true);
+    let sent = host.exchange(5).body.clone();
+    let listed: Vec<String> =
+        host.request_header(5, names::ENDPOINT_HEADER).unwrap().split(',').skip(1).map(str::to_owned).collect();
+    let mut lengths = std::collections::BTreeSet::new();
+    for address in &listed {
+        let exchange = host.exchanges.get_mut(&5).unwrap();
+        exchange.properties.insert("upstream.address".to_owned(), address.clone());
+        exchange.body.clone_from(&sent);
+        let mut attempt = Attempt::default();
+        assert_eq!(attempt.on_request_headers(&mut host, Some(&mut gateway), 5, false), Flow::Continue);
+        let said: usize = host.request_header(5, "content-length").unwrap().parse().unwrap();
+        assert_eq!(attempt.on_request_body(&mut host, sent.len(), true), Flow::Continue);
+        assert_eq!(host.exchange(5).body.len(), said, "{address}");
+        lengths.insert(said);
+    }
+    assert!(lengths.len() > 1, "models have names of several lengths");
+    // A body that is none of the request's goes nowhere.
+    let mut attempt = Attempt::default();
+    host.exchanges.get_mut(&5).unwrap().properties.insert("upstream.address".to_owned(), listed[0].clone());
+    attempt.on_request_headers(&mut host, Some(&mut gateway), 5, false);
+    host.exchanges.get_mut(&5).unwrap().body = b"{}".to_vec();
+    assert_eq!(attempt.on_request_body(&mut host, 2, true), Flow::Pause);
+    assert_eq!(host.exchange(5).answered.as_ref().map(|answer| answer.status), Some(503));
+}
+
+/// Where headers have gone on undecided, Envoy's own route serves, unless limits would be lost.
+#[test]
+fn headers_that_have_gone_on_cost_the_decision_and_no_limit() {
+    for (budget, status) in [(Value::Null, None), (json!({"tokens": 9}), Some(503))] {
+        let mut host = Scene::default();
+        let mut policy = json!({"name": "balanced", "weights": {"quality": 1, "latency": 1, "cost": 1}});
+        if budget.is_object() {
+            policy["budget"] = budget;
+        }
+        let more = json!({"policies": [policy], "routes": [], "default_policy": "balanced"});
+        let mut gateway = gateway(&mut host, &more);
+        host.request(5, CHAT, &[], AUTO);
+        assert_eq!(gateway.on_request_headers(&mut host, 5, false), Flow::Pause);
+        assert!(gateway.awaits_body(5));
+        let flow = gateway.on_headers_gone(&mut host, 5);
+        assert_eq!(flow == Flow::Continue, status.is_none());
+        gateway.on_request_body(&mut host, 5, AUTO.len(), true);
+        assert_eq!(host.exchange(5).answered.as_ref().map(|answer| answer.status), status);
+        assert!(!gateway.awaits_body(5) && host.request_header(5, names::ENDPOINT_HEADER).is_none());
+    }
 }
 
 /// Whatever callbacks come, in whatever order: nothing fails, and what has ended holds nothing.

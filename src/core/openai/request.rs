@@ -11,7 +11,7 @@ mod unread;
 use std::ops::Range;
 
 pub use body_error::BodyError;
-pub use patch::{Patch, PatchPlaces, patched};
+pub use patch::{Patch, PatchPlaces, patched, patched_length};
 
 use reading::BodyReading;
 

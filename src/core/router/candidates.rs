@@ -46,7 +46,7 @@ impl Router {
         let (mut busy, mut ejected, mut doubted) = (Vec::new(), Vec::new(), Vec::new());
         let (mut too_short, mut unreachable) = (Vec::new(), Vec::new());
         for (i, instance) in fleet.instances_by_id() {
-            let wanted = holder.is_none_or(|h| h == i) && instance.presence != Presence::Gone;
+            let wanted = holder.is_none_or(|h| h == i) && instance.presence != Presence::Gone && ask.allows(i);
             let (Some(pool), Some(Some(offer)), true) =
                 (fleet.pool(instance.pool), offers.get(instance.pool.index()), wanted)
             else {

@@ -39,7 +39,8 @@ impl Router {
             fallbacks.extend(others.next());
             fallbacks.extend(own.next());
         }
-        fallbacks.extend(self.rest_of_pool(chosen.instance, pool, &fallbacks, loads));
+        let rest = self.rest_of_pool(chosen.instance, pool, &fallbacks, loads);
+        fallbacks.extend(rest.into_iter().filter(|i| ask.allows(*i)));
         fallbacks.truncate(FALLBACKS_MAX);
         fallbacks
     }
@@ -190,9 +191,15 @@ mod tests {
             let loads = loads(&router, &mut random);
             let model = ["auto", "Qwen2.5-7B-Instruct", "Qwen2.5-72B-Instruct"][random.below(3)];
             let prompt = prompt(model);
+            let all = router.config().fleet.instances_by_id().map(|(id, _)| id);
+            let subset: Option<Vec<InstanceId>> =
+                (seed % 2 == 0).then(|| all.filter(|_| random.below(3) == 0).collect());
             let ask = Ask::new(Api::ChatCompletions, &prompt, PolicyId::new(random.below(policies)));
+            let ask = Ask { subset: subset.as_deref(), ..ask };
             let Verdict::Decided(decision) = router.route(&ask, Some(&loads), &Learned::default()) else { continue };
             check(&router, &decision, model != "auto", seed);
+            let chosen = std::iter::once(&decision.to.instance).chain(&decision.to.fallbacks);
+            assert!(chosen.copied().all(|i| ask.allows(i)), "{seed}: nobody whom the gateway does not allow");
             with_others += usize::from(!decision.to.elsewhere.is_empty());
             named += usize::from(model != "auto");
         }

@@ -38,6 +38,12 @@ named! {
         Suspect = "suspect",
         /// The VM that had the request was replaced between two attempts.
         Restarted = "restarted",
+        /// The body cannot be written as the next instance needs it.
+        Unwritten = "unwritten",
+        /// None of the endpoints that the gateway allows can serve.
+        Subset = "subset",
+        /// The request has limits, and its headers have gone on before it could be read.
+        HeadersGone = "headers_gone",
     }
 }
 
@@ -70,6 +76,8 @@ named! {
         NoCandidate = "no_candidate",
         /// The request's policy does not exist.
         NoPolicy = "no_policy",
+        /// Its headers have gone on to Envoy's router, or nobody writes a decision's headers.
+        HeadersGone = "headers_gone",
         /// The drill `router` is on.
         Drill = "drill",
     }

@@ -60,7 +60,8 @@ async fn served_by_another(gateway: &Gateway, favourite: &str, request: &Request
     let asked = format!(r#""model":"{}""#, serving.served_model);
     let expected = String::from_utf8_lossy(&request.body).replacen(r#""model":"auto""#, &asked, 1);
     assert!(received.body == expected.as_bytes(), "{id}: {} of {} bytes", received.body.len(), expected.len());
-    match request.chunk {
+    // A buffer filter knows how long the body is.
+    match request.chunk.filter(|_| !gateway.config().envoy.headers_go_on) {
         None => assert_eq!(received.header("content-length"), Some(expected.len().to_string().as_str()), "{id}"),
         Some(_) => assert_eq!(received.header("content-length"), None, "{id}"),
     }

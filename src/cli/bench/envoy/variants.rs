@@ -17,6 +17,8 @@ pub(in super::super) enum Variant {
     Floor,
     /// The module.
     Module,
+    /// The module where the plugin cannot hold headers, with the buffer and the second instance behind it.
+    ModuleWithoutFlag,
     /// Another module, to compare with: that of an earlier commit.
     Other,
     /// The module, of which one part acts as if it had failed: what it costs without.
@@ -27,11 +29,13 @@ pub(in super::super) enum Variant {
 const DRILLS: [&str; 3] = ["router", "predictor", "shared_data"];
 
 impl Variant {
-    /// All, with another module where there is one, and with drills where they are wanted.
-    pub(super) fn all(has_other: bool, drills: bool) -> impl Iterator<Item = Variant> {
+    /// All, with another module where there is one, and with drills where they are wanted. The base cell alone has the module without the
+    /// flag.
+    pub(super) fn all(is_base: bool, has_other: bool, drills: bool) -> impl Iterator<Item = Variant> {
         let always = [Variant::Route, Variant::Buffer, Variant::Floor, Variant::Module];
+        let always = always.into_iter().chain(is_base.then_some(Variant::ModuleWithoutFlag));
         let without = DRILLS.map(Variant::Without).into_iter().filter(move |_| drills);
-        always.into_iter().chain(has_other.then_some(Variant::Other)).chain(without)
+        always.chain(has_other.then_some(Variant::Other)).chain(without)
     }
 
     /// As the table calls it.
@@ -41,6 +45,7 @@ impl Variant {
             Variant::Buffer => "buffer filter",
             Variant::Floor => "minimal wasm",
             Variant::Module => "RouteBalance",
+            Variant::ModuleWithoutFlag => "RouteBalance without the flag",
             Variant::Other => "other module",
             Variant::Without("router") => "drill `router`",
             Variant::Without("predictor") => "drill `predictor`",
@@ -51,7 +56,9 @@ impl Variant {
     /// The rendered configuration with this variant in it. `targets` are a cluster and its endpoints.
     pub(super) fn configuration(self, rendered: &str, floor: &Path, targets: &str) -> Result<String> {
         let filter = match self {
-            Variant::Module | Variant::Other | Variant::Without(_) => return Ok(rendered.to_owned()),
+            Variant::Module | Variant::ModuleWithoutFlag | Variant::Other | Variant::Without(_) => {
+                return Ok(rendered.to_owned());
+            }
             Variant::Route => String::new(),
             Variant::Buffer => BUFFER.to_owned(),
             Variant::Floor => floor_filter(floor, targets),
@@ -117,7 +124,7 @@ mod tests {
     #[test]
     fn no_variant_but_the_module_has_the_module() {
         let rendered = include_str!("../../../../envoy/envoy.yaml");
-        for variant in Variant::all(false, false) {
+        for variant in Variant::all(false, false, false) {
             let text = variant.configuration(rendered, Path::new("floor.wasm"), "pool 1.2.3.4:5").unwrap();
             assert_eq!(text.contains("/routebalance.wasm\" }"), variant == Variant::Module, "{variant:?}");
             assert_eq!(text.contains("filters.http.buffer.v3"), variant == Variant::Buffer, "{variant:?}");

@@ -27,14 +27,18 @@ pub fn patched(patches: &[Patch], body: &[u8]) -> Option<Vec<u8>> {
     Some(whole)
 }
 
+/// The length that patches make of a body of this length.
+pub fn patched_length(patches: &[Patch], length: u64) -> u64 {
+    patches.iter().fold(length, |length, Patch { replace, with }| {
+        length.saturating_add(with.len() as u64).saturating_sub(replace.end.saturating_sub(replace.start))
+    })
+}
+
 /// Patches of a body that others have been applied to, so that it says what these ask for: `done` and `wanted` are both patches of the
 /// body as it was, in its order. Where `wanted` leaves alone what `done` has changed, the change stays.
 fn after(done: &[Patch], wanted: &[Patch]) -> Vec<Patch> {
     let moved = |at: u64, before: &dyn Fn(&Patch) -> bool| {
-        done.iter().filter(|patch| before(patch)).fold(at, |at, patch| {
-            let taken = patch.replace.end.saturating_sub(patch.replace.start);
-            at.saturating_add(patch.with.len() as u64).saturating_sub(taken)
-        })
+        done.iter().filter(|patch| before(patch)).fold(at, |at, patch| patched_length(std::slice::from_ref(patch), at))
     };
     let place = |patch: &Patch| {
         let start = moved(patch.replace.start, &|other| other.replace.start < patch.replace.start);

@@ -44,7 +44,8 @@ const CALLS: [&str; 28] = [
 ];
 const PREFIXES: [&str; 10] = ["", "", "", "/strict", "/shed", "/priced", "/turns", "/least", "/paper", "/adaptive"];
 /// What clients may say besides.
-const HEADERS: [(&str, &[&str]); 27] = [
+const HEADERS: [(&str, &[&str]); 28] = [
+    (names::SUBSET_HEADER, &["10.0.0.1:1,10.0.0.2:1", "10.9.9.9:9", "", "nonsense", "[::1]:1, 10.0.0.1:1 ,"]),
     ("content-type", &["application/json", "multipart/form-data; boundary=x", "multipart/form-data; boundary=\"", ""]),
     ("content-encoding", &["gzip", "br", "identity", "gzip, br", "", "x\u{FFFD}"]),
     (names::ENCODING_HEADER, &["gzip", "zstd", "deflate", "gzip,gzip"]),

@@ -102,6 +102,11 @@ impl Host for Watched {
         self.memory.property(path)
     }
 
+    fn list(&self, path: &[&str]) -> Option<Vec<String>> {
+        self.count();
+        self.memory.list(path)
+    }
+
     fn number(&self, path: &[&str]) -> Option<u64> {
         self.count();
         self.memory.number(path)

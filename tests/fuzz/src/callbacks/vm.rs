@@ -250,7 +250,10 @@ impl Vm {
         let flow = self.enter(id, "attempt", |gateway, host| {
             attempt.on_request_headers(host, knows.then_some(gateway), context, is_whole || size == 0)
         });
-        if flow == Flow::Pause && self.host.memory.exchanges.get(&id).is_some_and(|e| e.answered.is_none()) {
+        if flow == Flow::Continue
+            && size > 0
+            && self.host.memory.exchanges.get(&id).is_some_and(|e| e.answered.is_none())
+        {
             self.enter(id, "attempt body", |_, host| {
                 attempt.on_request_body(host, size, is_whole);
                 if !is_whole {

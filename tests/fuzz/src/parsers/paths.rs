@@ -22,11 +22,14 @@ const PATHS: [&[u8]; 12] = [
     b"",
 ];
 
-/// A path, or a feedback, or a question to the predictor.
+/// A path, or a feedback, or a question to the predictor, or a list of endpoints.
 pub fn paths(data: &[u8]) {
     let mut choices = Choices::new(data);
     if choices.in_256(80) {
         return small_body(&mut choices);
+    }
+    if choices.in_256(20) {
+        return list(&mut choices);
     }
     let path = String::from_utf8_lossy(&choices.bytes_like(&PATHS)).into_owned();
     let method = choices.pick(&["POST", "GET", "DELETE", "", "post"]);
@@ -49,6 +52,17 @@ pub fn paths(data: &[u8]) {
         Some(Call::ResponseItem { id }) => assert!(!id.is_empty()),
         Some(Call::Models) | None => {}
     }
+}
+
+/// A list as the host hands it over, or as a header has it.
+fn list(choices: &mut Choices<'_>) {
+    let as_pairs = b"\x02\0\0\0\x0b\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\x0010.0.0.1:80\0\0[::1]:8\0\0";
+    let bytes = choices.bytes_like(&[as_pairs, b"10.0.0.1:80, [::1]:8000,"]);
+    let listed = routebalance_core::gateway::listed(&bytes);
+    // What is no text becomes longer: three bytes for each of its own.
+    let size: usize = listed.iter().map(String::len).sum();
+    assert!(size <= 3 * bytes.len() && listed.len() <= bytes.len(), "{bytes:?} became {listed:?}");
+    see(("list", listed.len().min(9)));
 }
 
 fn small_body(choices: &mut Choices<'_>) {
