@@ -24,6 +24,8 @@ mod batching;
 mod clients;
 #[path = "envoy/discovery.rs"]
 mod discovery;
+#[path = "envoy/endpoint_picker.rs"]
+mod endpoint_picker;
 #[path = "envoy/faults.rs"]
 mod faults;
 mod harness;
@@ -38,10 +40,16 @@ mod learning;
 mod manners;
 #[path = "envoy/own.rs"]
 mod own;
+#[path = "envoy/packages.rs"]
+mod packages;
 #[path = "envoy/parity.rs"]
 mod parity;
+#[path = "envoy/passage.rs"]
+mod passage;
 #[path = "envoy/prices.rs"]
 mod prices;
+#[path = "envoy/python.rs"]
+mod python;
 #[path = "envoy/refusals.rs"]
 mod refusals;
 mod scenarios;
@@ -58,36 +66,38 @@ mod virtual_time;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
 
-use harness::{Gateway, Setup, Stage};
+use harness::{Gateway, Kind, Setup, Stage};
 use libtest_mimic::{Arguments, Trial};
 use routebalance_instance::Fault;
 use scenarios::{APIS, NAMES, PASSED, REFUSED, Served, is_passed, is_refused, is_served};
 use setups::{
-    ADMISSION, AFFINITY, BATCHING, BLIND, BYPASSED, CLIENTS, DISCOVERED, HEADERS, HEALTH, HEALTH_OF_FOUR, LEAN,
-    LEARNING, MANNERS, OWN, PRICES, REFERENCE, STATIC, STRANGERS, TENANTS, UNTOUCHED, VM,
+    ADMISSION, AFFINITY, BATCHING, BLIND, BYPASSED, CLIENTS, DISCOVERED, FOUND_OUT, HEADERS, HEALTH, HEALTH_OF_FOUR,
+    LEAN, LEARNING, MANNERS, OLDER, OWN, PACKAGES, PACKAGES_DISCOVERED, PICKER, PRICES, REFERENCE, STATIC, STRANGERS,
+    TENANTS, UNTOUCHED, VM, WITHOUT_BUFFER, WITHOUT_WRITER,
 };
 use strangers::gone::{Sent, favourite_is_gone};
 
 /// Says which stage's second half a process runs. Two halves side by side take half as long: with Envoy each waits most of its time, and
 /// in virtual time each has a processor.
 const HALF_VARIABLE: &str = "ROUTEBALANCE_ENVOY_HALF";
-const VIRTUAL: &str = "virtual time";
-const REAL: &str = "real time";
+/// Kinds of gateways by the names that this variable knows, in the order in which they run.
+const KINDS: [(&str, Kind); 3] =
+    [("virtual time", Kind::Virtual), ("real time", Kind::Envoy), ("without the flag", Kind::EnvoyWithoutFlag)];
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One gateway at a time, in the order of the list.
     arguments.test_threads = Some(1);
-    let succeeded = match std::env::var(HALF_VARIABLE).ok().as_deref() {
-        Some(VIRTUAL) => run(&arguments, second_half(&Stage::in_virtual_time())),
-        Some(_) => run(&arguments, second_half(&Stage::new())),
+    let half = std::env::var(HALF_VARIABLE).ok();
+    let succeeded = match KINDS.into_iter().find(|(name, _)| half.as_deref() == Some(name)) {
+        Some((_, kind)) => run(&arguments, second_half(&Stage::new(kind))),
         None if arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.list => {
             // One after the other: in virtual time no processor is idle, and in real time they must be.
-            let is_virtual = side_by_side(&arguments, VIRTUAL, first_half(&Stage::in_virtual_time()));
-            side_by_side(&arguments, REAL, first_half(&Stage::new())) && is_virtual
+            let ran = KINDS.map(|(name, kind)| side_by_side(&arguments, name, first_half(&Stage::new(kind))));
+            ran.into_iter().all(|succeeded| succeeded)
         }
         None => {
-            let stages = [Stage::in_virtual_time(), Stage::new()];
+            let stages = KINDS.map(|(_, kind)| Stage::new(kind));
             let trials = stages.iter().flat_map(|stage| first_half(stage).into_iter().chain(second_half(stage)));
             run(&arguments, trials.collect())
         }
@@ -100,11 +110,11 @@ fn run(arguments: &Arguments, trials: Vec<Trial>) -> bool {
 }
 
 /// Runs one half here and the other one in a process of its own; what that says is shown at the end.
-fn side_by_side(arguments: &Arguments, time: &str, first_half: Vec<Trial>) -> bool {
+fn side_by_side(arguments: &Arguments, kind: &str, first_half: Vec<Trial>) -> bool {
     let this = std::env::current_exe().expect("this program");
     let other: Child = Command::new(this)
         .args(std::env::args_os().skip(1))
-        .env(HALF_VARIABLE, time)
+        .env(HALF_VARIABLE, kind)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -198,6 +208,10 @@ fn first_half(stage: &Arc<Stage>) -> Vec<Trial> {
         "a budget that is used up is flagged" => admission::budgets_are_used_up,
         "saturated instances shed" => admission::saturated_instances_shed,
         envoy "what is not read passes no limits by" => admission::no_way_round,
+        "an endpoint of the list serves, and it is said which" => endpoint_picker::follows_header,
+        "no endpoint of the list can serve, or it is no list" => endpoint_picker::none_is_left,
+        "a list of endpoints counts where it is trusted" => endpoint_picker::untrusted,
+        "retries stay within the list" => endpoint_picker::retries_stay_within,
     ));
     trials.extend(APIS.iter().take(3).filter_map(|row| served(&BATCHING, "fused", row)));
     trials.extend(scenarios!(stage, &BATCHING,
@@ -236,6 +250,33 @@ fn first_half(stage: &Arc<Stage>) -> Vec<Trial> {
     trials.extend(scenarios!(stage, &CLIENTS,
         envoy "the official SDKs see what they see at the instance" => clients::sdks,
     ));
+    for setup in OLDER {
+        trials.extend(APIS.iter().take(3).filter_map(|row| {
+            stage.envoy(&format!("{} is served", row.0), setup, async move |gateway| {
+                is_served(gateway, row, "fused").await
+            })
+        }));
+        trials.extend(REFUSED.iter().take(1).filter_map(|row| {
+            stage.envoy(&format!("{} is refused", row.0), setup, async move |gateway| is_refused(gateway, row).await)
+        }));
+        trials.extend(PASSED.iter().take(1).filter_map(|row| {
+            stage.envoy(&format!("{} passes", row.0), setup, async move |gateway| is_passed(gateway, row).await)
+        }));
+        trials.extend(scenarios!(stage, setup,
+            envoy "a stream arrives token by token" => state::stream_is_not_held_back,
+            envoy "thirty requests at once are served and spread" => state::thirty_at_once,
+            envoy "two routes choose differently for the same prompt" => state::routes_choose_differently,
+            envoy "a body of 1 MB with the model at its end is served" => state::one_megabyte,
+            envoy "control headers of the client choose nothing" => state::control_headers_choose_nothing,
+            envoy "a pool that is gone costs no request" => faults::pool_is_gone,
+            envoy "an instance that drains is avoided" => async |g: &Gateway| health::refuses(g, Fault::Drain).await,
+        ));
+        trials.extend(stage.envoy(
+            "a request that finds its favourite model gone is served by another",
+            setup,
+            async |gateway| favourite_is_gone(gateway, Sent::Whole).await,
+        ));
+    }
     trials.extend(stage.plain("however limits are spelt, servers read what the gateway has read", clients::spellings));
     trials
 }
@@ -285,6 +326,7 @@ fn second_half(stage: &Arc<Stage>) -> Vec<Trial> {
     }));
     trials.extend(scenarios!(stage, &BYPASSED,
         envoy "without the filter the default pool serves, and control headers choose nothing" => state::bypassed,
+        envoy "without the filter no list of endpoints is needed" => endpoint_picker::fails_open,
     ));
     for setup in [&HEALTH, &HEALTH_OF_FOUR] {
         trials.extend(scenarios!(stage, setup,
@@ -338,6 +380,56 @@ fn second_half(stage: &Arc<Stage>) -> Vec<Trial> {
                 stage.trial(&name, &STRANGERS, async move |gateway| favourite_is_gone(gateway, sent).await)
             }),
     );
+    trials.extend(scenarios!(stage, &PICKER,
+        envoy "an endpoint of the list in the metadata serves, and it is said which" => endpoint_picker::follows_metadata,
+    ));
+    if stage.has_flag() {
+        trials.extend(scenarios!(stage, &FOUND_OUT,
+            envoy "a plugin without the flag is found out, and every request is decided" => passage::found_out,
+            envoy "a body that the buffer does not hold is refused in the API's shape" => passage::beyond_the_buffer,
+        ));
+        trials.extend(scenarios!(stage, &WITHOUT_WRITER,
+            envoy "requests pass undecided, and the log says what is missing" => passage::without_writer,
+        ));
+        trials.extend(scenarios!(stage, &WITHOUT_BUFFER,
+            envoy "requests pass undecided, and limits are kept" => passage::incomplete,
+        ));
+    }
+    for setup in PACKAGES {
+        trials.extend(APIS.iter().filter_map(|row| {
+            stage.envoy(&format!("{} is served", row.0), setup, async move |gateway| {
+                is_served(gateway, row, "fused").await
+            })
+        }));
+        trials.extend(REFUSED.iter().take(2).filter_map(|row| {
+            stage.envoy(&format!("{} is refused", row.0), setup, async move |gateway| is_refused(gateway, row).await)
+        }));
+        trials.extend(scenarios!(stage, setup,
+            envoy "a stream arrives token by token" => state::stream_is_not_held_back,
+            envoy "thirty requests at once are served and spread" => state::thirty_at_once,
+            envoy "two routes choose differently for the same prompt" => state::routes_choose_differently,
+            envoy "control headers of the client choose nothing" => state::control_headers_choose_nothing,
+            envoy "a body of 1 MB with the model at its end is served" => state::one_megabyte,
+            envoy "a pool that is gone costs no request" => faults::pool_is_gone,
+        ));
+        trials.extend([Sent::Whole, Sent::InChunks].into_iter().filter_map(|sent| {
+            let name = format!("a request that finds its favourite model gone is served by another ({sent:?})");
+            stage.envoy(&name, setup, async move |gateway| favourite_is_gone(gateway, sent).await)
+        }));
+    }
+    for setup in PACKAGES_DISCOVERED {
+        trials.extend(APIS.iter().take(2).filter_map(|row| {
+            stage.envoy(&format!("{} is served", row.0), setup, async move |gateway| {
+                is_served(gateway, row, "fused").await
+            })
+        }));
+        trials.extend(scenarios!(stage, setup,
+            envoy "a discovered pool is scaled down and up" => discovery::scaled,
+            envoy "all instances come and go under load and nothing is lost" => discovery::churn,
+        ));
+    }
+    trials
+        .extend(stage.plain("the objects for every platform are valid by others' models", packages::objects_are_valid));
     trials.extend(scenarios!(stage, &OWN,
         "a model that the predictor does not know is decided by its priors, and nothing has failed" => own::unpredicted,
         "an endpoint that Envoy does not honour is said" => own::unhonoured,

@@ -14,7 +14,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use libtest_mimic::{Failed, Trial};
-use routebalance_cli::envoy_binary::envoy_binary;
+use routebalance_cli::envoy_binary::{envoy_binary, older_envoy};
 use routebalance_cli::gateway::{self, GatewayOptions};
 use routebalance_cli::setup::build_filter;
 use routebalance_core::config::Config;
@@ -59,22 +59,35 @@ pub(crate) struct Setup {
     pub(crate) length: f64,
     /// Envoy's worker threads.
     pub(crate) workers: u32,
+    /// Another version of Envoy than the pinned one.
+    pub(crate) version: Option<&'static str>,
     /// Pools whose instances the filter reads from Envoy.
     pub(crate) discovered: &'static [&'static str],
 }
 
 impl Setup {
     /// The reference configuration as it is.
-    pub(crate) const PLAIN: Setup =
-        Setup { name: "plain", change: |_| {}, edit: None, reports: true, length: 1.0, workers: 2, discovered: &[] };
+    pub(crate) const PLAIN: Setup = Setup {
+        name: "plain",
+        change: |_| {},
+        edit: None,
+        reports: true,
+        length: 1.0,
+        workers: 2,
+        version: None,
+        discovered: &[],
+    };
 
-    fn config(&self) -> anyhow::Result<Value> {
+    fn config(&self, has_flag: bool) -> anyhow::Result<Value> {
         let mut config: Value = serde_json::from_str(include_str!("../envoy/routebalance.json"))?;
         // Tests wait for reports to come and to grow old.
         config["telemetry"] =
             serde_json::json!({"scrape_period_ms": 100, "scrape_timeout_ms": 500, "fresh_ms": 500, "max_age_ms": 1500});
         // Nor do they wait long until failures are forgotten.
         config["health"] = serde_json::json!({"base_ejection_ms": 500, "max_ejection_ms": 1000});
+        if !has_flag {
+            config["envoy"]["allow_on_headers_stop_iteration"] = false.into();
+        }
         (self.change)(&mut config);
         Ok(config)
     }
@@ -82,7 +95,7 @@ impl Setup {
     /// Starts it in memory.
     async fn start_in_memory(&self) -> anyhow::Result<World> {
         let options = virtual_time::Options {
-            config: self.config()?,
+            config: self.config(true)?,
             edit: self.edit,
             workers: self.workers,
             discovered: self.discovered,
@@ -92,10 +105,11 @@ impl Setup {
         World::start(options).await
     }
 
-    /// Starts it with a real Envoy.
-    pub(crate) async fn start(&self) -> anyhow::Result<gateway::Gateway> {
-        let config = self.config()?;
-        let (module, envoy) = SET_UP.clone().map_err(anyhow::Error::msg)?;
+    /// Starts it with a real Envoy, whose plugin has `allow_on_headers_stop_iteration` or not.
+    pub(crate) async fn start(&self, has_flag: bool) -> anyhow::Result<gateway::Gateway> {
+        let config = self.config(has_flag)?;
+        let (module, pinned) = SET_UP.clone().map_err(anyhow::Error::msg)?;
+        let envoy = self.version.map_or(Ok(pinned), older_envoy)?;
         let answers = PromptSet::from_jsonl(&prompts(self.length).join("\n"))?;
         let options = GatewayOptions {
             config,
@@ -124,29 +138,51 @@ pub(crate) fn prompts(length: f64) -> Vec<String> {
     include_str!("../models/data/demo_prompts.jsonl").lines().map(longer).collect()
 }
 
+/// What a gateway is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Acted out in memory, in virtual time.
+    Virtual,
+    /// A real Envoy.
+    Envoy,
+    /// A real Envoy whose plugin has no `allow_on_headers_stop_iteration`.
+    EnvoyWithoutFlag,
+}
+
+impl Kind {
+    /// What names of its scenarios begin with.
+    fn prefix(self) -> &'static str {
+        match self {
+            Kind::Virtual => "virtual time, ",
+            Kind::Envoy => "",
+            Kind::EnvoyWithoutFlag => "without the flag, ",
+        }
+    }
+}
+
 /// Runs scenarios; holds the gateway that the last one has left.
 pub(crate) struct Stage {
     runtime: Runtime,
-    is_virtual: bool,
+    kind: Kind,
     gateway: Mutex<Option<Gateway>>,
 }
 
 impl Stage {
-    /// With a real Envoy, in real time.
-    pub(crate) fn new() -> Arc<Self> {
-        let runtime = Runtime::new().expect("a runtime");
-        Arc::new(Self { runtime, is_virtual: false, gateway: Mutex::default() })
+    pub(crate) fn new(kind: Kind) -> Arc<Self> {
+        let runtime = match kind {
+            Kind::Virtual => Builder::new_current_thread().enable_all().start_paused(true).build(),
+            Kind::Envoy | Kind::EnvoyWithoutFlag => Runtime::new(),
+        };
+        Arc::new(Self { runtime: runtime.expect("a runtime"), kind, gateway: Mutex::default() })
     }
 
-    /// In memory, in virtual time.
-    pub(crate) fn in_virtual_time() -> Arc<Self> {
-        let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
-        Arc::new(Self { runtime, is_virtual: true, gateway: Mutex::default() })
+    /// Whether its plugins have `allow_on_headers_stop_iteration` as far as set-ups do not say anything else.
+    pub(crate) fn has_flag(&self) -> bool {
+        self.kind == Kind::Envoy
     }
 
     fn name(&self, setup: &Setup, name: &str) -> String {
-        let stage = if self.is_virtual { "virtual time, " } else { "" };
-        format!("{stage}{}: {name}", setup.name)
+        format!("{}{}: {name}", self.kind.prefix(), setup.name)
     }
 
     /// A scenario about Envoy's own work, which only Envoy shows.
@@ -156,7 +192,7 @@ impl Stage {
         setup: &'static Setup,
         scenario: impl AsyncFnOnce(&Gateway) + Send + 'static,
     ) -> Option<Trial> {
-        (!self.is_virtual).then(|| self.trial(name, setup, scenario))?
+        (self.kind != Kind::Virtual).then(|| self.trial(name, setup, scenario))?
     }
 
     /// A scenario on a gateway of this set-up. Whatever it does to instances is undone afterwards, and nothing may be left
@@ -201,7 +237,7 @@ impl Stage {
         setup: &'static Setup,
         scenario: impl AsyncFnOnce(Gateway) + Send + 'static,
     ) -> Option<Trial> {
-        (!self.is_virtual).then(|| self.alone(name, setup, scenario))?
+        (self.kind != Kind::Virtual).then(|| self.alone(name, setup, scenario))?
     }
 
     /// A test that brings its own parts.
@@ -211,7 +247,7 @@ impl Stage {
             stage.runtime.block_on(test());
             Ok(())
         });
-        (!self.is_virtual).then_some(trial)
+        (self.kind == Kind::Envoy).then_some(trial)
     }
 
     fn gateway(&self, setup: &'static Setup) -> anyhow::Result<Gateway> {
@@ -221,9 +257,9 @@ impl Stage {
             other => {
                 drop(other);
                 self.runtime.block_on(async {
-                    let running = match self.is_virtual {
-                        true => Running::InMemory(Box::new(setup.start_in_memory().await?)),
-                        false => Running::Envoy(Box::new(setup.start().await?)),
+                    let running = match self.kind {
+                        Kind::Virtual => Running::InMemory(Box::new(setup.start_in_memory().await?)),
+                        kind => Running::Envoy(Box::new(setup.start(kind == Kind::Envoy).await?)),
                     };
                     let gateway = Gateway::new(setup, running);
                     gateway.reported().await;
@@ -392,8 +428,11 @@ impl Gateway {
             Running::Envoy(running) => {
                 // Every worker shows what it has counted at its next tick.
                 tokio::time::sleep(2 * routebalance_core::gateway::TICK).await;
-                let stats = running.envoy().stats(STATS).await.expect("Envoy lives and answers");
-                stats.into_iter().map(|(name, value)| (name[STATS.len()..].to_owned(), value)).collect()
+                let stats = running.envoy().stats("").await.expect("Envoy lives and answers");
+                // Envoys before 1.39 put the name of a cluster before it.
+                let own =
+                    stats.into_iter().filter_map(|(name, value)| Some((name.split_once(STATS)?.1.to_owned(), value)));
+                own.collect()
             }
         }
     }

@@ -3,10 +3,9 @@
 
 use std::fmt::Write;
 use std::path::PathBuf;
-use std::process::{Command, Output};
 use std::sync::LazyLock;
 
-use routebalance_cli::setup::{package_root, target_dir};
+use routebalance_cli::setup::package_root;
 use routebalance_core::config::Config;
 use routebalance_core::fleet::{Budget, Constraints, PolicyId};
 use routebalance_core::learning::Learned;
@@ -17,6 +16,7 @@ use routebalance_instance::Fault;
 use serde_json::{Value, json};
 
 use crate::harness::{Gateway, eventually};
+use crate::python::{Python, run};
 
 /// The pool of the model that the SDKs ask for, and the one that embeds: each is one instance.
 const POOLS: [&str; 2] = ["qwen2.5-7b", "bge-small"];
@@ -25,63 +25,11 @@ const POOLS: [&str; 2] = ["qwen2.5-7b", "bge-small"];
 const SPELLINGS: usize = 100_000;
 
 /// Python with what the suites need.
-static PYTHON: LazyLock<Python> = LazyLock::new(|| environment().unwrap_or_else(|problem| panic!("{problem}")));
-
-/// A Python, and where it finds packages beside its own.
-struct Python {
-    program: PathBuf,
-    packages: Option<PathBuf>,
-}
-
-impl Python {
-    fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
-        command.env("PYTHONDONTWRITEBYTECODE", "1");
-        if let Some(packages) = &self.packages {
-            command.env("PYTHONPATH", packages);
-        }
-        command
-    }
-}
+static PYTHON: LazyLock<Python> =
+    LazyLock::new(|| Python::with("clients", &here()).unwrap_or_else(|problem| panic!("{problem}")));
 
 fn here() -> PathBuf {
     package_root().join("tests/clients")
-}
-
-/// A virtual environment that holds exactly what `requirements.txt` names; where Python has no `venv`, a folder of packages.
-fn environment() -> Result<Python, String> {
-    let (directory, requirements) = (target_dir().join("clients"), here().join("requirements.txt"));
-    let (venv, packages, stamp) = (directory.join("venv"), directory.join("packages"), directory.join("installed"));
-    let isolated = || Python { program: venv.join("bin/python"), packages: None };
-    let beside = || Python { program: "python3".into(), packages: Some(packages.clone()) };
-    let wanted = std::fs::read_to_string(&requirements).map_err(|e| e.to_string())?;
-    if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
-        return Ok(if isolated().program.is_file() { isolated() } else { beside() });
-    }
-    eprintln!("Installing the clients of OpenAI and Anthropic from PyPI below {} ...", directory.display());
-    std::fs::create_dir_all(&directory).map_err(|e| e.to_string())?;
-    let has_venv = run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv)).is_ok();
-    let python = if has_venv { isolated() } else { beside() };
-    let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "-r"];
-    let mut pip = Command::new(&python.program);
-    pip.args(install).arg(&requirements);
-    if let Some(packages) = &python.packages {
-        let _ = std::fs::remove_dir_all(&venv);
-        pip.arg("--upgrade").arg("--target").arg(packages);
-    }
-    run(&mut pip)
-        .map_err(|e| format!("{e}\nThe suite of real clients needs Python 3.11 or later with pip, and PyPI."))?;
-    std::fs::write(stamp, wanted).map_err(|e| e.to_string())?;
-    Ok(python)
-}
-
-fn run(command: &mut Command) -> Result<Output, String> {
-    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let output = command.output().map_err(|e| format!("{command:?}: {e}"))?;
-    if output.status.success() {
-        return Ok(output);
-    }
-    Err(format!("{command:?}: {}\n{}{}", output.status, said(&output.stdout), said(&output.stderr)))
 }
 
 async fn python(arguments: Vec<String>) -> String {

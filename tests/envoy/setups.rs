@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use routebalance_cli::envoy_binary::OLDER_VERSIONS;
 use serde_json::{Value, json};
 
 use crate::harness::Setup;
+use crate::packages;
 
 /// The reference configuration, with addresses shown and the predictor open to questions.
 pub(crate) static REFERENCE: Setup = Setup {
@@ -153,14 +155,14 @@ pub(crate) static BYPASSED: Setup =
 /// Two pools are discovered, by four workers.
 pub(crate) static DISCOVERED: Setup = Setup {
     name: "discovered",
-    change: discovered,
+    change: discovered_soon,
     edit: None,
     workers: 4,
     discovered: &["qwen2.5-3b", "qwen2.5-72b"],
     ..Setup::PLAIN
 };
 
-fn discovered(config: &mut Value) {
+fn discovered_soon(config: &mut Value) {
     config["response"]["expose_endpoint"] = json!(true);
     config["discovery"] = json!({"period_ms": 100});
 }
@@ -283,6 +285,120 @@ pub(crate) static VM: Setup = Setup {
 fn health(config: &mut Value) {
     config["health"]["stall_ms"] = json!(1_000);
     config["envoy"]["per_try_idle_timeout_ms"] = json!(IDLE_TIMEOUT.as_millis() as u64);
+}
+
+/// A gateway says to its endpoint picker which endpoints may serve, in metadata: as the clients' header `test-epp-endpoint-selection` has it.
+pub(crate) static PICKER: Setup = Setup {
+    name: "picker",
+    change: |config| config["response"]["expose_endpoint"] = json!(true),
+    edit: Some(with_hints),
+    ..Setup::PLAIN
+};
+
+fn with_hints(yaml: &str) -> String {
+    let filter = r#"          - name: hints
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua
+              default_source_code:
+                inline_string: |
+                  function envoy_on_request(handle)
+                    local selection = handle:headers():get("test-epp-endpoint-selection")
+                    if selection == nil then return end
+                    local list = {}
+                    for endpoint in string.gmatch(selection, "[^,]+") do table.insert(list, endpoint) end
+                    local key = "x-gateway-destination-endpoint-subset"
+                    handle:streamInfo():dynamicMetadata():set("envoy.lb.subset_hint", key, list)
+                  end
+"#;
+    let start = "          - name: routebalance\n            typed_config:\n";
+    replaced(yaml, start, &format!("{filter}{start}"))
+}
+
+/// The plugin has no flag, and its configuration does not say so.
+pub(crate) static FOUND_OUT: Setup =
+    Setup { name: "found out", change: without_flag, edit: Some(unsaid), ..Setup::PLAIN };
+
+/// The plugin has no flag, which its configuration says, and nothing stands behind it.
+pub(crate) static WITHOUT_WRITER: Setup =
+    Setup { name: "without a writer", change: without_flag, edit: Some(without_writer), ..Setup::PLAIN };
+
+/// The same where only the buffer is missing.
+pub(crate) static WITHOUT_BUFFER: Setup =
+    Setup { name: "without a buffer", change: without_flag, edit: Some(without_buffer), ..Setup::PLAIN };
+
+/// What the buffer holds at least.
+pub(crate) const BUFFERED_BYTES_MAX: usize = 16 << 20;
+
+fn without_flag(config: &mut Value) {
+    config["envoy"]["allow_on_headers_stop_iteration"] = json!(false);
+    config["request"]["max_buffered_bytes"] = json!(1 << 20);
+    let policies = config["policies"].as_array_mut().expect("policies");
+    let cost = policies.iter_mut().find(|policy| policy["name"] == "cost").expect("a policy for the route /cost");
+    cost["budget"] = json!({"tokens": 500});
+}
+
+fn unsaid(yaml: &str) -> String {
+    replaced(yaml, "\"allow_on_headers_stop_iteration\": false,", "")
+}
+
+fn without_writer(yaml: &str) -> String {
+    let yaml = without_buffer(yaml);
+    let (before, rest) = yaml.split_once("          - name: routebalance-headers\n").expect("the second instance");
+    let (_, after) = rest.split_once("          - name: envoy.filters.http.router\n").expect("the router");
+    format!("{before}          - name: envoy.filters.http.router\n{after}")
+}
+
+fn without_buffer(yaml: &str) -> String {
+    let (before, rest) = yaml.split_once("          - name: routebalance-buffer\n").expect("the buffer");
+    let (_, after) = rest.split_once("          - name: routebalance-headers\n").expect("the second instance");
+    format!("{before}          - name: routebalance-headers\n{after}")
+}
+
+/// Older Envoys, with all that the scenarios of one row of each kind need.
+pub(crate) static OLDER: [&Setup; 4] = [&ENVOY_1_36, &ENVOY_1_37, &ENVOY_1_38, &ENVOY_1_39];
+static ENVOY_1_36: Setup = older("Envoy 1.36", 0);
+static ENVOY_1_37: Setup = older("Envoy 1.37", 1);
+static ENVOY_1_38: Setup = older("Envoy 1.38", 2);
+static ENVOY_1_39: Setup = older("Envoy 1.39", 3);
+
+const fn older(name: &'static str, version: usize) -> Setup {
+    let change = |config: &mut Value| {
+        health(config);
+        config["response"]["expose_endpoint"] = json!(true);
+        // On 1.36 it is the largest body that the filter can hold.
+        config["envoy"]["connection_buffer_bytes"] = json!(4 << 20);
+    };
+    Setup { name, change, version: Some(OLDER_VERSIONS[version].0), ..Setup::PLAIN }
+}
+
+/// The example as each platform runs it.
+pub(crate) static PACKAGES: [&Setup; 6] =
+    [&ISTIO_GATEWAY, &ISTIO_SIDECAR, &ISTIO_TRAFFIC_EXTENSION, &ENVOY_GATEWAY, &ENVOY_GATEWAY_OF_TWO, &KUBERNETES];
+static ISTIO_GATEWAY: Setup = packaged("Istio, gateway", packages::istio_gateway);
+static ISTIO_SIDECAR: Setup = packaged("Istio, sidecar", packages::istio_sidecar);
+static ISTIO_TRAFFIC_EXTENSION: Setup =
+    packaged("Istio, gateway with TrafficExtension", packages::istio_gateway_by_traffic_extension);
+static ENVOY_GATEWAY: Setup = packaged("Envoy Gateway", packages::envoy_gateway);
+static ENVOY_GATEWAY_OF_TWO: Setup = packaged("Envoy Gateway, names of version 2", packages::envoy_gateway_of_two);
+static KUBERNETES: Setup = packaged("Kubernetes", packages::kubernetes);
+
+/// Pools whose hosts the platform knows, in clusters that it has made.
+pub(crate) static PACKAGES_DISCOVERED: [&Setup; 2] = [&ISTIO_DISCOVERED, &ENVOY_GATEWAY_DISCOVERED];
+static ISTIO_DISCOVERED: Setup = joined("Istio, gateway, discovered", packages::istio_gateway);
+static ENVOY_GATEWAY_DISCOVERED: Setup = joined("Envoy Gateway, discovered", packages::envoy_gateway);
+
+const fn joined(name: &'static str, edit: fn(&str) -> String) -> Setup {
+    let discovered = &["qwen2.5-3b", "qwen2.5-72b"];
+    Setup { name, change: discovered_soon, edit: Some(edit), discovered, ..Setup::PLAIN }
+}
+
+const fn packaged(name: &'static str, edit: fn(&str) -> String) -> Setup {
+    Setup {
+        name,
+        change: |config| config["response"]["expose_endpoint"] = json!(true),
+        edit: Some(edit),
+        ..Setup::PLAIN
+    }
 }
 
 fn without_metadata(yaml: &str) -> String {
