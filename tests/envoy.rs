@@ -72,8 +72,8 @@ use routebalance_instance::Fault;
 use scenarios::{APIS, NAMES, PASSED, REFUSED, Served, is_passed, is_refused, is_served};
 use setups::{
     ADMISSION, AFFINITY, BATCHING, BLIND, BYPASSED, CLIENTS, DISCOVERED, FOUND_OUT, HEADERS, HEALTH, HEALTH_OF_FOUR,
-    LEAN, LEARNING, MANNERS, OLDER, OWN, PACKAGES, PACKAGES_DISCOVERED, PICKER, PRICES, REFERENCE, STATIC, STRANGERS,
-    TENANTS, UNTOUCHED, VM, WITHOUT_BUFFER, WITHOUT_WRITER,
+    KUBERNETES, LEAN, LEARNING, MANNERS, OLDER, OWN, PACKAGES, PACKAGES_DISCOVERED, PICKER, PRICES, REFERENCE, STATIC,
+    STRANGERS, TENANTS, UNTOUCHED, VM, WITHOUT_BUFFER, WITHOUT_WRITER,
 };
 use strangers::gone::{Sent, favourite_is_gone};
 
@@ -412,6 +412,11 @@ fn second_half(stage: &Arc<Stage>) -> Vec<Trial> {
             envoy "a body of 1 MB with the model at its end is served" => state::one_megabyte,
             envoy "a pool that is gone costs no request" => faults::pool_is_gone,
         ));
+        if !std::ptr::eq(setup, &KUBERNETES) {
+            trials.extend(scenarios!(stage, setup,
+                envoy "other hosts of the listener are left alone" => packages::others_are_left_alone,
+            ));
+        }
         trials.extend([Sent::Whole, Sent::InChunks].into_iter().filter_map(|sent| {
             let name = format!("a request that finds its favourite model gone is served by another ({sent:?})");
             stage.envoy(&name, setup, async move |gateway| favourite_is_gone(gateway, sent).await)

@@ -142,6 +142,7 @@ fn render_file(
     }
     let yaml = render(&config)?;
     let Some(output) = output else {
+        anyhow::ensure!(!compare, "what is written to standard output cannot be compared: say --output FILE");
         print!("{yaml}");
         return Ok(());
     };

@@ -66,6 +66,9 @@ pub struct PackageArgs {
     /// Port at which clients call [default: 80; 8800 for sidecars]
     #[arg(long, value_name = "PORT")]
     pub port: Option<u16>,
+    /// Port at which the proxies of a gateway of Istio listen, where their Service maps it [default: --port]
+    #[arg(long, value_name = "PORT")]
+    pub target_port: Option<u16>,
     /// Labels of the proxies of Istio [default: istio=ingressgateway; all of the namespace for sidecars]
     #[arg(long, value_name = "NAME=VALUE")]
     pub selector: Vec<String>,
@@ -143,6 +146,11 @@ impl Platform {
         }
     }
 
+    /// Whether other hosts use the listener.
+    fn is_shared(self) -> bool {
+        matches!(self, Platform::IstioGateway | Platform::IstioSidecar | Platform::EnvoyGateway)
+    }
+
     /// Where its proxies have the module as a file.
     fn module(self) -> Option<&'static str> {
         matches!(self, Platform::EnvoyGateway | Platform::Kubernetes).then_some("/routebalance/plugin.wasm")
@@ -154,6 +162,9 @@ fn adapted(config: &Value, platform: Platform) -> Result<Value> {
     let mut config = config.clone();
     if !config.is_object() {
         bail!("the configuration is no object");
+    }
+    if platform.is_shared() {
+        config["only_marked_routes"] = true.into();
     }
     let mut set = |field: &str, value: Option<&str>| {
         if let Some(value) = value {
@@ -211,7 +222,7 @@ fn check(args: &PackageArgs) -> Result<()> {
     ensure!(is_label(&args.namespace), "`{}` is no name of a namespace", args.namespace);
     let host = args.host.strip_prefix("*.").unwrap_or(&args.host);
     ensure!(args.host == "*" || host.split('.').all(is_label), "`{}` is no name of a host", args.host);
-    ensure!(args.port != Some(0), "the port 0 is none");
+    ensure!(![args.port, args.target_port].contains(&Some(0)), "the port 0 is none");
     if let Some(image) = &args.image {
         ensure!(!image.contains("://"), "the image `{image}` is named without a scheme");
         ensure!(image.contains('/') && !image.contains(char::is_whitespace), "`{image}` is no image of a registry");

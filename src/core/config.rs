@@ -104,6 +104,8 @@ pub struct Config {
     pub virtual_models: Vec<String>,
     /// What happens to an unknown model.
     pub unknown_model: UnknownModel,
+    /// Whether requests whose route does not name a policy in its metadata are somebody else's.
+    pub only_marked_routes: bool,
     /// Models, pools and instances.
     pub fleet: Fleet,
     /// The policies.
@@ -254,6 +256,7 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
         name: raw.name.map(check_name).transpose()?,
         virtual_models: raw.virtual_models,
         unknown_model: raw.unknown_model,
+        only_marked_routes: raw.only_marked_routes,
         fleet,
         policies,
         default_policy,

@@ -106,9 +106,6 @@ impl HttpContext for StreamContext {
 impl Drop for StreamContext {
     fn drop(&mut self) {
         ahead::forget(self.id);
-        self.gateway.run(|gateway| {
-            gateway.passage.ends(self.id);
-            gateway.on_end(&mut Envoy::default(), self.id);
-        });
+        self.gateway.run(|gateway| gateway.on_end(&mut Envoy::default(), self.id));
     }
 }

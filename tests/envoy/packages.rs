@@ -10,6 +10,7 @@ mod types;
 #[path = "packages/validation.rs"]
 mod validation;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
@@ -18,6 +19,10 @@ use serde_json::{Value, json};
 
 pub(crate) use validation::objects_are_valid;
 
+use crate::harness::{Gateway, Request};
+
+/// A host of somebody else at the same listener.
+pub(crate) const OTHERS: &str = "others.example.com";
 /// The image that the packages name.
 const IMAGE: &str = "registry.example.com/llm/routebalance:0.1.0";
 const NAMESPACE: &str = "llm";
@@ -81,6 +86,14 @@ impl Machine {
         documents(&package(&self.config, platform, &arguments(&more)).expect("a package"))
     }
 
+    /// The objects for a gateway of Istio whose Service maps port 80.
+    fn behind_service(&self, more: &[&str]) -> Vec<Value> {
+        let port = self.port.to_string();
+        let more: Vec<&str> =
+            ["--port", "80", "--target-port", &port].into_iter().chain(more.iter().copied()).collect();
+        documents(&package(&self.config, Platform::IstioGateway, &arguments(&more)).expect("a package"))
+    }
+
     /// What the package says with this machine's admin listener, which is elsewhere on the platform.
     fn with_admin(&self, clusters: &[Value], port: u16) -> Vec<Value> {
         let own = self.admin["address"]["socket_address"]["port_value"].to_string();
@@ -107,6 +120,8 @@ impl Machine {
     /// A connection manager as platforms make one: ours says nothing of it.
     fn manager(&self, route_configuration: &str, virtual_host: &str, filters: Value) -> Value {
         let nothing = json!({"match": {"prefix": "/"}, "direct_response": {"status": 503}});
+        let others =
+            json!({"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": OTHERS}}});
         json!({
             "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
             "stat_prefix": "gateway",
@@ -121,7 +136,10 @@ impl Machine {
             "http_filters": filters,
             "route_config": {
                 "name": route_configuration,
-                "virtual_hosts": [{"name": virtual_host, "domains": ["*"], "routes": [nothing]}],
+                "virtual_hosts": [
+                    {"name": virtual_host, "domains": ["*"], "routes": [nothing]},
+                    {"name": "others", "domains": [OTHERS], "routes": [others]},
+                ],
             },
         })
     }
@@ -148,15 +166,35 @@ fn of_kind<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
     object
 }
 
+/// Another host of the listener meets a filter that leaves it alone: its calls are no calls of ours, and its statistics are not ours.
+pub(crate) async fn others_are_left_alone(gateway: &Gateway) {
+    let before = gateway.stats().await;
+    let calls = [
+        Request::chat("auto"),
+        Request::chat("no-model-of-ours").chunked(7),
+        Request::post("/v1/messages", "no JSON"),
+        Request::get("/v1/models"),
+    ];
+    for call in calls {
+        let to_others = Request { path: format!("http://{OTHERS}{}", call.path), ..call.clone() };
+        let reply = gateway.send(&to_others).await;
+        assert_eq!((reply.status, reply.answer.text()), (200, OTHERS), "{} {}", call.method, call.path);
+        assert!(reply.answer.headers.iter().all(|(name, _)| !name.starts_with("x-routebalance")), "{reply:?}");
+    }
+    let counted = |stats: &BTreeMap<String, u64>| -> u64 {
+        stats.iter().filter(|(name, _)| name.contains("untouched") || name.contains("decisions")).map(|(_, n)| n).sum()
+    };
+    assert_eq!(counted(&gateway.stats().await), counted(&before));
+}
+
 pub(crate) fn istio_gateway(rendered: &str) -> String {
     let machine = Machine::of(rendered);
-    istio::Proxy::gateway(&machine).with(&machine.objects(Platform::IstioGateway, &[]))
+    istio::Proxy::gateway(&machine).with(&machine.behind_service(&[]))
 }
 
 pub(crate) fn istio_gateway_by_traffic_extension(rendered: &str) -> String {
     let machine = Machine::of(rendered);
-    let more = ["--istio-extension", "traffic-extension"];
-    istio::Proxy::gateway(&machine).with(&machine.objects(Platform::IstioGateway, &more))
+    istio::Proxy::gateway(&machine).with(&machine.behind_service(&["--istio-extension", "traffic-extension"]))
 }
 
 pub(crate) fn istio_sidecar(rendered: &str) -> String {

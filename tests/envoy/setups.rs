@@ -380,7 +380,7 @@ static ISTIO_TRAFFIC_EXTENSION: Setup =
     packaged("Istio, gateway with TrafficExtension", packages::istio_gateway_by_traffic_extension);
 static ENVOY_GATEWAY: Setup = packaged("Envoy Gateway", packages::envoy_gateway);
 static ENVOY_GATEWAY_OF_TWO: Setup = packaged("Envoy Gateway, names of version 2", packages::envoy_gateway_of_two);
-static KUBERNETES: Setup = packaged("Kubernetes", packages::kubernetes);
+pub(crate) static KUBERNETES: Setup = packaged("Kubernetes", packages::kubernetes);
 
 /// Pools whose hosts the platform knows, in clusters that it has made.
 pub(crate) static PACKAGES_DISCOVERED: [&Setup; 2] = [&ISTIO_DISCOVERED, &ENVOY_GATEWAY_DISCOVERED];

@@ -41,6 +41,7 @@ struct Place {
 /// On a gateway: its host and port, and the filter.
 pub(super) fn gateway(parts: &Parts, args: &PackageArgs) -> Result<Vec<Value>> {
     let port = args.port.unwrap_or(80);
+    let bound = args.target_port.unwrap_or(port);
     let mut labels = args.selected()?;
     if args.selector.is_empty() {
         labels = json!({"istio": "ingressgateway"});
@@ -48,8 +49,8 @@ pub(super) fn gateway(parts: &Parts, args: &PackageArgs) -> Result<Vec<Value>> {
     let host = &args.host;
     let place = Place {
         context: "GATEWAY",
-        port,
-        route_configuration: format!("http.{port}"),
+        port: bound,
+        route_configuration: format!("http.{bound}"),
         virtual_host: format!("{host}:{port}"),
         labels: labels.clone(),
     };
@@ -126,7 +127,11 @@ fn extension(filter: &Value, plugin: &Value, place: &Place, args: &PackageArgs) 
     if let Some(text) = plugin.pointer("/configuration/value").and_then(Value::as_str) {
         wasm["pluginConfig"] = serde_json::from_str(text)?;
     }
-    let matches = json!([{"mode": "CLIENT", "ports": [{"number": place.port}]}]);
+    let mut matches = json!([{"mode": "CLIENT"}]);
+    // On a gateway Istio tells plugins no port.
+    if place.context == "SIDECAR_OUTBOUND" {
+        matches[0]["ports"] = json!([{"number": place.port}]);
+    }
     // Higher ones come first.
     let mut spec = json!({"priority": if is_first { 20 } else { 10 }, "match": matches});
     if place.labels.as_object().is_some_and(|labels| !labels.is_empty()) {

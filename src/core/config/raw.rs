@@ -20,6 +20,8 @@ pub(super) struct RawConfig {
     pub(super) virtual_models: Vec<String>,
     #[serde(default)]
     pub(super) unknown_model: UnknownModel,
+    #[serde(default)]
+    pub(super) only_marked_routes: bool,
     pub(super) models: Vec<RawModel>,
     pub(super) pools: Vec<RawPool>,
     pub(super) policies: Vec<RawPolicy>,

@@ -119,12 +119,15 @@ impl Pending {
     }
 }
 
+/// Where a route's metadata names its policy.
+pub(super) const POLICY_METADATA: [&str; 5] =
+    ["xds", "route_metadata", "filter_metadata", names::METADATA_NAMESPACE, names::METADATA_POLICY];
+
 impl Gateway {
     /// The policy of the request's route: its metadata, its name, or the default.
     pub(super) fn policy(&self, host: &impl Host) -> PolicyId {
         let config = self.worker.router.config();
-        let metadata = ["xds", "route_metadata", "filter_metadata", names::METADATA_NAMESPACE, names::METADATA_POLICY];
-        host.property(&metadata)
+        host.property(&POLICY_METADATA)
             .and_then(|name| config.policy_named(&name))
             .or_else(|| host.property(&["xds", "route_name"]).and_then(|name| config.policy_of_route(&name)))
             .unwrap_or(config.default_policy)

@@ -1,6 +1,6 @@
 //! The callbacks of one request: headers held, body scanned as it comes, decision carried out, response observed, counters released once.
 
-use super::deciding::RequestHeaders;
+use super::deciding::{POLICY_METADATA, RequestHeaders};
 use super::{Flow, Gateway, Host, Map, Outcome, Phase, Stream, access_log};
 use crate::names;
 use crate::openai::{self, Api, Call};
@@ -10,6 +10,9 @@ use crate::worker::Counter;
 impl Gateway {
     /// A request's headers are here.
     pub fn on_request_headers(&mut self, host: &mut impl Host, id: u32, end_of_stream: bool) -> Flow {
+        if self.worker.router.config().only_marked_routes && host.property(&POLICY_METADATA).is_none() {
+            return Flow::Continue;
+        }
         // What only the filter may say is removed, whoever wrote it.
         host.set_header(Map::Request, names::POOL_HEADER, None);
         host.set_header(Map::Request, names::ENDPOINT_HEADER, None);
@@ -97,6 +100,7 @@ impl Gateway {
     /// The headers of a response are here.
     pub fn on_response_headers(&mut self, host: &mut impl Host, id: u32, end_of_stream: bool) -> Flow {
         self.give_up_waiting(id);
+        self.passage.ends(id);
         // Envoy has lost its patience with the rest of a request that is answered anyway.
         if self.give_answer(host, id) {
             return Flow::Pause;
@@ -172,6 +176,7 @@ impl Gateway {
     pub fn release(&mut self, host: &mut impl Host, id: u32) {
         self.give_up_waiting(id);
         self.forget_rerun(id);
+        self.passage.ends(id);
         let Some(stream) = self.streams.get_mut(&id) else { return };
         if let Phase::Serving(serving) = &mut stream.phase {
             serving.release(host, &mut self.worker, &stream.request_id);

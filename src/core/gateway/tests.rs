@@ -301,6 +301,26 @@ fn an_attempt_at_another_model_says_the_length_of_its_own_body() {
     assert_eq!(host.exchange(5).answered.as_ref().map(|answer| answer.status), Some(503));
 }
 
+/// Other hosts of a shared listener: their calls look like ours, and their routes are not marked.
+#[test]
+fn routes_that_are_not_marked_may_be_somebody_elses() {
+    for (only_marked, policy, is_ours) in [(false, None, true), (true, Some("cost"), true), (true, None, false)] {
+        let mut host = Scene::default();
+        let mut gateway = gateway(&mut host, &json!({"only_marked_routes": only_marked}));
+        for path in [CHAT, "/v1/models", names::FEEDBACK_PATH, "/x"] {
+            host.request(5, path, &[(names::ENDPOINT_HEADER, "theirs")], AUTO);
+            let properties = &mut host.exchanges.get_mut(&5).unwrap().properties;
+            let at = "xds.route_metadata.filter_metadata.routebalance.policy".to_owned();
+            properties.extend(policy.map(|policy| (at, policy.to_owned())));
+            let flow = gateway.on_request_headers(&mut host, 5, false);
+            assert_eq!(host.request_header(5, names::ENDPOINT_HEADER).is_none(), is_ours, "{path}");
+            assert_eq!(gateway.has(5), is_ours, "{path}");
+            assert!(is_ours || flow == Flow::Continue, "{path}");
+            gateway.on_end(&mut host, 5);
+        }
+    }
+}
+
 /// Where headers have gone on undecided, Envoy's own route serves, unless limits would be lost.
 #[test]
 fn headers_that_have_gone_on_cost_the_decision_and_no_limit() {

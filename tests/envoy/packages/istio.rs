@@ -22,7 +22,7 @@ pub(super) struct Proxy<'a> {
 impl<'a> Proxy<'a> {
     pub(super) fn gateway(machine: &'a Machine) -> Proxy<'a> {
         let port = machine.port;
-        Proxy::new(machine, "GATEWAY", format!("http.{port}"), format!("*:{port}"))
+        Proxy::new(machine, "GATEWAY", format!("http.{port}"), "*:80".to_owned())
     }
 
     pub(super) fn sidecar(machine: &'a Machine) -> Proxy<'a> {
@@ -83,7 +83,11 @@ impl<'a> Proxy<'a> {
         plugins.sort_by_key(|object| object["spec"]["priority"].as_i64());
         for object in plugins {
             let spec = &object["spec"];
-            assert_eq!(spec["match"], json!([{"mode": "CLIENT", "ports": [{"number": self.machine.port}]}]));
+            let ports = match self.context {
+                "GATEWAY" => json!([{"mode": "CLIENT"}]),
+                _ => json!([{"mode": "CLIENT", "ports": [{"number": self.machine.port}]}]),
+            };
+            assert_eq!(spec["match"], ports);
             let name = object["metadata"]["name"].as_str().expect("a name");
             let (wasm, end) = match object["kind"].as_str() {
                 Some("TrafficExtension") => (&spec["wasm"], ""),
