@@ -76,7 +76,7 @@ pub(super) fn sidecar(parts: &Parts, args: &PackageArgs) -> Result<Vec<Value>> {
         virtual_host: format!("{NAME}.{}.svc.cluster.local:{port}", args.namespace),
         labels: args.selected()?,
     };
-    // It has no endpoints: the filter's routes lead to the instances. Other hosts at this port would meet the filter as well.
+    // It has no endpoints: the filter's routes lead to the instances.
     let service = object("v1", "Service", NAME, args, json!({"ports": [{"name": "http", "port": port}]}));
     let mut objects = vec![service];
     objects.extend(filters(parts, &place, args)?);
