@@ -74,7 +74,7 @@ struct Selector {
 #[serde(deny_unknown_fields)]
 struct Match {
     mode: Mode,
-    ports: Vec<Port>,
+    ports: Option<Vec<Port>>,
 }
 
 #[derive(Deserialize)]
