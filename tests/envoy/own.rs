@@ -56,9 +56,11 @@ const CROSSINGS_MAX: [(&str, f64); 8] = [
     ("proxy_on_delete", 1.0),
 ];
 /// How many more there are where headers go on: a second instance of the module writes them.
-const MORE_WITHOUT_FLAG: [(&str, f64); 5] = [
+const MORE_WITHOUT_FLAG: [(&str, f64); 7] = [
     ("proxy_on_context_create", 1.0),
     ("proxy_on_request_headers", 9.0),
+    ("proxy_on_response_headers", 1.0),
+    ("proxy_on_response_body", 2.0),
     ("proxy_on_done", 1.0),
     ("proxy_on_log", 1.0),
     ("proxy_on_delete", 1.0),
