@@ -7,12 +7,16 @@ mod batching;
 mod demand;
 mod discovery;
 mod envoy;
-mod fleet;
 mod health;
+mod models;
+mod numbers;
 mod policy;
+mod pools;
 mod raw;
 mod secret;
 mod telemetry;
+mod upstream;
+mod wrapping;
 
 use std::fmt::{self, Write};
 use std::net::SocketAddr;
@@ -25,7 +29,7 @@ use raw::{RawConfig, RawLearning, RawRoute};
 pub use secret::Secret;
 
 use crate::affinity::Affinity;
-use crate::fleet::{Fleet, ModelId, ModelKind, Policy, PolicyId};
+use crate::fleet::{Fleet, InstanceId, ModelId, ModelKind, Policy, PolicyId, Pool, Presence};
 use crate::hash::fnv1a;
 use crate::latency::Basis;
 use crate::openai::Listed;
@@ -88,6 +92,15 @@ fn check_origin(origin: String) -> Result<Option<String>, ConfigError> {
     Ok(Some(origin).filter(|origin| !origin.is_empty()))
 }
 
+fn check_liveness_path(path: String) -> Result<String, ConfigError> {
+    let is_path = path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic() && !b"?#\"\\".contains(&b));
+    if is_path {
+        Ok(path)
+    } else {
+        Err(error("response.liveness_path", format!("{path:?} must be a path that starts with /")))
+    }
+}
+
 fn check_encodings(encodings: Vec<Encoding>) -> Result<Vec<Encoding>, ConfigError> {
     let twice = encodings.iter().enumerate().any(|(i, encoding)| encodings.iter().take(i).any(|e| e == encoding));
     if twice { Err(error("request.encodings", "an encoding appears twice")) } else { Ok(encodings) }
@@ -136,6 +149,8 @@ pub struct Config {
     pub expose_endpoint: bool,
     /// The origin whose browsers may read what the filter answers itself, or `*` for all; `None` for nobody.
     pub allow_origin: Option<String>,
+    /// The path at which the gateway says that it is alive; `None` for none.
+    pub liveness_path: Option<String>,
     /// Parts that act as if they had failed.
     pub drill: Vec<Drill>,
     /// Whether `POST /routebalance/debug/predict` is answered.
@@ -154,15 +169,20 @@ impl Config {
     ///
     /// # Errors
     /// The first thing that is wrong, with the path of its field.
-    pub fn parse(json: &[u8]) -> Result<Config, ConfigError> {
-        let mut reader = serde_json::Deserializer::from_slice(json);
+    pub fn parse(bytes: &[u8]) -> Result<Config, ConfigError> {
+        let json = wrapping::unwrapped(bytes);
+        let whole_file = |problem: String| error("(whole file)", problem);
+        let mut reader = serde_json::Deserializer::from_slice(&json);
         let raw: RawConfig = serde_path_to_error::deserialize(&mut reader).map_err(|e| {
+            if let Some(sentence) = wrapping::wrapping(&json).or_else(|| wrapping::enclosing(&json)) {
+                return whole_file(sentence.to_owned());
+            }
             let path = e.path().to_string();
             let field = if path == "." { "(whole file)".to_owned() } else { path };
             ConfigError { field, problem: e.inner().to_string() }
         })?;
-        reader.end().map_err(|e| error("(whole file)", e.to_string()))?;
-        Ok(Config { identity: fnv1a(json), ..check(raw)? })
+        reader.end().map_err(|e| whole_file(e.to_string()))?;
+        Ok(Config { identity: fnv1a(&json), ..check(raw)? })
     }
 
     /// Whether a request that names this model leaves the choice to the filter.
@@ -171,19 +191,26 @@ impl Config {
     }
 
     /// Every name that requests may use, with the longest context that it may have: virtual models, models, their adapters, and the names
-    /// that servers have for them.
+    /// that servers have for them; and whether anybody is there to serve it.
     pub fn models(&self) -> Vec<Listed<'_>> {
         let of = move |model: ModelId| self.fleet.pools.iter().filter(move |pool| pool.model == model);
         let context = |model: ModelId| of(model).map(|pool| pool.limits.max_model_len).max();
+        let has_instance = |pool: &Pool| {
+            let there = |i: &InstanceId| self.fleet.instance(*i).is_some_and(|i| i.presence != Presence::Gone);
+            !pool.known || pool.instances.iter().any(there)
+        };
+        let is_available = |model: ModelId| of(model).any(has_instance);
         let of_models = self.fleet.models_by_id().filter_map(|(i, model)| Some((i, model, context(i)?)));
         let named = of_models.clone().flat_map(|(i, model, max_model_len)| {
             let names = std::iter::once(&model.name).chain(&model.adapters).chain(of(i).map(|pool| &pool.served_model));
-            names.map(move |name| Listed { name, max_model_len })
+            let available = is_available(i);
+            names.map(move |name| Listed { name, max_model_len, available })
         });
         let generating = of_models.filter(|(_, model, _)| model.kind == ModelKind::Generate);
-        let longest = generating.map(|(_, _, context)| context).max();
+        let longest = generating.clone().map(|(_, _, context)| context).max();
+        let available = generating.map(|(i, ..)| i).any(is_available);
         let virtual_models =
-            self.virtual_models.iter().filter_map(|name| Some(Listed { name, max_model_len: longest? }));
+            self.virtual_models.iter().filter_map(|name| Some(Listed { name, max_model_len: longest?, available }));
         let mut all: Vec<Listed<'_>> = Vec::new();
         for listed in virtual_models.chain(named) {
             if !all.iter().any(|other| other.name == listed.name) {
@@ -220,8 +247,8 @@ fn error(field: impl Into<String>, problem: impl Into<String>) -> ConfigError {
 
 fn check(raw: RawConfig) -> Result<Config, ConfigError> {
     check_names("virtual_models", raw.virtual_models.iter().map(String::as_str))?;
-    let models = fleet::check_models(&raw.models)?;
-    let fleet = fleet::check_pools(models, &raw.pools)?;
+    let models = models::check_models(&raw.models)?;
+    let fleet = pools::check_pools(models, &raw.pools)?;
     for (i, name) in raw.virtual_models.iter().enumerate() {
         if fleet.model_named(name).is_some() {
             return Err(error(format!("virtual_models[{i}]"), format!("{name:?} is also the name of a model")));
@@ -272,6 +299,7 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
         encodings: check_encodings(raw.request.encodings)?,
         expose_endpoint: raw.response.expose_endpoint,
         allow_origin: check_origin(raw.response.allow_origin)?,
+        liveness_path: raw.response.liveness_path.map(check_liveness_path).transpose()?,
         drill: raw.drill,
         debug_predict: raw.debug.predict,
         envoy,

@@ -35,7 +35,7 @@ use std::time::Duration;
 pub use clusters::{ClusterHost, ClusterHosts, parse};
 pub use settings::DiscoverySettings;
 
-use crate::fleet::{Fleet, Instance, InstanceId, Pool, PoolId, Presence};
+use crate::fleet::{Fleet, Instance, InstanceId, Placing, Pool, PoolId, PoolKind, Presence};
 
 /// Most instances of a fleet: bounds every record that has a row per instance.
 pub const INSTANCES_MAX: usize = 4_096;
@@ -60,20 +60,32 @@ pub struct Member {
     pub pool: PoolId,
     /// Whether Envoy would send requests there.
     pub presence: Presence,
-    /// Since when.
+    /// Where it stands among its peers.
+    pub placing: Placing,
+    /// Since when it is there, or gone; zero where it was there when its pool was heard of first.
     pub since: Duration,
 }
 
 /// All instances, those of the configuration first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Roster(pub Vec<Member>);
+pub struct Roster {
+    /// The instances.
+    pub members: Vec<Member>,
+    /// The pools whose hosts Envoy has told, be they none.
+    pub known: BTreeSet<PoolId>,
+}
 
 impl Roster {
     /// The roster that a fleet has now.
-    pub fn from_fleet(fleet: &Fleet, now: Duration) -> Roster {
-        let member =
-            |i: &Instance| Member { address: i.address.clone(), pool: i.pool, presence: i.presence, since: now };
-        Roster(fleet.instances.iter().map(member).collect())
+    pub fn from_fleet(fleet: &Fleet) -> Roster {
+        let member = |i: &Instance| Member {
+            address: i.address.clone(),
+            pool: i.pool,
+            presence: i.presence,
+            placing: i.placing,
+            since: i.since,
+        };
+        Roster { members: fleet.instances.iter().map(member).collect(), known: BTreeSet::new() }
     }
 
     /// Takes over what Envoy said of its clusters, and says whether anything has changed. A cluster that it did not name is as
@@ -89,46 +101,74 @@ impl Roster {
         let mut newcomers = Vec::new();
         for (index, pool) in pools.iter().enumerate() {
             let id = PoolId::new(index);
-            let Some(cluster) = clusters.iter().find(|c| c.cluster == pool.cluster) else { continue };
-            let mut hosts: BTreeMap<&str, Presence> = BTreeMap::new();
+            // A provider's addresses are Envoy's affair.
+            let told = clusters.iter().find(|c| c.cluster == pool.cluster).filter(|_| pool.kind == PoolKind::Own);
+            let Some(cluster) = told else { continue };
+            let was_known = !self.known.insert(id);
+            changed |= !was_known;
+            let mut hosts: BTreeMap<&str, (Presence, Placing)> = BTreeMap::new();
             for host in &cluster.hosts {
-                hosts.entry(&host.address).or_insert(host.presence);
+                // Other models' endpoints stand behind those of a pool whose instances are listed, for attempts there.
+                hosts.entry(&host.address).or_insert((host.presence, host.placing));
             }
-            for member in self.0.iter_mut().filter(|m| m.pool == id) {
-                let presence = hosts.remove(member.address.as_str()).unwrap_or(Presence::Gone);
+            let since = if was_known { now } else { Duration::ZERO };
+            for member in self.members.iter_mut().filter(|m| m.pool == id) {
+                let told = hosts.remove(member.address.as_str());
+                let (presence, placing) = told.unwrap_or((Presence::Gone, member.placing));
                 if member.presence != presence {
-                    (member.presence, member.since) = (presence, now);
+                    let since = if presence == Presence::Gone { now } else { since };
+                    (member.presence, member.since) = (presence, since);
                     changed = true;
                 }
+                changed |= std::mem::replace(&mut member.placing, placing) != placing;
             }
             if pool.discovered {
-                newcomers.extend(hosts.into_iter().map(|(address, presence)| (address, id, presence)));
+                let newcomer = |(address, (presence, placing)): (&str, (Presence, Placing))| Member {
+                    address: address.to_owned(),
+                    pool: id,
+                    presence,
+                    placing,
+                    since,
+                };
+                newcomers.extend(hosts.into_iter().map(newcomer));
             }
         }
+        self.admit(pools, newcomers, outstanding, now) || changed
+    }
+
+    /// Gives each newcomer a place; whether anyone has got one.
+    fn admit(
+        &mut self,
+        pools: &[Pool],
+        newcomers: Vec<Member>,
+        outstanding: impl Fn(InstanceId) -> u64,
+        now: Duration,
+    ) -> bool {
         if newcomers.is_empty() {
-            return changed;
+            return false;
         }
-        // An address belongs to one pool; where two clusters have it, to the first.
-        let mut taken: BTreeSet<String> =
-            self.0.iter().filter(|m| m.presence != Presence::Gone).map(|m| m.address.clone()).collect();
-        let mut free = 0;
-        for (address, pool, presence) in newcomers {
-            if !taken.insert(address.to_owned()) {
+        let served = |pool: PoolId| pools.get(pool.index()).map(|pool| pool.served_model.clone());
+        // A server may be an instance of several pools, each with a model of its own.
+        let there = self.members.iter().filter(|m| m.presence != Presence::Gone);
+        let mut taken: BTreeSet<(String, Option<String>)> =
+            there.map(|m| (m.address.clone(), served(m.pool))).collect();
+        let (mut free, mut changed) = (0, false);
+        for member in newcomers {
+            if !taken.insert((member.address.clone(), served(member.pool))) {
                 continue;
             }
-            let member = Member { address: address.to_owned(), pool, presence, since: now };
             let forgotten = |(i, m): (usize, &Member)| {
                 let may_go =
                     pools.get(m.pool.index()).is_some_and(|pool| pool.discovered) && m.presence == Presence::Gone;
                 let long_ago = now.saturating_sub(m.since) >= FORGOTTEN_AFTER;
                 (may_go && long_ago && outstanding(InstanceId::new(i)) == 0).then_some(i)
             };
-            let reused = self.0.iter().enumerate().skip(free).find_map(forgotten);
-            free = reused.map_or(self.0.len(), |i| i.saturating_add(1));
-            if let Some(place) = reused.and_then(|i| self.0.get_mut(i)) {
+            let reused = self.members.iter().enumerate().skip(free).find_map(forgotten);
+            free = reused.map_or(self.members.len(), |i| i.saturating_add(1));
+            if let Some(place) = reused.and_then(|i| self.members.get_mut(i)) {
                 *place = member;
-            } else if self.0.len() < INSTANCES_MAX {
-                self.0.push(member);
+            } else if self.members.len() < INSTANCES_MAX {
+                self.members.push(member);
             } else {
                 continue;
             }
@@ -139,30 +179,32 @@ impl Roster {
 
     /// How many instances of a pool have this presence.
     pub fn count(&self, pool: PoolId, presence: Presence) -> usize {
-        self.0.iter().filter(|m| m.pool == pool && m.presence == presence).count()
+        self.members.iter().filter(|m| m.pool == pool && m.presence == presence).count()
     }
 }
 
 /// Makes a fleet have the instances of a roster, and returns the ids that mean another instance than before.
 pub fn apply(fleet: &mut Fleet, roster: &Roster) -> Vec<InstanceId> {
     let mut replaced = Vec::new();
-    for (i, member) in roster.0.iter().enumerate().take(INSTANCES_MAX) {
+    let mut addresses: BTreeSet<&str> = BTreeSet::new();
+    for (i, member) in roster.members.iter().enumerate().take(INSTANCES_MAX) {
+        let is_first = addresses.insert(&member.address);
+        let model = fleet.pool(member.pool).map(|pool| pool.served_model.as_str());
+        let Member { address, pool, presence, placing, since } = member.clone();
+        let named = Instance::sharing(address, pool, model.filter(|_| !is_first));
+        let member = Instance { presence, placing, since, ..named };
         match fleet.instances.get_mut(i) {
-            Some(instance) if instance.address == member.address && instance.pool == member.pool => {
-                instance.presence = member.presence;
-            }
             Some(instance) => {
-                *instance =
-                    Instance { presence: member.presence, ..Instance::new(member.address.clone(), member.pool) };
-                replaced.push(InstanceId::new(i));
+                if instance.key != member.key || instance.pool != member.pool {
+                    replaced.push(InstanceId::new(i));
+                }
+                *instance = member;
             }
-            None => {
-                let instance = Instance::new(member.address.clone(), member.pool);
-                fleet.instances.push(Instance { presence: member.presence, ..instance });
-            }
+            None => fleet.instances.push(member),
         }
     }
-    for pool in &mut fleet.pools {
+    for (i, pool) in fleet.pools.iter_mut().enumerate() {
+        pool.known |= roster.known.contains(&PoolId::new(i));
         pool.instances.clear();
     }
     for (i, instance) in fleet.instances.iter().enumerate() {

@@ -4,11 +4,16 @@ mod batching;
 mod constraints;
 mod demand;
 mod ids;
+mod upstream;
 
 pub use batching::{BatchSizing, Batching};
 pub use constraints::{Budget, Constraint, Constraints, Mode, Order, Overload, OverloadAction, Slo};
 pub use demand::{DemandLevel, OnlinePrices};
 pub use ids::{InstanceId, ModelId, PolicyId, PoolId};
+pub use upstream::{Credential, Metrics, MetricsPlace, PoolKind, SecretSource, Upstream, UpstreamTls};
+
+use std::borrow::Cow;
+use std::time::Duration;
 
 use crate::hash::address_key;
 
@@ -26,8 +31,24 @@ pub enum ModelKind {
 pub struct Tariff {
     /// USD per prompt token.
     pub usd_per_input_token: f64,
+    /// USD per prompt token that need not be read again, because the server has kept it.
+    pub usd_per_cached_input_token: f64,
     /// USD per generated token.
     pub usd_per_output_token: f64,
+}
+
+impl Tariff {
+    /// A tariff that charges cached prompt tokens as all others.
+    pub const fn new(usd_per_input_token: f64, usd_per_output_token: f64) -> Tariff {
+        Tariff { usd_per_input_token, usd_per_cached_input_token: usd_per_input_token, usd_per_output_token }
+    }
+
+    /// What a prompt costs, in USD, of which so many tokens are cached.
+    #[inline]
+    pub fn prompt_usd(&self, prompt_tokens: f64, cached_tokens: f64) -> f64 {
+        let saved = self.usd_per_input_token - self.usd_per_cached_input_token;
+        prompt_tokens * self.usd_per_input_token - cached_tokens.clamp(0.0, prompt_tokens) * saved
+    }
 }
 
 /// An LLM that may answer.
@@ -86,14 +107,38 @@ pub struct Pool {
     pub cluster: String,
     /// The model name that its instances serve (vLLM `--served-model-name`).
     pub served_model: String,
+    /// Who runs its instances.
+    pub kind: PoolKind,
     /// How fast its instances are.
     pub profile: LatencyProfile,
     /// What its instances can hold.
     pub limits: Limits,
+    /// What its tokens cost, where that is not what its model's do.
+    pub tariff: Option<Tariff>,
     /// Its instances; also those that are gone.
     pub instances: Vec<InstanceId>,
     /// Whether its instances are those of its cluster, and not a list of the configuration.
     pub discovered: bool,
+    /// Whether its instances are known: those of a discovered pool are once Envoy has told them.
+    pub known: bool,
+    /// Where its load is asked for.
+    pub metrics: Metrics,
+    /// What is done with requests on their way there.
+    pub upstream: Upstream,
+    /// Which share of its model's requests it gets, 0 to 1; `None` for what others leave.
+    pub share: Option<f64>,
+    /// For how long an instance that has just come gets less than its peers.
+    pub slow_start: Duration,
+}
+
+impl Pool {
+    /// The cluster of Envoy by which its load is asked for.
+    pub fn metrics_cluster(&self) -> Cow<'_, str> {
+        match &self.metrics {
+            Metrics::Apart(place) => place.cluster_beside(&self.cluster),
+            Metrics::Shared | Metrics::Off => Cow::Borrowed(&self.cluster),
+        }
+    }
 }
 
 /// Whether Envoy would send requests to an instance.
@@ -102,10 +147,27 @@ pub enum Presence {
     /// As far as anybody knows.
     #[default]
     Present,
+    /// Envoy sends requests there where those that are present do not suffice.
+    Degraded,
     /// Envoy knows it and holds it for ill: it is the last resort.
     Unhealthy,
     /// Its cluster does not have it (any more): it gets no new request, and what it still serves counts until it has ended.
     Gone,
+}
+
+/// Where a host stands among those of its cluster, as Envoy has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placing {
+    /// Hosts of a higher number serve where those of the lower ones do not suffice.
+    pub priority: u32,
+    /// Its share of the requests, relative to its peers'.
+    pub weight: u32,
+}
+
+impl Default for Placing {
+    fn default() -> Self {
+        Placing { priority: 0, weight: 1 }
+    }
 }
 
 /// One running vLLM-like server.
@@ -119,12 +181,22 @@ pub struct Instance {
     pub pool: PoolId,
     /// Whether Envoy would send requests there.
     pub presence: Presence,
+    /// Where it stands among its peers.
+    pub placing: Placing,
+    /// Since when it is there; zero where it was there from the beginning.
+    pub since: Duration,
 }
 
 impl Instance {
     /// An instance that is present.
     pub fn new(address: String, pool: PoolId) -> Instance {
-        Instance { key: address_key(&address), address, pool, presence: Presence::Present }
+        Instance::sharing(address, pool, None)
+    }
+
+    /// The same; where its server is an instance of other pools as well, `beside` is the model that it serves as this one.
+    pub fn sharing(address: String, pool: PoolId, beside: Option<&str>) -> Instance {
+        let key = beside.map_or_else(|| address_key(&address), |model| address_key(&format!("{address} {model}")));
+        Instance { key, address, pool, presence: Presence::Present, placing: Placing::default(), since: Duration::ZERO }
     }
 }
 
@@ -181,6 +253,11 @@ impl Fleet {
         self.model(pool.model)
     }
 
+    /// What tokens of a pool cost.
+    pub fn tariff_of(&self, pool: &Pool) -> Option<Tariff> {
+        pool.tariff.or_else(|| Some(self.model_of(pool)?.tariff))
+    }
+
     /// A model by the name that clients use.
     pub fn model_named(&self, name: &str) -> Option<ModelId> {
         self.models.iter().position(|m| m.name == name).map(ModelId::new)
@@ -196,6 +273,22 @@ impl Fleet {
         self.instance_where(|instance| instance.address == address)
     }
 
+    /// The instance that an address is, where a request has gone that was decided for a pool: one of that pool before all others, and a
+    /// provider is one instance at all of its addresses.
+    pub fn serving(&self, address: &str, pool: PoolId) -> Option<InstanceId> {
+        let instances = || self.pool(pool).map(|pool| pool.instances.as_slice()).unwrap_or_default().iter().copied();
+        if self.pool(pool).is_some_and(|pool| pool.kind == PoolKind::Hosted) {
+            return instances().next();
+        }
+        let first = self.instance_at(address)?;
+        // Addresses that several pools have are rare.
+        if self.instance(first).is_some_and(|instance| instance.pool == pool) {
+            return Some(first);
+        }
+        let of_pool = instances().find(|i| self.instance(*i).is_some_and(|instance| instance.address == address));
+        of_pool.or(Some(first))
+    }
+
     /// An instance by the key of its address, likewise.
     pub fn instance_with_key(&self, key: u32) -> Option<InstanceId> {
         self.instance_where(|instance| instance.key == key)
@@ -209,7 +302,7 @@ impl Fleet {
 }
 
 /// What a route wants, normalised to a sum of 1.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Weights {
     /// Answer quality.
     pub quality: f64,
@@ -217,6 +310,21 @@ pub struct Weights {
     pub latency: f64,
     /// USD.
     pub cost: f64,
+}
+
+impl Weights {
+    /// The weights of quality, latency and cost, normalised; `None` where one is not from 0 to 1,000,000,000, or all are 0.
+    pub fn normalised([quality, latency, cost]: [f64; 3]) -> Option<Weights> {
+        let sum = quality + latency + cost;
+        let fit = [quality, latency, cost].iter().all(|weight| (0.0..=1e9).contains(weight));
+        (fit && sum > 0.0).then(|| Weights { quality: quality / sum, latency: latency / sum, cost: cost / sum })
+    }
+
+    /// The same from a text of three numbers, `0.8/0.1/0.1`.
+    pub fn from_text(text: &str) -> Option<Weights> {
+        let numbers: Option<Vec<f64>> = text.split('/').map(|number| number.trim().parse().ok()).collect();
+        Weights::normalised(<[f64; 3]>::try_from(numbers?).ok()?)
+    }
 }
 
 /// How quality enters the score (`specs` of the paper: raw in its text, min-max in its published runs).

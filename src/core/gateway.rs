@@ -21,8 +21,10 @@ mod rerun;
 mod serving;
 mod stream;
 mod subset;
+mod values;
+mod wishes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 pub use attempt::{Attempt, context_of};
@@ -30,7 +32,7 @@ pub use holding::Holding;
 pub use host::{Body, Host, Map};
 pub use outcome::{Outcome, Subject};
 pub use passage::Passage;
-pub use subset::listed;
+pub use values::{listed, pairs};
 
 use answering::OwnAnswer;
 use batching::HeldRequest;
@@ -75,6 +77,8 @@ pub struct Gateway {
     /// What calls of the worker that are under way are for, by the host's numbers.
     fetches: BTreeMap<u32, Purpose>,
     reruns: rerun::Reruns,
+    /// What the log knows of routes whose metadata cannot be understood.
+    unread_routes: BTreeSet<String>,
     /// What becomes of headers while their bodies come.
     pub passage: Passage,
 }
@@ -125,6 +129,7 @@ impl Gateway {
             looks_left: 0,
             fetches: BTreeMap::new(),
             reruns: rerun::Reruns::default(),
+            unread_routes: BTreeSet::new(),
             passage,
         }
     }
@@ -158,9 +163,9 @@ impl Gateway {
         for fetch in self.worker.tick(host, now) {
             let call = self.worker.question(&fetch.purpose).and_then(|question| {
                 let mut headers =
-                    vec![(":method", "GET"), (":path", question.path), (":authority", question.authority)];
-                headers.extend(question.endpoint.map(|endpoint| (crate::names::ENDPOINT_HEADER, endpoint)));
-                host.call(question.cluster, &headers, &[], fetch.timeout)
+                    vec![(":method", "GET"), (":path", question.path), (":authority", &*question.authority)];
+                headers.extend(question.endpoint.as_deref().map(|endpoint| (crate::names::ENDPOINT_HEADER, endpoint)));
+                host.call(&question.cluster, &headers, &[], fetch.timeout)
             });
             match call {
                 Some(token) => drop(self.fetches.insert(token, fetch.purpose)),

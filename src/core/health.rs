@@ -227,7 +227,11 @@ impl Records {
             return;
         }
         for (load, instance) in loads.iter_mut().zip(&fleet.instances) {
-            load.standing = self.standing(instance.key, now, settings);
+            let standing = self.standing(instance.key, now, settings);
+            // One that has just come, and that nothing speaks against, stays what it is.
+            if standing != Standing::Healthy {
+                load.standing = standing;
+            }
         }
     }
 }

@@ -42,6 +42,12 @@ pub const DRILL_VM_PATH: &str = "/routebalance/drill/vm";
 pub const METADATA_NAMESPACE: &str = "routebalance";
 /// Key of the route metadata that names the policy.
 pub const METADATA_POLICY: &str = "policy";
+/// Key of the metadata with weights of its own.
+pub const METADATA_WEIGHTS: &str = "weights";
+/// Request header that names a policy.
+pub const POLICY_REQUEST_HEADER: &str = "x-routebalance-policy";
+/// Request header with weights of quality, latency and cost, `0.8/0.1/0.1`.
+pub const WEIGHTS_REQUEST_HEADER: &str = "x-routebalance-weights";
 /// How long the instance took, as Envoy tells it where one has answered.
 pub const SERVICE_TIME_RESPONSE_HEADER: &str = "x-envoy-upstream-service-time";
 /// How Envoy's words on where a response comes from begin where an instance has answered.

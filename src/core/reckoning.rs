@@ -9,6 +9,7 @@ mod now;
 mod report;
 mod standing;
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::fleet::InstanceId;
@@ -122,6 +123,21 @@ impl Counters {
     /// Adds another worker's counters; the last dispatch is the later one.
     pub fn add(&mut self, other: &Counters) {
         self.0.iter_mut().zip(&other.0).for_each(|(sum, c)| sum.add(c));
+    }
+
+    /// The same where some instances are one server, each group of them: what one was sent is what all hold.
+    pub fn server_sums(&self, shared: &[Vec<InstanceId>]) -> Cow<'_, Counters> {
+        let mut all = Cow::Borrowed(self);
+        for instances in shared {
+            let mut sum = InstanceCounters::default();
+            instances.iter().filter_map(|i| self.get(*i)).for_each(|counters| sum.add(counters));
+            for instance in instances {
+                if let Some(counters) = all.to_mut().get_mut(*instance) {
+                    *counters = sum;
+                }
+            }
+        }
+        all
     }
 
     /// Requests sent to the whole fleet so far.

@@ -11,6 +11,7 @@ mod holding;
 mod naming;
 mod reason;
 mod record;
+mod sharing;
 mod unread;
 
 use std::borrow::Cow;
@@ -24,12 +25,14 @@ pub use unread::{Packed, packed};
 
 use candidates::PromptTokens;
 use record::{Chosen, RoutedAsk};
+use sharing::Sharing;
 
 use crate::affinity::Held;
 use crate::config::{Config, Drill};
 use crate::discovery::{self, Roster};
 use crate::features;
-use crate::fleet::{Constraints, InstanceId, Model, ModelId, ModelKind, PolicyId, PoolId};
+use crate::fleet::{Constraints, InstanceId, Model, ModelId, ModelKind, Policy, PolicyId, PoolId, Weights};
+use crate::hash::fnv1a;
 use crate::learning::{Learned, exploration};
 use crate::names::named;
 use crate::openai::{Api, Prompt};
@@ -61,6 +64,8 @@ pub struct Ask<'a> {
     pub prompt: &'a Prompt,
     /// The route's policy.
     pub policy: PolicyId,
+    /// Weights in the place of the policy's; `None` for those.
+    pub weights: Option<Weights>,
     /// The instance that holds what the request refers to, if any.
     pub holder: Option<InstanceId>,
     /// The only instances that may serve, in their order; `None` for all.
@@ -71,6 +76,8 @@ pub struct Ask<'a> {
     pub sequence: u64,
     /// Uniform in 0 to 1, for exploration.
     pub draw: f64,
+    /// Where the request falls among shares of traffic, the same for all of a session; `None` for nowhere.
+    pub lot: Option<u64>,
     /// What the request insists on; `None` for what its policy says.
     pub constraints: Option<Constraints>,
     /// What a request to each model costs now under the objective `prices`; `None` for what its policy says.
@@ -85,11 +92,13 @@ impl<'a> Ask<'a> {
             api,
             prompt,
             policy,
+            weights: None,
             holder: None,
             subset: None,
             held,
             sequence: 0,
             draw: 1.0,
+            lot: None,
             constraints: None,
             prices: None,
         }
@@ -130,6 +139,9 @@ pub enum Verdict {
     Untouched(UntouchedReason),
 }
 
+/// When to ask again for a pool without instances: whatever starts them needs some time to see that they are wanted.
+const START_AFTER: Duration = Duration::from_secs(5);
+
 /// An error that a request is answered with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
@@ -143,6 +155,8 @@ pub struct Refusal {
     pub retry_after: Option<Duration>,
     /// The parameter of the request that is wrong, if it is one.
     pub param: Option<&'static str>,
+    /// The pool whose instances are missing, if that is why.
+    pub pool: Option<PoolId>,
 }
 
 impl Refusal {
@@ -153,9 +167,19 @@ impl Refusal {
         Refusal { retry_after: Some(Duration::from_secs(1)), ..refusal }
     }
 
+    /// No instance is there that could serve; the client has named this model, or none.
+    pub fn no_instance(model: Option<&str>, pool: PoolId) -> Refusal {
+        let message = match model {
+            Some(model) => format!("No instance of the model `{model}` is running."),
+            None => "No instance of any model is running.".to_owned(),
+        };
+        let refusal = Refusal::new(503, RefusalReason::NoInstance, message);
+        Refusal { retry_after: Some(START_AFTER), pool: Some(pool), ..refusal }
+    }
+
     /// A request that is wrong, whenever it comes.
     pub fn new(status: u16, reason: RefusalReason, message: impl Into<String>) -> Refusal {
-        Refusal { status, reason, message: message.into(), retry_after: None, param: None }
+        Refusal { status, reason, message: message.into(), retry_after: None, param: None, pool: None }
     }
 }
 
@@ -169,6 +193,7 @@ pub struct Router {
     /// For every model of the fleet, what is expected of its answer to any prompt.
     priors: Vec<Estimate>,
     references: References,
+    sharing: Sharing,
 }
 
 impl Router {
@@ -193,7 +218,8 @@ impl Router {
         let models = config.fleet.models.iter().zip(&predicted);
         let priors = models.map(|(model, position)| Estimate::prior(model, &spread(position))).collect();
         let references = References::from_fleet(&config.fleet);
-        Router { config, predictor, predicted, priors, references }
+        let sharing = Sharing::from_fleet(&config.fleet);
+        Router { config, predictor, predicted, priors, references, sharing }
     }
 
     /// The configuration.
@@ -203,7 +229,16 @@ impl Router {
 
     /// Makes the fleet have the instances of a roster; returns the ids that mean another instance than before.
     pub fn follow(&mut self, roster: &Roster) -> Vec<InstanceId> {
-        discovery::apply(&mut self.config.fleet, roster)
+        let replaced = discovery::apply(&mut self.config.fleet, roster);
+        self.sharing = Sharing::from_fleet(&self.config.fleet);
+        replaced
+    }
+
+    /// The lot of a request: its session's, or the one that `draw` draws where traffic is shared by rule.
+    pub fn lot(&self, session: Option<&str>, draw: impl FnOnce() -> f64) -> Option<u64> {
+        let session = session.filter(|session| !session.is_empty());
+        (!self.sharing.is_empty())
+            .then(|| session.map_or_else(|| draw().to_bits(), |session| fnv1a(session.as_bytes())))
     }
 
     /// The predictor, if it runs.
@@ -253,6 +288,8 @@ impl Router {
         let Some(policy) = self.config.policy(ask.policy) else {
             return Verdict::Untouched(UntouchedReason::NoPolicy);
         };
+        let weighted = ask.weights.map(|weights| Policy { weights, ..policy.clone() });
+        let policy = weighted.as_ref().unwrap_or(policy);
         let outlook = outlook(&models);
         let unlearned = outlook.estimates.iter().enumerate();
         let estimates: Vec<Estimate> = unlearned
@@ -291,7 +328,8 @@ impl Router {
             .map_or(Verdict::Untouched(UntouchedReason::NoCandidate), |decision| Verdict::Decided(Box::new(decision)))
     }
 
-    /// Where nobody is known who could serve: Envoy may know hosts of a discovered pool, and the default one comes first.
+    /// Where nobody is known who could serve: Envoy may know hosts of a discovered pool that it has not told, and the default one comes
+    /// first. Where it has told that there are none, nobody serves.
     fn without_candidate(&self, ask: &Ask<'_>, models: &[ModelId]) -> Verdict {
         if ask.subset.is_some() {
             return Verdict::Refused(Refusal::subset());
@@ -299,11 +337,14 @@ impl Router {
         let fleet = &self.config.fleet;
         let default = self.config.envoy.default_pool;
         let all = fleet.pool(default).map(|pool| (default, pool)).into_iter().chain(fleet.pools_by_id());
-        let mut may = all.filter(|(_, pool)| pool.discovered && models.contains(&pool.model));
-        let Some((id, pool)) = may.next() else {
-            return Verdict::Untouched(UntouchedReason::NoCandidate);
+        let may: Vec<_> = all.filter(|(_, pool)| models.contains(&pool.model)).collect();
+        let Some((id, pool)) = may.iter().find(|(_, pool)| pool.discovered && !pool.known) else {
+            let Some((id, pool)) = may.first() else { return Verdict::Untouched(UntouchedReason::NoCandidate) };
+            let named = self.config.names_no_model(ask.prompt.model.as_deref());
+            let model = fleet.model_of(pool).map(|model| model.name.as_str()).filter(|_| !named);
+            return Verdict::Refused(Refusal::no_instance(model, *id));
         };
-        Verdict::Pooled { pool: id, max_tokens: self.cap(ask, pool, PromptTokens::from_prompt(ask.prompt)).0 }
+        Verdict::Pooled { pool: *id, max_tokens: self.cap(ask, pool, PromptTokens::from_prompt(ask.prompt)).0 }
     }
 
     /// What is expected of each model's answer to a prompt, if these models may answer it.

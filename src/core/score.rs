@@ -106,8 +106,8 @@ impl References {
             let Some(model) = fleet.model_of(pool).filter(|m| m.kind == ModelKind::Generate) else { continue };
             let work = Work::typical(model.output_tokens_prior);
             seconds += latency::idle_seconds(&pool.profile, &work);
-            usd += work.prompt_tokens * model.tariff.usd_per_input_token
-                + work.output_tokens * model.tariff.usd_per_output_token;
+            let tariff = pool.tariff.unwrap_or(model.tariff);
+            usd += tariff.prompt_usd(work.prompt_tokens, 0.0) + work.output_tokens * tariff.usd_per_output_token;
             pools += 1.0;
             qualities.push(model.quality_prior);
         }

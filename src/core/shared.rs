@@ -44,7 +44,7 @@ pub use shown::{decode_shown, encode_shown};
 pub use slots::{MAX_PLACES, MAX_SLOTS, Place, SLOT_TTL, Slots, heartbeat};
 
 /// Version of the form of all records. It is part of every key, so that modules of two versions do not meet.
-const VERSION: u8 = 5;
+const VERSION: u8 = 6;
 
 // === bytes ===
 

@@ -12,6 +12,7 @@ mod placements;
 mod prices;
 mod speeds;
 mod statistics;
+mod wanting;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ pub use prices::Prices;
 pub use statistics::{Counter, Gauge, Histogram, Statistic, Statistics};
 
 use crate::discovery::Roster;
-use crate::fleet::InstanceId;
+use crate::fleet::{InstanceId, PoolId};
 use crate::reckoning::{Counters, Glimpse, Reports};
 use crate::router::Router;
 use crate::shared::{self, Board, Index, Key, Responses, SLOT_TTL, Slots, Unwritten, Version};
@@ -100,6 +101,8 @@ pub struct Worker {
     asker: fetching::Asker,
     watches: health::Watches,
     serving_workers: usize,
+    /// Pools that had no instance for a request of this VM, and when that was last.
+    wanted: BTreeMap<PoolId, Duration>,
     /// Endpoints that were chosen here and that Envoy has not honoured.
     unhonoured: u64,
 }
@@ -140,12 +143,13 @@ impl Worker {
             glimpses: BTreeMap::new(),
             unwritten_glimpses: false,
             glimpses_seen: Vec::new(),
-            roster: Roster::from_fleet(&config.fleet, Duration::ZERO),
+            roster: Roster::from_fleet(&config.fleet),
             roster_version: None,
             scraper: fetching::Scraper::default(),
             asker: fetching::Asker::default(),
             watches: health::Watches::default(),
             serving_workers: 1,
+            wanted: BTreeMap::new(),
             unhonoured: 0,
             index,
             router,
@@ -197,6 +201,7 @@ impl Worker {
         self.write_glimpses(board, now);
         self.exchange(board);
         self.follow_prices(board, now);
+        self.end_wanting(now);
         if self.leads {
             return self.lead(board, now);
         }

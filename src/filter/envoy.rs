@@ -8,7 +8,7 @@ use proxy_wasm::hostcalls;
 use proxy_wasm::types::{Action, BufferType, MapType};
 
 use crate::{ahead, host};
-use routebalance_core::gateway::{Body, Flow, Host, Map, listed};
+use routebalance_core::gateway::{Body, Flow, Host, Map, listed, pairs};
 use routebalance_core::health::Records;
 use routebalance_core::reckoning::{Counters, Reports};
 use routebalance_core::shared::{Board, Index, Key, ReadCache, RowsRead, Sources, Version, decode_health};
@@ -237,6 +237,10 @@ impl Host for Envoy {
 
     fn list(&self, path: &[&str]) -> Option<Vec<String>> {
         host::raw_property(path).map(|bytes| listed(&bytes))
+    }
+
+    fn fields(&self, path: &[&str]) -> Option<Vec<(String, Vec<u8>)>> {
+        host::raw_property(path).and_then(|bytes| pairs(&bytes))
     }
 
     fn set_state(&mut self, key: &str, value: &str) {

@@ -484,7 +484,7 @@ mod tests {
         let model = |name: &str| routebalance_core::fleet::Model {
             name: name.into(),
             kind: ModelKind::Generate,
-            tariff: routebalance_core::fleet::Tariff { usd_per_input_token: 0.0, usd_per_output_token: 0.0 },
+            tariff: routebalance_core::fleet::Tariff::new(0.0, 0.0),
             quality_prior: 0.0,
             output_tokens_prior: 1.0,
             adapters: Vec::new(),
@@ -499,6 +499,13 @@ mod tests {
             limits,
             instances: Vec::new(),
             discovered: false,
+            kind: Default::default(),
+            tariff: None,
+            known: true,
+            metrics: routebalance_core::fleet::Metrics::Shared,
+            upstream: Default::default(),
+            share: None,
+            slow_start: Default::default(),
         };
         let fleet = Fleet {
             models: vec![model("small"), model("large")],

@@ -233,7 +233,7 @@ mod tests {
             output_tokens_p80: tokens * 2.0,
             output_tokens_p90: tokens * 3.0,
         };
-        let tariff = Tariff { usd_per_input_token: usd_per_token, usd_per_output_token: usd_per_token };
+        let tariff = Tariff::new(usd_per_token, usd_per_token);
         Offer {
             ttft_seconds,
             tpot_seconds,

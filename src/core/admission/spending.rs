@@ -35,8 +35,8 @@ mod tests {
     #[cfg(all(target_family = "wasm", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
 
-    const DEAR: Tariff = Tariff { usd_per_input_token: 0.4e-6, usd_per_output_token: 0.4e-6 };
-    const FREE: Tariff = Tariff { usd_per_input_token: 0.0, usd_per_output_token: 0.0 };
+    const DEAR: Tariff = Tariff::new(0.4e-6, 0.4e-6);
+    const FREE: Tariff = Tariff::new(0.0, 0.0);
 
     #[test]
     fn tokens_that_a_budget_leaves() {

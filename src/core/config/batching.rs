@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::numbers::whole_or_none;
 use super::{ConfigError, check_number, error};
 use crate::fleet::{BatchSizing, Batching};
 
@@ -11,6 +12,7 @@ use crate::fleet::{BatchSizing, Batching};
 #[serde(deny_unknown_fields)]
 pub(super) struct RawBatching {
     pub(super) mode: BatchingMode,
+    #[serde(default, deserialize_with = "whole_or_none")]
     pub(super) size: Option<u32>,
     pub(super) window_ms: Option<f64>,
     #[serde(default = "max_wait_ms")]

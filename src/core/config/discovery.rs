@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::numbers::whole;
 use super::{ConfigError, check_names, error};
 use crate::discovery::DiscoverySettings;
 
@@ -12,7 +13,9 @@ use crate::discovery::DiscoverySettings;
 pub(super) struct RawDiscovery {
     pub(super) cluster: String,
     pub(super) path: String,
+    #[serde(deserialize_with = "whole")]
     pub(super) period_ms: u64,
+    #[serde(deserialize_with = "whole")]
     pub(super) timeout_ms: u64,
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::numbers::whole;
 use super::{ConfigError, check_address, check_text, error};
 use crate::fleet::{Fleet, ModelKind, Pool, PoolId};
 
@@ -18,12 +19,17 @@ pub(super) struct RawEnvoy {
     pub(super) endpoints_dir: String,
     pub(super) failure_policy: FailurePolicy,
     pub(super) allow_on_headers_stop_iteration: bool,
+    #[serde(deserialize_with = "whole")]
     pub(super) per_try_idle_timeout_ms: u64,
     pub(super) model_fallback: bool,
     pub(super) access_log: String,
+    #[serde(deserialize_with = "whole")]
     pub(super) request_timeout_ms: u64,
+    #[serde(deserialize_with = "whole")]
     pub(super) connection_buffer_bytes: u64,
+    #[serde(deserialize_with = "whole")]
     pub(super) max_heap_bytes: u64,
+    #[serde(deserialize_with = "whole")]
     pub(super) max_connections: u64,
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::numbers::whole;
 use super::{ConfigError, error};
 use crate::health::HealthSettings;
 
@@ -11,10 +12,15 @@ use crate::health::HealthSettings;
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawHealth {
     pub(super) enabled: bool,
+    #[serde(deserialize_with = "whole")]
     pub(super) failures_to_eject: u32,
+    #[serde(deserialize_with = "whole")]
     pub(super) base_ejection_ms: u64,
+    #[serde(deserialize_with = "whole")]
     pub(super) max_ejection_ms: u64,
+    #[serde(deserialize_with = "whole")]
     pub(super) stall_ms: u64,
+    #[serde(deserialize_with = "whole")]
     pub(super) answer_limit_ms: u64,
 }
 

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::batching::RawBatching;
 use super::demand::{self, RawDemandLevel, RawOnlinePrices};
+use super::numbers::whole_or_none;
 use super::{ConfigError, check_names, check_number, error};
 use crate::fleet::{
     Budget, Constraint, Constraints, Fleet, Mode, Objective, Order, OtherPaths, Overload, OverloadAction, Policy,
@@ -76,6 +77,7 @@ pub(super) struct RawSlo {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawBudget {
     pub(super) usd: Option<f64>,
+    #[serde(default, deserialize_with = "whole_or_none")]
     pub(super) tokens: Option<u32>,
 }
 

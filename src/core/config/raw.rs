@@ -5,9 +5,11 @@ use serde::Deserialize;
 use super::affinity::RawAffinity;
 use super::discovery::RawDiscovery;
 use super::envoy::RawEnvoy;
-use super::fleet::{RawModel, RawPool};
 use super::health::RawHealth;
+use super::models::RawModel;
+use super::numbers::whole;
 use super::policy::RawPolicy;
+use super::pools::RawPool;
 use super::telemetry::RawTelemetry;
 use crate::latency::Basis;
 
@@ -135,6 +137,7 @@ pub(super) struct RawFeedback {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawRequest {
+    #[serde(deserialize_with = "whole")]
     pub(super) max_buffered_bytes: u64,
     pub(super) encodings: Vec<Encoding>,
 }
@@ -164,11 +167,12 @@ pub enum Encoding {
 pub(super) struct RawResponse {
     pub(super) expose_endpoint: bool,
     pub(super) allow_origin: String,
+    pub(super) liveness_path: Option<String>,
 }
 
 impl Default for RawResponse {
     fn default() -> Self {
-        RawResponse { expose_endpoint: false, allow_origin: "*".to_owned() }
+        RawResponse { expose_endpoint: false, allow_origin: "*".to_owned(), liveness_path: Some("/health".to_owned()) }
     }
 }
 

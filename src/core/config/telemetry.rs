@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::numbers::{whole, whole_or_none};
 use super::{ConfigError, error};
 use crate::telemetry::TelemetrySettings;
 
@@ -15,10 +16,15 @@ const LEASE_MIN: Duration = Duration::from_millis(200);
 pub(super) struct RawTelemetry {
     pub(super) enabled: bool,
     pub(super) metrics_path: String,
+    #[serde(deserialize_with = "whole")]
     pub(super) scrape_period_ms: u64,
+    #[serde(deserialize_with = "whole")]
     pub(super) scrape_timeout_ms: u64,
+    #[serde(deserialize_with = "whole")]
     pub(super) fresh_ms: u64,
+    #[serde(deserialize_with = "whole")]
     pub(super) max_age_ms: u64,
+    #[serde(default, deserialize_with = "whole_or_none")]
     pub(super) lease_ms: Option<u64>,
     pub(super) orca: bool,
 }

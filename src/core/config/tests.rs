@@ -1,3 +1,5 @@
+mod fleets;
+
 use super::*;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -71,9 +73,10 @@ fn every_wrong_value_is_refused_with_its_field() {
         ("/pools/0/model", json!("gpt-2"), "pools[0].model: no model is named \"gpt-2\""),
         ("/pools/0/cluster", json!("pool-qwen2.5-7b"), "pools[].cluster: \"pool-qwen2.5-7b\" appears twice"),
         ("/pools/0/instances", json!([]), "pools[0].instances: at least one"),
-        ("/pools/0/instances/1", json!("localhost:1"), "pools[0].instances[1]: \"localhost:1\" is not an ip:port"),
+        ("/pools/0/instances/1", json!("localhost"), "pools[0].instances[1]: \"localhost\" has no port"),
         ("/pools/0/instances/1", json!("127.0.0.1:0"), "pools[0].instances[1]: the port must not be 0"),
-        ("/pools/0/instances/1", json!("127.0.0.1:18011"), "pools[1].instances[0]: 127.0.0.1:18011 appears twice"),
+        ("/pools/0/instances/1", json!("127.0.0.1:18001"), "pools[0].instances[1]: 127.0.0.1:18001 appears twice"),
+        ("/response", json!({"liveness_path": "health"}), "response.liveness_path: \"health\" must be a path"),
         ("/pools/2/profile/tpot_ms", json!(0), "pools[2].profile.tpot_ms: 0 is not between"),
         ("/pools/2/limits/max_running", json!(0), "pools[2].limits.max_running: must be at least 1"),
         ("/policies/0/weights/quality", json!(-0.1), "policies[0].weights.quality: -0.1 is not between"),
@@ -165,7 +168,7 @@ fn every_wrong_value_is_refused_with_its_field() {
         ("/telemetry/max_age_ms", json!(1000), "telemetry.max_age_ms: must be above"),
         ("/telemetry/lease_ms", json!(50), "telemetry.lease_ms: 50 is not between 100 and 60000"),
         ("/telemetry/orca", json!("yes"), "telemetry.orca: invalid type"),
-        ("/pools/0/instances", json!("discovered"), "expected a list of ip:port addresses, or \"discover\""),
+        ("/pools/0/instances", json!("discovered"), "expected a list of ip:port or name:port, or \"discover\""),
         ("/pools/0/instances", json!(3), "pools[0].instances: invalid type: integer `3`, expected a list of ip:port"),
         ("/discovery", json!({"cluster": ""}), "discovery.cluster: a name must have"),
         ("/discovery", json!({"path": "clusters"}), "discovery.path: must be a path"),
@@ -221,7 +224,9 @@ fn a_discovered_pool_is_empty_at_first_and_needs_no_other_field() {
 
 #[test]
 fn a_broken_file_is_refused_with_its_place() {
-    for (text, expected) in [("", "(whole file): EOF"), ("{} x", "missing field"), ("[]", "(whole file)")] {
+    for (text, expected) in
+        [("", "(whole file): it is empty"), ("{} x", "missing field"), ("[]", "(whole file): it is a list")]
+    {
         let refusal = Config::parse(text.as_bytes()).unwrap_err().to_string();
         assert!(refusal.contains(expected), "{text:?}: {refusal}");
     }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::Deserialize;
 
-use crate::fleet::Presence;
+use crate::fleet::{Placing, Presence};
 
 /// The hosts of one Envoy cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,8 +20,10 @@ pub struct ClusterHosts {
 pub struct ClusterHost {
     /// `ip:port`, brackets around an IPv6 address; resolved, where the configuration has a name.
     pub address: String,
-    /// Present or unhealthy.
+    /// Present, degraded or unhealthy.
     pub presence: Presence,
+    /// Where it stands among the others.
+    pub placing: Placing,
 }
 
 #[derive(Deserialize)]
@@ -43,6 +45,10 @@ struct RawHost {
     address: RawAddress,
     #[serde(default)]
     health_status: RawHostHealth,
+    #[serde(default)]
+    priority: u32,
+    #[serde(default)]
+    weight: Option<u32>,
 }
 
 #[derive(Default, Deserialize)]
@@ -62,6 +68,7 @@ struct RawSocketAddress {
 #[serde(default)]
 struct RawHostHealth {
     failed_active_health_check: bool,
+    failed_active_degraded_check: bool,
     failed_outlier_check: bool,
     pending_active_hc: bool,
     excluded_via_immediate_hc_fail: bool,
@@ -69,12 +76,14 @@ struct RawHostHealth {
 }
 
 impl RawHostHealth {
-    /// Envoy goes on sending to hosts that are degraded or whose health nobody has told it.
+    /// Envoy goes on sending to hosts whose health nobody has told it, and to those that are degraded where the others do not suffice.
     fn presence(&self) -> Presence {
         let refused = matches!(self.eds_health_status.as_str(), "UNHEALTHY" | "DRAINING" | "TIMEOUT");
         let failed = self.failed_active_health_check || self.failed_outlier_check;
         if refused || failed || self.pending_active_hc || self.excluded_via_immediate_hc_fail {
             Presence::Unhealthy
+        } else if self.failed_active_degraded_check || self.eds_health_status == "DEGRADED" {
+            Presence::Degraded
         } else {
             Presence::Present
         }
@@ -88,7 +97,11 @@ pub fn parse(answer: &[u8]) -> Option<Vec<ClusterHosts>> {
     let host = |raw: RawHost| {
         let socket = raw.address.socket_address?;
         let (ip, port): (IpAddr, u16) = (socket.address.parse().ok()?, u16::try_from(socket.port_value).ok()?);
-        Some(ClusterHost { address: SocketAddr::new(ip, port).to_string(), presence: raw.health_status.presence() })
+        Some(ClusterHost {
+            address: SocketAddr::new(ip, port).to_string(),
+            presence: raw.health_status.presence(),
+            placing: Placing { priority: raw.priority, weight: raw.weight.unwrap_or(1).max(1) },
+        })
     };
     let cluster = |raw: RawCluster| ClusterHosts {
         cluster: raw.name,

@@ -6,7 +6,7 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn host(address: &str, presence: Presence) -> ClusterHost {
-    ClusterHost { address: address.to_owned(), presence }
+    ClusterHost { address: address.to_owned(), presence, placing: Placing::default() }
 }
 
 #[test]
@@ -37,7 +37,9 @@ fn answers() {
     };
     for (flags, presence) in [
         (r#""eds_health_status":"HEALTHY""#, Presence::Present),
-        (r#""eds_health_status":"DEGRADED","failed_active_degraded_check":true"#, Presence::Present),
+        (r#""eds_health_status":"DEGRADED""#, Presence::Degraded),
+        (r#""eds_health_status":"HEALTHY","failed_active_degraded_check":true"#, Presence::Degraded),
+        (r#""eds_health_status":"DEGRADED","failed_outlier_check":true"#, Presence::Unhealthy),
         (r#""eds_health_status":"UNKNOWN""#, Presence::Present),
         ("", Presence::Present),
         (r#""failed_outlier_check":true,"eds_health_status":"HEALTHY""#, Presence::Unhealthy),
@@ -79,7 +81,7 @@ fn hosts_come_and_go_and_keep_their_id() {
     let mut fleet = fleet();
     let listed = fleet.instances.len();
     assert!(fleet.pools[1].instances.is_empty());
-    let mut roster = Roster::from_fleet(&fleet, MINUTE);
+    let mut roster = Roster::from_fleet(&fleet);
     type Step = (&'static [&'static str], &'static [(&'static str, Presence)]);
     let steps: [Step; 5] = [
         (&["10.0.0.2:1", "10.0.0.1:1"], &[("10.0.0.1:1", Presence::Present), ("10.0.0.2:1", Presence::Present)]),
@@ -112,7 +114,7 @@ fn hosts_come_and_go_and_keep_their_id() {
 #[test]
 fn listed_instances_are_followed_and_others_of_their_cluster_ignored() {
     let mut fleet = fleet();
-    let mut roster = Roster::from_fleet(&fleet, MINUTE);
+    let mut roster = Roster::from_fleet(&fleet);
     let mut clusters = answer(&fleet, 0, &["127.0.0.1:18001", "10.9.9.9:1"]);
     clusters[0].hosts.push(host("127.0.0.1:18002", Presence::Unhealthy));
     assert!(roster.update(&fleet.pools, &clusters, idle, MINUTE));
@@ -124,35 +126,79 @@ fn listed_instances_are_followed_and_others_of_their_cluster_ignored() {
 }
 
 #[test]
-fn an_address_belongs_to_one_pool_at_a_time() {
+fn a_server_may_be_an_instance_of_several_pools() {
     let mut fleet = fleet();
     let listed = fleet.instances.len();
     fleet.pools[2].discovered = true;
-    let mut roster = Roster::from_fleet(&fleet, MINUTE);
+    let mut roster = Roster::from_fleet(&fleet);
     let both = [answer(&fleet, 1, &["10.0.0.1:1", "127.0.0.1:18001"]), answer(&fleet, 2, &["10.0.0.1:1"])].concat();
     roster.update(&fleet.pools, &both, idle, MINUTE);
-    assert_eq!(roster.0.len(), listed + 1);
-    assert_eq!((roster.0[listed].pool, roster.0[listed].address.as_str()), (PoolId::new(1), "10.0.0.1:1"));
-    // It has moved: another id, and the look-up finds the one that is there.
+    apply(&mut fleet, &roster);
+    let found = |fleet: &Fleet, pool: usize| -> Vec<String> {
+        let instances = fleet.pools[pool].instances.iter();
+        instances.map(|i| fleet.instances[i.index()].address.clone()).filter(|a| a.ends_with(":1")).collect()
+    };
+    assert_eq!((found(&fleet, 1), found(&fleet, 2)), (vec!["10.0.0.1:1".to_owned()], vec!["10.0.0.1:1".to_owned()]));
+    let keys: BTreeSet<u32> = fleet.instances.iter().map(|i| i.key).collect();
+    assert_eq!(keys.len(), fleet.instances.len(), "each has records of its own");
+    let at = |pool| fleet.serving("10.0.0.1:1", PoolId::new(pool)).map(|i| fleet.instances[i.index()].pool);
+    assert_eq!((at(1), at(2), at(0)), (Some(PoolId::new(1)), Some(PoolId::new(2)), Some(PoolId::new(1))));
+    // From the beginning or step by step: the same instances under the same keys.
+    let mut anew = self::fleet();
+    anew.pools[2].discovered = true;
+    apply(&mut anew, &roster);
+    assert_eq!(anew.instances, fleet.instances);
+    // It has left one of them: the look-up finds the one that is there.
     let moved = [answer(&fleet, 1, &[]), answer(&fleet, 2, &["10.0.0.1:1"])].concat();
     roster.update(&fleet.pools, &moved, idle, MINUTE);
+    assert_eq!(apply(&mut fleet, &roster), [], "no id means another instance");
+    let id = fleet.instance_at("10.0.0.1:1").unwrap();
+    assert_eq!(fleet.instances[id.index()].pool, PoolId::new(2));
+    // Two pools of one model on one server would be one pool: the first has it.
+    fleet.pools[2].served_model = fleet.pools[1].served_model.clone();
+    let mut roster = Roster::from_fleet(&self::fleet());
+    roster.update(&fleet.pools, &both, idle, MINUTE);
+    assert_eq!(roster.members.len(), listed + 2);
+}
+
+#[test]
+fn what_envoy_says_of_hosts_is_taken_over() {
+    let mut fleet = fleet();
+    let listed = fleet.instances.len();
+    let mut roster = Roster::from_fleet(&fleet);
     apply(&mut fleet, &roster);
-    let id = InstanceId::new(listed + 1);
-    assert_eq!((fleet.instance_at("10.0.0.1:1"), fleet.instances[id.index()].pool), (Some(id), PoolId::new(2)));
+    assert!(!fleet.pools[1].known && fleet.pools[0].known, "nobody has told");
+    let none = answer(&fleet, 1, &[]);
+    assert!(roster.update(&fleet.pools, &none, idle, MINUTE), "that there is none is news");
+    assert!(!roster.update(&fleet.pools, &none, idle, MINUTE));
+    apply(&mut fleet, &roster);
+    assert!(fleet.pools[1].known);
+    let mut hosts = answer(&fleet, 1, &["10.0.0.1:1"]);
+    roster.update(&fleet.pools, &hosts, idle, 2 * MINUTE);
+    hosts[0].hosts[0].placing = Placing { priority: 1, weight: 90 };
+    assert!(roster.update(&fleet.pools, &hosts, idle, 3 * MINUTE), "a weight is news");
+    apply(&mut fleet, &roster);
+    let host = &fleet.instances[listed];
+    assert_eq!((host.placing, host.since), (Placing { priority: 1, weight: 90 }, 2 * MINUTE), "it is as old as it was");
+    // Who was there when its pool was heard of first is not new.
+    let mut first = Roster::from_fleet(&fleet);
+    first.members.truncate(listed);
+    first.update(&fleet.pools, &hosts, idle, MINUTE);
+    assert_eq!(first.members[listed].since, Duration::ZERO);
 }
 
 #[test]
 fn the_id_of_a_host_long_gone_is_given_away_once_nothing_is_outstanding() {
     let mut fleet = fleet();
     let listed = fleet.instances.len();
-    let mut roster = Roster::from_fleet(&fleet, MINUTE);
+    let mut roster = Roster::from_fleet(&fleet);
     roster.update(&fleet.pools, &answer(&fleet, 1, &["10.0.0.1:1", "10.0.0.2:1"]), idle, MINUTE);
     roster.update(&fleet.pools, &answer(&fleet, 1, &[]), idle, 2 * MINUTE);
     apply(&mut fleet, &roster);
     let newcomer = answer(&fleet, 1, &["10.0.0.9:1"]);
     let with = |mut roster: Roster, outstanding: u64, now: Duration| {
         roster.update(&fleet.pools, &newcomer, |i| if i.index() == listed { outstanding } else { 0 }, now);
-        roster.0.iter().position(|m| m.address == "10.0.0.9:1")
+        roster.members.iter().position(|m| m.address == "10.0.0.9:1")
     };
     let later = 2 * MINUTE + FORGOTTEN_AFTER;
     assert_eq!(with(roster.clone(), 0, later - SECOND), Some(listed + 2), "it may come back");
@@ -171,13 +217,13 @@ const SECOND: Duration = Duration::from_secs(1);
 #[test]
 fn the_roster_is_bounded() {
     let fleet = fleet();
-    let mut roster = Roster::from_fleet(&fleet, MINUTE);
+    let mut roster = Roster::from_fleet(&fleet);
     for round in 0..3 {
         let hosts: Vec<String> = (0..3_000).map(|i| format!("10.{round}.{}.{}:1", i / 250, i % 250)).collect();
         let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
         roster.update(&fleet.pools, &answer(&fleet, 1, &hosts), idle, MINUTE * (1 + round));
     }
-    assert_eq!(roster.0.len(), INSTANCES_MAX);
+    assert_eq!(roster.members.len(), INSTANCES_MAX);
 }
 
 #[test]

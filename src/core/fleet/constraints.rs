@@ -126,6 +126,28 @@ impl Constraints {
             Constraint::Budget => self.budget.usd.is_some() || self.budget.tokens.is_some(),
         }
     }
+
+    /// These, where nothing may be looser than others have it.
+    pub fn within(&self, others: &Constraints) -> Constraints {
+        fn least<T: PartialOrd>(own: Option<T>, other: Option<T>) -> Option<T> {
+            match (own, other) {
+                (Some(own), Some(other)) => Some(if other < own { other } else { own }),
+                (own, other) => own.or(other),
+            }
+        }
+        let (slo, budget) = (&self.slo, &self.budget);
+        Constraints {
+            slo: Slo { ttft: least(slo.ttft, others.slo.ttft), tpot: least(slo.tpot, others.slo.tpot) },
+            budget: Budget {
+                usd: least(budget.usd, others.budget.usd),
+                tokens: least(budget.tokens, others.budget.tokens),
+            },
+            quality_min: least(self.quality_min.map(|q| -q), others.quality_min.map(|q| -q)).map(|q| -q),
+            confidence: self.confidence.max(others.confidence),
+            mode: if others.mode == Mode::Strict { Mode::Strict } else { self.mode },
+            order: self.order,
+        }
+    }
 }
 
 /// When an instance counts as saturated, and what happens to a request where every candidate does.

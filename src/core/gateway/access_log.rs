@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{Host, Outcome};
 use crate::config::Config;
-use crate::fleet::PolicyId;
+use crate::fleet::{PolicyId, Weights};
 use crate::learning::feedback::Feedback;
 use crate::names::{self, DECISION_STATE};
 use crate::openai::{Api, Observed, Prompt};
@@ -20,6 +20,8 @@ pub(super) struct LogEntry {
     pub(super) decision_id: Option<String>,
     api: Api,
     policy: PolicyId,
+    /// Weights in the place of the policy's.
+    weights: Option<Weights>,
     requested_model: Option<String>,
     /// The instance that serves.
     endpoint: String,
@@ -37,6 +39,9 @@ struct Routed<'a> {
     decision_id: Option<&'a str>,
     api: &'static str,
     policy: &'a str,
+    /// Where they are not the policy's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weights: Option<Weights>,
     requested_model: Option<&'a str>,
     model: &'a str,
     pool: &'a str,
@@ -109,9 +114,12 @@ impl Response {
     ) -> Response {
         let prompt_tokens = seen.usage.as_ref().map(|u| u.prompt_tokens);
         let completion_tokens = seen.usage.as_ref().map_or(seen.completion_tokens_estimate, |u| u.completion_tokens);
-        let usd = config.fleet.model(decision.to.model).map_or(0.0, |m| {
-            prompt_tokens.unwrap_or(decision.expected.prompt_tokens) as f64 * m.tariff.usd_per_input_token
-                + completion_tokens as f64 * m.tariff.usd_per_output_token
+        let cached_tokens = seen.usage.as_ref().and_then(|u| u.cached_tokens).unwrap_or(0);
+        let tariff = config.fleet.pool(decision.to.pool).and_then(|pool| config.fleet.tariff_of(pool));
+        let usd = tariff.map_or(0.0, |tariff| {
+            let prompt_tokens = prompt_tokens.unwrap_or(decision.expected.prompt_tokens) as f64;
+            tariff.prompt_usd(prompt_tokens, cached_tokens as f64)
+                + completion_tokens as f64 * tariff.usd_per_output_token
         });
         decision.because.budget_exhausted |= decision.exhausts_budget(usd, seen);
         Response {
@@ -132,7 +140,7 @@ impl LogEntry {
     pub(super) fn new(
         api: Api,
         config: &Config,
-        policy: PolicyId,
+        (policy, weights): (PolicyId, Option<Weights>),
         prompt: &Prompt,
         decision: &Decision,
         timing: DecisionTiming,
@@ -142,6 +150,7 @@ impl LogEntry {
             decision_id: None,
             api,
             policy,
+            weights,
             requested_model: prompt.model.clone(),
             endpoint,
             is_unhonoured: false,
@@ -176,6 +185,7 @@ impl LogEntry {
             decision_id: self.decision_id.as_deref(),
             api: name_of(self.api),
             policy: config.policy(self.policy).map_or("", |policy| &policy.name),
+            weights: self.weights,
             requested_model: self.requested_model.as_deref(),
             model: config.fleet.model(to.model).map_or("", |model| &model.name),
             pool: config.fleet.pool(to.pool).map_or("", |pool| &pool.name),

@@ -58,7 +58,11 @@ impl Gateway {
     }
 
     pub(super) fn refuse(&mut self, host: &mut impl Host, id: u32, api: Option<Api>, refusal: &Refusal) -> Flow {
-        let Refusal { status, reason, message, retry_after, param } = refusal;
+        let Refusal { status, reason, message, retry_after, param, pool } = refusal;
+        if let Some(pool) = pool {
+            let now = host.now();
+            self.worker.lacks_instances(*pool, now);
+        }
         access_log::publish_unrouted(host, self.request_id(id), Outcome::Refused, message);
         self.worker.statistics.count(Counter::Refused { status: *status });
         self.worker.statistics.count(Counter::RefusedFor { reason: *reason });

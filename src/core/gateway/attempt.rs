@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use super::deciding::patch_body;
 use super::{Flow, Gateway, Host, Map};
-use crate::fleet::{Fleet, InstanceId};
+use crate::fleet::{Fleet, InstanceId, PoolId};
 use crate::health::Suspect;
 use crate::names;
 use crate::openai::{self, Api, Patch, PatchPlaces};
@@ -24,6 +24,8 @@ pub(super) struct AttemptPlan {
     api: Api,
     /// The instance of the first attempt, which nobody sees here, and whether it answered nobody when the second one was made.
     first: InstanceId,
+    /// The pool that it was decided for.
+    pool: PoolId,
     first_is_silent: bool,
     suspect: Suspect,
     /// The instances of the attempts after the first one; `None` for one that the gateway does not know.
@@ -42,6 +44,7 @@ impl AttemptPlan {
             done,
             api,
             first: decision.to.instance,
+            pool: decision.to.pool,
             first_is_silent: false,
             suspect: Suspect::default(),
             passed: Vec::new(),
@@ -72,7 +75,7 @@ impl AttemptPlan {
     /// What makes the body ask for the model of the instance at an address.
     fn patches(&self, fleet: &Fleet, address: &str) -> Vec<Patch> {
         let patches = || {
-            let (id, pool) = fleet.pool_of(fleet.instance_at(address)?)?;
+            let (id, pool) = fleet.pool_of(fleet.serving(address, self.pool)?)?;
             let elsewhere = self.elsewhere.iter().find(|elsewhere| elsewhere.pool == id)?;
             Some(self.places.patches_after(&self.done, self.api, &pool.served_model, elsewhere.max_tokens))
         };
@@ -103,7 +106,8 @@ impl Gateway {
     /// Another attempt of a request begins, at this address.
     fn begin_attempt(&mut self, host: &mut impl Host, id: u32, address: &str) -> Option<NextAttempt> {
         let now = host.now();
-        let instance = self.worker.router.config().fleet.instance_at(address);
+        let pool = self.serving(id)?.sent.plan.pool;
+        let instance = self.worker.router.config().fleet.serving(address, pool);
         let plan = &mut self.serving(id)?.sent.plan;
         plan.given_up = plan.is_suspect();
         let (first, is_second, given_up) = (plan.first, plan.passed.is_empty(), plan.given_up);

@@ -99,7 +99,7 @@ impl Gateway {
         for id in ids {
             match self.take_phase(id) {
                 Phase::Waiting(mut held) => {
-                    held.pending.recall(&self.worker, now);
+                    held.pending.recall(&mut self.worker, now);
                     batch.push((id, held));
                 }
                 other => self.set_phase(id, other),

@@ -6,10 +6,11 @@ use super::access_log::{DecisionTiming, LogEntry};
 use super::attempt::AttemptPlan;
 use super::checkup::Checkup;
 use super::serving::{Sent, Serving};
+use super::wishes::Wishes;
 use super::{Body, Flow, Gateway, Host, Map, PIECE, Phase};
 use crate::affinity::{Keys, Recall};
 use crate::config::RETRIES;
-use crate::fleet::{Constraints, InstanceId, PolicyId, PoolId};
+use crate::fleet::{Constraints, InstanceId, Metrics, PolicyId, PoolId, PoolKind, Weights};
 use crate::names;
 use crate::openai::{self, Api, Patch, Prompt, RequestScan};
 use crate::router::{Ask, Decision, Packed, Refusal, RefusalReason, UntouchedReason, Verdict, packed};
@@ -20,6 +21,8 @@ use crate::worker::{Counter, Histogram, Worker};
 pub(super) struct RequestReading {
     pub(super) api: Api,
     pub(super) policy: PolicyId,
+    /// Weights in the place of the policy's.
+    pub(super) weights: Option<Weights>,
     /// The model that the path names.
     deployment: Option<String>,
     packed: Packed,
@@ -89,12 +92,16 @@ pub(super) struct Pending {
     recall: Recall,
     /// What models cost now; `None` for what its policy says.
     prices: Option<Vec<f64>>,
+    /// Where it falls among shares of traffic.
+    lot: Option<u64>,
 }
 
 impl Pending {
     /// Looks up what instances have kept of what the request needs, and what models cost.
-    pub(super) fn recall(&mut self, worker: &Worker, now: Duration) {
+    pub(super) fn recall(&mut self, worker: &mut Worker, now: Duration) {
         let Pending { reading, prompt, .. } = self;
+        let Worker { router, learner, .. } = worker;
+        self.lot = router.lot(reading.session.as_deref(), || learner.draw());
         self.prices = worker.prices.of_policy(reading.policy).map(<[f64]>::to_vec);
         reading.keys = worker.router.keys(reading.api, prompt, reading.session.as_deref());
         self.recall = worker.router.recall(&worker.placements.memory, &reading.keys, prompt, now);
@@ -108,31 +115,20 @@ impl Pending {
             api: reading.api,
             prompt,
             policy: reading.policy,
+            weights: reading.weights,
             holder,
             subset: reading.subset.as_deref(),
             held: self.recall.held(),
             sequence,
             draw: worker.learner.draw(),
+            lot: self.lot,
             constraints: reading.constraints,
             prices: self.prices.as_deref(),
         }
     }
 }
 
-/// Where a route's metadata names its policy.
-pub(super) const POLICY_METADATA: [&str; 5] =
-    ["xds", "route_metadata", "filter_metadata", names::METADATA_NAMESPACE, names::METADATA_POLICY];
-
 impl Gateway {
-    /// The policy of the request's route: its metadata, its name, or the default.
-    pub(super) fn policy(&self, host: &impl Host) -> PolicyId {
-        let config = self.worker.router.config();
-        host.property(&POLICY_METADATA)
-            .and_then(|name| config.policy_named(&name))
-            .or_else(|| host.property(&["xds", "route_name"]).and_then(|name| config.policy_of_route(&name)))
-            .unwrap_or(config.default_policy)
-    }
-
     /// A request to be decided begins; its path may name the model.
     pub(super) fn begin(
         &mut self,
@@ -159,16 +155,17 @@ impl Gateway {
             }
             Packed::Never | Packed::Unpacked => {}
         }
-        let policy = self.policy(host);
-        let subset = match self.subset(host, policy) {
+        let mut route = self.route_wishes(host);
+        self.note_unread(host, &mut route);
+        let subset = match self.subset(host, route.policy) {
             Err(refusal) => return self.refuse(host, id, Some(api), &refusal),
             Ok(Some(subset)) if subset.is_empty() => return self.refuse(host, id, Some(api), &Refusal::subset()),
             Ok(subset) => subset,
         };
         let mut headers = RequestHeaders::default();
-        let constraints = match self.worker.router.header_constraints(policy, |name| headers.take(host, name)) {
+        let Wishes { policy, weights, constraints } = match self.wishes(host, &mut headers, &route) {
             Err(refusal) => return self.refuse(host, id, Some(api), &refusal),
-            Ok(constraints) => constraints,
+            Ok(wishes) => wishes,
         };
         let content_length = host.header(Map::Request, "content-length").and_then(|v| v.trim().parse().ok());
         let session_header = self.worker.router.config().affinity.session_header.as_deref();
@@ -182,6 +179,7 @@ impl Gateway {
         let reading = RequestReading {
             api,
             policy,
+            weights,
             deployment,
             packed,
             scan,
@@ -237,7 +235,8 @@ impl Gateway {
         if let Some(model) = reading.deployment.take() {
             prompt.deploy(model);
         }
-        let pending = Pending { reading, prompt, buffered, complete: whole, recall: Recall::default(), prices: None };
+        let pending =
+            Pending { reading, prompt, buffered, complete: whole, recall: Recall::default(), prices: None, lot: None };
         match if whole { self.wait(host, id, pending) } else { Err(pending) } {
             Ok(flow) => flow,
             Err(mut pending) => {
@@ -290,22 +289,25 @@ impl Gateway {
         let Some(pool) = config.fleet.pool(decision.to.pool) else { return };
         let endpoints: Vec<&str> =
             std::iter::once(&decision.to.instance).chain(&decision.to.fallbacks).filter_map(address).collect();
+        // Which server of a provider answers is not this gateway's affair.
+        let endpoints = (pool.kind == PoolKind::Own).then(|| endpoints.join(","));
         let served_model = decision.to.adapter.as_ref().unwrap_or(&pool.served_model);
         let places = prompt.patch_places();
         let patches = places.patches(reading.api, served_model, decision.because.max_tokens);
         let patched = patch_body(host, &patches, buffered, reading.kept(buffered));
         set_length(host, reading.content_length, buffered, patched);
-        direct(host, &pool.cluster, Some(&endpoints.join(",")), prompt.stream, Some(id));
+        direct(host, &pool.cluster, endpoints.as_deref(), prompt.stream, Some(id));
         let least = config.health.answer_limit;
         let knows_length = !prompt.stream && reading.api != Api::Named;
         if let Some(limit) = decision.answer_limit(least).filter(|_| knows_length) {
             host.set_header(Map::Request, names::TIMEOUT_HEADER, Some(&limit.as_millis().to_string()));
         }
-        let asks_load = config.telemetry.orca && ask_for_load(host);
+        let asks_load = config.telemetry.orca && pool.metrics != Metrics::Off && ask_for_load(host);
         self.worker.statistics.count(Counter::Decisions { pool: &pool.name, rung: decision.because.rung });
         let is_common = config.names_no_model(prompt.model.as_deref());
         timing.patch = host.clock().saturating_sub(began);
-        let mut entry = LogEntry::new(reading.api, config, reading.policy, &prompt, &decision, timing);
+        let mut entry =
+            LogEntry::new(reading.api, config, (reading.policy, reading.weights), &prompt, &decision, timing);
         let decision_id = self.worker.learner.decision_id().filter(|_| decision.generates());
         entry.decision_id.clone_from(&decision_id);
         let worker = &mut self.worker;
@@ -417,7 +419,7 @@ impl RequestHeaders {
     }
 
     /// The same; one that only the gateway reads is removed.
-    fn take(&mut self, host: &mut impl Host, name: &str) -> Vec<String> {
+    pub(super) fn take(&mut self, host: &mut impl Host, name: &str) -> Vec<String> {
         let values = self.values(host, name);
         if !values.is_empty() && name.starts_with(names::OWN_HEADERS) {
             host.set_header(Map::Request, name, None);

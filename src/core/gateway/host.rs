@@ -56,6 +56,8 @@ pub trait Host: Board {
     fn number(&self, path: &[&str]) -> Option<u64>;
     /// A property of the request as a list of texts; one text counts as a list with commas.
     fn list(&self, path: &[&str]) -> Option<Vec<String>>;
+    /// A property of the request that is a struct: its fields, a number as its eight bytes, a struct as [`super::pairs`] reads it.
+    fn fields(&self, path: &[&str]) -> Option<Vec<(String, Vec<u8>)>>;
     /// Sets filter state of the request.
     fn set_state(&mut self, key: &str, value: &str);
     /// Matches the routes again with the headers and the state as they are now.

@@ -3,6 +3,7 @@
 use super::deciding::direct;
 use super::probing::Probing;
 use super::{Body, Flow, Gateway, Host, Map, Outcome, Phase, Subject, access_log, feedback};
+use crate::fleet::PoolKind;
 use crate::names;
 use crate::openai;
 use crate::router::{Refusal, RefusalReason, UntouchedReason};
@@ -27,6 +28,18 @@ impl Gateway {
                 self.refuse(host, id, None, &Refusal { param: Some("model"), ..refusal })
             }
         }
+    }
+
+    /// Whether a request asks if the gateway is alive.
+    pub(super) fn asks_liveness(&self, method: &str, path: &str) -> bool {
+        let path = path.split(['?', '#']).next().unwrap_or_default();
+        ["GET", "HEAD"].contains(&method) && self.worker.router.config().liveness_path.as_deref() == Some(path)
+    }
+
+    /// The gateway is alive, whoever of the instances is.
+    pub(super) fn live(&mut self, host: &mut impl Host, id: u32) -> Flow {
+        access_log::publish_unrouted(host, self.request_id(id), Outcome::Answered, Subject::Liveness.name());
+        self.answer(host, id, 200, r#"{"status":"ok"}"#.to_owned())
     }
 
     /// A question to the predictor, read up to here.
@@ -84,7 +97,8 @@ impl Gateway {
         let holder = holder.and_then(|instance| fleet.instance(instance));
         let found = holder.and_then(|holder| Some((fleet.pool(holder.pool)?, holder)));
         let Some((pool, holder)) = found else { return self.pass(host, id, UntouchedReason::UnknownResponse) };
-        direct(host, &pool.cluster, Some(&holder.address), true, None);
+        let endpoint = Some(holder.address.as_str()).filter(|_| pool.kind == PoolKind::Own);
+        direct(host, &pool.cluster, endpoint, true, None);
         access_log::publish_unrouted(host, self.request_id(id), Outcome::Returned, Subject::ResponseItem.name());
         Flow::Continue
     }

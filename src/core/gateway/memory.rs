@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::subset::listed;
+use super::values::listed;
 use super::{Body, Host, Map};
 use crate::shared::{Board, Bytes, Key, Version};
 
@@ -220,6 +220,15 @@ impl<B: Board> Host for MemoryHost<B> {
 
     fn list(&self, path: &[&str]) -> Option<Vec<String>> {
         self.property(path).map(|text| listed(text.as_bytes()))
+    }
+
+    fn fields(&self, path: &[&str]) -> Option<Vec<(String, Vec<u8>)>> {
+        let at = format!("{}.", path.join("."));
+        let properties = self.exchange_here()?.properties.iter();
+        let field =
+            |(name, value): (&String, &String)| Some((name.strip_prefix(&at)?.to_owned(), value.clone().into_bytes()));
+        let fields: Vec<_> = properties.filter_map(field).collect();
+        (!fields.is_empty()).then_some(fields)
     }
 
     fn set_state(&mut self, key: &str, value: &str) {

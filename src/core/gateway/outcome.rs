@@ -23,6 +23,8 @@ named! {
     pub enum Subject {
         /// The list of models, or one of it.
         Models = "models",
+        /// Whether the gateway is alive.
+        Liveness = "liveness",
         /// A question to the predictor.
         DebugPredict = "debug_predict",
         /// A stored response.

@@ -165,7 +165,8 @@ impl Serving {
             None => {}
         }
         let upstream = host.property(&["upstream", "address"]);
-        let instance = upstream.as_deref().and_then(|address| fleet.instance_at(address));
+        let pool = self.decision.to.pool;
+        let instance = upstream.as_deref().and_then(|address| fleet.serving(address, pool));
         (upstream, instance)
     }
 

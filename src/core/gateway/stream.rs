@@ -1,6 +1,6 @@
 //! The callbacks of one request: headers held, body scanned as it comes, decision carried out, response observed, counters released once.
 
-use super::deciding::{POLICY_METADATA, RequestHeaders};
+use super::deciding::RequestHeaders;
 use super::{Flow, Gateway, Host, Map, Outcome, Phase, Stream, access_log};
 use crate::names;
 use crate::openai::{self, Api, Call};
@@ -10,7 +10,7 @@ use crate::worker::Counter;
 impl Gateway {
     /// A request's headers are here.
     pub fn on_request_headers(&mut self, host: &mut impl Host, id: u32, end_of_stream: bool) -> Flow {
-        if self.worker.router.config().only_marked_routes && host.property(&POLICY_METADATA).is_none() {
+        if self.worker.router.config().only_marked_routes && !self.is_marked(host) {
             return Flow::Continue;
         }
         // What only the filter may say is removed, whoever wrote it.
@@ -29,6 +29,9 @@ impl Gateway {
         let path = host.header(Map::Request, ":path").unwrap_or_default();
         if self.is_probe(&method, &path) {
             return self.probe(host, id, Box::default(), 0, end_of_stream);
+        }
+        if self.asks_liveness(&method, &path) {
+            return self.live(host, id);
         }
         match openai::call_of(&method, &path) {
             None if self.is_feedback(&path) => self.begin_feedback(host, id, &method, end_of_stream),

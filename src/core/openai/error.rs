@@ -44,6 +44,8 @@ pub struct Listed<'a> {
     pub name: &'a str,
     /// Tokens of the longest context that it may have.
     pub max_model_len: u32,
+    /// Whether an instance is there, as far as anybody knows.
+    pub available: bool,
 }
 
 /// The body of `GET /v1/models`; `created` in Unix seconds.
@@ -98,12 +100,16 @@ struct ModelCard<'a> {
     owned_by: &'a str,
     /// As vLLM says it.
     max_model_len: u32,
+    /// False where no instance is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    available: Option<bool>,
 }
 
 impl<'a> ModelCard<'a> {
     fn new(model: Listed<'a>, created: u64) -> ModelCard<'a> {
-        let Listed { name, max_model_len } = model;
-        ModelCard { id: name, object: "model", created, owned_by: "routebalance", max_model_len }
+        let Listed { name, max_model_len, available } = model;
+        let available = (!available).then_some(false);
+        ModelCard { id: name, object: "model", created, owned_by: "routebalance", max_model_len, available }
     }
 }
 
@@ -218,12 +224,14 @@ mod tests {
     #[test]
     fn models() {
         let card = |id: &str| json!({"id": id, "object": "model", "created": 7, "owned_by": "routebalance", "max_model_len": 4096});
-        let listed = |name| Listed { name, max_model_len: 4_096 };
+        let listed = |name| Listed { name, max_model_len: 4_096, available: true };
         assert_eq!(
             parsed(&models_body(["auto", "a/b\""].map(listed).into_iter(), 7)),
             json!({"object": "list", "data": [card("auto"), card("a/b\"")]})
         );
         assert_eq!(parsed(&models_body(std::iter::empty(), 7)), json!({"object": "list", "data": []}));
         assert_eq!(parsed(&model_body(listed("auto"), 7)), card("auto"));
+        let missing = Listed { available: false, ..listed("auto") };
+        assert_eq!(parsed(&model_body(missing, 7))["available"], false);
     }
 }

@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use crate::fleet::{Fleet, Instance, InstanceId, Pool, Presence};
+use crate::fleet::{Fleet, Instance, InstanceId, Pool, PoolKind, Presence};
 use crate::reckoning::{Counters, Dispatch, InstanceCounters, InstanceReport, Reports, Standing};
 use crate::telemetry;
 
@@ -141,8 +141,8 @@ pub fn load_now(
         .map(|(id, instance)| {
             let seen = see(own_of(id), report_of(id), max_running(fleet.pool(instance.pool)), now, telemetry);
             let own_output_tokens = own_of(id).outstanding_output_tokens() as f64;
-            // Who has gone is nobody's peer.
-            if instance.presence == Presence::Gone {
+            // Who has gone is nobody's peer, and a provider's engines are its own affair.
+            if instance.presence == Presence::Gone || is_hosted(fleet, instance) {
                 return seen;
             }
             all.add(&seen, own_output_tokens);
@@ -177,9 +177,32 @@ pub fn load_now(
     let instances = fleet.instances_by_id().zip(&seen).zip(&foreign);
     instances
         .map(|(((id, instance), seen), foreign)| {
-            place_of(instance).map_or(LoadNow::default(), |p| p.reckon(seen, *foreign, own_of(id), report_of(id)))
+            let own = own_of(id);
+            if is_hosted(fleet, instance) {
+                return LoadNow { trust: 1.0, last_dispatch: own.last_dispatch, ..LoadNow::default() };
+            }
+            let load = place_of(instance).map_or(LoadNow::default(), |p| p.reckon(seen, *foreign, own, report_of(id)));
+            LoadNow { standing: started(instance, fleet.pool(instance.pool), now), ..load }
         })
         .collect()
+}
+
+/// Whether an instance is a provider: it has no queue, so nothing that is open there is in the way of another request.
+fn is_hosted(fleet: &Fleet, instance: &Instance) -> bool {
+    fleet.pool(instance.pool).is_some_and(|pool| pool.kind == PoolKind::Hosted)
+}
+
+/// Least weight of an instance that has just come, as Envoy's slow start has it.
+const START_WEIGHT_MIN: f64 = 0.1;
+
+/// How an instance stands that may have just come: its caches are empty and its kernels not compiled.
+fn started(instance: &Instance, pool: Option<&Pool>, now: Duration) -> Standing {
+    let window = pool.map_or(Duration::ZERO, |pool| pool.slow_start);
+    let there = now.saturating_sub(instance.since);
+    if window.is_zero() || instance.since.is_zero() || there >= window {
+        return Standing::Healthy;
+    }
+    Standing::Degraded((there.as_secs_f64() / window.as_secs_f64()).max(START_WEIGHT_MIN))
 }
 
 fn max_running(pool: Option<&Pool>) -> f64 {

@@ -34,7 +34,20 @@ impl Router {
         let Some(policy) = self.config.policy(policy).filter(|policy| policy.trust_request_headers) else {
             return Ok(None);
         };
-        headers::constraints(&policy.constraints, values)
+        self.constraints_of(&policy.constraints, values)
+    }
+
+    /// The constraints of the request's headers, on top of others.
+    ///
+    /// # Errors
+    ///
+    /// As [`Router::header_constraints`].
+    pub fn constraints_of(
+        &self,
+        others: &Constraints,
+        values: impl FnMut(&str) -> Vec<String>,
+    ) -> Result<Option<Constraints>, Refusal> {
+        headers::constraints(others, values)
             .map(Some)
             .map_err(|error| Refusal::new(400, RefusalReason::Header, error.to_string()))
     }
@@ -102,7 +115,8 @@ impl Router {
             let Some(model) = fleet.model_of(pool) else { return true };
             let answers = self.answer(ask, pool, prompt.for_model(model)).count();
             let least = asked.min_tokens.max(if answers > 1.0 { 1 } else { 0 });
-            let left = spending::tokens_for_each(&constraints.budget, &model.tariff, prompt.for_model(model), answers);
+            let tariff = pool.tariff.unwrap_or(model.tariff);
+            let left = spending::tokens_for_each(&constraints.budget, &tariff, prompt.for_model(model), answers);
             answers == 0.0 || left.is_none_or(|left| left >= least)
         };
         if constraints.budget == Budget::default() || candidates.is_empty() {
@@ -145,8 +159,9 @@ impl Router {
                     return Prospect::default();
                 }
                 let enough = constraints.quality_min.is_none_or(|least| estimate.quality >= least);
-                let left = spending::tokens_left(&constraints.budget, &model.tariff, prompt_tokens, answer.count());
-                let prompt_usd = prompt_tokens * model.tariff.usd_per_input_token;
+                let tariff = pool.tariff.unwrap_or(model.tariff);
+                let left = spending::tokens_left(&constraints.budget, &tariff, prompt_tokens, answer.count());
+                let prompt_usd = tariff.prompt_usd(prompt_tokens, 0.0);
                 let affords = constraints.budget.usd.is_none_or(|usd| usd >= prompt_usd);
                 let ends = |left: f64| {
                     if left >= answer.asked() { 1.0 } else { admission::probability_within(estimate, left) }
@@ -154,7 +169,7 @@ impl Router {
                 Prospect {
                     quality: if enough { 1.0 } else { 0.0 },
                     budget: if affords { left.map_or(1.0, |left| ends(f64::from(left))) } else { 0.0 },
-                    worst_usd: prompt_usd + answer.asked() * answer.count() * model.tariff.usd_per_output_token,
+                    worst_usd: prompt_usd + answer.asked() * answer.count() * tariff.usd_per_output_token,
                     ..Prospect::default()
                 }
             })
@@ -219,6 +234,7 @@ fn missed_refusal(missed: &Missed, constraints: &Constraints) -> Refusal {
         message,
         retry_after: Some(missed.retry_after),
         param: None,
+        pool: None,
     }
 }
 
@@ -229,6 +245,7 @@ fn saturated_refusal(retry_after: Duration) -> Refusal {
         message: "Every instance that may serve this request is saturated.".to_owned(),
         retry_after: Some(retry_after),
         param: None,
+        pool: None,
     }
 }
 

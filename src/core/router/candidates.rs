@@ -13,7 +13,7 @@ use crate::score::Candidate;
 impl Router {
     /// Every instance of the allowed models. One whose context is too short for the prompt is a candidate only if there is no
     /// longer one; one that failures have ejected, that nobody answers at, or that Envoy holds for ill, only if there is no other
-    /// at all; one that is doubted, only if its model has no other. One that has gone is none.
+    /// at all; one that is doubted, or that the shares of traffic set aside, only if its model has no other. One that has gone is none.
     pub(super) fn candidates(
         &self,
         ask: &Ask<'_>,
@@ -43,7 +43,9 @@ impl Router {
         let offers: Vec<Option<Offer>> = fleet.pools_by_id().map(offer).collect();
         let unknown = LoadNow::default();
         let mut fitting = Vec::with_capacity(if holder.is_some() { 1 } else { fleet.instances.len() });
-        let (mut busy, mut ejected, mut doubted) = (Vec::new(), Vec::new(), Vec::new());
+        let aside = ask.lot.filter(|_| holder.is_none()).map(|lot| self.sharing.set_aside(fleet, loads, lot));
+        let is_aside = |i: InstanceId| aside.as_ref().is_some_and(|aside| aside.get(i.index()) == Some(&true));
+        let (mut busy, mut ejected, mut doubted, mut set_aside) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut too_short, mut unreachable) = (Vec::new(), Vec::new());
         for (i, instance) in fleet.instances_by_id() {
             let wanted = holder.is_none_or(|h| h == i) && instance.presence != Presence::Gone && ask.allows(i);
@@ -71,7 +73,7 @@ impl Router {
                 e2e_seconds: slowdown * forecast.e2e_seconds,
                 delay_seconds: slowdown * latency::delay_seconds(&offer.tempo, load, &work),
                 idle_seconds: offer.idle_seconds,
-                usd: offer.usd,
+                usd: offer.usd - work.cached_tokens * offer.usd_per_cached_token,
                 in_flight: load.in_flight(),
                 last_dispatch: load.last_dispatch,
             };
@@ -85,13 +87,16 @@ impl Router {
                 busy.push(candidate);
             } else if load.standing == Standing::Doubted {
                 doubted.push(candidate);
+            } else if is_aside(i) {
+                set_aside.push(candidate);
             } else {
                 fitting.push(candidate);
             }
         }
-        let without_other = |candidate: &Candidate| !fitting.iter().any(|other| other.model == candidate.model);
-        doubted.retain(without_other);
-        fitting.extend(doubted);
+        for mut reserve in [set_aside, doubted] {
+            reserve.retain(|candidate| !fitting.iter().any(|other| other.model == candidate.model));
+            fitting.append(&mut reserve);
+        }
         [fitting, busy, ejected, too_short, unreachable].into_iter().find(|c| !c.is_empty()).unwrap_or_default()
     }
 
@@ -105,7 +110,7 @@ impl Router {
         learned: &Learned,
     ) -> Option<Offer> {
         let model = self.config.fleet.model_of(pool)?;
-        let (tariff, prompt_tokens) = (&model.tariff, prompt.for_model(model));
+        let (tariff, prompt_tokens) = (self.config.fleet.tariff_of(pool)?, prompt.for_model(model));
         let answer = self.answer(ask, pool, prompt_tokens);
         let output_tokens = answer.tokens(estimate.output_tokens);
         let work = answer.work(prompt_tokens, estimate);
@@ -115,7 +120,8 @@ impl Router {
             quality: estimate.quality,
             output_tokens,
             output_tokens_p80: answer.tokens(estimate.output_tokens_p80),
-            usd: prompt_tokens * tariff.usd_per_input_token + output_tokens * tariff.usd_per_output_token,
+            usd: tariff.prompt_usd(prompt_tokens, 0.0) + output_tokens * tariff.usd_per_output_token,
+            usd_per_cached_token: tariff.usd_per_input_token - tariff.usd_per_cached_input_token,
             idle_seconds: latency::idle_seconds(&pool.profile, &work),
             work,
             tempo,
@@ -144,7 +150,8 @@ impl Router {
             if model.is_some() { f64::from(ask.prompt.n.max(1)) * f64::from(ask.prompt.prompts.max(1)) } else { 0.0 };
         let asked = ask.prompt.max_tokens.map_or(f64::INFINITY, f64::from).max(1.0);
         let budget = self.constraints(ask).budget;
-        let left = model.and_then(|m| spending::tokens_left(&budget, &m.tariff, prompt_tokens, answers));
+        let tariff = model.and_then(|_| self.config.fleet.tariff_of(pool));
+        let left = tariff.and_then(|tariff| spending::tokens_left(&budget, &tariff, prompt_tokens, answers));
         AnswerLimits { answers, asked: asked.min(f64::from(pool.limits.max_model_len)), left }
     }
 }
@@ -155,6 +162,8 @@ struct Offer {
     output_tokens: f64,
     output_tokens_p80: f64,
     usd: f64,
+    /// What a prompt token costs less if it is cached.
+    usd_per_cached_token: f64,
     idle_seconds: f64,
     /// On an instance that has kept nothing.
     work: Work,

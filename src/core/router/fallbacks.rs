@@ -46,7 +46,7 @@ impl Router {
     }
 
     /// The best instance of each other model that may answer. Envoy's configuration lists their endpoints in the pool's cluster, which
-    /// nobody can do for those that are discovered.
+    /// nobody can do for those that are discovered, and which would send them what is meant for others where a pool has TLS or secrets.
     fn of_other_models(
         &self,
         ask: &Ask<'_>,
@@ -56,14 +56,19 @@ impl Router {
         firsts: &[usize],
     ) -> Vec<InstanceId> {
         let fleet = &self.config.fleet;
-        let is_listed = |pool: PoolId| fleet.pool(pool).is_some_and(|pool| !pool.discovered);
+        let is_listed =
+            |pool: PoolId| fleet.pool(pool).is_some_and(|pool| !pool.discovered && !pool.upstream.is_apart());
         let may = self.config.envoy.model_fallback && self.config.names_no_model(ask.prompt.model.as_deref());
         if !may || !is_listed(pool) {
             return Vec::new();
         }
         let firsts = firsts.iter().filter_map(|i| candidates.get(*i)).filter(|c| c.model != chosen.model);
         let instances = firsts.map(|c| c.instance);
-        instances.filter(|i| fleet.instance(*i).is_some_and(|instance| is_listed(instance.pool))).collect()
+        // An address must tell the model that is meant.
+        let may = |i: &InstanceId| {
+            self.sharing.is_alone(*i) && fleet.instance(*i).is_some_and(|instance| is_listed(instance.pool))
+        };
+        instances.filter(may).collect()
     }
 
     /// What a request must say at the other pools among its fall-backs.

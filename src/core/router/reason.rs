@@ -40,6 +40,8 @@ named! {
         Restarted = "restarted",
         /// The body cannot be written as the next instance needs it.
         Unwritten = "unwritten",
+        /// No instance is there that could serve.
+        NoInstance = "no_instance",
         /// None of the endpoints that the gateway allows can serve.
         Subset = "subset",
         /// The request has limits, and its headers have gone on before it could be read.

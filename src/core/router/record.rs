@@ -80,7 +80,7 @@ impl Router {
         let pool = chosen.pool;
         let (max_tokens, budget_left) = self.cap(ask, pool, prompt);
         let budget = self.constraints(ask).budget;
-        let usd_per_token = self.config.fleet.model_of(pool).map_or(0.0, |model| model.tariff.usd_per_input_token);
+        let usd_per_token = self.config.fleet.tariff_of(pool).map_or(0.0, |tariff| tariff.usd_per_input_token);
         let prompt_usd = self.prompt_tokens(prompt, pool) * usd_per_token;
         let price = || ask.prices.unwrap_or(&policy.prices).get(pool.model.index()).copied().unwrap_or(0.0);
         Because {

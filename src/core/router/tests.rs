@@ -183,9 +183,13 @@ fn hosts_of_envoys_clusters_are_followed() {
     let verdict = router.route(&limited, Some(&idle(&router)), &Learned::default());
     assert_eq!(verdict, Verdict::Pooled { pool: PoolId::new(3), max_tokens: Some(9) }, "the budget holds there, too");
     assert_ne!(decided(route(&router, &chat("auto"))).to.pool, PoolId::new(3), "or another model answers");
-    let mut roster = Roster::from_fleet(&router.config().fleet, Duration::ZERO);
-    let first = roster.0.len();
-    let host = |n: usize, presence| crate::discovery::ClusterHost { address: format!("10.0.0.{n}:1"), presence };
+    let mut roster = Roster::from_fleet(&router.config().fleet);
+    let first = roster.members.len();
+    let host = |n: usize, presence| crate::discovery::ClusterHost {
+        address: format!("10.0.0.{n}:1"),
+        presence,
+        placing: Default::default(),
+    };
     let mut follow = |router: &mut Router, hosts: Vec<crate::discovery::ClusterHost>| {
         let cluster = router.config().fleet.pools[3].cluster.clone();
         let answer = [crate::discovery::ClusterHosts { cluster, hosts }];

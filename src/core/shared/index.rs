@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::fleet::{Fleet, InstanceId, Presence};
+use crate::fleet::{Fleet, Instance, InstanceId, PoolKind, Presence};
 
 /// The instances of a fleet by the keys of their addresses. Rows of records are found by them, whatever fleet their writer has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub struct Index {
     keys: Vec<u32>,
     /// The place of each key's instance, by key: of two with one address, the one that is there.
     by_key: Vec<(u32, u32)>,
+    /// Instances that are one server, as there are any.
+    shared: Vec<Vec<InstanceId>>,
 }
 
 impl Index {
@@ -25,7 +27,12 @@ impl Index {
                 by_key.insert(instance.key, u32::try_from(i.index()).unwrap_or(u32::MAX));
             }
         }
-        Index { keys, by_key: by_key.into_iter().collect() }
+        Index { keys, by_key: by_key.into_iter().collect(), shared: shared(fleet) }
+    }
+
+    /// Instances that are one server, each with a model of its own: what one of them has been sent is load of all.
+    pub fn shared(&self) -> &[Vec<InstanceId>] {
+        &self.shared
     }
 
     /// Instances of the fleet, those that are gone included.
@@ -52,4 +59,13 @@ impl Index {
         let at = self.by_key.binary_search_by_key(&key, |(key, _)| *key).ok()?;
         usize::try_from(self.by_key.get(at)?.1).ok().map(InstanceId::new)
     }
+}
+
+fn shared(fleet: &Fleet) -> Vec<Vec<InstanceId>> {
+    let mut servers: BTreeMap<&str, Vec<InstanceId>> = BTreeMap::new();
+    let own = |instance: &Instance| fleet.pool(instance.pool).is_some_and(|pool| pool.kind == PoolKind::Own);
+    for (i, instance) in fleet.instances_by_id().filter(|(_, i)| i.presence != Presence::Gone && own(i)) {
+        servers.entry(&instance.address).or_default().push(i);
+    }
+    servers.into_values().filter(|instances| instances.len() > 1).collect()
 }

@@ -1,7 +1,9 @@
 use super::*;
 use crate::config::Config;
 use crate::discovery::{Member, Roster};
-use crate::fleet::{DemandLevel, Fleet, Instance, InstanceId, Model, ModelId, OnlinePrices, Pool, PoolId, Presence};
+use crate::fleet::{
+    DemandLevel, Fleet, Instance, InstanceId, Model, ModelId, OnlinePrices, Placing, Pool, PoolId, Presence,
+};
 use crate::latency::{self, Basis, Forecast, Speed, Work};
 use crate::learning::beliefs::{self, Beliefs};
 use crate::learning::lengths::{self, Lengths};
@@ -65,11 +67,21 @@ fn records_come_back_as_they_were() {
     let glimpse = Glimpse { at: SECOND, running: None, waiting: Some(2.0), kv_use: Some(0.5), own: counters(4) };
     let bytes = encode_glimpses([(InstanceId::new(1), &glimpse)], &index);
     assert_eq!(decode_glimpses(&bytes, &index, |_, _| true), [(InstanceId::new(1), glimpse)]);
-    let member =
-        |address: &str, presence| Member { address: address.to_owned(), pool: PoolId::new(3), presence, since: SECOND };
-    let presences = [Presence::Present, Presence::Unhealthy, Presence::Gone];
-    let roster = Roster([A, B, C].into_iter().zip(presences).map(|(a, p)| member(a, p)).collect());
-    assert_eq!(decode_roster(&encode_roster(&roster, &[], 9), 9), Some(roster));
+    let member = |address: &str, presence| Member {
+        address: address.to_owned(),
+        pool: PoolId::new(3),
+        presence,
+        placing: Placing { priority: 2, weight: 90 },
+        since: SECOND,
+    };
+    let presences = [Presence::Present, Presence::Unhealthy, Presence::Gone, Presence::Degraded];
+    let addresses = [A, B, C, "10.0.0.4:8000"];
+    let members = addresses.into_iter().zip(presences).map(|(a, p)| member(a, p)).collect();
+    let roster = Roster { members, known: [PoolId::new(1)].into() };
+    let pool = crate::config::Config::parse(include_bytes!("../../../envoy/routebalance.json")).unwrap().fleet.pools[0]
+        .clone();
+    let pools = [pool.clone(), pool];
+    assert_eq!(decode_roster(&encode_roster(&roster, &pools, 9), 9), Some(roster));
     let mut responses = Responses::default();
     responses.insert("resp_1", 3);
     responses.insert("resp_2", 4);
@@ -143,13 +155,14 @@ fn broken_records_and_those_of_another_version_or_owner_are_absent() {
         let decoded = read_counters(&bytes[..cut], 7, &index);
         assert!(decoded.is_none_or(|c| c.0.len() == 2 && c.0[1] == InstanceCounters::default()), "cut at {cut}");
     }
-    let roster = Roster::from_fleet(&fleet, SECOND);
+    let roster = Roster::from_fleet(&fleet);
     let bytes = encode_roster(&roster, &[], 9);
     assert_eq!(decode_roster(&bytes, 8), None, "another configuration");
     for cut in 1..bytes.len() {
-        assert!(decode_roster(&bytes[..cut], 9).is_none_or(|r| r.0.len() < 2), "cut at {cut}");
+        assert!(decode_roster(&bytes[..cut], 9).is_none_or(|r| r.members.len() < 2), "cut at {cut}");
     }
-    let many = Roster(vec![roster.0[0].clone(); crate::discovery::INSTANCES_MAX + 1]);
+    let members = vec![roster.members[0].clone(); crate::discovery::INSTANCES_MAX + 1];
+    let many = Roster { members, ..Roster::default() };
     assert_eq!(decode_roster(&encode_roster(&many, &[], 9), 9), None, "longer than any");
     assert_eq!(Slots::decode(b"garbage"), Slots::default());
     assert_eq!(Responses::decode(b"garbage"), Responses::default());

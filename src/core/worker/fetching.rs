@@ -1,11 +1,12 @@
 //! What the VM that leads asks for: load reports of instances, and the hosts of Envoy's clusters.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Counter, Worker, is_due};
 use crate::discovery::{self, ANSWER_BYTES_MAX};
-use crate::fleet::{InstanceId, Presence};
+use crate::fleet::{InstanceId, Metrics, Presence};
 use crate::reckoning::{Counters, InstanceCounters};
 use crate::shared::Board;
 use crate::telemetry::{self, Adapters, IN_FLIGHT_MAX, Load, Page, Rounds, Schedule};
@@ -20,16 +21,16 @@ pub struct Fetch {
 }
 
 /// Where a GET goes.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Question<'a> {
     /// Envoy's cluster.
-    pub cluster: &'a str,
+    pub cluster: Cow<'a, str>,
     /// The path.
     pub path: &'a str,
     /// The host that is asked for.
-    pub authority: &'a str,
+    pub authority: Cow<'a, str>,
     /// The endpoint, where the cluster has several.
-    pub endpoint: Option<&'a str>,
+    pub endpoint: Option<Cow<'a, str>>,
 }
 
 /// What an answer is for.
@@ -90,6 +91,7 @@ pub(super) struct Asker {
 impl Worker {
     /// The scrapes that are due, of instances that no newer configuration covers.
     pub(super) fn scrape(&mut self, counters: &Counters, covered: &[bool], now: Duration) -> Vec<Fetch> {
+        let sums = counters.server_sums(self.index.shared());
         let config = self.router.config();
         if !config.telemetry.enabled {
             return Vec::new();
@@ -106,12 +108,12 @@ impl Worker {
         let mut fetches = Vec::new();
         for turn in rounds.turns(now, period, fleet.instances.len(), room) {
             let Some(i) = next_of(InstanceId::new(turn), asked, silent) else { continue };
-            let (Some(_), Some(instance)) = (fleet.pool_of(i), fleet.instance(i)) else { continue };
+            let (Some((_, pool)), Some(instance)) = (fleet.pool_of(i), fleet.instance(i)) else { continue };
             let is_covered = covered.get(i.index()).copied().unwrap_or(false);
-            if !is_there(i) || is_covered || asked.contains(&i) {
+            if pool.metrics == Metrics::Off || !is_there(i) || is_covered || asked.contains(&i) {
                 continue;
             }
-            let own = counters.get(i).copied().unwrap_or_default();
+            let own = sums.get(i).copied().unwrap_or_default();
             asked.insert(i);
             fetches.push(Fetch {
                 timeout: config.telemetry.scrape_timeout,
@@ -155,13 +157,31 @@ impl Worker {
             Purpose::Scrape(scrape) => {
                 let (_, pool) = config.fleet.pool_of(scrape.instance)?;
                 let address = config.fleet.instance(scrape.instance)?.address.as_str();
-                let path = config.telemetry.metrics_path.as_str();
-                Some(Question { cluster: &pool.cluster, path, authority: address, endpoint: Some(address) })
+                let place = match &pool.metrics {
+                    Metrics::Apart(place) => Some(place),
+                    Metrics::Shared | Metrics::Off => None,
+                };
+                let own_path = place.and_then(|place| place.path.as_deref());
+                let endpoint = match (place.and_then(|place| place.port), address.rsplit_once(':')) {
+                    (Some(port), Some((ip, _))) => Cow::Owned(format!("{ip}:{port}")),
+                    _ => Cow::Borrowed(address),
+                };
+                Some(Question {
+                    cluster: pool.metrics_cluster(),
+                    path: own_path.unwrap_or(&config.telemetry.metrics_path),
+                    authority: endpoint.clone(),
+                    endpoint: Some(endpoint),
+                })
             }
             Purpose::Hosts => {
                 let discovery = config.discovery.as_ref()?;
                 let cluster = discovery.cluster.as_str();
-                Some(Question { cluster, path: &discovery.path, authority: cluster, endpoint: None })
+                Some(Question {
+                    cluster: Cow::Borrowed(cluster),
+                    path: &discovery.path,
+                    authority: Cow::Borrowed(cluster),
+                    endpoint: None,
+                })
             }
         }
     }

@@ -96,6 +96,7 @@ impl Worker {
         for (id, pool) in self.router.config().fleet.pools_by_id() {
             let count = |presence| self.roster.count(id, presence) as u64;
             self.statistics.set(Gauge::PresentInstances { pool: &pool.name }, count(Presence::Present));
+            self.statistics.set(Gauge::DegradedInstances { pool: &pool.name }, count(Presence::Degraded));
             self.statistics.set(Gauge::UnhealthyInstances { pool: &pool.name }, count(Presence::Unhealthy));
         }
     }
@@ -144,7 +145,7 @@ impl Worker {
     pub fn glimpse(&mut self, board: &impl Board, answered: &Dispatch, load: &Load, now: Duration) {
         let mut counters = self.all_counters(board).into_owned();
         counters.finish(*answered);
-        let own = counters.get(answered.instance).copied().unwrap_or_default();
+        let own = counters.server_sums(self.index.shared()).get(answered.instance).copied().unwrap_or_default();
         if let Some(glimpse) = Glimpse::from_load(load, now, own) {
             self.glimpses.insert(answered.instance, glimpse);
             self.unwritten_glimpses = true;

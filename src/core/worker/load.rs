@@ -47,7 +47,8 @@ impl Worker {
     pub fn loads_by(&self, board: &impl Board, counters: &Counters, now: Duration, draw: f64) -> Vec<LoadNow> {
         let config = self.router.config();
         let reports = if config.drills(Drill::Reports) { None } else { self.known_reports(board) };
-        let mut loads = reckoning::load_now(&config.fleet, counters, reports.as_deref(), now, &self.telemetry, draw);
+        let counters = counters.server_sums(self.index.shared());
+        let mut loads = reckoning::load_now(&config.fleet, &counters, reports.as_deref(), now, &self.telemetry, draw);
         if config.health.enabled {
             board.records().0.stand(&mut loads, &config.fleet, now, &config.health);
         }

@@ -99,6 +99,12 @@ impl Statistics {
         }
     }
 
+    /// Sets a gauge that other VMs of the configuration set as well: nobody knows what is shown.
+    pub(super) fn set_anew(&mut self, name: Gauge<'_>, value: u64) {
+        self.gauges.remove(&format!("{}{name}", self.prefix));
+        self.set(name, value);
+    }
+
     /// Says something in the log.
     pub fn warn(&mut self, sentence: &str) {
         self.add(|_| Statistic::Warn(format!("routebalance: {sentence}")));

@@ -473,7 +473,7 @@ fn workers_of_another_version_do_not_meet_these() {
         Key::Recent(1, 2),
     ];
     let mut names: Vec<String> = keys.iter().map(Key::to_string).collect();
-    assert!(names.iter().all(|name| name.starts_with("routebalance.5.")), "{names:?}");
+    assert!(names.iter().all(|name| name.starts_with("routebalance.6.")), "{names:?}");
     names.sort_unstable();
     names.dedup();
     assert_eq!(names.len(), keys.len());

@@ -26,7 +26,7 @@ fn middle(fleet: &Fleet) -> f64 {
 fn alike(fleet: &mut Fleet) {
     let usd = middle(fleet);
     for m in generating(fleet) {
-        fleet.models[m.index()].tariff = Tariff { usd_per_input_token: usd, usd_per_output_token: usd };
+        fleet.models[m.index()].tariff = Tariff::new(usd, usd);
     }
 }
 
@@ -50,7 +50,7 @@ fn by_speed(fleet: &mut Fleet) {
     let (usd, middle_ms) = (middle(fleet), (logs / served.len().max(1) as f64).exp());
     for m in served {
         let price = usd * tpot(fleet, m) / middle_ms;
-        fleet.models[m.index()].tariff = Tariff { usd_per_input_token: price, usd_per_output_token: price };
+        fleet.models[m.index()].tariff = Tariff::new(price, price);
     }
 }
 

@@ -274,7 +274,7 @@ fn demand(template: &Template, constraints: Option<&Constraints>) -> Demand {
 /// least 1.
 fn affordable(fleet: &Fleet, template: &Template, instance: InstanceId, usd: Option<f64>) -> Option<u32> {
     let (_, pool) = fleet.pool_of(instance)?;
-    let Tariff { usd_per_input_token, usd_per_output_token } = fleet.model_of(pool)?.tariff;
+    let Tariff { usd_per_input_token, usd_per_output_token, .. } = fleet.model_of(pool)?.tariff;
     let left = usd? - f64::from(template.prompt_tokens) * usd_per_input_token;
     Some((left / usd_per_output_token).floor().max(1.0) as u32)
 }

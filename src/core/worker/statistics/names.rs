@@ -52,6 +52,10 @@ with_parts! {
         Decisions { pool: &'a str = "", rung: Rung = Rung::Fused } = "decisions",
         /// Requests that were left to Envoy's own route.
         Untouched { reason: UntouchedReason = UntouchedReason::OtherPath } = "untouched",
+        /// Requests whose route names a policy that there is not, or weights that cannot be understood.
+        RouteMetadataUnread = "route_metadata_unread",
+        /// Requests that found no instance of the only pools that may serve them.
+        WithoutInstance { pool: &'a str = "" } = "without_instance",
         /// Requests that were refused, by status.
         Refused { status: u16 = 0 } = "refused",
         /// The same by reason.
@@ -108,8 +112,12 @@ with_parts! {
         EjectedInstances { pool: &'a str = "" } = "ejected_instances",
         /// Hosts of the pool's cluster.
         PresentInstances { pool: &'a str = "" } = "present_instances",
+        /// Hosts of it that are degraded: they serve where the others do not suffice.
+        DegradedInstances { pool: &'a str = "" } = "degraded_instances",
         /// Hosts of it that Envoy holds for ill.
         UnhealthyInstances { pool: &'a str = "" } = "unhealthy_instances",
+        /// 1 where a request of the last minute has found no instance of the pool: a sign to start one.
+        WantedInstances { pool: &'a str = "" } = "wanted_instances",
         /// Learnt factor on the time to the first token, times 1,000.
         TtftCorrectionMilli { pool: &'a str = "" } = "ttft_correction_milli",
         /// Learnt factor on the time per token, times 1,000.

@@ -239,7 +239,10 @@ impl<B: Board + Default> World<B> {
             let fetches = vm.worker.tick(&mut self.board, now);
             let asked = fetches.into_iter().filter_map(|fetch| {
                 let question = vm.worker.question(&fetch.purpose)?;
-                Some((fetch.purpose, (question.endpoint.map(str::to_owned), question.path.to_owned())))
+                Some((
+                    fetch.purpose,
+                    (question.endpoint.map(|endpoint| endpoint.into_owned()), question.path.to_owned()),
+                ))
             });
             vm.answers.extend(asked.map(|asked| (passed + ROUND_TRIP, asked)));
         }

@@ -107,6 +107,11 @@ impl Host for Watched {
         self.memory.list(path)
     }
 
+    fn fields(&self, path: &[&str]) -> Option<Vec<(String, Vec<u8>)>> {
+        self.count();
+        self.memory.fields(path)
+    }
+
     fn number(&self, path: &[&str]) -> Option<u64> {
         self.count();
         self.memory.number(path)

@@ -169,7 +169,7 @@ fn loads(choices: &mut Choices<'_>, fixture: &Fixture) {
 fn roster(choices: &mut Choices<'_>, fixture: &Fixture) {
     let bytes = record(choices, IDENTITY);
     let Some(roster) = shared::decode_roster(&bytes, IDENTITY) else { return };
-    assert!(roster.0.len() <= INSTANCES_MAX);
+    assert!(roster.members.len() <= INSTANCES_MAX);
     let pools = &fixture.config.fleet.pools;
     let once = shared::encode_roster(&roster, pools, IDENTITY);
     assert_eq!(shared::decode_roster(&once, IDENTITY).as_ref(), Some(&roster));
@@ -177,7 +177,7 @@ fn roster(choices: &mut Choices<'_>, fixture: &Fixture) {
     routebalance_core::discovery::apply(&mut fleet, &roster);
     let listed: usize = fleet.pools.iter().map(|pool| pool.instances.len()).sum();
     assert!(listed <= fleet.instances.len());
-    see(("roster", magnitude(roster.0.len() as u64)));
+    see(("roster", magnitude(roster.members.len() as u64)));
 }
 
 fn placements(choices: &mut Choices<'_>, fixture: &Fixture) {

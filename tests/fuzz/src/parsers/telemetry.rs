@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use routebalance_core::discovery;
-use routebalance_core::fleet::Presence;
+use routebalance_core::fleet::{Placing, Presence};
 use routebalance_core::telemetry::{Load, parse_metrics, parse_orca};
 use serde_json::{Value, json};
 
@@ -151,12 +151,17 @@ pub fn clusters(data: &[u8]) {
                 json!({"socket_address": {"address": ip, "port_value": port}})
             };
             let refused = ["UNHEALTHY", "DRAINING", "TIMEOUT"].contains(&health) || !flag.is_empty();
-            let presence = if refused { Presence::Unhealthy } else { Presence::Present };
+            let presence = match health {
+                _ if refused => Presence::Unhealthy,
+                "DEGRADED" => Presence::Degraded,
+                _ => Presence::Present,
+            };
+            let (priority, weight) = (choices.pick(&[0, 0, 1, 7]), choices.pick(&[1, 1, 10, 128]));
             let of = ip.parse::<IpAddr>().ok().zip(u16::try_from(port).ok());
             if let Some((ip, port)) = of.filter(|_| address.get("pipe").is_none()) {
-                there.push((SocketAddr::new(ip, port).to_string(), presence));
+                there.push((SocketAddr::new(ip, port).to_string(), presence, Placing { priority, weight }));
             }
-            hosts.push(json!({"address": address, "health_status": status, "weight": 1}));
+            hosts.push(json!({"address": address, "health_status": status, "weight": weight, "priority": priority}));
         }
         clusters.push(json!({"name": name, "host_statuses": hosts, "added_via_api": true}));
         expected.push((name, there));
@@ -166,7 +171,9 @@ pub fn clusters(data: &[u8]) {
     let read = discovery::parse(answer.as_bytes()).expect("an answer");
     let read: Vec<_> = read
         .into_iter()
-        .map(|c| (c.cluster, c.hosts.into_iter().map(|host| (host.address, host.presence)).collect::<Vec<_>>()))
+        .map(|c| {
+            (c.cluster, c.hosts.into_iter().map(|host| (host.address, host.presence, host.placing)).collect::<Vec<_>>())
+        })
         .collect();
     assert_eq!(read, expected);
 }
