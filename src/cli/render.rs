@@ -4,16 +4,17 @@
 //! differs. Text rather than a YAML library, because people read it: each setting that matters says why.
 
 mod behind;
+mod clusters;
 mod guards;
+mod rewriting;
+mod routes;
 
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use routebalance_core::config::{Config, EnvoySettings, FailurePolicy, Route};
+use routebalance_core::config::{Config, EnvoySettings, FailurePolicy};
 use routebalance_core::discovery;
-use routebalance_core::fleet::Pool;
-use routebalance_core::health::Suspect;
 use routebalance_core::names;
 
 /// Renders `envoy.yaml`.
@@ -33,14 +34,15 @@ pub fn render(config: &serde_json::Value) -> anyhow::Result<String> {
         yaml.push_str(&indented(&behind::filters(&checked), 10));
     }
     yaml.push_str(ROUTER_FILTER);
-    routes(&mut yaml, &checked)?;
+    routes::routes(&mut yaml, &checked)?;
     yaml.push_str("  clusters:\n");
     for pool in &checked.fleet.pools {
-        cluster(&mut yaml, &checked, pool)?;
+        clusters::cluster(&mut yaml, &checked, pool)?;
     }
     if let Some(discovery) = &checked.discovery {
         admin_cluster(&mut yaml, &checked, discovery)?;
     }
+    clusters::secrets(&mut yaml, &checked)?;
     Ok(yaml)
 }
 
@@ -183,278 +185,9 @@ fn body_limit(config: &Config) -> u64 {
     config.max_buffered_bytes.saturating_add(config.envoy.connection_buffer_bytes.saturating_mul(2))
 }
 
-fn routes(yaml: &mut String, config: &Config) -> anyhow::Result<()> {
-    let body_limit = body_limit(config);
-    write!(
-        yaml,
-        r#"          route_config:
-            name: routebalance
-            virtual_hosts:
-            - name: llm
-              domains: ["*"]
-              request_body_buffer_limit: {body_limit}
-              # Which attempts are not the first ones: the clusters' own filter sees to those.
-              include_request_attempt_count: true
-              routes:
-"#
-    )?;
-    let default_route = Route {
-        name: "default".to_owned(),
-        prefix: "/".to_owned(),
-        prefix_rewrite: None,
-        policy: config.default_policy,
-    };
-    let all = if config.routes.is_empty() { std::slice::from_ref(&default_route) } else { config.routes.as_slice() };
-    for route in all {
-        route_set(yaml, config, route)?;
-    }
-    Ok(())
-}
-
-/// Three routes for each of ours: two for what the filter has decided, streams and whole answers, and one for what it has not, so that a
-/// bypassed filter costs the choice and not the request. The first two hang on filter state, which no client can write.
-fn route_set(yaml: &mut String, config: &Config, route: &Route) -> anyhow::Result<()> {
-    let (name, prefix) = (quoted(&route.name), quoted(&route.prefix));
-    let policy = config.policy(route.policy).map_or("", |p| p.name.as_str());
-    let default_cluster = config.fleet.pool(config.envoy.default_pool).map(|p| quoted(&p.cluster)).unwrap_or_default();
-    let rewrite = route
-        .prefix_rewrite
-        .as_ref()
-        .map(|r| format!("\n                  prefix_rewrite: {}", quoted(r)))
-        .unwrap_or_default();
-    let metadata = format!(
-        r#"                metadata:
-                  filter_metadata:
-                    {}: {{ {}: {} }}
-"#,
-        names::METADATA_NAMESPACE,
-        names::METADATA_POLICY,
-        quoted(policy)
-    );
-    let routed = format!("cluster_header: {}", names::POOL_HEADER);
-    for (state, silence) in [
-        (names::ROUTED_AS_STREAM, Silence::Limited(config.envoy.per_try_idle_timeout)),
-        (names::ROUTED_AS_WHOLE, Silence::Unlimited),
-    ] {
-        write!(
-            yaml,
-            r#"              - name: {name}
-                match:
-                  prefix: {prefix}
-                  filter_state:
-                  - key: wasm.{}
-                    string_match: {{ prefix: "{state}" }}
-{metadata}{}"#,
-            names::ROUTED_STATE,
-            action(&routed, &rewrite, silence, config.retries()),
-        )?;
-    }
-    write!(
-        yaml,
-        r#"              - name: {name}
-                match: {{ prefix: {prefix} }}
-{metadata}{}"#,
-        action(&format!("cluster: {default_cluster}"), &rewrite, Silence::Passing, config.retries()),
-    )?;
-    Ok(())
-}
-
-/// How long an attempt may be silent, and what that follows from.
-#[derive(Clone, Copy)]
-enum Silence {
-    /// A stream that the filter has routed: its instance speaks at least this often.
-    Limited(Duration),
-    /// A whole answer that the filter has routed: it is silent until its end.
-    Unlimited,
-    /// What the filter has not read: nothing is known of it.
-    Passing,
-}
-
-fn action(cluster: &str, rewrite: &str, silence: Silence, retries: usize) -> String {
-    let routed_retries = format!("{ROUTED_RETRIES}{:?}", Suspect::STATUSES);
-    let (idle_timeout, retry_on, per_try) = match silence {
-        Silence::Limited(limit) => (
-            "600s",
-            routed_retries.as_str(),
-            format!(
-                "\n                    # An instance that hangs costs its streams this long. It must be longer than requests wait in the instances' queues.\n                    per_try_idle_timeout: {}",
-                seconds(limit)
-            ),
-        ),
-        Silence::Unlimited => ("0s", routed_retries.as_str(), String::new()),
-        Silence::Passing => (
-            "0s",
-            r#"# Nobody knows what a request does that the filter has not read: it is sent again only where it did not arrive.
-                    retry_on: connect-failure,refused-stream"#,
-            String::new(),
-        ),
-    };
-    format!(
-        r#"                route:
-                  {cluster}{rewrite}
-                  # Generation takes as long as it takes.
-                  timeout: 0s
-                  idle_timeout: {idle_timeout}
-                  retry_policy:
-                    {retry_on}
-                    num_retries: {retries}
-                    # Never twice to the same host, also where Envoy chooses it.
-                    retry_host_predicate:
-                    - name: envoy.retry_host_predicates.previous_hosts
-                      typed_config:
-                        "@type": type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate
-                    host_selection_retry_max_attempts: 8{per_try}
-                    retry_back_off: {{ base_interval: 0.010s, max_interval: 0.100s }}
-"#
-    )
-}
-
-/// A server that is busy (429, 503) is not asked again: the filter must see that it is, and avoids it before the next request.
-const ROUTED_RETRIES: &str = r#"# Nothing has reached the client yet in any of these cases; the next attempt goes to the next endpoint. A vLLM that
-                    # drains or whose engine has died answers new requests with 500. Not 503: a busy instance is no ill one, and the
-                    # filter must see it.
-                    retry_on: connect-failure,refused-stream,reset,retriable-status-codes
-                    retriable_status_codes: "#;
-
 /// A duration as Envoy reads it.
 fn seconds(duration: Duration) -> String {
     format!("{}s", duration.as_secs_f64())
-}
-
-fn cluster(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()> {
-    let name = quoted(&pool.cluster);
-    let header = names::ENDPOINT_HEADER;
-    let source = if pool.discovered { "EDS" } else { "STATIC" };
-    let attempts = attempts_filter(&config.envoy);
-    write!(
-        yaml,
-        r#"  - name: {name}
-    type: {source}
-    connect_timeout: 1s
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        # vLLM closes idle connections after 5 s: a request must not race with that.
-        common_http_protocol_options: {{ idle_timeout: 4s }}
-        explicit_http_config:
-          http_protocol_options: {{}}
-{attempts}    # The filter and the instances' own queues bound the load, not Envoy's defaults of 1,024.
-    circuit_breakers:
-      thresholds:
-      - {{ max_connections: 65536, max_pending_requests: 65536, max_requests: 65536, max_retries: 1024 }}
-    # Nobody is ejected here: Envoy cannot tell a request that provokes errors from an instance that is ill. The filter can.
-    # Exactly the endpoint that the filter named, then its fall-backs; least request where nobody has chosen.
-    load_balancing_policy:
-      policies:
-      - typed_extension_config:
-          name: envoy.load_balancing_policies.override_host
-          typed_config:
-            "@type": type.googleapis.com/envoy.extensions.load_balancing_policies.override_host.v3.OverrideHost
-            override_host_sources:
-            - header: {header}
-            fallback_policy:
-              policies:
-              - typed_extension_config:
-                  name: envoy.load_balancing_policies.least_request
-                  typed_config:
-                    "@type": type.googleapis.com/envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest
-"#
-    )?;
-    if pool.discovered {
-        let path = quoted(&endpoints_file(&config.envoy.endpoints_dir, &pool.cluster));
-        write!(
-            yaml,
-            r#"    # The filter reads the cluster's hosts from the admin listener, wherever Envoy has them from: here from a file, which is
-    # replaced by a rename.
-    eds_cluster_config:
-      eds_config:
-        path_config_source: {{ path: {path} }}
-"#
-        )?;
-        return Ok(());
-    }
-    write!(
-        yaml,
-        r#"    load_assignment:
-      cluster_name: {name}
-      endpoints:
-      - lb_endpoints:
-"#
-    )?;
-    list(yaml, config, pool)?;
-    if config.envoy.model_fallback {
-        other_models(yaml, config, pool)?;
-    }
-    Ok(())
-}
-
-fn list(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()> {
-    for instance in pool.instances.iter().filter_map(|i| config.fleet.instance(*i)) {
-        let address: SocketAddr = instance.address.parse()?;
-        let (ip, port) = (address.ip(), address.port());
-        writeln!(
-            yaml,
-            r#"        - endpoint: {{ address: {{ socket_address: {{ address: "{ip}", port_value: {port} }} }} }}"#
-        )?;
-    }
-    Ok(())
-}
-
-/// The endpoints of the other models that may answer instead. Nobody balances to this priority: only the filter's list reaches it.
-fn other_models(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()> {
-    let fleet = &config.fleet;
-    let kind = |pool: &Pool| fleet.model_of(pool).map(|model| model.kind);
-    let may = |other: &&Pool| other.model != pool.model && !other.discovered && kind(other) == kind(pool);
-    let others: Vec<&Pool> = fleet.pools.iter().filter(may).filter(|other| !other.instances.is_empty()).collect();
-    if others.is_empty() || pool.instances.is_empty() {
-        return Ok(());
-    }
-    yaml.push_str(
-        "      # Where the model is the filter's to choose, attempts after the first may go to other models.\n      - priority: 1\n        lb_endpoints:\n",
-    );
-    others.into_iter().try_for_each(|other| list(yaml, config, other))
-}
-
-/// The filter that sees attempts after the first one: it makes the body name the model of the attempt's instance, and ends a request that
-/// two instances have answered with an error. First attempts pass it by.
-fn attempts_filter(envoy: &EnvoySettings) -> String {
-    let (header, root_id) = (names::ATTEMPT_COUNT_HEADER, names::ATTEMPTS_ROOT_ID);
-    let plugin = indented(&plugin(envoy, Some(root_id)), 26);
-    format!(
-        r#"        http_filters:
-        - name: attempts
-          typed_config:
-            "@type": type.googleapis.com/envoy.extensions.common.matching.v3.ExtensionWithMatcher
-            extension_config:
-              name: composite
-              typed_config:
-                "@type": type.googleapis.com/envoy.extensions.filters.http.composite.v3.Composite
-            xds_matcher:
-              matcher_list:
-                matchers:
-                # Calls of the filter itself, such as scrapes, have no such header: its VM must not be entered from within.
-                - predicate:
-                    single_predicate:
-                      input:
-                        name: attempt
-                        typed_config:
-                          "@type": type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput
-                          header_name: {header}
-                      value_match: {{ safe_regex: {{ google_re2: {{}}, regex: "[2-9]|[1-9][0-9]+" }} }}
-                  on_match:
-                    action:
-                      name: attempts
-                      typed_config:
-                        "@type": type.googleapis.com/envoy.extensions.filters.http.composite.v3.ExecuteFilterAction
-                        typed_config:
-                          name: routebalance
-                          typed_config:
-{}        - name: envoy.filters.http.upstream_codec
-          typed_config:
-            "@type": type.googleapis.com/envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec
-"#,
-        indented(&plugin, 2)
-    )
 }
 
 /// Where Envoy reads the endpoints of a discovered pool's cluster.

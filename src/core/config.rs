@@ -29,7 +29,7 @@ use raw::{RawConfig, RawLearning, RawRoute};
 pub use secret::Secret;
 
 use crate::affinity::Affinity;
-use crate::fleet::{Fleet, InstanceId, ModelId, ModelKind, Policy, PolicyId, Pool, Presence};
+use crate::fleet::{Fleet, InstanceId, ModelId, ModelKind, Policy, PolicyId, Pool, Presence, Weights};
 use crate::hash::fnv1a;
 use crate::latency::Basis;
 use crate::openai::Listed;
@@ -66,6 +66,27 @@ pub struct Route {
     pub prefix_rewrite: Option<String>,
     /// The policy of its requests.
     pub policy: PolicyId,
+    /// Weights in the place of the policy's.
+    pub weights: Option<Weights>,
+    /// The hosts whose requests it takes; none for all.
+    pub hosts: Vec<String>,
+    /// The headers that its requests must have, with their values.
+    pub headers: Vec<(String, String)>,
+}
+
+impl Route {
+    /// The route of all requests.
+    pub fn everything(policy: PolicyId) -> Route {
+        Route {
+            name: "default".to_owned(),
+            prefix: "/".to_owned(),
+            prefix_rewrite: None,
+            policy,
+            weights: None,
+            hosts: Vec::new(),
+            headers: Vec::new(),
+        }
+    }
 }
 
 /// What the gateway learns while it serves.
@@ -375,7 +396,25 @@ fn check_route(i: usize, raw: &RawRoute, policy: PolicyId) -> Result<Route, Conf
             return Err(error(format!("routes[{i}].{field}"), "must be a path that starts with /"));
         }
     }
-    Ok(Route { name: raw.name.clone(), prefix: raw.prefix.clone(), prefix_rewrite: raw.prefix_rewrite.clone(), policy })
+    let weights =
+        raw.weights.as_ref().map(|weights| weights.check(&|field| format!("routes[{i}].{field}"))).transpose()?;
+    let is_host = |host: &str| !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'/');
+    if let Some(host) = raw.hosts.iter().find(|host| !is_host(host) || host.as_str() == "*") {
+        return Err(error(
+            format!("routes[{i}].hosts"),
+            format!("{host:?} is not a host, nor one that begins with `*.`"),
+        ));
+    }
+    let headers = raw.headers.iter().map(|(name, value)| upstream::check_matched(i, name, value));
+    Ok(Route {
+        name: raw.name.clone(),
+        prefix: raw.prefix.clone(),
+        prefix_rewrite: raw.prefix_rewrite.clone(),
+        policy,
+        weights,
+        hosts: raw.hosts.clone(),
+        headers: headers.collect::<Result<_, _>>()?,
+    })
 }
 
 #[cfg(test)]

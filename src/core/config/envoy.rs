@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::numbers::whole;
 use super::{ConfigError, check_address, check_text, error};
-use crate::fleet::{Fleet, ModelKind, Pool, PoolId};
+use crate::fleet::{Fleet, ModelKind, Pool, PoolId, PoolKind};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -128,11 +128,15 @@ pub(super) fn check(raw: RawEnvoy, fleet: &Fleet) -> Result<EnvoySettings, Confi
     })
 }
 
-/// The pool of this name, or the first one that generates.
+/// The pool of this name, or the first one that generates: one of our own before all others.
 fn default_pool(name: Option<&str>, fleet: &Fleet) -> Result<PoolId, ConfigError> {
     let generates = |pool: &Pool| fleet.model_of(pool).is_some_and(|model| model.kind == ModelKind::Generate);
     let index = match name {
-        None => fleet.pools.iter().position(generates).unwrap_or(0),
+        None => {
+            let own = |pool: &Pool| generates(pool) && pool.kind == PoolKind::Own;
+            let first = fleet.pools.iter().position(own).or_else(|| fleet.pools.iter().position(generates));
+            first.unwrap_or(0)
+        }
         Some(name) => {
             let named = fleet.pools.iter().position(|pool| pool.name == name);
             named.ok_or_else(|| error("envoy.default_pool", format!("no pool is named {name:?}")))?

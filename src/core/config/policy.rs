@@ -96,6 +96,17 @@ pub(super) struct RawOverload {
     pub(super) ttft_ms: Option<f64>,
 }
 
+impl RawWeights {
+    /// `at` makes a field's path.
+    pub(super) fn check(&self, at: &impl Fn(&str) -> String) -> Result<Weights, ConfigError> {
+        let quality = check_number(at("weights.quality"), self.quality, 0.0, 1e9)?;
+        let latency = check_number(at("weights.latency"), self.latency, 0.0, 1e9)?;
+        let cost = check_number(at("weights.cost"), self.cost, 0.0, 1e9)?;
+        let weights = Weights::normalised([quality, latency, cost]);
+        weights.ok_or_else(|| error(at("weights"), "at least one weight must be above 0"))
+    }
+}
+
 pub(super) fn check_all(raw: &[RawPolicy], fleet: &Fleet) -> Result<Vec<Policy>, ConfigError> {
     if raw.is_empty() {
         return Err(error("policies", "at least one policy is needed"));
@@ -106,19 +117,13 @@ pub(super) fn check_all(raw: &[RawPolicy], fleet: &Fleet) -> Result<Vec<Policy>,
 
 fn check_policy(i: usize, raw: &RawPolicy, fleet: &Fleet) -> Result<Policy, ConfigError> {
     let at = |field: &str| format!("policies[{i}].{field}");
-    let quality = check_number(at("weights.quality"), raw.weights.quality, 0.0, 1e9)?;
-    let latency = check_number(at("weights.latency"), raw.weights.latency, 0.0, 1e9)?;
-    let cost = check_number(at("weights.cost"), raw.weights.cost, 0.0, 1e9)?;
-    let sum = quality + latency + cost;
-    if sum <= 0.0 {
-        return Err(error(at("weights"), "at least one weight must be above 0"));
-    }
+    let weights = raw.weights.check(&at)?;
     let demand_levels = demand::check_levels(&at, &raw.demand_levels, fleet)?;
     let constraints = check_constraints(&at, raw)?;
     let overload = check_overload(&at, &raw.overload)?;
     Ok(Policy {
         name: raw.name.clone(),
-        weights: Weights { quality: quality / sum, latency: latency / sum, cost: cost / sum },
+        weights,
         objective: raw.objective,
         quality_normalisation: raw.quality_normalisation,
         prices: demand::check_prices(&at, raw, fleet, &demand_levels)?,

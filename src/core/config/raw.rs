@@ -1,5 +1,7 @@
 //! `routebalance.json` as written. Unknown fields are refused; nothing here is checked beyond its type.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
 use super::affinity::RawAffinity;
@@ -8,7 +10,7 @@ use super::envoy::RawEnvoy;
 use super::health::RawHealth;
 use super::models::RawModel;
 use super::numbers::whole;
-use super::policy::RawPolicy;
+use super::policy::{RawPolicy, RawWeights};
 use super::pools::RawPool;
 use super::telemetry::RawTelemetry;
 use crate::latency::Basis;
@@ -95,6 +97,12 @@ pub(super) struct RawRoute {
     #[serde(default)]
     pub(super) prefix_rewrite: Option<String>,
     pub(super) policy: String,
+    #[serde(default)]
+    pub(super) weights: Option<RawWeights>,
+    #[serde(default)]
+    pub(super) hosts: Vec<String>,
+    #[serde(default)]
+    pub(super) headers: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]

@@ -264,6 +264,12 @@ fn check_header(at: &impl Fn(&str) -> String, name: &str, value: &str) -> Result
     Ok((name, value.to_owned()))
 }
 
+/// A header that requests of a route must have.
+pub(super) fn check_matched(route: usize, name: &str, value: &str) -> Result<(String, String), ConfigError> {
+    let at = |field: &str| format!("routes[{route}].{field}");
+    check_header(&at, name, value)
+}
+
 /// Whether this is a host's name and not an address.
 pub(super) fn is_name(text: &str) -> bool {
     let label = |label: &str| {
