@@ -11,10 +11,16 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "real time is what these tests measure")]
 
+#[path = "harness/certificates.rs"]
+mod certificates;
 #[path = "instance/faults.rs"]
 mod faults;
 #[path = "instance/http.rs"]
 mod http;
+#[path = "instance/provider.rs"]
+mod provider;
+#[path = "instance/tls.rs"]
+mod tls;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -7,7 +7,10 @@
 //! | `chat`, `messages`, `responses`, `embeddings` | bodies and events of one API each |
 //! | `stream` | an answer as events or as a whole |
 //! | `driver` | the engine on the runtime's clock |
-//! | `observe`, `metrics` | the `/metrics` page |
+//! | `observe`, `metrics` | the `/metrics` page, and what tests see |
+//! | `guard`, `tls` | what a guarded server or a provider has before its API |
+//! | `connections` | how connections are served |
+//! | `command` | `routebalance instance` |
 //! | `text` | tokens in, words out |
 //! | `wire` | a connection that can be cut |
 
@@ -23,8 +26,11 @@
 )]
 
 mod chat;
+mod command;
+mod connections;
 mod driver;
 mod embeddings;
+mod guard;
 mod messages;
 mod metrics;
 pub mod network;
@@ -35,24 +41,25 @@ mod responses;
 mod serve;
 mod stream;
 mod text;
+mod tls;
 mod wire;
 
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 
+pub use self::command::{InstanceArgs, run};
+use self::connections::accept;
 pub use self::driver::Gauges;
+pub use self::guard::{BasePath, RateLimit};
+pub use self::observe::Tally;
 pub use self::serve::Received;
 use self::serve::Server;
-use self::wire::Wire;
-use crate::network::{Listener, Network};
+pub use self::tls::{Handshake, Tls};
+use crate::network::Network;
 use crate::prompts::PromptSet;
 use routebalance_core::fleet::{Fleet, LatencyProfile, Limits, ModelKind};
 
@@ -62,9 +69,6 @@ pub fn tokens_read(message: &str) -> (u32, Vec<u64>) {
     let prompt = text::Prompt::chat(&[], std::slice::from_ref(&message));
     (prompt.tokens, prompt.blocks(None))
 }
-
-/// After this time without a request the server closes a connection, as vLLM's uvicorn does.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -216,6 +220,16 @@ pub struct InstanceOptions {
     pub max_queued: Option<u32>,
     /// vLLM's switches.
     pub switches: Switches,
+    /// vLLM's `--api-key`: whoever has none of them gets 401 from the API; without any, everybody is let in.
+    pub api_keys: Vec<String>,
+    /// vLLM's `--ssl-certfile` and `--ssl-keyfile`: TLS with HTTP/1.1.
+    pub tls: Option<Tls>,
+    /// Where the API answers, as providers have it; nothing does at `/v1` then.
+    pub base_path: BasePath,
+    /// Beyond it, POSTs to the API get 429, as from a provider.
+    pub rate_limit: Option<RateLimit>,
+    /// Without them, `/metrics` answers 404, as a provider does.
+    pub has_metrics: bool,
     /// What goes wrong from the start.
     pub fault: Fault,
 }
@@ -233,6 +247,11 @@ impl InstanceOptions {
             answers: None,
             max_queued: None,
             switches: Switches::default(),
+            api_keys: Vec::new(),
+            tls: None,
+            base_path: BasePath::default(),
+            rate_limit: None,
+            has_metrics: true,
             fault: Fault::None,
         }
     }
@@ -251,19 +270,17 @@ pub struct RunningInstance {
 /// Starts an instance inside this process; needs a Tokio runtime with time and I/O.
 ///
 /// # Errors
-/// The address is taken, or the time scale is not a positive number.
+/// The address is taken, the time scale is not a positive number, or an API key cannot be sent.
 pub async fn start(options: InstanceOptions) -> anyhow::Result<RunningInstance> {
     if !(options.time_scale.is_finite() && options.time_scale > 0.0) {
         bail!("time scale {} is not a positive number", options.time_scale);
     }
     let network = options.network.clone();
-    let listener = network
-        .listen(options.listen)
-        .await
-        .with_context(|| format!("an emulated instance cannot listen on {}", options.listen))?;
+    let (listen, fault) = (options.listen, options.fault);
+    let server = Arc::new(Server::new(options)?);
+    let listener =
+        network.listen(listen).await.with_context(|| format!("an emulated instance cannot listen on {listen}"))?;
     let address = listener.local_addr()?;
-    let fault = options.fault;
-    let server = Arc::new(Server::new(options));
     let driver = Arc::clone(&server.driver);
     let engine = tokio::spawn(async move { driver.run().await });
     let acceptor = tokio::spawn(accept(listener, Arc::clone(&server)));
@@ -308,7 +325,7 @@ impl RunningInstance {
         self.server.driver.gauges()
     }
 
-    /// The requests of the APIs that arrived, oldest first; `/metrics` and `/health` are not kept.
+    /// The last 20,000 requests that arrived on any path, oldest first, refused ones too.
     pub fn requests(&self) -> Vec<Received> {
         self.requests_that(|_| true)
     }
@@ -316,6 +333,11 @@ impl RunningInstance {
     /// Those of them that are wanted.
     pub fn requests_that(&self, is_wanted: impl Fn(&Received) -> bool) -> Vec<Received> {
         self.server.requests_that(is_wanted)
+    }
+
+    /// How many requests have arrived since the start; nothing of it is forgotten.
+    pub fn tally(&self) -> Tally {
+        self.server.tally()
     }
 
     /// Forgets the requests so far.
@@ -350,105 +372,6 @@ impl Drop for RunningInstance {
         }
         self.engine.abort();
     }
-}
-
-/// Serves connections until it is aborted, which closes them.
-async fn accept(mut listener: Listener, server: Arc<Server>) {
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok(connection) => {
-                    let server = Arc::clone(&server);
-                    connections.spawn(async move {
-                        let cut = Arc::new(AtomicBool::new(false));
-                        let service = service_fn(|request| {
-                            let (server, cut) = (Arc::clone(&server), Arc::clone(&cut));
-                            async move { Ok::<_, std::convert::Infallible>(server.serve(request, cut).await) }
-                        });
-                        let wire = TokioIo::new(Wire { connection, cut: Arc::clone(&cut) });
-                        // A client that leaves, or a fault that cuts, ends the connection with an error: both are meant.
-                        let _ = http1::Builder::new()
-                            .timer(TokioTimer::new())
-                            .header_read_timeout(KEEP_ALIVE)
-                            .serve_connection(wire, service)
-                            .await;
-                    });
-                }
-                // Out of file descriptors: wait for some to come back.
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-            },
-            Some(_) = connections.join_next(), if !connections.is_empty() => {}
-        }
-    }
-}
-
-/// `routebalance instance`: an emulated vLLM server.
-#[derive(Clone, Debug, clap::Args)]
-pub struct InstanceArgs {
-    /// Port to listen on
-    #[arg(long)]
-    pub port: u16,
-    /// Address to listen on
-    #[arg(long, default_value = "127.0.0.1")]
-    pub host: std::net::IpAddr,
-    /// Served model name; the pool's if not given
-    #[arg(long)]
-    pub model: Option<String>,
-    /// Further names that are served
-    #[arg(long)]
-    pub alias: Vec<String>,
-    /// LoRA adapters that are served; answers of one carry its name
-    #[arg(long)]
-    pub adapter: Vec<String>,
-    /// A pool of the configuration, whose speed and limits the instance has
-    #[arg(long)]
-    pub profile: String,
-    /// 2 is twice as fast as the real thing
-    #[arg(long, default_value_t = 1.0)]
-    pub time_scale: f64,
-    /// Answer with 503 when so many requests are running or waiting
-    #[arg(long)]
-    pub max_queued: Option<u32>,
-    /// What goes wrong
-    #[arg(
-        long,
-        default_value = "none",
-        help = "What goes wrong: refuse, stall, hang, 5xx, stream-error[:EVENTS], reset[:EVENTS], metrics-stale, metrics-broken, \
-                metrics-absent, metrics-slow[:MS]"
-    )]
-    pub fault: Fault,
-}
-
-/// Runs an instance until Ctrl-C. `resolve` turns `--profile` into what it names.
-///
-/// # Errors
-/// An unknown profile, a port that is taken.
-pub async fn run(
-    args: InstanceArgs,
-    resolve: impl FnOnce(&str) -> anyhow::Result<PoolProfile>,
-    answers: Option<Arc<PromptSet>>,
-) -> anyhow::Result<()> {
-    let mut pool = resolve(&args.profile)?;
-    if let Some(model) = args.model {
-        pool.served_model = model;
-    }
-    let options = InstanceOptions {
-        listen: SocketAddr::new(args.host, args.port),
-        aliases: args.alias,
-        adapters: args.adapter,
-        time_scale: args.time_scale,
-        answers,
-        max_queued: args.max_queued,
-        fault: args.fault,
-        ..InstanceOptions::new(pool)
-    };
-    let model = options.pool.served_model.clone();
-    let instance = start(options).await?;
-    println!("{model} on http://{}", instance.address());
-    tokio::signal::ctrl_c().await?;
-    instance.stop().await;
-    Ok(())
 }
 
 #[cfg(test)]

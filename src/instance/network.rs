@@ -1,7 +1,7 @@
 //! Connections between the parts of a test bed: sockets, or memory, where time may be virtual.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -152,6 +152,17 @@ impl AsyncWrite for Connection {
         match self.get_mut() {
             Connection::Socket(tcp) => Pin::new(tcp).poll_write(cx, buf),
             Connection::Memory(pipe) => Pin::new(pipe).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Connection::Socket(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Connection::Memory(pipe) => Pin::new(pipe).poll_write_vectored(cx, bufs),
         }
     }
 

@@ -1,6 +1,47 @@
-//! The histograms of vLLM's `/metrics`.
+//! The histograms of vLLM's `/metrics`, and a count of requests for tests.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
+
+/// Paths, and values of `authorization`, that are counted apart. Clients choose both.
+const COUNTED_APART_MAX: usize = 10_000;
+
+/// How many requests have arrived, whatever they were answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// By path, without the query.
+    pub paths: BTreeMap<String, u64>,
+    /// By the first `authorization`, `None` for none.
+    pub authorizations: BTreeMap<Option<String>, u64>,
+    /// Those whose path or `authorization` was one too many to be counted apart.
+    pub others: u64,
+}
+
+impl Tally {
+    /// How many requests asked for this path.
+    pub fn path(&self, path: &str) -> u64 {
+        self.paths.get(path).copied().unwrap_or(0)
+    }
+
+    /// How many requests had this `authorization`, or none.
+    pub fn authorization(&self, value: Option<&str>) -> u64 {
+        self.authorizations.get(&value.map(str::to_owned)).copied().unwrap_or(0)
+    }
+
+    pub(super) fn count(&mut self, path: &str, authorization: Option<&str>) {
+        let path_counted = count_apart(&mut self.paths, path.to_owned());
+        let authorization_counted = count_apart(&mut self.authorizations, authorization.map(str::to_owned));
+        self.others += u64::from(!(path_counted && authorization_counted));
+    }
+}
+
+fn count_apart<K: Ord>(counts: &mut BTreeMap<K, u64>, key: K) -> bool {
+    let is_counted = counts.len() < COUNTED_APART_MAX || counts.contains_key(&key);
+    if is_counted {
+        *counts.entry(key).or_default() += 1;
+    }
+    is_counted
+}
 
 /// `time_to_first_token_seconds`.
 const TTFT: &[f64] = &[
@@ -144,4 +185,21 @@ pub(super) fn with_gauges(page: &str, value: &str) -> String {
         _ => format!("{line}\n"),
     };
     page.lines().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tally_stays_small_and_loses_no_request() {
+        let mut tally = Tally::default();
+        for number in 0..COUNTED_APART_MAX + 5 {
+            tally.count(&format!("/{number}"), None);
+        }
+        tally.count("/0", Some("Bearer key"));
+        assert_eq!(tally.paths.len(), COUNTED_APART_MAX);
+        assert_eq!((tally.path("/0"), tally.path("/10004"), tally.others), (2, 0, 5));
+        assert_eq!((tally.authorization(None), tally.authorization(Some("Bearer key"))), (10_005, 1));
+    }
 }

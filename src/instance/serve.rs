@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, Bytes, to_bytes};
 use axum::http::header::{ALLOW, CONTENT_TYPE, SERVER, VARY};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use serde_json::{Map, Value};
@@ -17,11 +18,12 @@ use tokio::time::Instant;
 use self::generating::Kind;
 use super::chat::Api;
 use super::driver::Driver;
+use super::guard::Guard;
 use super::metrics::HttpStats;
 use super::request::{ApiError, Shape, flag, parse, quote, validate};
 use super::responses::Store;
 use super::text::Prompt;
-use super::{Fault, InstanceOptions, messages, metrics, observe};
+use super::{Fault, Handshake, InstanceOptions, Tally, messages, metrics, observe};
 use routebalance_core::fleet::{LatencyProfile, ModelKind};
 
 /// Largest body that is read.
@@ -40,10 +42,12 @@ pub struct Received {
     pub path: String,
     /// Lower-case names.
     pub headers: Vec<(String, String)>,
+    /// How the connection was secured, if it was.
+    pub tls: Option<Handshake>,
     /// `model` in the body.
     pub model: Option<String>,
     /// The body as it came.
-    pub body: axum::body::Bytes,
+    pub body: Bytes,
 }
 
 impl Received {
@@ -80,13 +84,15 @@ pub(super) struct Server {
     stale: Mutex<String>,
     pub(super) in_flight: Arc<AtomicUsize>,
     store: Arc<Store>,
+    guard: Guard,
+    tally: Mutex<Tally>,
     log: Mutex<VecDeque<Received>>,
     http: Mutex<HttpStats>,
     created: SystemTime,
 }
 
 impl Server {
-    pub(super) fn new(options: InstanceOptions) -> Self {
+    pub(super) fn new(options: InstanceOptions) -> anyhow::Result<Self> {
         let (profile, scale) = (options.pool.profile, options.time_scale);
         let scaled = LatencyProfile {
             tpot_ms: profile.tpot_ms / scale,
@@ -96,18 +102,20 @@ impl Server {
         };
         let names = std::iter::once(&options.pool.served_model).chain(&options.aliases).chain(&options.adapters);
         let names = names.cloned().collect();
-        Self {
+        Ok(Self {
             driver: Arc::new(Driver::new(scaled, options.pool.limits)),
             names,
             fault: Mutex::default(),
             stale: Mutex::default(),
             in_flight: Arc::default(),
             store: Arc::default(),
+            guard: Guard::new(&options)?,
+            tally: Mutex::default(),
             log: Mutex::default(),
             http: Mutex::default(),
             created: SystemTime::now(),
             options,
-        }
+        })
     }
 
     pub(super) fn set_fault(&self, fault: Fault) {
@@ -122,64 +130,84 @@ impl Server {
         lock(&self.log).iter().filter(|request| is_wanted(request)).cloned().collect()
     }
 
+    pub(super) fn tally(&self) -> Tally {
+        lock(&self.tally).clone()
+    }
+
     pub(super) fn forget_requests(&self) {
         lock(&self.log).clear();
     }
 
     /// Answers one request. `cut` breaks its connection off inside the next write.
-    pub(super) async fn serve(self: Arc<Self>, request: Request<Incoming>, cut: Arc<AtomicBool>) -> Response<Body> {
+    pub(super) async fn serve(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        handshake: Option<Handshake>,
+        cut: Arc<AtomicBool>,
+    ) -> Response<Body> {
         let started = Instant::now();
         let fault = *lock(&self.fault);
         let (parts, body) = request.into_parts();
         let body = to_bytes(Body::new(body), BODY_LIMIT).await.unwrap_or_default();
-        let path = parts.uri.path().to_owned();
-        self.log(&parts.method, &path, &parts.headers, &body);
+        self.log(&parts, handshake, &body);
         if fault == Fault::Stall {
             std::future::pending::<()>().await;
         }
-        let mut handler = "none";
-        let mut response = match self.route(&path) {
-            None => json(StatusCode::NOT_FOUND, r#"{"detail":"Not Found"}"#.into()),
-            Some((template, method, route)) => {
-                handler = template;
-                if parts.method == method || (route == Route::Alive && path == "/ping" && parts.method == Method::POST)
-                {
-                    self.answer(route, &parts.headers, &body, fault, &cut).await
-                } else {
-                    handler = "none";
-                    let mut response =
-                        json(StatusCode::METHOD_NOT_ALLOWED, r#"{"detail":"Method Not Allowed"}"#.into());
-                    response
-                        .headers_mut()
-                        .insert(ALLOW, HeaderValue::from_static(if method == Method::GET { "GET" } else { "POST" }));
-                    response
-                }
-            }
+        // As in vLLM, the keys are asked for before anything is counted or says what origins it is for.
+        let mut response = if self.guard.lets_in(&parts.method, parts.uri.path(), &parts.headers) {
+            let (handler, mut response) = self.respond(&parts, &body, fault, &cut).await;
+            response.headers_mut().insert(VARY, HeaderValue::from_static("Origin"));
+            lock(&self.http).count(handler, &parts.method, &response, body.len(), started.elapsed());
+            response
+        } else {
+            json(StatusCode::UNAUTHORIZED, r#"{"error":"Unauthorized"}"#.into())
         };
         let headers = response.headers_mut();
         headers.insert(SERVER, HeaderValue::from_static("uvicorn"));
-        headers.insert(VARY, HeaderValue::from_static("Origin"));
         if self.options.switches.request_id_headers {
             let id = parts.headers.get("x-request-id").cloned();
             let id = id.or_else(|| HeaderValue::from_str(&format!("{:032x}", rand::random::<u128>())).ok());
             headers.extend(id.map(|id| (axum::http::HeaderName::from_static("x-request-id"), id)));
         }
-        lock(&self.http).count(handler, &parts.method, &response, body.len(), started.elapsed());
         response
     }
 
-    fn log(&self, method: &Method, path: &str, headers: &HeaderMap, body: &axum::body::Bytes) {
-        let headers = headers.iter().map(|(k, v)| (k.to_string(), String::from_utf8_lossy(v.as_bytes()).into_owned()));
+    /// Answers a request that was let in, and says as which handler.
+    async fn respond(
+        &self,
+        parts: &Parts,
+        body: &[u8],
+        fault: Fault,
+        cut: &Arc<AtomicBool>,
+    ) -> (&'static str, Response<Body>) {
+        let path = self.guard.base_path.in_v1(parts.uri.path());
+        let Some((template, method, route)) = path.as_deref().and_then(|path| self.route(path)) else {
+            return ("none", not_found());
+        };
+        let is_ping = template == "/ping" && parts.method == Method::POST;
+        if parts.method == method || is_ping {
+            return (template, self.answer(route, &parts.headers, body, fault, cut).await);
+        }
+        let mut response = json(StatusCode::METHOD_NOT_ALLOWED, r#"{"detail":"Method Not Allowed"}"#.into());
+        let allowed = HeaderValue::from_static(if method == Method::GET { "GET" } else { "POST" });
+        response.headers_mut().insert(ALLOW, allowed);
+        ("none", response)
+    }
+
+    fn log(&self, parts: &Parts, tls: Option<Handshake>, body: &Bytes) {
         let model =
             serde_json::from_slice::<Value>(body).ok().and_then(|body| Some(body.get("model")?.as_str()?.to_owned()));
+        let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
         let received = Received {
             at: Instant::now(),
-            method: method.to_string(),
-            path: path.to_owned(),
-            headers: headers.collect(),
+            method: parts.method.to_string(),
+            path: parts.uri.path().to_owned(),
+            headers: parts.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
+            tls,
             model,
             body: body.clone(),
         };
+        lock(&self.tally).count(&received.path, received.header("authorization"));
         let mut log = lock(&self.log);
         if log.len() >= LOGGED {
             log.pop_front();
@@ -195,7 +223,7 @@ impl Server {
             "/ping" => ("/ping", Method::GET, Route::Alive),
             "/version" => ("/version", Method::GET, Route::Version),
             "/load" => ("/load", Method::GET, Route::Load),
-            "/metrics" => ("/metrics", Method::GET, Route::Metrics),
+            "/metrics" if self.options.has_metrics => ("/metrics", Method::GET, Route::Metrics),
             "/v1/models" => ("/v1/models", Method::GET, Route::Models),
             "/tokenize" => ("/tokenize", Method::POST, Route::Tokenize),
             "/v1/embeddings" if !generates => ("/v1/embeddings", Method::POST, Route::Embeddings),
@@ -230,6 +258,10 @@ impl Server {
             Route::Generate(Kind::Messages) | Route::CountTokens => Shape::Anthropic,
             _ => Shape::OpenAi,
         };
+        let is_work = matches!(route, Route::Generate(_) | Route::CountTokens | Route::Embeddings);
+        if is_work && let Err(limited) = self.guard.admit() {
+            return limited.response(&self.options.pool.served_model, shape);
+        }
         let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let result = match route {
             Route::Alive => return Response::new(Body::empty()),
@@ -330,7 +362,7 @@ impl Server {
 
     async fn metrics(&self, fault: Fault) -> Response<Body> {
         let page = match fault {
-            Fault::MetricsAbsent => return json(StatusCode::NOT_FOUND, r#"{"detail":"Not Found"}"#.into()),
+            Fault::MetricsAbsent => return not_found(),
             Fault::MetricsStale => lock(&self.stale).clone(),
             Fault::MetricsZero => observe::with_gauges(&self.page(), "0.0"),
             Fault::MetricsNan => observe::with_gauges(&self.page(), "NaN"),
@@ -401,6 +433,10 @@ pub(super) fn json(status: StatusCode, body: String) -> Response<Body> {
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
+}
+
+fn not_found() -> Response<Body> {
+    json(StatusCode::NOT_FOUND, r#"{"detail":"Not Found"}"#.into())
 }
 
 pub(super) fn unix_seconds() -> u64 {

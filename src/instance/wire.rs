@@ -1,6 +1,6 @@
 //! A connection that can be told to break off in the middle of what it writes.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,6 +37,19 @@ impl AsyncWrite for Wire {
         }
         self.connection.reset_at_close()?;
         Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+    }
+
+    /// Several parts in one go, as TLS writes its first words and the alert that takes them back: it tries once.
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if !self.cut.load(Ordering::Relaxed) {
+            return Pin::new(&mut self.connection).poll_write_vectored(cx, bufs);
+        }
+        let first = bufs.iter().find(|buf| !buf.is_empty()).map_or(&[][..], |buf| buf);
+        self.poll_write(cx, first)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
