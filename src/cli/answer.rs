@@ -15,7 +15,7 @@ pub struct Usage {
 #[derive(Debug, Default)]
 pub struct AnswerStream {
     line: Vec<u8>,
-    content: bool,
+    pieces: usize,
     usage: Option<Usage>,
     error: Option<String>,
     done: bool,
@@ -34,9 +34,18 @@ struct Choice {
     delta: Option<Delta>,
 }
 
+/// A reasoning model's first tokens are no content; servers have two names for them.
 #[derive(Deserialize)]
 struct Delta {
     content: Option<String>,
+    reasoning: Option<String>,
+    reasoning_content: Option<String>,
+}
+
+impl Delta {
+    fn has_text(&self) -> bool {
+        [&self.content, &self.reasoning, &self.reasoning_content].into_iter().flatten().any(|text| !text.is_empty())
+    }
 }
 
 impl AnswerStream {
@@ -61,9 +70,8 @@ impl AnswerStream {
         }
         match serde_json::from_slice::<Event>(data) {
             Ok(event) => {
-                let has_text =
-                    |c: &Choice| c.delta.as_ref().and_then(|d| d.content.as_ref()).is_some_and(|t| !t.is_empty());
-                self.content |= event.choices.iter().any(has_text);
+                let has_text = |choice: &Choice| choice.delta.as_ref().is_some_and(Delta::has_text);
+                self.pieces += usize::from(event.choices.iter().any(has_text));
                 self.usage = event.usage.or(self.usage);
                 self.error = self.error.take().or_else(|| event.error.map(|e| error_text(&e)));
             }
@@ -73,7 +81,12 @@ impl AnswerStream {
 
     /// Whether any text has come.
     pub fn has_content(&self) -> bool {
-        self.content
+        self.pieces > 0
+    }
+
+    /// Events with text that have come: one per token, or per few tokens.
+    pub fn pieces(&self) -> usize {
+        self.pieces
     }
 
     /// The usage event, if it has come.
@@ -83,7 +96,7 @@ impl AnswerStream {
 
     /// Called when the body has ended: why the answer is not complete, if it is not.
     pub fn end(&self) -> Result<(), String> {
-        match (&self.error, self.done, self.content) {
+        match (&self.error, self.done, self.has_content()) {
             (Some(error), _, _) => Err(format!("error inside the stream: {error}")),
             (None, false, _) => Err("the stream ended early: no [DONE]".to_owned()),
             (None, true, false) => Err("the answer has no text".to_owned()),
@@ -135,11 +148,18 @@ mod tests {
     }
 
     #[test]
-    fn the_role_event_is_no_first_token() {
+    fn pieces_are_events_with_text() {
         let mut stream = AnswerStream::default();
-        stream.push(format!("{ROLE}\n\n").as_bytes());
-        assert!(!stream.has_content());
-        stream.push(format!("{TOKEN}\n\n").as_bytes());
-        assert!(stream.has_content());
+        let thought = |field: &str| format!(r#"data: {{"choices":[{{"delta":{{"{field}":"hm","content":null}}}}]}}"#);
+        for (event, pieces) in [
+            (ROLE, 0),
+            (thought("reasoning").as_str(), 1),
+            (thought("reasoning_content").as_str(), 2),
+            (TOKEN, 3),
+            (USAGE, 3),
+        ] {
+            stream.push(format!("{event}\n\n").as_bytes());
+            assert_eq!((stream.pieces(), stream.has_content()), (pieces, pieces > 0), "{event}");
+        }
     }
 }

@@ -22,6 +22,7 @@ pub mod evaluate;
 pub mod fleet;
 pub mod gateway;
 pub mod image;
+pub mod init;
 pub mod load;
 pub mod packages;
 pub mod ports;

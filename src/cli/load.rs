@@ -188,7 +188,7 @@ async fn receive(
 }
 
 /// reqwest's own sentence says only that sending failed; its innermost cause says why.
-fn root_cause(error: &reqwest::Error) -> String {
+pub(super) fn root_cause(error: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(source) = cause.source() {
         cause = source;

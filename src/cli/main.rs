@@ -13,6 +13,7 @@ use routebalance_cli::demo::{self, DemoArgs};
 use routebalance_cli::evaluate::{self, EvaluateCommand};
 use routebalance_cli::fleet::{self, FleetArgs};
 use routebalance_cli::image::{self, ImageArgs};
+use routebalance_cli::init::{self, InitArgs};
 use routebalance_cli::packages::{self, PackageArgs, Platform};
 use routebalance_instance::prompts::PromptSet;
 use routebalance_instance::{InstanceArgs, PoolProfile, profile_from_config};
@@ -64,6 +65,8 @@ enum Command {
     Fleet(FleetArgs),
     /// Write the module as an OCI image, for Istio, Envoy Gateway and Kubernetes' image volumes
     Image(ImageArgs),
+    /// Write a first configuration, from what running servers say of themselves
+    Init(InitArgs),
     /// Run one emulated instance
     Instance {
         #[command(flatten)]
@@ -106,6 +109,7 @@ fn run(command: Command) -> Result<ExitCode> {
             tokio::runtime::Runtime::new()?.block_on(fleet::run(&args, &check(&args.file)?, answers.as_ref()))?;
         }
         Command::Image(args) => image::run(&args)?,
+        Command::Init(args) => tokio::runtime::Runtime::new()?.block_on(init::run(&args))?,
         Command::Instance { args, config, answers } => {
             let answers = answers.as_deref().map(read_prompts).transpose()?;
             let resolve = |name: &str| pool_profile(&config, name);

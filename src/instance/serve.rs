@@ -340,8 +340,13 @@ impl Server {
             .names
             .iter()
             .map(|name| {
+                let (parent, max_model_len) = if self.options.adapters.contains(name) {
+                    (quote(&self.options.pool.served_model), "null".to_owned())
+                } else {
+                    ("null".to_owned(), max_model_len.to_string())
+                };
                 format!(
-                    r#"{{"id":{},"object":"model","created":{created},"owned_by":"vllm","root":{root},"parent":null,"max_model_len":{max_model_len},"permission":[{{"id":"modelperm-{:016x}","object":"model_permission","created":{created},"allow_create_engine":false,"allow_sampling":true,"allow_logprobs":true,"allow_search_indices":false,"allow_view":true,"allow_fine_tuning":false,"organization":"*","group":null,"is_blocking":false}}]}}"#,
+                    r#"{{"id":{},"object":"model","created":{created},"owned_by":"vllm","root":{root},"parent":{parent},"max_model_len":{max_model_len},"permission":[{{"id":"modelperm-{:016x}","object":"model_permission","created":{created},"allow_create_engine":false,"allow_sampling":true,"allow_logprobs":true,"allow_search_indices":false,"allow_view":true,"allow_fine_tuning":false,"organization":"*","group":null,"is_blocking":false}}]}}"#,
                     quote(name),
                     rand::random::<u64>()
                 )
