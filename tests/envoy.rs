@@ -28,6 +28,8 @@ mod discovery;
 mod endpoint_picker;
 #[path = "envoy/faults.rs"]
 mod faults;
+#[path = "envoy/fleets.rs"]
+mod fleets;
 mod harness;
 #[path = "envoy/health.rs"]
 mod health;
@@ -441,6 +443,7 @@ fn second_half(stage: &Arc<Stage>) -> Vec<Trial> {
         envoy "a request crosses between the VM and its host no more often than it did" => own::crossings,
     ));
     trials.extend(stage.envoy_alone("a VM that traps is replaced, and leaves no load behind", &VM, health::vm_dies));
+    trials.extend(fleets::trials(stage));
     trials.extend(stage.plain(
         "a wrong configuration: Envoy does not start and names the field, and so does check",
         refusals::names_the_field,

@@ -3,6 +3,7 @@
 //! There are two kinds of stage: on one the gateway is a real Envoy with the module and time is real, on the other it is acted out in
 //! memory and time is virtual.
 
+pub(crate) mod certificates;
 mod messages;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,7 +36,7 @@ const TIME_SCALE: f64 = 20.0;
 /// How long anything may take that must happen.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// What Envoy puts before the names of the filter's statistics.
-const STATS: &str = "wasmcustom.routebalance.";
+pub(crate) const STATS: &str = "wasmcustom.routebalance.";
 /// The header by which a request is found again at the instances.
 const TEST_ID: &str = "x-test-id";
 
@@ -44,6 +45,11 @@ static SET_UP: LazyLock<Result<(PathBuf, PathBuf), String>> = LazyLock::new(|| {
     let say = |problem: anyhow::Error| format!("{problem:#}");
     Ok((build_filter().map_err(say)?, envoy_binary().map_err(say)?))
 });
+
+/// The module and Envoy, for a test that brings its own parts.
+pub(crate) fn set_up() -> (PathBuf, PathBuf) {
+    SET_UP.clone().expect("the module is built and Envoy is there")
+}
 
 /// A gateway that scenarios share.
 #[derive(Debug)]
