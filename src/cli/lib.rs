@@ -12,6 +12,7 @@
 
 pub mod answer;
 pub mod bench;
+pub mod beside;
 pub mod check;
 pub mod crossings;
 pub mod demo;
@@ -26,5 +27,6 @@ pub mod load;
 pub mod packages;
 pub mod ports;
 pub mod render;
+pub mod rendering;
 pub mod setup;
 pub mod stats;
