@@ -24,6 +24,7 @@ pub mod fleet;
 pub mod gateway;
 pub mod image;
 pub mod load;
+pub mod merged;
 pub mod packages;
 pub mod ports;
 pub mod render;

@@ -13,6 +13,7 @@ use routebalance_cli::demo::{self, DemoArgs};
 use routebalance_cli::evaluate::{self, EvaluateCommand};
 use routebalance_cli::fleet::{self, FleetArgs};
 use routebalance_cli::image::{self, ImageArgs};
+use routebalance_cli::merged::{Severity, check_merged};
 use routebalance_cli::rendering::{self, RenderArgs};
 use routebalance_instance::prompts::PromptSet;
 use routebalance_instance::{InstanceArgs, PoolProfile, profile_from_config};
@@ -33,10 +34,15 @@ enum Command {
     Render(RenderArgs),
     /// Measure the filter inside a real Envoy
     Bench(BenchArgs),
-    /// Check a configuration
+    /// Check a configuration, and an Envoy configuration into which it was merged
     Check {
-        /// The configuration
-        file: PathBuf,
+        /// The configuration [default with --envoy: the one that the plugin has in ENVOY_YAML]
+        #[arg(required_unless_present = "envoy")]
+        file: Option<PathBuf>,
+        /// Envoy's own configuration: a bootstrap, a file of listeners or clusters, or what /config_dump says; several times for
+        /// several files
+        #[arg(long, value_name = "ENVOY_YAML")]
+        envoy: Vec<PathBuf>,
     },
     /// Plan which model gets which GPUs, and what requests to each should cost
     Plan(PlanArgs),
@@ -72,12 +78,7 @@ fn run(command: Command) -> Result<ExitCode> {
         // Standard output is for what is rendered, where that goes there.
         Command::Render(args) => rendering::run(&args)?.iter().for_each(|line| eprintln!("{line}")),
         Command::Bench(args) => bench::run(&args)?,
-        Command::Check { file } => {
-            let config = check(&file)?;
-            println!("{}: {}", file.display(), summary(&config));
-            let missing = beside::missing(&config, &file);
-            warnings(&config).iter().chain(&missing).for_each(|warning| println!("warning: {warning}"));
-        }
+        Command::Check { file, envoy } => return check_files(file.as_deref(), &envoy),
         Command::Plan(args) => planning::run(&args)?,
         Command::Evaluate(args) => return evaluate::run(&args),
         Command::Fleet(args) => {
@@ -105,4 +106,31 @@ fn pool_profile(file: &Path, name: &str) -> Result<PoolProfile> {
 fn read_prompts(file: &Path) -> Result<Arc<PromptSet>> {
     let text = std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
     Ok(Arc::new(PromptSet::from_jsonl(&text).with_context(|| format!("{} is wrong", file.display()))?))
+}
+
+fn check_files(file: Option<&Path>, envoy: &[PathBuf]) -> Result<ExitCode> {
+    if let Some(file) = file {
+        let config = check(file)?;
+        println!("{}: {}", file.display(), summary(&config));
+        let missing = if envoy.is_empty() { beside::missing(&config, file) } else { Vec::new() };
+        warnings(&config).iter().chain(&missing).for_each(|warning| println!("warning: {warning}"));
+    }
+    if envoy.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let findings = check_merged(file, envoy)?;
+    findings.iter().for_each(|finding| println!("{finding}"));
+    let names: Vec<String> = envoy.iter().map(|file| file.display().to_string()).collect();
+    let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
+    println!(
+        "{}: {} and {}",
+        names.join(", "),
+        counted(count(Severity::Error), "error"),
+        counted(count(Severity::Warning), "warning")
+    );
+    Ok(if count(Severity::Error) > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
