@@ -72,7 +72,6 @@ struct Known {
 
 impl Known {
     fn parse(text: &[u8]) -> Result<Known> {
-        let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
         Ok(Known { config: Config::parse(text)?, json: serde_json::from_slice(text)? })
     }
 }

@@ -40,15 +40,17 @@ impl Resources {
         for file in files {
             all.read_file(file)?;
         }
-        // Routes that stand in a file of their own.
-        let named: Vec<Value> = managers::all(&all, None)
-            .iter()
-            .filter_map(|m| deep(m.config, &["rds", "config_source"]))
-            .cloned()
-            .collect();
-        for source in named {
-            let base = files.first().map(PathBuf::as_path).unwrap_or(Path::new(""));
-            all.follow(&source, base, "rds");
+        // Routes and filters that stand in files of their own.
+        let mut named: Vec<(&str, Value)> = Vec::new();
+        for manager in managers::all(&all, None) {
+            named.extend(deep(manager.config, &["rds", "config_source"]).map(|source| ("rds", source.clone())));
+            let filters = items(manager.config, "http_filters").iter();
+            let sources = filters.filter_map(|filter| deep(filter, &["config_discovery", "config_source"]));
+            named.extend(sources.map(|source| ("config_discovery", source.clone())));
+        }
+        let base = files.first().map_or(Path::new(""), PathBuf::as_path);
+        for (field_name, source) in named {
+            all.follow(&source, base, field_name);
         }
         Ok(all)
     }
