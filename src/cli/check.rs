@@ -20,13 +20,16 @@ pub fn check(path: &Path) -> anyhow::Result<Config> {
 
 /// One line about a valid configuration.
 pub fn summary(config: &Config) -> String {
+    let routes = match config.routes.len() {
+        0 => "the default route".to_owned(),
+        count => format!("{count} routes"),
+    };
     format!(
-        "valid: {} models, {} pools, {} instances, {} policies, {} routes",
+        "valid: {} models, {} pools, {} instances, {} policies, {routes}",
         config.fleet.models.len(),
         config.fleet.pools.len(),
         config.fleet.instances.len(),
-        config.policies.len(),
-        config.routes.len()
+        config.policies.len()
     )
 }
 

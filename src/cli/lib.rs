@@ -12,6 +12,7 @@
 
 pub mod answer;
 pub mod bench;
+pub mod beside;
 pub mod check;
 pub mod crossings;
 pub mod demo;
@@ -24,8 +25,10 @@ pub mod gateway;
 pub mod image;
 pub mod init;
 pub mod load;
+pub mod merged;
 pub mod packages;
 pub mod ports;
 pub mod render;
+pub mod rendering;
 pub mod setup;
 pub mod stats;

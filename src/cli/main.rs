@@ -1,20 +1,21 @@
 //! The command line of RouteBalance.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use routebalance_cli::bench::{self, BenchArgs};
+use routebalance_cli::beside;
 use routebalance_cli::check::{check, summary, warnings};
 use routebalance_cli::demo::{self, DemoArgs};
 use routebalance_cli::evaluate::{self, EvaluateCommand};
 use routebalance_cli::fleet::{self, FleetArgs};
 use routebalance_cli::image::{self, ImageArgs};
 use routebalance_cli::init::{self, InitArgs};
-use routebalance_cli::packages::{self, PackageArgs, Platform};
+use routebalance_cli::merged::{Severity, check_merged};
+use routebalance_cli::rendering::{self, RenderArgs};
 use routebalance_instance::prompts::PromptSet;
 use routebalance_instance::{InstanceArgs, PoolProfile, profile_from_config};
 use routebalance_lab::planning::{self, PlanArgs};
@@ -31,31 +32,18 @@ enum Command {
     /// Set up everything and show a policy against round robin, through a real Envoy
     Demo(DemoArgs),
     /// Write Envoy's configuration next to the one it is made from
-    Render {
-        /// The configuration
-        #[arg(default_value = "envoy/routebalance.json")]
-        file: PathBuf,
-        /// Where to write [default: envoy.yaml beside FILE]
-        #[arg(long, value_name = "FILE")]
-        output: Option<PathBuf>,
-        /// Listen on this ip:port instead of the configured one
-        #[arg(long, value_name = "ADDRESS")]
-        listen: Option<SocketAddr>,
-        /// Write nothing; fail if the output differs from what would be written
-        #[arg(long)]
-        check: bool,
-        /// Where it is to run: what to apply there is written to standard output, unless --output says where
-        #[arg(long = "for", value_enum, default_value = "envoy", value_name = "PLATFORM")]
-        platform: Platform,
-        #[command(flatten, next_help_heading = "Options of packages")]
-        package: PackageArgs,
-    },
+    Render(RenderArgs),
     /// Measure the filter inside a real Envoy
     Bench(BenchArgs),
-    /// Check a configuration
+    /// Check a configuration, and an Envoy configuration into which it was merged
     Check {
-        /// The configuration
-        file: PathBuf,
+        /// The configuration [default with --envoy: the one that the plugin has in ENVOY_YAML]
+        #[arg(required_unless_present = "envoy")]
+        file: Option<PathBuf>,
+        /// Envoy's own configuration: a bootstrap, a file of listeners or clusters, or what /config_dump says; several times for
+        /// several files
+        #[arg(long, value_name = "ENVOY_YAML")]
+        envoy: Vec<PathBuf>,
     },
     /// Plan which model gets which GPUs, and what requests to each should cost
     Plan(PlanArgs),
@@ -90,18 +78,10 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Demo(args) => return demo::run(&args),
-        Command::Render { file, output, listen, check, platform, package } => {
-            let output = output.or_else(|| (platform == Platform::Envoy).then(|| file.with_file_name("envoy.yaml")));
-            render_file(&file, output.as_deref(), listen, check, |config| {
-                packages::package(config, platform, &package)
-            })?;
-        }
+        // Standard output is for what is rendered, where that goes there.
+        Command::Render(args) => rendering::run(&args)?.iter().for_each(|line| eprintln!("{line}")),
         Command::Bench(args) => bench::run(&args)?,
-        Command::Check { file } => {
-            let config = check(&file)?;
-            println!("{}: {}", file.display(), summary(&config));
-            warnings(&config).iter().for_each(|warning| println!("warning: {warning}"));
-        }
+        Command::Check { file, envoy } => return check_files(file.as_deref(), &envoy),
         Command::Plan(args) => planning::run(&args)?,
         Command::Evaluate(args) => return evaluate::run(&args),
         Command::Fleet(args) => {
@@ -132,30 +112,29 @@ fn read_prompts(file: &Path) -> Result<Arc<PromptSet>> {
     Ok(Arc::new(PromptSet::from_jsonl(&text).with_context(|| format!("{} is wrong", file.display()))?))
 }
 
-fn render_file(
-    file: &Path,
-    output: Option<&Path>,
-    listen: Option<SocketAddr>,
-    compare: bool,
-    render: impl FnOnce(&serde_json::Value) -> Result<String>,
-) -> Result<()> {
-    check(file)?;
-    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(file)?)?;
-    if let Some(listen) = listen {
-        config["envoy"]["listen"] = listen.to_string().into();
+fn check_files(file: Option<&Path>, envoy: &[PathBuf]) -> Result<ExitCode> {
+    if let Some(file) = file {
+        let config = check(file)?;
+        println!("{}: {}", file.display(), summary(&config));
+        let missing = if envoy.is_empty() { beside::missing(&config, file) } else { Vec::new() };
+        warnings(&config).iter().chain(&missing).for_each(|warning| println!("warning: {warning}"));
     }
-    let yaml = render(&config)?;
-    let Some(output) = output else {
-        anyhow::ensure!(!compare, "what is written to standard output cannot be compared: say --output FILE");
-        print!("{yaml}");
-        return Ok(());
-    };
-    if !compare {
-        return std::fs::write(output, yaml).with_context(|| format!("{} cannot be written", output.display()));
+    if envoy.is_empty() {
+        return Ok(ExitCode::SUCCESS);
     }
-    let written = std::fs::read_to_string(output).with_context(|| format!("{} cannot be read", output.display()))?;
-    if written != yaml {
-        bail!("{} is not what {} renders to: run `routebalance render`", output.display(), file.display());
-    }
-    Ok(())
+    let findings = check_merged(file, envoy)?;
+    findings.iter().for_each(|finding| println!("{finding}"));
+    let names: Vec<String> = envoy.iter().map(|file| file.display().to_string()).collect();
+    let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
+    println!(
+        "{}: {} and {}",
+        names.join(", "),
+        counted(count(Severity::Error), "error"),
+        counted(count(Severity::Warning), "warning")
+    );
+    Ok(if count(Severity::Error) > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }

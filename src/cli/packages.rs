@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 use routebalance_core::config::Config;
 use serde_json::{Value, json};
 
-use super::render::render;
+use super::render::render_from;
 use parts::Parts;
 
 /// Where the gateway is to run.
@@ -106,9 +106,17 @@ const NAME: &str = "routebalance";
 /// # Errors
 /// The configuration is refused, or does not fit the platform.
 pub fn package(config: &Value, platform: Platform, args: &PackageArgs) -> Result<String> {
+    package_from(config, "routebalance.json", platform, args)
+}
+
+/// The same, where a file of Envoy's names the file that it is rendered from.
+///
+/// # Errors
+/// The configuration is refused, or does not fit the platform.
+pub fn package_from(config: &Value, file_name: &str, platform: Platform, args: &PackageArgs) -> Result<String> {
     check(args)?;
     let adapted = adapted(config, platform)?;
-    let plain = render(&adapted)?;
+    let plain = render_from(&adapted, file_name)?;
     if platform == Platform::Envoy {
         return Ok(plain);
     }

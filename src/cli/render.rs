@@ -6,8 +6,11 @@
 mod behind;
 mod clusters;
 mod guards;
+pub mod listener;
 mod rewriting;
 mod routes;
+
+pub(crate) use behind::buffer_limit;
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -22,10 +25,18 @@ use routebalance_core::names;
 /// # Errors
 /// The configuration is refused.
 pub fn render(config: &serde_json::Value) -> anyhow::Result<String> {
+    render_from(config, "routebalance.json")
+}
+
+/// Renders `envoy.yaml`, whose head names the file that it is rendered from.
+///
+/// # Errors
+/// The configuration is refused.
+pub fn render_from(config: &serde_json::Value, file_name: &str) -> anyhow::Result<String> {
     let json = serde_json::to_string_pretty(config)?;
     let checked = Config::parse(json.as_bytes())?;
     let mut yaml = String::new();
-    head(&mut yaml, &checked);
+    head(&mut yaml, &checked, file_name);
     yaml.push_str(&guards::local_replies(&checked));
     yaml.push_str("          http_filters:\n");
     yaml.push_str(&guards::decompressors(&checked));
@@ -51,7 +62,9 @@ fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-fn head(yaml: &mut String, config: &Config) {
+fn head(yaml: &mut String, config: &Config, file_name: &str) {
+    // A comment has one line.
+    let file_name = file_name.replace(char::is_control, "?");
     let envoy = &config.envoy;
     let (admin_ip, admin_port) = (envoy.admin.ip(), envoy.admin.port());
     let (ip, port) = (envoy.listen.ip(), envoy.listen.port());
@@ -65,7 +78,7 @@ fn head(yaml: &mut String, config: &Config) {
     let node = if discovered { "node: { id: routebalance, cluster: routebalance }\n" } else { "" };
     let (pool_header, endpoint_header) = (names::POOL_HEADER, names::ENDPOINT_HEADER);
     yaml.push_str(&format!(
-        r#"# Rendered from routebalance.json by `cargo run --release -- render`. Edit that file and render again.
+        r#"# Rendered from {file_name} by `cargo run --release -- render`. Edit that file and render again.
 {node}admin:
   address:
     socket_address: {{ address: "{admin_ip}", port_value: {admin_port} }}
@@ -181,7 +194,7 @@ const ROUTER_FILTER: &str = r#"          - name: envoy.filters.http.router
 
 /// Most bytes of a body in Envoy: the filter lets a body go when it has as many as the configuration says, and Envoy's own limit must
 /// leave room for one more piece.
-fn body_limit(config: &Config) -> u64 {
+pub(crate) fn body_limit(config: &Config) -> u64 {
     config.max_buffered_bytes.saturating_add(config.envoy.connection_buffer_bytes.saturating_mul(2))
 }
 

@@ -11,9 +11,11 @@ mod types;
 mod validation;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
+use routebalance_cli::merged::check_merged;
 use routebalance_cli::packages::{PackageArgs, Platform, package};
 use serde_json::{Value, json};
 
@@ -114,7 +116,13 @@ impl Machine {
             "admin": self.admin,
             "static_resources": {"listeners": [listener], "clusters": clusters},
         });
-        serde_json::to_string_pretty(&all).expect("text")
+        let text = serde_json::to_string_pretty(&all).expect("text");
+        // What platforms make of a package is a merged configuration as well.
+        let file = self.directory.join("merged.json");
+        fs::write(&file, &text).expect("a file");
+        let findings = check_merged(None, &[file]).expect("a configuration of Envoy");
+        assert!(findings.is_empty(), "`check --envoy` finds: {findings:#?}");
+        text
     }
 
     /// A connection manager as platforms make one: ours says nothing of it.

@@ -14,9 +14,14 @@ pub(super) fn filters(config: &Config) -> String {
     format!("{}{}", buffer(config), headers(config))
 }
 
+/// Most bytes of a body that the buffer holds.
+pub(crate) fn buffer_limit(config: &Config) -> u64 {
+    body_limit(config).max(BUFFER_BYTES_MIN)
+}
+
 /// Envoy's buffer filter, for requests that wait for a decision and for no others: nothing else is held back.
 fn buffer(config: &Config) -> String {
-    let (state, held, limit) = (names::HELD_STATE, names::HELD, body_limit(config).max(BUFFER_BYTES_MIN));
+    let (state, held, limit) = (names::HELD_STATE, names::HELD, buffer_limit(config));
     format!(
         r#"# The filter cannot hold the headers of a request while its body comes. This one does, for requests that wait for a decision.
 - name: routebalance-buffer
