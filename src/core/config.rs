@@ -295,7 +295,7 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
     let discovers = fleet.pools.iter().any(|p| p.discovered);
     let raw_discovery = raw.discovery.or_else(|| discovers.then(Default::default));
     let discovery = raw_discovery.as_ref().map(discovery::check).transpose()?;
-    if !(65_536..=1 << 30).contains(&raw.request.max_buffered_bytes) {
+    if !(65_536..=1 << 30).contains(&raw.request.max_buffered_bytes.0) {
         return Err(error("request.max_buffered_bytes", "must be between 65536 and 1073741824 bytes"));
     }
     let envoy = envoy::check(raw.envoy, &fleet)?;
@@ -316,7 +316,7 @@ fn check(raw: RawConfig) -> Result<Config, ConfigError> {
         telemetry,
         discovery,
         health: health::check(&raw.health)?,
-        max_buffered_bytes: raw.request.max_buffered_bytes,
+        max_buffered_bytes: raw.request.max_buffered_bytes.0,
         encodings: check_encodings(raw.request.encodings)?,
         expose_endpoint: raw.response.expose_endpoint,
         allow_origin: check_origin(raw.response.allow_origin)?,
@@ -370,7 +370,8 @@ fn check_address(field: &str, value: &str) -> Result<SocketAddr, ConfigError> {
 }
 
 /// A finite number in `low..=high`; an error names the unit through the field's own name.
-fn check_number(field: String, value: f64, low: f64, high: f64) -> Result<f64, ConfigError> {
+fn check_number(field: String, value: impl Into<f64>, low: f64, high: f64) -> Result<f64, ConfigError> {
+    let value: f64 = value.into();
     if value >= low && value <= high {
         Ok(value)
     } else {

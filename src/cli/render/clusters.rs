@@ -256,7 +256,7 @@ const CODEC: &str = r#"        - name: envoy.filters.http.upstream_codec
 "#;
 
 /// Headers of this gateway, and of the path to it, that are no provider's affair.
-const OWN_AFFAIRS: [&str; 9] = [
+const OWN_AFFAIRS: [&str; 11] = [
     names::POOL_HEADER,
     names::ENDPOINT_HEADER,
     names::ATTEMPT_COUNT_HEADER,
@@ -265,6 +265,8 @@ const OWN_AFFAIRS: [&str; 9] = [
     "x-envoy-expected-rq-timeout-ms",
     "x-envoy-external-address",
     "x-envoy-internal",
+    "x-envoy-original-host",
+    "x-envoy-original-path",
     "x-forwarded-for",
 ];
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::numbers::Number;
 use super::{ConfigError, check_number, error};
 use crate::affinity::Affinity;
 
@@ -12,13 +13,13 @@ use crate::affinity::Affinity;
 pub(super) struct RawAffinity {
     pub(super) prefix: bool,
     pub(super) session_header: Option<String>,
-    pub(super) adapter_load_ms: f64,
+    pub(super) adapter_load_ms: Number,
 }
 
 impl Default for RawAffinity {
     fn default() -> Self {
         // The adapter of a 7B model has some 100 MB, which come from a disk at about 1 GB per second.
-        RawAffinity { prefix: true, session_header: Some("x-session-id".to_owned()), adapter_load_ms: 100.0 }
+        RawAffinity { prefix: true, session_header: Some("x-session-id".to_owned()), adapter_load_ms: Number(100.0) }
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::numbers::whole_or_none;
+use super::numbers::{Number, Whole};
 use super::{ConfigError, check_number, error};
 use crate::fleet::{BatchSizing, Batching};
 
@@ -12,11 +12,11 @@ use crate::fleet::{BatchSizing, Batching};
 #[serde(deny_unknown_fields)]
 pub(super) struct RawBatching {
     pub(super) mode: BatchingMode,
-    #[serde(default, deserialize_with = "whole_or_none")]
-    pub(super) size: Option<u32>,
-    pub(super) window_ms: Option<f64>,
+    #[serde(default)]
+    pub(super) size: Option<Whole<u32>>,
+    pub(super) window_ms: Option<Number>,
     #[serde(default = "max_wait_ms")]
-    pub(super) max_wait_ms: f64,
+    pub(super) max_wait_ms: Number,
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -27,14 +27,14 @@ pub(super) enum BatchingMode {
 }
 
 /// The longest of the published windows.
-fn max_wait_ms() -> f64 {
-    200.0
+fn max_wait_ms() -> Number {
+    Number(200.0)
 }
 
 impl RawBatching {
     /// `at` is the path of a field of the policy.
     pub(super) fn check(&self, at: &impl Fn(&str) -> String) -> Result<Batching, ConfigError> {
-        let milliseconds = |field: &str, value: f64| {
+        let milliseconds = |field: &str, value: Number| {
             Ok::<_, ConfigError>(Duration::from_secs_f64(check_number(at(field), value, 1.0, 10_000.0)? / 1e3))
         };
         let sizing = match (self.mode, self.size, self.window_ms) {
@@ -48,10 +48,10 @@ impl RawBatching {
                 return Err(error(at("batching.window_ms"), "is needed in the mode fixed"));
             }
             (BatchingMode::Fixed, Some(size), Some(window_ms)) => {
-                if !(1..=1_024).contains(&size) {
+                if !(1..=1_024).contains(&size.0) {
                     return Err(error(at("batching.size"), "must be between 1 and 1024"));
                 }
-                BatchSizing::Fixed { size: size as usize, window: milliseconds("batching.window_ms", window_ms)? }
+                BatchSizing::Fixed { size: size.0 as usize, window: milliseconds("batching.window_ms", window_ms)? }
             }
         };
         Ok(Batching { sizing, max_wait: milliseconds("batching.max_wait_ms", self.max_wait_ms)? })

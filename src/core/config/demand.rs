@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::numbers::Number;
 use super::policy::RawPolicy;
 use super::{ConfigError, check_number, error};
 use crate::fleet::{DemandLevel, Fleet, ModelKind, Objective, OnlinePrices};
@@ -12,27 +13,27 @@ use crate::fleet::{DemandLevel, Fleet, ModelKind, Objective, OnlinePrices};
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawDemandLevel {
-    pub(super) requests_per_second: f64,
-    pub(super) prices: BTreeMap<String, f64>,
-    pub(super) fractions: BTreeMap<String, f64>,
+    pub(super) requests_per_second: Number,
+    pub(super) prices: BTreeMap<String, Number>,
+    pub(super) fractions: BTreeMap<String, Number>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawOnlinePrices {
-    pub(super) ttft_ms: f64,
+    pub(super) ttft_ms: Number,
     #[serde(default = "max_correction")]
-    pub(super) max_correction: f64,
+    pub(super) max_correction: Number,
     #[serde(default = "seconds")]
-    pub(super) seconds: f64,
+    pub(super) seconds: Number,
 }
 
-fn max_correction() -> f64 {
-    OnlinePrices::MAX_CORRECTION
+fn max_correction() -> Number {
+    Number(OnlinePrices::MAX_CORRECTION)
 }
 
-fn seconds() -> f64 {
-    OnlinePrices::SECONDS
+fn seconds() -> Number {
+    Number(OnlinePrices::SECONDS)
 }
 
 /// By how much the sum of fractions may differ from 1: they are written with few digits.
@@ -94,7 +95,7 @@ pub(super) fn check_levels(
 }
 
 /// One value from 0 to 1 per model; 0 for those that are not named.
-fn by_model(field: &str, named: &BTreeMap<String, f64>, fleet: &Fleet) -> Result<Vec<f64>, ConfigError> {
+fn by_model(field: &str, named: &BTreeMap<String, Number>, fleet: &Fleet) -> Result<Vec<f64>, ConfigError> {
     let field = |name: &str| format!("{field}.{name}");
     let mut values = vec![0.0; fleet.models.len()];
     for (name, value) in named {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::numbers::whole;
+use super::numbers::Whole;
 use super::{ConfigError, check_address, check_text, error};
 use crate::fleet::{Fleet, ModelKind, Pool, PoolId, PoolKind};
 
@@ -19,18 +19,13 @@ pub(super) struct RawEnvoy {
     pub(super) endpoints_dir: String,
     pub(super) failure_policy: FailurePolicy,
     pub(super) allow_on_headers_stop_iteration: bool,
-    #[serde(deserialize_with = "whole")]
-    pub(super) per_try_idle_timeout_ms: u64,
+    pub(super) per_try_idle_timeout_ms: Whole<u64>,
     pub(super) model_fallback: bool,
     pub(super) access_log: String,
-    #[serde(deserialize_with = "whole")]
-    pub(super) request_timeout_ms: u64,
-    #[serde(deserialize_with = "whole")]
-    pub(super) connection_buffer_bytes: u64,
-    #[serde(deserialize_with = "whole")]
-    pub(super) max_heap_bytes: u64,
-    #[serde(deserialize_with = "whole")]
-    pub(super) max_connections: u64,
+    pub(super) request_timeout_ms: Whole<u64>,
+    pub(super) connection_buffer_bytes: Whole<u64>,
+    pub(super) max_heap_bytes: Whole<u64>,
+    pub(super) max_connections: Whole<u64>,
 }
 
 impl Default for RawEnvoy {
@@ -43,13 +38,13 @@ impl Default for RawEnvoy {
             endpoints_dir: "envoy/endpoints".to_owned(),
             failure_policy: FailurePolicy::default(),
             allow_on_headers_stop_iteration: true,
-            per_try_idle_timeout_ms: super::PER_TRY_IDLE_TIMEOUT.as_secs().saturating_mul(1_000),
+            per_try_idle_timeout_ms: Whole(super::PER_TRY_IDLE_TIMEOUT.as_secs().saturating_mul(1_000)),
             model_fallback: true,
             access_log: "/dev/stdout".to_owned(),
-            request_timeout_ms: 60_000,
-            connection_buffer_bytes: 64 << 10,
-            max_heap_bytes: 2 << 30,
-            max_connections: 50_000,
+            request_timeout_ms: Whole(60_000),
+            connection_buffer_bytes: Whole(64 << 10),
+            max_heap_bytes: Whole(2 << 30),
+            max_connections: Whole(50_000),
         }
     }
 }
@@ -100,11 +95,11 @@ pub struct EnvoySettings {
 
 pub(super) fn check(raw: RawEnvoy, fleet: &Fleet) -> Result<EnvoySettings, ConfigError> {
     for (field, value, range) in [
-        ("envoy.per_try_idle_timeout_ms", raw.per_try_idle_timeout_ms, 100..=3_600_000),
-        ("envoy.request_timeout_ms", raw.request_timeout_ms, 1_000..=3_600_000),
-        ("envoy.connection_buffer_bytes", raw.connection_buffer_bytes, 16_384..=1 << 30),
-        ("envoy.max_heap_bytes", raw.max_heap_bytes, 256 << 20..=1 << 40),
-        ("envoy.max_connections", raw.max_connections, 1..=10_000_000),
+        ("envoy.per_try_idle_timeout_ms", raw.per_try_idle_timeout_ms.0, 100..=3_600_000),
+        ("envoy.request_timeout_ms", raw.request_timeout_ms.0, 1_000..=3_600_000),
+        ("envoy.connection_buffer_bytes", raw.connection_buffer_bytes.0, 16_384..=1 << 30),
+        ("envoy.max_heap_bytes", raw.max_heap_bytes.0, 256 << 20..=1 << 40),
+        ("envoy.max_connections", raw.max_connections.0, 1..=10_000_000),
     ] {
         if !range.contains(&value) {
             return Err(error(field, format!("{value} is not between {} and {}", range.start(), range.end())));
@@ -118,13 +113,13 @@ pub(super) fn check(raw: RawEnvoy, fleet: &Fleet) -> Result<EnvoySettings, Confi
         endpoints_dir: check_text("envoy.endpoints_dir", &raw.endpoints_dir)?,
         failure_policy: raw.failure_policy,
         headers_go_on: !raw.allow_on_headers_stop_iteration,
-        per_try_idle_timeout: Duration::from_millis(raw.per_try_idle_timeout_ms),
+        per_try_idle_timeout: Duration::from_millis(raw.per_try_idle_timeout_ms.0),
         model_fallback: raw.model_fallback,
         access_log: check_text("envoy.access_log", &raw.access_log)?,
-        request_timeout: Duration::from_millis(raw.request_timeout_ms),
-        connection_buffer_bytes: raw.connection_buffer_bytes,
-        max_heap_bytes: raw.max_heap_bytes,
-        max_connections: raw.max_connections,
+        request_timeout: Duration::from_millis(raw.request_timeout_ms.0),
+        connection_buffer_bytes: raw.connection_buffer_bytes.0,
+        max_heap_bytes: raw.max_heap_bytes.0,
+        max_connections: raw.max_connections.0,
     })
 }
 

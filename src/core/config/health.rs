@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::numbers::whole;
+use super::numbers::Whole;
 use super::{ConfigError, error};
 use crate::health::HealthSettings;
 
@@ -12,45 +12,43 @@ use crate::health::HealthSettings;
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawHealth {
     pub(super) enabled: bool,
-    #[serde(deserialize_with = "whole")]
-    pub(super) failures_to_eject: u32,
-    #[serde(deserialize_with = "whole")]
-    pub(super) base_ejection_ms: u64,
-    #[serde(deserialize_with = "whole")]
-    pub(super) max_ejection_ms: u64,
-    #[serde(deserialize_with = "whole")]
-    pub(super) stall_ms: u64,
-    #[serde(deserialize_with = "whole")]
-    pub(super) answer_limit_ms: u64,
+    pub(super) failures_to_eject: Whole<u32>,
+    pub(super) base_ejection_ms: Whole<u64>,
+    pub(super) max_ejection_ms: Whole<u64>,
+    pub(super) stall_ms: Whole<u64>,
+    pub(super) answer_limit_ms: Whole<u64>,
 }
 
 impl Default for RawHealth {
     fn default() -> Self {
         RawHealth {
             enabled: true,
-            failures_to_eject: 3,
-            base_ejection_ms: 1_000,
-            max_ejection_ms: 30_000,
-            stall_ms: 3_000,
-            answer_limit_ms: 300_000,
+            failures_to_eject: Whole(3),
+            base_ejection_ms: Whole(1_000),
+            max_ejection_ms: Whole(30_000),
+            stall_ms: Whole(3_000),
+            answer_limit_ms: Whole(300_000),
         }
     }
 }
 
 pub(super) fn check(raw: &RawHealth) -> Result<HealthSettings, ConfigError> {
-    let ms = |field: &str, value: u64, low: u64| {
+    let ms = |field: &str, Whole(value): Whole<u64>, low: u64| {
         if (low..=3_600_000).contains(&value) {
             Ok(Duration::from_millis(value))
         } else {
             Err(error(format!("health.{field}"), format!("{value} is not between {low} and 3600000 milliseconds")))
         }
     };
-    if !(1..=1_000).contains(&raw.failures_to_eject) {
-        return Err(error("health.failures_to_eject", format!("{} is not between 1 and 1000", raw.failures_to_eject)));
+    if !(1..=1_000).contains(&raw.failures_to_eject.0) {
+        return Err(error(
+            "health.failures_to_eject",
+            format!("{} is not between 1 and 1000", raw.failures_to_eject.0),
+        ));
     }
     let health = HealthSettings {
         enabled: raw.enabled,
-        failures_to_eject: raw.failures_to_eject,
+        failures_to_eject: raw.failures_to_eject.0,
         base_ejection: ms("base_ejection_ms", raw.base_ejection_ms, 10)?,
         max_ejection: ms("max_ejection_ms", raw.max_ejection_ms, 10)?,
         stall: ms("stall_ms", raw.stall_ms, 100)?,

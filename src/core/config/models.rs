@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::numbers::Number;
 use super::{ConfigError, check_names, check_number, error};
 use crate::fleet::{Model, ModelKind, Tariff};
 
@@ -11,24 +12,24 @@ pub(super) struct RawModel {
     pub(super) name: String,
     #[serde(default)]
     pub(super) kind: RawModelKind,
-    pub(super) usd_per_million_input_tokens: f64,
+    pub(super) usd_per_million_input_tokens: Number,
     #[serde(default)]
-    pub(super) usd_per_million_output_tokens: Option<f64>,
+    pub(super) usd_per_million_output_tokens: Option<Number>,
     #[serde(default)]
-    pub(super) usd_per_million_cached_input_tokens: Option<f64>,
+    pub(super) usd_per_million_cached_input_tokens: Option<Number>,
     #[serde(default)]
-    pub(super) quality_prior: Option<f64>,
+    pub(super) quality_prior: Option<Number>,
     #[serde(default)]
-    pub(super) output_tokens_prior: Option<f64>,
+    pub(super) output_tokens_prior: Option<Number>,
     #[serde(default)]
     pub(super) adapters: Vec<String>,
     #[serde(default = "tokens_per_media_part")]
-    pub(super) tokens_per_media_part: f64,
+    pub(super) tokens_per_media_part: Number,
 }
 
 /// About what vision models of the Qwen family make of a picture of 900 by 900 pixels, 28 by 28 each.
-fn tokens_per_media_part() -> f64 {
-    1_024.0
+fn tokens_per_media_part() -> Number {
+    Number(1_024.0)
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
@@ -54,10 +55,11 @@ pub(super) fn check_models(raw: &[RawModel]) -> Result<Vec<Model>, ConfigError> 
 
 fn check_model(i: usize, raw: &RawModel) -> Result<Model, ConfigError> {
     let at = |field: &str| format!("models[{i}].{field}");
-    let needed =
-        |value: Option<f64>, field: &str| value.ok_or_else(|| error(at(field), "a model of kind generate needs it"));
+    let needed = |value: Option<Number>, field: &str| {
+        value.map(f64::from).ok_or_else(|| error(at(field), "a model of kind generate needs it"))
+    };
     let (kind, output, quality, tokens) = match raw.kind {
-        RawModelKind::Embed => (ModelKind::Embed, 0.0, raw.quality_prior.unwrap_or(0.0), 1.0),
+        RawModelKind::Embed => (ModelKind::Embed, 0.0, raw.quality_prior.map_or(0.0, f64::from), 1.0),
         RawModelKind::Generate => (
             ModelKind::Generate,
             needed(raw.usd_per_million_output_tokens, "usd_per_million_output_tokens")?,
@@ -65,11 +67,11 @@ fn check_model(i: usize, raw: &RawModel) -> Result<Model, ConfigError> {
             needed(raw.output_tokens_prior, "output_tokens_prior")?,
         ),
     };
-    let cached = raw.usd_per_million_cached_input_tokens;
+    let cached = raw.usd_per_million_cached_input_tokens.map(f64::from);
     Ok(Model {
         name: raw.name.clone(),
         kind,
-        tariff: check_tariff(&at, (raw.usd_per_million_input_tokens, cached, output))?,
+        tariff: check_tariff(&at, (raw.usd_per_million_input_tokens.0, cached, output))?,
         quality_prior: check_number(at("quality_prior"), quality, 0.0, 1.0)?,
         output_tokens_prior: check_number(at("output_tokens_prior"), tokens, 1.0, 1e6)?,
         adapters: raw.adapters.clone(),

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::batching::RawBatching;
 use super::demand::{self, RawDemandLevel, RawOnlinePrices};
-use super::numbers::whole_or_none;
+use super::numbers::{Number, Whole};
 use super::{ConfigError, check_names, check_number, error};
 use crate::fleet::{
     Budget, Constraint, Constraints, Fleet, Mode, Objective, Order, OtherPaths, Overload, OverloadAction, Policy,
@@ -24,7 +24,7 @@ pub(super) struct RawPolicy {
     #[serde(default = "min_max")]
     pub(super) quality_normalisation: QualityNormalisation,
     #[serde(default)]
-    pub(super) prices: BTreeMap<String, f64>,
+    pub(super) prices: BTreeMap<String, Number>,
     #[serde(default)]
     pub(super) demand_levels: Vec<RawDemandLevel>,
     #[serde(default)]
@@ -34,7 +34,7 @@ pub(super) struct RawPolicy {
     #[serde(default)]
     pub(super) budget: RawBudget,
     #[serde(default)]
-    pub(super) quality_min: Option<f64>,
+    pub(super) quality_min: Option<Number>,
     #[serde(default)]
     pub(super) relaxation: RawRelaxation,
     #[serde(default)]
@@ -42,7 +42,7 @@ pub(super) struct RawPolicy {
     #[serde(default)]
     pub(super) overload: RawOverload,
     #[serde(default)]
-    pub(super) exploration: f64,
+    pub(super) exploration: Number,
     #[serde(default)]
     pub(super) batching: Option<RawBatching>,
     #[serde(default)]
@@ -60,25 +60,25 @@ fn min_max() -> QualityNormalisation {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawWeights {
-    pub(super) quality: f64,
-    pub(super) latency: f64,
-    pub(super) cost: f64,
+    pub(super) quality: Number,
+    pub(super) latency: Number,
+    pub(super) cost: Number,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawSlo {
-    pub(super) ttft_ms: Option<f64>,
-    pub(super) tpot_ms: Option<f64>,
-    pub(super) confidence: Option<f64>,
+    pub(super) ttft_ms: Option<Number>,
+    pub(super) tpot_ms: Option<Number>,
+    pub(super) confidence: Option<Number>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawBudget {
-    pub(super) usd: Option<f64>,
-    #[serde(default, deserialize_with = "whole_or_none")]
-    pub(super) tokens: Option<u32>,
+    pub(super) usd: Option<Number>,
+    #[serde(default)]
+    pub(super) tokens: Option<Whole<u32>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -92,8 +92,8 @@ pub(super) struct RawRelaxation {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawOverload {
     pub(super) action: OverloadAction,
-    pub(super) waiting_per_instance: Option<f64>,
-    pub(super) ttft_ms: Option<f64>,
+    pub(super) waiting_per_instance: Option<Number>,
+    pub(super) ttft_ms: Option<Number>,
 }
 
 impl RawWeights {
@@ -140,7 +140,7 @@ fn check_policy(i: usize, raw: &RawPolicy, fleet: &Fleet) -> Result<Policy, Conf
 
 fn check_constraints(at: &impl Fn(&str) -> String, raw: &RawPolicy) -> Result<Constraints, ConfigError> {
     let usd = raw.budget.usd.map(|v| check_number(at("budget.usd"), v, 0.0, 1e9)).transpose()?;
-    if raw.budget.tokens == Some(0) {
+    if raw.budget.tokens == Some(Whole(0)) {
         return Err(error(at("budget.tokens"), "must be at least 1"));
     }
     let unset = Constraints::default();
@@ -152,7 +152,7 @@ fn check_constraints(at: &impl Fn(&str) -> String, raw: &RawPolicy) -> Result<Co
             ttft: check_milliseconds(at("slo.ttft_ms"), raw.slo.ttft_ms)?,
             tpot: check_milliseconds(at("slo.tpot_ms"), raw.slo.tpot_ms)?,
         },
-        budget: Budget { usd, tokens: raw.budget.tokens },
+        budget: Budget { usd, tokens: raw.budget.tokens.map(|tokens| tokens.0) },
         quality_min: raw.quality_min.map(|v| check_number(at("quality_min"), v, 0.0, 1.0)).transpose()?,
         confidence: confidence.unwrap_or(unset.confidence),
         mode: raw.relaxation.mode,
@@ -171,6 +171,6 @@ fn check_overload(at: &impl Fn(&str) -> String, raw: &RawOverload) -> Result<Ove
     Ok(Overload { action: raw.action, waiting_per_instance, ttft })
 }
 
-fn check_milliseconds(field: String, value: Option<f64>) -> Result<Option<Duration>, ConfigError> {
+fn check_milliseconds(field: String, value: Option<Number>) -> Result<Option<Duration>, ConfigError> {
     value.map(|v| Ok(Duration::from_secs_f64(check_number(field, v, 0.001, 1e9)? / 1e3))).transpose()
 }

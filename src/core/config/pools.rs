@@ -8,7 +8,7 @@ use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::models::check_tariff;
-use super::numbers::{whole, whole_or_none};
+use super::numbers::{Number, Whole};
 use super::upstream::{
     ClientCredentials, RawCredential, RawMetrics, RawPoolKind, RawTls, RawUpstream, Written, written,
 };
@@ -46,15 +46,15 @@ pub(super) struct RawPool {
     #[serde(default)]
     pub(super) metrics: RawMetrics,
     #[serde(default)]
-    pub(super) usd_per_million_input_tokens: Option<f64>,
+    pub(super) usd_per_million_input_tokens: Option<Number>,
     #[serde(default)]
-    pub(super) usd_per_million_output_tokens: Option<f64>,
+    pub(super) usd_per_million_output_tokens: Option<Number>,
     #[serde(default)]
-    pub(super) usd_per_million_cached_input_tokens: Option<f64>,
+    pub(super) usd_per_million_cached_input_tokens: Option<Number>,
     #[serde(default)]
-    pub(super) share: Option<f64>,
-    #[serde(default, deserialize_with = "whole")]
-    pub(super) slow_start_ms: u64,
+    pub(super) share: Option<Number>,
+    #[serde(default)]
+    pub(super) slow_start_ms: Whole<u64>,
 }
 
 /// A list of addresses, or the word that means those of the cluster.
@@ -98,14 +98,14 @@ impl<'de> Deserialize<'de> for RawInstances {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawProfile {
-    pub(super) tpot_ms: f64,
+    pub(super) tpot_ms: Number,
     #[serde(default)]
-    pub(super) tpot_growth_per_running: f64,
+    pub(super) tpot_growth_per_running: Number,
     #[serde(default)]
-    pub(super) tpot_growth_per_thousand_context_tokens: f64,
-    pub(super) prefill_tokens_per_second: f64,
+    pub(super) tpot_growth_per_thousand_context_tokens: Number,
+    pub(super) prefill_tokens_per_second: Number,
     #[serde(default)]
-    pub(super) overhead_ms: f64,
+    pub(super) overhead_ms: Number,
     /// Where the numbers come from; for people.
     #[serde(default, rename = "source")]
     pub(super) _source: Option<String>,
@@ -114,12 +114,9 @@ pub(super) struct RawProfile {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawLimits {
-    #[serde(deserialize_with = "whole_or_none")]
-    pub(super) max_running: Option<u32>,
-    #[serde(deserialize_with = "whole_or_none")]
-    pub(super) kv_tokens: Option<u64>,
-    #[serde(deserialize_with = "whole_or_none")]
-    pub(super) max_model_len: Option<u32>,
+    pub(super) max_running: Option<Whole<u32>>,
+    pub(super) kv_tokens: Option<Whole<u64>>,
+    pub(super) max_model_len: Option<Whole<u32>>,
 }
 
 /// vLLM 0.32's default `--max-num-seqs`; KV and context as a 7B model on a 24 GB GPU has them.
@@ -189,8 +186,8 @@ fn check_pool(fleet: &mut Fleet, i: usize, raw: &RawPool) -> Result<(), ConfigEr
         return Err(error(at("tls.sni"), "is needed where instances have no names: the one of their certificate"));
     }
     let share = raw.share.map(|share| check_number(at("share"), share, 0.0, 1.0)).transpose()?;
-    if raw.slow_start_ms > 3_600_000 {
-        return Err(error(at("slow_start_ms"), format!("{} is not between 0 and 3600000", raw.slow_start_ms)));
+    if raw.slow_start_ms.0 > 3_600_000 {
+        return Err(error(at("slow_start_ms"), format!("{} is not between 0 and 3600000", raw.slow_start_ms.0)));
     }
     let start = fleet.instances.len();
     for (field, address) in places.addresses {
@@ -211,7 +208,7 @@ fn check_pool(fleet: &mut Fleet, i: usize, raw: &RawPool) -> Result<(), ConfigEr
         metrics: raw.metrics.check(&at, raw.kind)?,
         upstream,
         share,
-        slow_start: Duration::from_millis(raw.slow_start_ms),
+        slow_start: Duration::from_millis(raw.slow_start_ms.0),
     });
     Ok(())
 }
@@ -274,7 +271,7 @@ impl Places {
 
 impl RawProfile {
     fn check(&self, at: &impl Fn(&str) -> String) -> Result<LatencyProfile, ConfigError> {
-        let number = |field: &str, value: f64, low: f64, high: f64| {
+        let number = |field: &str, value: Number, low: f64, high: f64| {
             check_number(at(&format!("profile.{field}")), value, low, high)
         };
         let per_thousand = self.tpot_growth_per_thousand_context_tokens;
@@ -297,9 +294,9 @@ impl RawLimits {
     fn check(&self, at: &impl Fn(&str) -> String, kind: RawPoolKind) -> Result<Limits, ConfigError> {
         let default = if kind == RawPoolKind::Hosted { HOSTED_LIMITS } else { OWN_LIMITS };
         let limits = Limits {
-            max_running: self.max_running.unwrap_or(default.max_running),
-            kv_tokens: self.kv_tokens.unwrap_or(default.kv_tokens),
-            max_model_len: self.max_model_len.unwrap_or(default.max_model_len),
+            max_running: self.max_running.map_or(default.max_running, |n| n.0),
+            kv_tokens: self.kv_tokens.map_or(default.kv_tokens, |n| n.0),
+            max_model_len: self.max_model_len.map_or(default.max_model_len, |n| n.0),
         };
         for (field, value) in [
             ("limits.max_running", u64::from(limits.max_running)),
@@ -317,8 +314,10 @@ impl RawLimits {
 impl RawPool {
     /// The pool's own tariff, if it has one; what it leaves out is the model's.
     fn check_tariff(&self, at: &impl Fn(&str) -> String, model: &Model) -> Result<Option<Tariff>, ConfigError> {
-        let (input, output) = (self.usd_per_million_input_tokens, self.usd_per_million_output_tokens);
-        let cached = self.usd_per_million_cached_input_tokens;
+        let usd = |written: Option<Number>| written.map(f64::from);
+        let input = usd(self.usd_per_million_input_tokens);
+        let output = usd(self.usd_per_million_output_tokens);
+        let cached = usd(self.usd_per_million_cached_input_tokens);
         if input.is_none() && output.is_none() && cached.is_none() {
             return Ok(None);
         }

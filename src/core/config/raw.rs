@@ -9,7 +9,7 @@ use super::discovery::RawDiscovery;
 use super::envoy::RawEnvoy;
 use super::health::RawHealth;
 use super::models::RawModel;
-use super::numbers::whole;
+use super::numbers::Whole;
 use super::policy::{RawPolicy, RawWeights};
 use super::pools::RawPool;
 use super::telemetry::RawTelemetry;
@@ -145,14 +145,16 @@ pub(super) struct RawFeedback {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawRequest {
-    #[serde(deserialize_with = "whole")]
-    pub(super) max_buffered_bytes: u64,
+    pub(super) max_buffered_bytes: Whole<u64>,
     pub(super) encodings: Vec<Encoding>,
 }
 
 impl Default for RawRequest {
     fn default() -> Self {
-        RawRequest { max_buffered_bytes: 32 << 20, encodings: vec![Encoding::Gzip, Encoding::Brotli, Encoding::Zstd] }
+        RawRequest {
+            max_buffered_bytes: Whole(32 << 20),
+            encodings: vec![Encoding::Gzip, Encoding::Brotli, Encoding::Zstd],
+        }
     }
 }
 

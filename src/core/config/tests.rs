@@ -65,7 +65,7 @@ fn every_wrong_value_is_refused_with_its_field() {
         (
             "/models/0/usd_per_million_input_tokens",
             json!("free"),
-            "models[0].usd_per_million_input_tokens: invalid type: string \"free\"",
+            "models[0].usd_per_million_input_tokens: invalid value: string \"free\"",
         ),
         ("/models/1/quality_prior", json!(1.5), "models[1].quality_prior: 1.5 is not between 0 and 1"),
         ("/models/1/output_tokens_prior", json!(0), "models[1].output_tokens_prior: 0 is not"),

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::de::{self, MapAccess, Visitor, value::MapAccessDeserializer};
 use serde::{Deserialize, Deserializer};
 
-use super::numbers::whole_or_none;
+use super::numbers::Whole;
 use super::{ConfigError, check_text, error};
 use crate::fleet::{Credential, Metrics, MetricsPlace, PoolKind, SecretSource, Upstream, UpstreamTls};
 
@@ -74,8 +74,8 @@ pub(super) enum RawMetrics {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawMetricsPlace {
-    #[serde(default, deserialize_with = "whole_or_none")]
-    port: Option<u16>,
+    #[serde(default)]
+    port: Option<Whole<u16>>,
     #[serde(default)]
     path: Option<String>,
     #[serde(default)]
@@ -206,7 +206,7 @@ impl RawMetrics {
                 Err(error(at("path"), "a hosted pool is not asked for its load"))
             }
             RawMetrics::Apart(raw) => {
-                if raw.port == Some(0) {
+                if raw.port == Some(Whole(0)) {
                     return Err(error(at("port"), "must not be 0"));
                 }
                 if let Some(path) = raw.path.as_ref().filter(|path| !is_path(path)) {
@@ -216,7 +216,7 @@ impl RawMetrics {
                     value.as_deref().map(|value| check_text(&at(field), value)).transpose()
                 };
                 Ok(Metrics::Apart(MetricsPlace {
-                    port: raw.port,
+                    port: raw.port.map(|port| port.0),
                     path: raw.path.clone(),
                     tls: raw.tls.as_ref().map(|tls| check_tls(tls, &|f| at(&format!("tls.{f}")))).transpose()?,
                     bearer_token_file: text("bearer_token_file", &raw.bearer_token_file)?,

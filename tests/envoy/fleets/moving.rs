@@ -141,7 +141,7 @@ pub(crate) async fn canary() {
     }
     assert!((18..=63).contains(&alone), "a fifth of the requests without a session: {alone} of 200");
     // A canary that dies costs its share nothing but the choice.
-    canary.set_fault(Fault::Refuse).await;
+    canary.set_fault(Fault::Refuse).await.expect("the port is closed");
     let mut statuses = Vec::new();
     for _ in 0..60 {
         statuses.push(rig.chat("m", &[], 1).await.status);
@@ -191,7 +191,7 @@ pub(crate) async fn alive() {
     );
     config["envoy"]["default_pool"] = json!("down");
     let rig = Rig::start(config).await;
-    down.set_fault(Fault::Refuse).await;
+    down.set_fault(Fault::Refuse).await.expect("the port is closed");
     for (method, body) in [("GET", r#"{"status":"ok"}"#), ("HEAD", "")] {
         let got = rig.send(method, "/health?verbose=1", &[], &Value::Null).await;
         assert_eq!((got.status, got.body.as_str()), (200, body), "{method}");

@@ -176,7 +176,7 @@ impl Rig {
     /// A statistic of the module by what follows `routebalance.`.
     pub(crate) async fn stat(&self, name: &str) -> u64 {
         let stats = self.envoy.stats(STATS).await.unwrap_or_default();
-        stats.get(name).copied().unwrap_or_default()
+        stats.get(&format!("{STATS}{name}")).copied().unwrap_or_default()
     }
 
     /// Waits until so many instances of a pool are there.

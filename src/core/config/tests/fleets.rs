@@ -230,10 +230,18 @@ fn whole_numbers_are_written_in_many_ways() {
         assert!(text.contains(number));
         Config::parse(text.as_bytes()).map(|config| config.fleet.pools[0].limits.kv_tokens).map_err(|e| e.to_string())
     };
-    for (number, expected) in [("1e5", 100_000), ("100000.0", 100_000), ("4.194304e+06", 4_194_304), ("1E5", 100_000)] {
+    for (number, expected) in [
+        ("1e5", 100_000),
+        ("100000.0", 100_000),
+        ("4.194304e+06", 4_194_304),
+        ("1E5", 100_000),
+        // As Helm's `quote` writes it, and Envoy a fraction of a Struct.
+        ("\"1e5\"", 100_000),
+        ("\"100000\"", 100_000),
+    ] {
         assert_eq!(text(number), Ok(expected), "{number}");
     }
-    for number in ["1.5", "-1", "-1.0", "1e300", "\"100000\"", "true", "0"] {
+    for number in ["1.5", "-1", "-1.0", "1e300", "\"1.5\"", "\"many\"", "\"\"", "\"NaN\"", "true", "0"] {
         let refusal = text(number).unwrap_err();
         assert!(refusal.contains("pools[0].limits.kv_tokens"), "{number}: {refusal}");
     }
@@ -242,5 +250,8 @@ fn whole_numbers_are_written_in_many_ways() {
     let mut json = reference();
     json["telemetry"] = json!({"scrape_period_ms": 250.0, "lease_ms": 1e3});
     json["policies"][0]["budget"] = json!({"tokens": 100.0});
-    assert_eq!(config(&json).policies[0].constraints.budget.tokens, Some(100));
+    json["models"][0]["quality_prior"] = json!("0.25");
+    let read = config(&json);
+    assert_eq!(read.policies[0].constraints.budget.tokens, Some(100));
+    assert_eq!(read.fleet.models[0].quality_prior, 0.25);
 }
