@@ -309,7 +309,10 @@ pub(super) fn written(field: &str, text: &str) -> Result<Written, ConfigError> {
         return refused(format!("{text:?} has no port: write name:port or ip:port"));
     };
     match port.parse::<u16>() {
-        Ok(port) if port > 0 && is_name(name) => Ok(Written::Name(name.to_ascii_lowercase(), port)),
+        // The standard library reads `+80` as 80.
+        Ok(number) if number > 0 && !port.starts_with('+') && is_name(name) => {
+            Ok(Written::Name(name.to_ascii_lowercase(), number))
+        }
         _ => refused(format!("{text:?} is neither ip:port nor name:port")),
     }
 }
