@@ -14,9 +14,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
+use anyhow::anyhow;
 use libtest_mimic::{Failed, Trial};
 use routebalance_cli::envoy_binary::{envoy_binary, older_envoy};
 use routebalance_cli::gateway::{self, GatewayOptions};
+use routebalance_cli::schema::SCHEMA;
 use routebalance_cli::setup::build_filter;
 use routebalance_core::config::Config;
 use routebalance_core::fleet::{InstanceId, Pool};
@@ -95,6 +97,9 @@ impl Setup {
             config["envoy"]["allow_on_headers_stop_iteration"] = false.into();
         }
         (self.change)(&mut config);
+        // Nor has an editor anything against it.
+        let schema: Value = serde_json::from_str(SCHEMA)?;
+        jsonschema::validate(&schema, &config).map_err(|problem| anyhow!("{}: {problem}", problem.instance_path()))?;
         Ok(config)
     }
 

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use routebalance_core::config::Config;
+use routebalance_core::fleet::Pool;
 use serde_json::Value;
 
 /// The path as written where that exists, or else the one beside the file that names it; `None` if there is neither.
@@ -53,7 +54,7 @@ fn named<'a>(config: &'a Config, file: &Path) -> Vec<Named<'a>> {
             advice: "make its directory before Envoy starts",
         },
     ];
-    if config.fleet.pools.iter().any(|pool| pool.discovered) {
+    if config.fleet.pools.iter().any(Pool::reads_endpoints) {
         all.push(Named {
             field: "endpoints_dir",
             written: &envoy.endpoints_dir,

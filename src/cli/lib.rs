@@ -30,5 +30,6 @@ pub mod packages;
 pub mod ports;
 pub mod render;
 pub mod rendering;
+pub mod schema;
 pub mod setup;
 pub mod stats;

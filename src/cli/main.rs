@@ -16,6 +16,7 @@ use routebalance_cli::image::{self, ImageArgs};
 use routebalance_cli::init::{self, InitArgs};
 use routebalance_cli::merged::{Severity, check_merged};
 use routebalance_cli::rendering::{self, RenderArgs};
+use routebalance_cli::schema;
 use routebalance_instance::prompts::PromptSet;
 use routebalance_instance::{InstanceArgs, PoolProfile, profile_from_config};
 use routebalance_lab::planning::{self, PlanArgs};
@@ -55,6 +56,8 @@ enum Command {
     Image(ImageArgs),
     /// Write a first configuration, from what running servers say of themselves
     Init(InitArgs),
+    /// Print the JSON Schema of a configuration, for editors
+    Schema,
     /// Run one emulated instance
     Instance {
         #[command(flatten)]
@@ -90,6 +93,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Image(args) => image::run(&args)?,
         Command::Init(args) => tokio::runtime::Runtime::new()?.block_on(init::run(&args))?,
+        Command::Schema => schema::run()?,
         Command::Instance { args, config, answers } => {
             let answers = answers.as_deref().map(read_prompts).transpose()?;
             let resolve = |name: &str| pool_profile(&config, name);

@@ -10,7 +10,8 @@ mod parts;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use routebalance_core::config::Config;
+use routebalance_core::config::{Config, Route};
+use routebalance_core::fleet::{Credential, Metrics, Pool, SecretSource};
 use serde_json::{Value, json};
 
 use super::render::render_from;
@@ -121,6 +122,9 @@ pub fn package_from(config: &Value, file_name: &str, platform: Platform, args: &
         return Ok(plain);
     }
     let checked = Config::parse(serde_json::to_string(&adapted)?.as_bytes())?;
+    if platform.is_shared() {
+        unfit(&checked).map_or(Ok(()), |problem| bail!(problem))?;
+    }
     let parts = || Parts::of(&plain, &checked);
     let mut objects = match platform {
         Platform::Envoy => Vec::new(),
@@ -186,6 +190,32 @@ fn adapted(config: &Value, platform: Platform) -> Result<Value> {
         set("access_log", Some("/dev/stdout"));
     }
     Ok(config)
+}
+
+/// What of a configuration a package for a mesh cannot carry, as a sentence.
+fn unfit(config: &Config) -> Option<String> {
+    let is_file = |credential: &Credential| matches!(credential.secret, SecretSource::File(_));
+    let of_pool = |(i, pool): (usize, &Pool)| {
+        let has_token = matches!(&pool.metrics, Metrics::Apart(place) if place.bearer_token_file.is_some());
+        let (field, advice) = if pool.upstream.credential.as_ref().is_some_and(is_file) {
+            ("credential.file", "a package brings no secrets: say sds_file and sds_name")
+        } else if has_token {
+            ("metrics.bearer_token_file", "a package brings no secrets")
+        } else if pool.discovered && pool.upstream.tls.is_some() {
+            (
+                "tls",
+                "the cluster is the platform's: say it there (Istio: DestinationRule; Envoy Gateway: BackendTLSPolicy)",
+            )
+        } else {
+            return None;
+        };
+        Some(format!("configuration field pools[{i}].{field}: {advice}"))
+    };
+    let of_route = |(i, _): (usize, &Route)| {
+        format!("configuration field routes[{i}].hosts: a package has one virtual host, that of `--host`")
+    };
+    let pools = config.fleet.pools.iter().enumerate().find_map(of_pool);
+    pools.or_else(|| config.routes.iter().enumerate().find(|(_, route)| !route.hosts.is_empty()).map(of_route))
 }
 
 /// Pools as the Gateway API Inference Extension has them (`inference.networking.k8s.io/v1`,

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use routebalance_core::config::{Config, EnvoySettings, FailurePolicy};
 use routebalance_core::discovery;
+use routebalance_core::fleet::Pool;
 use routebalance_core::names;
 
 /// Renders `envoy.yaml`.
@@ -74,7 +75,7 @@ fn head(yaml: &mut String, config: &Config, file_name: &str) {
     let (guards, encoding) = (guards::overload_manager(config), guards::remembered_encoding());
     let decision = names::DECISION_STATE;
     // Envoy asks for it where a cluster is EDS, also from a file.
-    let discovered = config.fleet.pools.iter().any(|pool| pool.discovered);
+    let discovered = config.fleet.pools.iter().any(Pool::reads_endpoints);
     let node = if discovered { "node: { id: routebalance, cluster: routebalance }\n" } else { "" };
     let (pool_header, endpoint_header) = (names::POOL_HEADER, names::ENDPOINT_HEADER);
     yaml.push_str(&format!(

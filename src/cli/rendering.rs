@@ -177,7 +177,7 @@ fn reload(main: Was, listener: Was) -> Option<String> {
 
 /// Envoy does not start before the file of every discovered pool exists. Files that do are not touched.
 fn missing_endpoints(config: &Config) -> Vec<String> {
-    let discovered = config.fleet.pools.iter().filter(|pool| pool.discovered);
+    let discovered = config.fleet.pools.iter().filter(|pool| pool.reads_endpoints());
     let lines = discovered.filter_map(|pool| {
         let file = endpoints_file(&config.envoy.endpoints_dir, &pool.cluster);
         match create(Path::new(&file), &endpoints(&pool.cluster, &[])) {

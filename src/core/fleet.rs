@@ -132,6 +132,11 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// Whether only Envoy knows its hosts, and not by their names.
+    pub fn reads_endpoints(&self) -> bool {
+        self.discovered && self.upstream.names.is_empty()
+    }
+
     /// The cluster of Envoy by which its load is asked for.
     pub fn metrics_cluster(&self) -> Cow<'_, str> {
         match &self.metrics {

@@ -75,6 +75,8 @@ pub enum Event {
     },
     /// The instance has no room, and may have said after which time to come again.
     Busy(Option<Duration>),
+    /// The same of a provider that speaks of the gateway's own account: no client is the reason.
+    Limited(Option<Duration>),
     /// The first piece of an answer came.
     Began,
     /// A whole answer came.
@@ -91,7 +93,7 @@ impl Event {
         match self {
             Event::Failed(failure) | Event::Suspected(failure) => Some(failure),
             Event::Refused { .. } => Some(Failure::Refused),
-            Event::Busy(_) => Some(Failure::Busy),
+            Event::Busy(_) | Event::Limited(_) => Some(Failure::Busy),
             Event::Began | Event::Succeeded | Event::Resumed | Event::Unjudged => None,
         }
     }
@@ -120,7 +122,7 @@ impl Records {
         settings: &HealthSettings,
     ) -> bool {
         let speaks_against = match event {
-            Event::Failed(_) | Event::Suspected(_) | Event::Refused { .. } | Event::Busy(_) => true,
+            Event::Failed(_) | Event::Suspected(_) | Event::Refused { .. } | Event::Busy(_) | Event::Limited(_) => true,
             Event::Began | Event::Succeeded | Event::Resumed | Event::Unjudged => false,
         };
         if speaks_against && !self.has_room(instance, now, settings) {
@@ -134,6 +136,7 @@ impl Records {
                 Event::Suspected(_) => record.suspect(sent, now, settings),
                 Event::Refused { common } => record.refuse(common, sent, now, settings),
                 Event::Busy(retry_after) => record.busy(retry_after, sent, now, settings),
+                Event::Limited(retry_after) => record.limited(retry_after, sent, now, settings),
                 Event::Began | Event::Succeeded | Event::Resumed | Event::Unjudged => false,
             } || at_others;
         }

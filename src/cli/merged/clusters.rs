@@ -1,7 +1,7 @@
 //! What the clusters of pools lack.
 
 use routebalance_core::config::Config;
-use routebalance_core::fleet::Pool;
+use routebalance_core::fleet::{Pool, PoolKind};
 use routebalance_core::names;
 use serde_json::Value;
 
@@ -24,7 +24,7 @@ pub(super) fn check<'a>(resources: &Resources, configs: impl Iterator<Item = &'a
     for config in configs {
         for pool in &config.fleet.pools {
             match find(resources, &pool.cluster) {
-                Some(found) => findings.extend(cluster(found, config, &pool.cluster)),
+                Some(found) => findings.extend(cluster(found, config, pool)),
                 None => findings.push(missing(resources, pool)),
             }
         }
@@ -56,7 +56,8 @@ fn missing(resources: &Resources, pool: &Pool) -> Finding {
     }
 }
 
-fn cluster(cluster: &Value, config: &Config, name: &str) -> Vec<Finding> {
+fn cluster(cluster: &Value, config: &Config, pool: &Pool) -> Vec<Finding> {
+    let name = pool.cluster.as_str();
     let mut findings: Vec<Finding> = endpoint_choice(cluster, name).into_iter().collect();
     findings.extend(bounds(cluster, name));
     if field(cluster, "outlier_detection").is_some() {
@@ -68,7 +69,8 @@ fn cluster(cluster: &Value, config: &Config, name: &str) -> Vec<Finding> {
     let idle = options.and_then(|options| field(options, "common_http_protocol_options"));
     let idle = idle.or_else(|| field(cluster, "common_http_protocol_options"));
     let idle = idle.and_then(|options| seconds(options, "idle_timeout"));
-    if !idle.is_some_and(|idle| idle > 0.0 && idle < KEEP_ALIVE_SECONDS) {
+    let is_short = idle.is_some_and(|idle| idle > 0.0 && idle < KEEP_ALIVE_SECONDS);
+    if !is_short && pool.kind == PoolKind::Own {
         findings.push(Finding::warning(format!(
             "cluster {name}: now and then a request would meet a connection that vLLM closes after 5 s: write `idle_timeout: 4s` into \
              `common_http_protocol_options` of its HttpProtocolOptions"

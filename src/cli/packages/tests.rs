@@ -104,3 +104,26 @@ fn the_chart_is_of_this_version() {
     let pinned = crate::envoy_binary::PINNED_VERSION;
     assert_eq!(values["envoyImage"], format!("docker.io/envoyproxy/envoy:v{pinned}"));
 }
+
+#[test]
+fn what_a_mesh_cannot_carry_is_refused_by_its_field() {
+    let secret = json!({"kind": "hosted", "instances": ["a.example:443"], "credential": {"file": "/k"}});
+    let token = json!({"metrics": {"port": 9400, "bearer_token_file": "/t"}});
+    let tls = json!({"instances": "discover", "tls": {"sni": "a.example"}});
+    for (at, change, field) in [
+        ("/pools/3", secret, "pools[3].credential.file"),
+        ("/pools/3", token, "pools[3].metrics.bearer_token_file"),
+        ("/pools/3", tls, "pools[3].tls"),
+        ("/routes/0", json!({"hosts": ["a.example"]}), "routes[0].hosts"),
+    ] {
+        let mut config = example();
+        let changed = config.pointer_mut(at).and_then(Value::as_object_mut).unwrap();
+        changed.extend(change.as_object().unwrap().clone());
+        let platforms = [Platform::IstioGateway, Platform::IstioSidecar, Platform::EnvoyGateway];
+        for platform in platforms {
+            let problem = packaged(&config, platform, &[]).unwrap_err().to_string();
+            assert!(problem.contains(field), "{field}: {problem}");
+        }
+        assert!(packaged(&config, Platform::Envoy, &[]).is_ok(), "{field}");
+    }
+}

@@ -20,7 +20,7 @@ pub(super) fn cluster(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow
         // A provider's name stands for servers without number, of which each connection takes one.
         (false, true) => "LOGICAL_DNS",
         (false, false) => "STRICT_DNS",
-        (true, _) if pool.discovered => "EDS",
+        (true, _) if pool.reads_endpoints() => "EDS",
         (true, _) => "STATIC",
     };
     let filters = http_filters(config, pool);
@@ -68,7 +68,16 @@ pub(super) fn cluster(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow
         let hosts_own = pool.upstream.names.first().map(|(name, _)| name.as_str()).filter(|_| hosted);
         yaml.push_str(&transport(tls, tls.sni.as_deref().or(hosts_own)));
     }
-    if pool.discovered && pool.upstream.names.is_empty() {
+    hosts(yaml, config, pool)?;
+    match &pool.metrics {
+        Metrics::Apart(place) if place.needs_own_cluster() => metrics(yaml, pool, place),
+        Metrics::Apart(_) | Metrics::Shared | Metrics::Off => Ok(()),
+    }
+}
+
+/// Where a cluster has its hosts from.
+fn hosts(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()> {
+    if pool.reads_endpoints() {
         let path = quoted(&endpoints_file(&config.envoy.endpoints_dir, &pool.cluster));
         write!(
             yaml,
@@ -79,24 +88,19 @@ pub(super) fn cluster(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow
         path_config_source: {{ path: {path} }}
 "#
         )?;
-    } else {
-        write!(
-            yaml,
-            r#"    load_assignment:
-      cluster_name: {name}
+        return Ok(());
+    }
+    write!(
+        yaml,
+        r#"    load_assignment:
+      cluster_name: {}
       endpoints:
       - lb_endpoints:
-"#
-        )?;
-        list(yaml, config, pool)?;
-        if config.envoy.model_fallback && !pool.upstream.is_apart() {
-            other_models(yaml, config, pool)?;
-        }
-    }
-    match &pool.metrics {
-        Metrics::Apart(place) if place.needs_own_cluster() => metrics(yaml, pool, place),
-        Metrics::Apart(_) | Metrics::Shared | Metrics::Off => Ok(()),
-    }
+"#,
+        quoted(&pool.cluster)
+    )?;
+    list(yaml, config, pool)?;
+    if pool.upstream.is_apart() { Ok(()) } else { other_pools(yaml, config, pool) }
 }
 
 /// How names are resolved.
@@ -227,12 +231,15 @@ fn list(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The endpoints of the other models that may answer instead. Nobody balances to this priority: only the filter's list reaches it.
-fn other_models(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()> {
+/// The endpoints of other pools that may answer instead. Nobody balances to this priority: only the filter's list reaches it.
+fn other_pools(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()> {
     let fleet: &Fleet = &config.fleet;
     let kind = |pool: &Pool| fleet.model_of(pool).map(|model| model.kind);
     let is_listed = |pool: &Pool| !pool.discovered && !pool.upstream.is_apart();
-    let may = |other: &&Pool| other.model != pool.model && is_listed(other) && kind(other) == kind(pool);
+    let is_model = |other: &Pool| other.model == pool.model || config.envoy.model_fallback;
+    let may = |other: &&Pool| {
+        other.cluster != pool.cluster && is_model(other) && is_listed(other) && kind(other) == kind(pool)
+    };
     let others: Vec<&Pool> = fleet.pools.iter().filter(may).filter(|other| !other.instances.is_empty()).collect();
     if others.is_empty() || pool.instances.is_empty() {
         return Ok(());

@@ -53,9 +53,17 @@ fn virtual_host<'a>(
               routes:
 "#
     )?;
-    let before = yaml.len();
-    routes.into_iter().try_for_each(|route| route_set(yaml, config, route))?;
-    if yaml.len() == before {
+    let mut written: Vec<&Route> = Vec::new();
+    for route in routes {
+        // What another route takes whole is never reached.
+        let takes_all = |other: &&Route| other.headers.is_empty() && route.prefix.starts_with(&other.prefix);
+        if domain != "\"*\"" && written.iter().any(takes_all) {
+            continue;
+        }
+        route_set(yaml, config, route)?;
+        written.push(route);
+    }
+    if written.is_empty() {
         yaml.push_str("              []\n");
     }
     Ok(())

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer};
 use super::models::check_tariff;
 use super::numbers::{Number, Whole};
 use super::upstream::{
-    ClientCredentials, RawCredential, RawMetrics, RawPoolKind, RawTls, RawUpstream, Written, written,
+    ClientCredentials, RawCredential, RawMetrics, RawPoolKind, RawTls, RawUpstream, WrittenAddress, read_address,
 };
 use super::{ConfigError, check_names, check_number, error};
 use crate::discovery::INSTANCES_MAX;
@@ -241,12 +241,12 @@ impl Places {
         let (mut addresses, mut names) = (Vec::new(), Vec::new());
         for (k, text) in list.iter().enumerate() {
             let field = at(&format!("instances[{k}]"));
-            match written(&field, text)? {
-                Written::Address(address) => addresses.push((field, address.to_string())),
-                Written::Name(name, port) if names.contains(&(name.clone(), port)) => {
+            match read_address(&field, text)? {
+                WrittenAddress::Address(address) => addresses.push((field, address.to_string())),
+                WrittenAddress::Name(name, port) if names.contains(&(name.clone(), port)) => {
                     return Err(error(field, format!("{name}:{port} appears twice in the pool")));
                 }
-                Written::Name(name, port) => names.push((name, port)),
+                WrittenAddress::Name(name, port) => names.push((name, port)),
             }
         }
         match names.first() {

@@ -18,6 +18,9 @@ use crate::latency::Basis;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawConfig {
+    /// Where editors find the schema of the file.
+    #[serde(default, rename = "$schema")]
+    pub(super) _schema: Option<String>,
     #[serde(default)]
     pub(super) name: Option<String>,
     #[serde(default = "virtual_models")]

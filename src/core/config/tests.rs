@@ -45,6 +45,8 @@ fn every_wrong_value_is_refused_with_its_field() {
     use serde_json::json;
     let rows: &[(&str, serde_json::Value, &str)] = &[
         ("/surprise", json!(1), "unknown field `surprise`"),
+        ("/$schema", json!({"$ref": "a"}), "$schema: invalid type"),
+        ("/debug", json!({"$schema": "a"}), "debug.$schema: unknown field"),
         ("/debug", json!({"predictor": true}), "debug.predictor: unknown field"),
         ("/debug", json!({"predict": 1}), "debug.predict: invalid type"),
         ("/pools/1/profile/tpot", json!(1), "pools[1].profile.tpot: unknown field"),
@@ -220,6 +222,16 @@ fn a_discovered_pool_is_empty_at_first_and_needs_no_other_field() {
     json["discovery"] = serde_json::json!({"cluster": "prometheus_stats", "period_ms": 2_000});
     let discovery = config(&json).discovery.unwrap();
     assert_eq!((discovery.cluster.as_str(), discovery.period.as_secs()), ("prometheus_stats", 2));
+}
+
+#[test]
+fn a_file_may_name_its_schema_and_means_the_same() {
+    let config =
+        |json: &serde_json::Value| Config { identity: 0, ..Config::parse(json.to_string().as_bytes()).unwrap() };
+    let mut json = reference();
+    let without = config(&json);
+    json["$schema"] = "./routebalance.schema.json".into();
+    assert_eq!(config(&json), without);
 }
 
 #[test]

@@ -212,6 +212,9 @@ impl RawMetrics {
                 if let Some(path) = raw.path.as_ref().filter(|path| !is_path(path)) {
                     return Err(error(at("path"), format!("{path:?} must be a path that starts with /")));
                 }
+                if raw.tls.as_ref().is_some_and(|tls| tls.sni.is_none()) {
+                    return Err(error(at("tls.sni"), "is needed: the name of the certificates there"));
+                }
                 let text = |field: &str, value: &Option<String>| {
                     value.as_deref().map(|value| check_text(&at(field), value)).transpose()
                 };
@@ -282,7 +285,7 @@ pub(super) fn is_name(text: &str) -> bool {
 }
 
 /// An instance as it is written.
-pub(super) enum Written {
+pub(super) enum WrittenAddress {
     /// `ip:port`.
     Address(SocketAddr),
     /// `name:port`.
@@ -290,12 +293,12 @@ pub(super) enum Written {
 }
 
 /// Reads an instance. What people write of a URL is cited in the sentence.
-pub(super) fn written(field: &str, text: &str) -> Result<Written, ConfigError> {
+pub(super) fn read_address(field: &str, text: &str) -> Result<WrittenAddress, ConfigError> {
     if let Ok(address) = text.parse::<SocketAddr>() {
         return if address.port() == 0 {
             Err(error(field, "the port must not be 0"))
         } else {
-            Ok(Written::Address(address))
+            Ok(WrittenAddress::Address(address))
         };
     }
     let refused = |problem: String| Err(error(field, problem));
@@ -309,7 +312,10 @@ pub(super) fn written(field: &str, text: &str) -> Result<Written, ConfigError> {
         return refused(format!("{text:?} has no port: write name:port or ip:port"));
     };
     match port.parse::<u16>() {
-        Ok(port) if port > 0 && is_name(name) => Ok(Written::Name(name.to_ascii_lowercase(), port)),
+        // The standard library reads `+80` as 80.
+        Ok(number) if number > 0 && !port.starts_with('+') && is_name(name) => {
+            Ok(WrittenAddress::Name(name.to_ascii_lowercase(), number))
+        }
         _ => refused(format!("{text:?} is neither ip:port nor name:port")),
     }
 }

@@ -20,6 +20,8 @@ use crate::worker::{Counter, Histogram, Worker};
 /// A request whose body comes.
 pub(super) struct RequestReading {
     pub(super) api: Api,
+    /// The policy of its route, whose limits hold whatever policy the request names.
+    route_policy: PolicyId,
     pub(super) policy: PolicyId,
     /// Weights in the place of the policy's.
     pub(super) weights: Option<Weights>,
@@ -178,6 +180,7 @@ impl Gateway {
         };
         let reading = RequestReading {
             api,
+            route_policy: route.policy,
             policy,
             weights,
             deployment,
@@ -225,8 +228,9 @@ impl Gateway {
         } else {
             let prompt = reading.scan.so_far();
             let names_model = prompt.model.is_some() || reading.deployment.is_some();
-            let RequestReading { policy, constraints, packed, .. } = &reading;
-            match self.worker.router.too_large(*policy, constraints.as_ref(), names_model, *packed) {
+            let RequestReading { route_policy, policy, constraints, packed, .. } = &reading;
+            let policies = (*route_policy, *policy);
+            match self.worker.router.too_large(policies, constraints.as_ref(), names_model, *packed) {
                 Some(_) if may_pass => return self.leave(host, id, api, UntouchedReason::OtherPath),
                 Some(refusal) => return self.refuse(host, id, Some(api), &refusal),
                 None => prompt,
@@ -299,7 +303,7 @@ impl Gateway {
         direct(host, &pool.cluster, endpoints.as_deref(), prompt.stream, Some(id));
         let least = config.health.answer_limit;
         let knows_length = !prompt.stream && reading.api != Api::Named;
-        if let Some(limit) = decision.answer_limit(least).filter(|_| knows_length) {
+        if let Some(limit) = decision.answer_limit(least, pool.kind == PoolKind::Hosted).filter(|_| knows_length) {
             host.set_header(Map::Request, names::TIMEOUT_HEADER, Some(&limit.as_millis().to_string()));
         }
         let asks_load = config.telemetry.orca && pool.metrics != Metrics::Off && ask_for_load(host);

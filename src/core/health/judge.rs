@@ -53,7 +53,9 @@ impl Attempts {
     /// alike makes the request the suspect.
     pub fn earlier(self, last: Event) -> Event {
         match last {
-            Event::Succeeded | Event::Began | Event::Busy(_) | Event::Failed(_) => Event::Failed(Failure::Unanswered),
+            Event::Succeeded | Event::Began | Event::Busy(_) | Event::Limited(_) | Event::Failed(_) => {
+                Event::Failed(Failure::Unanswered)
+            }
             Event::Suspected(_) => Event::Suspected(Failure::Unanswered),
             Event::Refused { .. } | Event::Resumed | Event::Unjudged => Event::Unjudged,
         }

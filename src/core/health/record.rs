@@ -154,6 +154,21 @@ impl Record {
         true
     }
 
+    /// A provider has said that the gateway's own account is used up for now: nobody needs to say it twice.
+    pub(super) fn limited(
+        &mut self,
+        retry_after: Option<Duration>,
+        sent: Duration,
+        now: Duration,
+        settings: &HealthSettings,
+    ) -> bool {
+        self.busy(retry_after, sent, now, settings);
+        self.busy_answers = self.busy_answers.max(self.good_answers.saturating_add(BUSY_TO_CLOSE));
+        let pause = retry_after.map_or(settings.base_ejection, |after| after.min(RETRY_AFTER_MAX));
+        self.busy_until = self.busy_until.max(now.saturating_add(pause));
+        true
+    }
+
     /// A request has failed that may itself be the reason.
     pub(super) fn suspect(&mut self, sent: Duration, now: Duration, settings: &HealthSettings) -> bool {
         self.suspicions.add(false, now, settings);

@@ -42,11 +42,9 @@ impl Router {
         };
         let offers: Vec<Option<Offer>> = fleet.pools_by_id().map(offer).collect();
         let unknown = LoadNow::default();
-        let mut fitting = Vec::with_capacity(if holder.is_some() { 1 } else { fleet.instances.len() });
+        let mut sorted = Sorted::with_capacity(if holder.is_some() { 1 } else { fleet.instances.len() });
         let aside = ask.lot.filter(|_| holder.is_none()).map(|lot| self.sharing.set_aside(fleet, loads, lot));
         let is_aside = |i: InstanceId| aside.as_ref().is_some_and(|aside| aside.get(i.index()) == Some(&true));
-        let (mut busy, mut ejected, mut doubted, mut set_aside) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let (mut too_short, mut unreachable) = (Vec::new(), Vec::new());
         for (i, instance) in fleet.instances_by_id() {
             let wanted = holder.is_none_or(|h| h == i) && instance.presence != Presence::Gone && ask.allows(i);
             let (Some(pool), Some(Some(offer)), true) =
@@ -77,27 +75,22 @@ impl Router {
                 in_flight: load.in_flight(),
                 last_dispatch: load.last_dispatch,
             };
-            if load.unreachable || instance.presence == Presence::Unhealthy {
-                unreachable.push(candidate);
+            let list = if load.unreachable || instance.presence == Presence::Unhealthy {
+                &mut sorted.unreachable
             } else if offer.work.prompt_tokens >= f64::from(pool.limits.max_model_len) {
-                too_short.push(candidate);
-            } else if load.standing == Standing::Ejected {
-                ejected.push(candidate);
-            } else if load.standing == Standing::Busy {
-                busy.push(candidate);
-            } else if load.standing == Standing::Doubted {
-                doubted.push(candidate);
-            } else if is_aside(i) {
-                set_aside.push(candidate);
+                &mut sorted.too_short
             } else {
-                fitting.push(candidate);
-            }
+                match load.standing {
+                    Standing::Ejected => &mut sorted.ejected,
+                    Standing::Busy => &mut sorted.busy,
+                    Standing::Doubted => &mut sorted.doubted,
+                    _ if is_aside(i) => &mut sorted.set_aside,
+                    Standing::Healthy | Standing::Degraded(_) | Standing::HalfOpen => &mut sorted.fitting,
+                }
+            };
+            list.push(candidate);
         }
-        for mut reserve in [set_aside, doubted] {
-            reserve.retain(|candidate| !fitting.iter().any(|other| other.model == candidate.model));
-            fitting.append(&mut reserve);
-        }
-        [fitting, busy, ejected, too_short, unreachable].into_iter().find(|c| !c.is_empty()).unwrap_or_default()
+        sorted.best()
     }
 
     /// What a pool makes of a request, whatever the load; `None` if nobody knows its model.
@@ -153,6 +146,35 @@ impl Router {
         let tariff = model.and_then(|_| self.config.fleet.tariff_of(pool));
         let left = tariff.and_then(|tariff| spending::tokens_left(&budget, &tariff, prompt_tokens, answers));
         AnswerLimits { answers, asked: asked.min(f64::from(pool.limits.max_model_len)), left }
+    }
+}
+
+/// Candidates by what speaks against them.
+#[derive(Default)]
+struct Sorted {
+    fitting: Vec<Candidate>,
+    set_aside: Vec<Candidate>,
+    doubted: Vec<Candidate>,
+    busy: Vec<Candidate>,
+    ejected: Vec<Candidate>,
+    too_short: Vec<Candidate>,
+    unreachable: Vec<Candidate>,
+}
+
+impl Sorted {
+    /// Room for so many against whom nothing speaks.
+    fn with_capacity(fitting: usize) -> Sorted {
+        Sorted { fitting: Vec::with_capacity(fitting), ..Sorted::default() }
+    }
+
+    /// Those that may serve: the best kind of which there are any.
+    fn best(self) -> Vec<Candidate> {
+        let Sorted { mut fitting, set_aside, doubted, busy, ejected, too_short, unreachable } = self;
+        for mut reserve in [set_aside, doubted] {
+            reserve.retain(|candidate| !fitting.iter().any(|other| other.model == candidate.model));
+            fitting.append(&mut reserve);
+        }
+        [fitting, busy, ejected, too_short, unreachable].into_iter().find(|c| !c.is_empty()).unwrap_or_default()
     }
 }
 

@@ -212,9 +212,10 @@ impl Decision {
     }
 
     /// How long a whole answer may take where no report says whether its instance works: twice the time of as many tokens as 9 of 10 such
-    /// answers have, or as the client allows if that is more, and `least` at least. `None` where there are reports.
-    pub fn answer_limit(&self, least: Duration) -> Option<Duration> {
-        if self.because.rung < Rung::Reckoned {
+    /// answers have, or as the client allows if that is more, and `least` at least. `None` where there are reports, which a provider,
+    /// `hosted`, never gives.
+    pub fn answer_limit(&self, least: Duration, hosted: bool) -> Option<Duration> {
+        if self.because.rung < Rung::Reckoned && !hosted {
             return None;
         }
         let allowed = self.expected.expectation.and_then(|expectation| expectation.max_tokens).map_or(0, u64::from);

@@ -13,8 +13,8 @@ const FALLBACKS_MAX: usize = 8;
 const OWN_FALLBACKS_MAX: usize = 2;
 
 impl Router {
-    /// Where Envoy retries: in turn the best instance of another model, where the request leaves the model to the router, and the best other
-    /// one of the pool; then the rest of the pool. A second failure ends a request, so it must say something of the request rather than of
+    /// Where Envoy retries: in turn the best instance of another pool of the model, or of another model, where the request leaves the model
+    /// to the router, and the best other one of the pool; then the rest of the pool. A second failure ends a request, so it must say something of the request rather than of
     /// the pool. A request that belongs to one instance has none.
     pub(super) fn fallbacks(
         &self,
@@ -27,7 +27,8 @@ impl Router {
         if ask.holder.is_some() {
             return Vec::new();
         }
-        let others = self.of_other_models(ask, chosen, pool, candidates, firsts);
+        let mut others = self.of_other_pools(chosen.instance, pool, ask, loads);
+        others.extend(self.of_other_models(ask, chosen, pool, candidates, firsts));
         let most = if others.is_empty() { FALLBACKS_MAX } else { OWN_FALLBACKS_MAX };
         let in_pool = |c: &Candidate| self.config.fleet.instance(c.instance).is_some_and(|i| i.pool == pool);
         let own = candidates.iter().enumerate().filter(|(_, c)| c.instance != chosen.instance && in_pool(c));
@@ -45,8 +46,39 @@ impl Router {
         fallbacks
     }
 
-    /// The best instance of each other model that may answer. Envoy's configuration lists their endpoints in the pool's cluster, which
-    /// nobody can do for those that are discovered, and which would send them what is meant for others where a pool has TLS or secrets.
+    /// The least busy instance of each other pool of the model: a new version that fails must not fail its clients.
+    fn of_other_pools(
+        &self,
+        chosen: InstanceId,
+        pool: PoolId,
+        ask: &Ask<'_>,
+        loads: Option<&[LoadNow]>,
+    ) -> Vec<InstanceId> {
+        let fleet = &self.config.fleet;
+        let Some(own) = fleet.pool(pool).filter(|_| self.is_listed(pool)) else { return Vec::new() };
+        let load = |i: &InstanceId| loads.and_then(|loads| loads.get(i.index()));
+        let is_well = |i: &InstanceId| {
+            let there =
+                fleet.instance(*i).is_some_and(|i| matches!(i.presence, Presence::Present | Presence::Degraded));
+            let serves = |load: &LoadNow| !load.unreachable && load.standing != Standing::Ejected;
+            there && *i != chosen && ask.allows(*i) && self.sharing.is_alone(*i) && load(i).is_none_or(serves)
+        };
+        let in_flight = |i: &InstanceId| load(i).map_or(0.0, LoadNow::in_flight);
+        let others = fleet.pools_by_id().filter(|(id, other)| *id != pool && other.model == own.model);
+        let best = others.filter(|(id, _)| self.is_listed(*id)).filter_map(|(_, other)| {
+            let well = other.instances.iter().copied().filter(is_well);
+            well.min_by(|a, b| in_flight(a).total_cmp(&in_flight(b)))
+        });
+        best.collect()
+    }
+
+    /// Whether Envoy's configuration lists a pool's endpoints in the clusters of others: nobody can do that for those that are discovered,
+    /// and it would send them what is meant for others where a pool has TLS or secrets.
+    fn is_listed(&self, pool: PoolId) -> bool {
+        self.config.fleet.pool(pool).is_some_and(|pool| !pool.discovered && !pool.upstream.is_apart())
+    }
+
+    /// The best instance of each other model that may answer.
     fn of_other_models(
         &self,
         ask: &Ask<'_>,
@@ -56,17 +88,15 @@ impl Router {
         firsts: &[usize],
     ) -> Vec<InstanceId> {
         let fleet = &self.config.fleet;
-        let is_listed =
-            |pool: PoolId| fleet.pool(pool).is_some_and(|pool| !pool.discovered && !pool.upstream.is_apart());
         let may = self.config.envoy.model_fallback && self.config.names_no_model(ask.prompt.model.as_deref());
-        if !may || !is_listed(pool) {
+        if !may || !self.is_listed(pool) {
             return Vec::new();
         }
         let firsts = firsts.iter().filter_map(|i| candidates.get(*i)).filter(|c| c.model != chosen.model);
         let instances = firsts.map(|c| c.instance);
         // An address must tell the model that is meant.
         let may = |i: &InstanceId| {
-            self.sharing.is_alone(*i) && fleet.instance(*i).is_some_and(|instance| is_listed(instance.pool))
+            self.sharing.is_alone(*i) && fleet.instance(*i).is_some_and(|instance| self.is_listed(instance.pool))
         };
         instances.filter(may).collect()
     }

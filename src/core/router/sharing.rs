@@ -22,12 +22,22 @@ const OVERPROVISIONING: f64 = 1.4;
 /// The rules of a fleet; usually there are none.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Sharing {
-    /// Models with shares: the pools that have one, with it, and those that take the rest.
-    models: Vec<(ModelId, Vec<(PoolId, f64)>, Vec<PoolId>)>,
+    /// Models whose pools have shares.
+    models: Vec<ModelShares>,
     /// Pools whose hosts differ in priority, weight or degradation.
     pools: Vec<PoolId>,
     /// Instances whose address another one has, too.
     servers: BTreeSet<InstanceId>,
+}
+
+/// How a model's requests are shared by its pools.
+#[derive(Clone, Debug, PartialEq)]
+struct ModelShares {
+    model: ModelId,
+    /// The pools that have a share, with it.
+    shares: Vec<(PoolId, f64)>,
+    /// Those that take the rest.
+    rest: Vec<PoolId>,
 }
 
 impl Sharing {
@@ -39,7 +49,7 @@ impl Sharing {
             let shares: Vec<(PoolId, f64)> = pools().filter_map(|(id, pool)| Some((id, pool.share?))).collect();
             if !shares.is_empty() {
                 let rest = pools().filter(|(_, pool)| pool.share.is_none()).map(|(id, _)| id).collect();
-                sharing.models.push((model, shares, rest));
+                sharing.models.push(ModelShares { model, shares, rest });
             }
         }
         let mut firsts: BTreeMap<&str, InstanceId> = BTreeMap::new();
@@ -82,7 +92,7 @@ impl Sharing {
                 }
             }
         };
-        for (model, shares, rest) in &self.models {
+        for ModelShares { model, shares, rest } in &self.models {
             let part = part_of(lot, fleet.model(*model).map_or("", |model| model.name.as_str()));
             let chosen = slice(shares.iter().map(|(_, share)| *share), part);
             let stays =

@@ -1,3 +1,5 @@
+mod pools;
+
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -575,29 +577,4 @@ fn a_model_that_the_predictor_does_not_know_is_no_failure() {
     let unknown = decide("our-own");
     assert_eq!((unknown.because.rung, unknown.quality.predicted), (Rung::Fused, false));
     assert_eq!((unknown.quality.familiarity, unknown.quality.prototype), (None, None));
-}
-
-/// Without reports a whole answer is given twice the time of its upper quantile, or of what its client allows.
-#[test]
-fn whole_answers_have_a_limit_where_nobody_reports() {
-    let router = router(&[]);
-    let prompt = |max_tokens: u32| {
-        prompt(
-            Api::ChatCompletions,
-            &json!({"model": "Qwen2.5-72B-Instruct", "max_tokens": max_tokens, "messages": [{"role": "user", "content": "hi"}]}),
-        )
-    };
-    let decide = |max_tokens: u32, loads: Option<&[LoadNow]>| {
-        decided(router.route(&ask(&prompt(max_tokens), &router, "balanced"), loads, &Learned::default()))
-    };
-    let least = Duration::from_secs(20);
-    let mut reported = idle(&router);
-    reported.iter_mut().for_each(|load| load.trust = 1.0);
-    assert_eq!(decide(10_000, Some(&reported)).answer_limit(least), None, "reports tell whether it works");
-    let short = decide(10, None).answer_limit(least);
-    assert_eq!(short, Some(least));
-    let long = decide(10_000, None);
-    let limit = long.answer_limit(least).unwrap().as_secs_f64();
-    let bound = 2.0 * 10_000.0 * long.expected.forecast.tpot_seconds;
-    assert!((bound..1.5 * bound).contains(&limit), "{limit} {bound}");
 }

@@ -47,10 +47,11 @@ impl Router {
         }
     }
 
-    /// The answer to a body that is too large to be read whole, if its beginning does not do.
+    /// The answer to a body that is too large to be read whole, if its beginning does not do; by the route's policy and the one that the request
+    /// names.
     pub fn too_large(
         &self,
-        policy: PolicyId,
+        (route_policy, policy): (PolicyId, PolicyId),
         constraints: Option<&Constraints>,
         names_model: bool,
         packed: Packed,
@@ -59,7 +60,7 @@ impl Router {
         let message = if packed == Packed::Unpacked {
             // Envoy ends a body that unpacks to too much where it likes to.
             format!("The request body unpacks to more than {limit} bytes.")
-        } else if self.refuses_unread(policy, constraints) {
+        } else if self.refuses_unread(route_policy, constraints) || self.refuses_unread(policy, constraints) {
             format!("The request body is larger than {limit} bytes, and the policy of its route has limits.")
         } else if names_model {
             return None;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Counter, Gauge, SWAP_ATTEMPTS, Worker, is_due};
-use crate::fleet::InstanceId;
+use crate::fleet::{InstanceId, PoolKind};
 use crate::health::{self, Event, Failure, Records, Sight, Watch};
 use crate::names;
 use crate::reckoning::{Counters, Standing};
@@ -56,7 +56,17 @@ impl Worker {
         if let Some(kind) = event.failure() {
             self.statistics.count(Counter::Failures { kind });
         }
+        let event = match event {
+            Event::Busy(retry_after) if self.speaks_of_own_account(instance) => Event::Limited(retry_after),
+            other => other,
+        };
         self.note(board, instance, event, sent, now);
+    }
+
+    /// Whether what an instance says of limits is about the gateway's own account, whoever's request it was.
+    fn speaks_of_own_account(&self, instance: InstanceId) -> bool {
+        let pool = self.router.config().fleet.pool_of(instance).map(|(_, pool)| pool);
+        pool.is_some_and(|pool| pool.kind == PoolKind::Hosted && pool.upstream.credential.is_some())
     }
 
     fn note(&mut self, board: &mut impl Board, instance: InstanceId, event: Event, sent: Duration, now: Duration) {

@@ -282,7 +282,7 @@ impl Simulation<'_> {
         };
         outcome.decision = choice.decision;
         let limit = outcome.decision.as_ref().filter(|_| manner.whole);
-        let limit = limit.and_then(|decision| decision.answer_limit(self.router.config().health.answer_limit));
+        let limit = limit.and_then(|decision| decision.answer_limit(self.router.config().health.answer_limit, false));
         if let Some(place) = self.flights.get_mut(index) {
             *place = Some(flight);
         }

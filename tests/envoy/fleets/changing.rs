@@ -108,7 +108,8 @@ async fn change(file: &str, cut: Cut) {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
         let after = rig.stat("output_tokens_correction_milli.cheap").await;
-        assert!(after.abs_diff(learnt) < 300, "what was learnt stays: {learnt}, then {after}");
+        // More is learnt meanwhile; a factor that was forgotten is 1,000.
+        assert!(after > learnt / 2, "what was learnt stays: {learnt}, then {after}");
         is_over.store(true, Ordering::Relaxed);
     };
     let (answers, stream, ()) = tokio::join!(join_all((0..4).map(|_| client())), long(), operator);

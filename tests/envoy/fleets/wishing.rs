@@ -31,7 +31,7 @@ pub(crate) async fn weights() {
     let routes = |config: &mut serde_json::Value| {
         config["routes"] = json!([
             {"name": "inline", "prefix": "/inline/", "prefix_rewrite": "/", "policy": "save", "weights": {"quality": 1, "latency": 0, "cost": 0}},
-            {"name": "broken", "prefix": "/broken/", "prefix_rewrite": "/", "policy": "shine", "weights": {"quality": 7, "latency": 0, "cost": 0}},
+            {"name": "broken", "prefix": "/broken/", "prefix_rewrite": "/", "policy": "shine", "weights": {"quality": 3, "latency": 1, "cost": 0}},
             {"name": "missing", "prefix": "/missing/", "prefix_rewrite": "/", "policy": "shine"},
             {"name": "gold", "prefix": "/", "policy": "shine", "headers": {"X-Tier": "gold"}},
             {"name": "by-host", "prefix": "/", "policy": "shine", "hosts": ["gold.example.com"]},
@@ -40,7 +40,7 @@ pub(crate) async fn weights() {
     };
     // As an operator may write the metadata: wrongly, and at the virtual host.
     let edit = |yaml: &str| {
-        let broken = "routebalance: { policy: \"shine\", weights: { quality: 7, latency: 0, cost: 0 } }";
+        let broken = "routebalance: { policy: \"shine\", weights: { quality: 0.75, latency: 0.25, cost: 0 } }";
         assert!(yaml.contains(broken));
         let yaml = yaml.replace(broken, "routebalance: { policy: \"shine\", weights: { quality: high } }");
         let missing = yaml.find("prefix: \"/missing/\"").expect("the route");

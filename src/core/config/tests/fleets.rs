@@ -154,6 +154,7 @@ fn what_a_pool_cannot_be_is_said() {
             "pools[5].instances[0]: \"::1\" has no port: write ip:port, and [ip]:port",
         ),
         (own(json!({"instances": ["a:0"]})), "pools[5].instances[0]: \"a:0\" is neither"),
+        (own(json!({"instances": ["a:+1"]})), "pools[5].instances[0]: \"a:+1\" is neither"),
         (own(json!({"instances": ["a/b:1"]})), "pools[5].instances[0]: \"a/b:1\" is neither"),
         (own(json!({"instances": ["a:1", "A:1"]})), "pools[5].instances[1]: a:1 appears twice"),
         (own(json!({"instances": ["127.0.0.1:999999"]})), "pools[5].instances[0]"),

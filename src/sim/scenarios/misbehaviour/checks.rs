@@ -117,7 +117,7 @@ fn poison_problem(scene: &Scene, request: &Seen<'_>) -> Option<&'static str> {
 /// Whether a whole answer that never came has cost its limit of time, and not more.
 fn is_over_in_time(scene: &Scene, request: &Seen<'_>) -> bool {
     let least = scene.router.config().health.answer_limit;
-    let limit = request.outcome.decision.as_ref().and_then(|decision| decision.answer_limit(least));
+    let limit = request.outcome.decision.as_ref().and_then(|decision| decision.answer_limit(least, false));
     request.status() == Some(504) && limit.is_some() && request.outcome.e2e == limit
 }
 
