@@ -32,22 +32,36 @@ pub(crate) async fn weights() {
         config["routes"] = json!([
             {"name": "inline", "prefix": "/inline/", "prefix_rewrite": "/", "policy": "save", "weights": {"quality": 1, "latency": 0, "cost": 0}},
             {"name": "broken", "prefix": "/broken/", "prefix_rewrite": "/", "policy": "shine", "weights": {"quality": 3, "latency": 1, "cost": 0}},
+            {"name": "text", "prefix": "/text/", "prefix_rewrite": "/", "policy": "save", "weights": {"quality": 1, "latency": 1, "cost": 2}},
             {"name": "missing", "prefix": "/missing/", "prefix_rewrite": "/", "policy": "shine"},
             {"name": "gold", "prefix": "/", "policy": "shine", "headers": {"X-Tier": "gold"}},
             {"name": "by-host", "prefix": "/", "policy": "shine", "hosts": ["gold.example.com"]},
+            {"name": "bare", "prefix": "/", "policy": "save", "hosts": ["bare.example.com"]},
             {"name": "all", "prefix": "/", "policy": "save"},
         ]);
     };
-    // As an operator may write the metadata: wrongly, and at the virtual host.
+    // As an operator may write the metadata: wrongly, as a text, and at the virtual host.
     let edit = |yaml: &str| {
-        let broken = "routebalance: { policy: \"shine\", weights: { quality: 0.75, latency: 0.25, cost: 0 } }";
-        assert!(yaml.contains(broken));
-        let yaml = yaml.replace(broken, "routebalance: { policy: \"shine\", weights: { quality: high } }");
-        let missing = yaml.find("prefix: \"/missing/\"").expect("the route");
+        let change = |yaml: &str, from: &str, to: &str| {
+            assert!(yaml.contains(from), "{from}");
+            yaml.replace(from, to)
+        };
+        let of_weights = |weights: &str| format!("weights: {{ {weights} }} }}");
+        let yaml = change(yaml, &of_weights("quality: 0.75, latency: 0.25, cost: 0"), &of_weights("quality: high"));
+        let yaml = change(&yaml, &of_weights("quality: 0.25, latency: 0.25, cost: 0.5"), "weights: \"1/0/0\" }");
+        let missing = yaml.rfind("prefix: \"/missing/\"").expect("the route");
         let (before, after) = yaml.split_at(missing);
         let end = after.find("              - name: \"gold\"").expect("the next route");
-        let after = format!("{}{}", after[..end].replace("policy: \"shine\"", "policy: \"nobody\""), &after[end..]);
-        format!("{before}{after}")
+        let yaml =
+            format!("{before}{}{}", change(&after[..end], "policy: \"shine\"", "policy: \"nobody\""), &after[end..]);
+        // The last route of the host's own says nothing, and its host does.
+        let host = yaml.find("domains: [\"bare.example.com\"]").expect("the host");
+        let (before, after) = yaml.split_at(host);
+        let own = "                metadata:\n                  filter_metadata:\n                    routebalance: { policy: \"save\" }\n";
+        let end = after.find("- name: llm\n").expect("the next host");
+        let bare = change(&after[..end], own, "");
+        let of_host = "metadata: { filter_metadata: { routebalance: { policy: \"shine\" } } }\n              routes:\n";
+        format!("{before}{}{}", change(&bare, "routes:\n", of_host), &after[end..])
     };
     let (rig, _servers) = gateway(routes, edit).await;
     rig.reported(4).await;
@@ -59,6 +73,8 @@ pub(crate) async fn weights() {
         ("/", &[][..], "cheap"),
         ("/inline/", &[], "good"),
         ("/broken/", &[], "good"),
+        ("/text/", &[], "good"),
+        ("/", &[("host", "bare.example.com")], "good"),
         // The policy by the route's name.
         ("/missing/", &[], "good"),
         ("/", &[("x-tier", "gold")], "good"),
@@ -87,9 +103,9 @@ pub(crate) async fn weights() {
         assert!((1..=2).contains(&lines.len()), "{route}: {lines:?}");
         assert!(lines[0].contains(&problem.replace('\\', "")), "{lines:?}");
     }
-    let decisions = rig.decisions(11).await;
+    let decisions = rig.decisions(13).await;
     let own = decisions.iter().filter(|decision| decision["weights"].is_object()).count();
-    assert_eq!(own, 1, "the log has weights where they are not the policy's");
+    assert_eq!(own, 2, "the log has weights where they are not the policy's");
 }
 
 pub(crate) async fn trusted() {
