@@ -45,7 +45,7 @@ pub async fn run(args: &FleetArgs, config: &Config, answers: Option<&Arc<PromptS
 }
 
 /// Starts the instances of the named pools, or of all pools if none is named, in the order of
-/// [`routebalance_core::fleet::Fleet::instances`].
+/// [`routebalance_core::fleet::Fleet::instances`]; providers that have a name are left out.
 ///
 /// # Errors
 /// An unknown pool, an address that is taken.
@@ -67,7 +67,11 @@ pub async fn start(
             continue;
         }
         let profile = profile_from_config(&config.fleet, &pool.name).context("a pool without a model")?;
-        let listen = instance.address.parse().with_context(|| format!("{:?} is no ip:port", instance.address))?;
+        // A provider that has a name is somebody else's.
+        let Ok(listen) = instance.address.parse() else {
+            eprintln!("pool {} is at {}: it is not emulated", pool.name, instance.address);
+            continue;
+        };
         let adapters = config.fleet.model_of(pool).map(|model| model.adapters.clone()).unwrap_or_default();
         let options = InstanceOptions {
             network: network.clone(),

@@ -33,6 +33,7 @@ pub(crate) fn trials(stage: &Arc<Stage>) -> Vec<Trial> {
         "a provider and own GPUs share one score, and a wave spills over and comes back" => hosted::wave,
         "a provider that is limited is left alone until it says to come again" => hosted::limited,
         "a provider that refuses the key is no black hole" => hosted::refused,
+        "a provider's key is changed by a file, without a restart" => hosted::rotated,
         "what the gateway does not read goes to no provider with the gateway's key" => hosted::unread,
         "hosts have names, TLS and certificates, and Envoy resolves them" => reaching::named,
         "one server has two models" => reaching::two_models,

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use super::rig::{self, Got, Rig, configuration, directory, model, pool, server};
 use crate::harness::certificates::{PROVIDER, write_certificates};
+use crate::harness::eventually;
 
 /// The provider's key, which only the gateway knows.
 const KEY: &str = "sk-provider-0123456789";
@@ -203,6 +204,32 @@ pub(crate) async fn refused() {
     }
     let lost = statuses.iter().filter(|status| **status == 401).count();
     assert!((1..=6).contains(&lost), "a few learn it, and the others are served: {statuses:?}");
+}
+
+/// What Envoy's secret discovery service says of a key.
+fn secret(key: &str) -> String {
+    json!({"resources": [{
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+        "name": "provider", "generic_secret": {"secret": {"inline_string": key}},
+    }]})
+    .to_string()
+}
+
+pub(crate) async fn rotated() {
+    const NEXT: &str = "sk-provider-the-next-one";
+    let provider = Provider::start(|options| options.api_keys = vec![KEY.to_owned(), NEXT.to_owned()]).await;
+    let file = rig::replace(provider.directory.path(), "secret.json", &secret(KEY));
+    let credential = json!({"sds_file": file.display().to_string(), "sds_name": "provider"});
+    let pool = provider.pool("large", json!({"credential": credential}));
+    let rig = Rig::start(configuration(vec![model("large", 0.8, 1.0)], vec![pool])).await;
+    rig.chat("large", &[], 4).await.ok();
+    rig::replace(provider.directory.path(), "secret.json", &secret(NEXT));
+    let shown = async || {
+        rig.chat("large", &[], 4).await.ok();
+        let last = provider.server.requests().pop().expect("a request");
+        last.header("authorization").unwrap_or_default().to_owned()
+    };
+    eventually("the next key", shown, |header| *header == format!("Bearer {NEXT}")).await;
 }
 
 pub(crate) async fn unread() {
