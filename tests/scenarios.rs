@@ -222,7 +222,7 @@ pub(crate) type Passed =
 
 pub(crate) const PASSED: &[Passed] = &[
     ("a GET on a POST path", "GET", CHAT, &[], ""),
-    ("a health check", "GET", "/health", &[], ""),
+    ("a ping", "GET", "/ping", &[], ""),
     ("a version", "GET", "/version", &[], ""),
     ("a path that is not served", "POST", "/v1/audio/speech", &[], HI),
     ("feedback that nobody has configured", "POST", "/routebalance/feedback", &[], r#"{"id":"a","score":1}"#),

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Context;
 
 use routebalance_core::config::Config;
-use routebalance_core::fleet::ModelKind;
+use routebalance_core::fleet::{ModelKind, Pool};
 use routebalance_core::predictor::Predictor;
 use routebalance_core::router::Router;
 
@@ -36,6 +36,7 @@ pub fn summary(config: &Config) -> String {
 /// What a valid configuration will not do as its author may think, a sentence each.
 pub fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = silences(config);
+    warnings.extend(open_secrets(config));
     let predictor = config.predictor_enabled.then(Predictor::load).and_then(Result::ok);
     let router = Router::new(config.clone(), predictor);
     let unknown = router.unpredicted();
@@ -43,6 +44,14 @@ pub fn warnings(config: &Config) -> Vec<String> {
         warnings.push(format!("the predictor does not know {}: their priors decide", unknown.join(", ")));
     }
     warnings
+}
+
+/// Pools whose secrets anybody on the way can read.
+fn open_secrets(config: &Config) -> impl Iterator<Item = String> {
+    let is_open = |pool: &&Pool| pool.upstream.credential.is_some() && pool.upstream.tls.is_none();
+    let sentence =
+        |pool: &Pool| format!("pool {} sends its credential without TLS: write `\"tls\": {{}}` into it", pool.name);
+    config.fleet.pools.iter().filter(is_open).map(sentence)
 }
 
 /// Pools whose longest prompt takes longer to prefill than a stream may be silent.
@@ -58,7 +67,7 @@ fn silences(config: &Config) -> Vec<String> {
         (pool, tokens, f64::from(tokens) / pool.profile.prefill_tokens_per_second)
     });
     let too_long = seconds.filter(|(_, _, seconds)| *seconds > limit);
-    let sentence = |(pool, tokens, seconds): (&routebalance_core::fleet::Pool, u32, f64)| {
+    let sentence = |(pool, tokens, seconds): (&Pool, u32, f64)| {
         format!(
             "envoy.per_try_idle_timeout_ms is {} ms, but pool {} prefills a prompt of {tokens} tokens in {seconds:.0} s: its \
              stream would be given up",
@@ -89,6 +98,8 @@ mod tests {
         assert!(!short.is_empty() && short.iter().all(|w| w.contains("envoy.per_try_idle_timeout_ms is 1000 ms")));
         let own = config(&[("/models/1/name", "our-own".into()), ("/pools/1/model", "our-own".into())]);
         assert_eq!(warnings(&own), ["the predictor does not know our-own: their priors decide"]);
+        let secret = [("/pools/0/credential", serde_json::json!({"file": "/key"}))];
+        assert!(warnings(&config(&secret)).iter().any(|w| w.contains("qwen2.5-3b sends its credential without TLS")));
         let without = [("/predictor", serde_json::json!({"enabled": false}))];
         assert_eq!(warnings(&config(&without)), [""; 0], "who has no predictor knows it");
     }

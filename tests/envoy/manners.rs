@@ -374,7 +374,7 @@ pub(crate) async fn inputs_to_embed(gateway: &Gateway) {
 pub(crate) async fn errors_of_envoy(gateway: &Gateway) {
     let default = gateway.config().fleet.pools[gateway.config().envoy.default_pool.index()].name.clone();
     gateway.fault_pool(&default, routebalance_instance::Fault::Refuse).await;
-    for (method, path) in [("POST", "/v1/files"), ("GET", "/health"), ("POST", "/v1/audio/speech")] {
+    for (method, path) in [("POST", "/v1/files"), ("GET", "/version"), ("POST", "/v1/audio/speech")] {
         let request = Request { method, ..Request::post(path, "{}") };
         let reply = gateway.send(&request.header("origin", "http://ui.example")).await;
         has_error_shape(&reply, 503, Shape::OpenAi, "No instance");

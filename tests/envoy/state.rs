@@ -268,7 +268,7 @@ pub(crate) async fn access_log(gateway: &Gateway) {
         chat(body("Qwen2.5-3B-Instruct", true), "streamed"),
         chat(body("no \\\" such", false), "refused"),
         chat(body("auto", false), r#"a "quoted" \ id"#),
-        Request::get("/health").header("x-request-id", "passed"),
+        Request::get("/version").header("x-request-id", "passed"),
         Request::get("/v1/models").header("x-request-id", "answered"),
         Request { method: "BREW", ..Request::get("/pot") }.header("x-request-id", "odd"),
     ];

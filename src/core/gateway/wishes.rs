@@ -165,3 +165,54 @@ fn weights(value: &[u8]) -> Option<Weights> {
     let weights = Weights::normalised([number("quality")?, number("latency")?, number("cost")?])?;
     (fields.len() == 3).then_some(weights)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    /// A struct as the host gives it.
+    fn as_host(fields: &[(&str, &[u8])]) -> Vec<u8> {
+        let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap().to_le_bytes();
+        let mut bytes = u32::try_from(fields.len()).unwrap().to_le_bytes().to_vec();
+        fields.iter().for_each(|(name, value)| bytes.extend([length(name.as_bytes()), length(value)].concat()));
+        fields.iter().for_each(|(name, value)| bytes.extend([name.as_bytes(), &[0], value, &[0]].concat()));
+        bytes
+    }
+
+    #[test]
+    fn weights_come_as_numbers_or_as_texts() {
+        let number = f64::to_le_bytes;
+        let some = |quality, latency, cost| Some(Weights { quality, latency, cost });
+        type Field<'a> = (&'a str, &'a [u8]);
+        let (half, one, two) = (number(0.5), number(1.0), number(2.0));
+        let rows: [(&str, [Field<'_>; 3], Option<Weights>); 7] = [
+            ("numbers", [("quality", &two), ("latency", &one), ("cost", &one)], some(0.5, 0.25, 0.25)),
+            ("in any order", [("cost", &half), ("quality", &half), ("latency", &one)], some(0.25, 0.5, 0.25)),
+            ("texts", [("quality", b"1"), ("latency", b" 0 "), ("cost", b"1e0")], some(0.5, 0.0, 0.5)),
+            (
+                "a text of eight bytes",
+                [("quality", b"0.250000"), ("latency", b"0.250000"), ("cost", b"0.500000")],
+                some(0.25, 0.25, 0.5),
+            ),
+            ("a word", [("quality", b"high"), ("latency", &one), ("cost", &one)], None),
+            ("another name", [("quality", &one), ("latency", &one), ("price", &one)], None),
+            ("nothing but zeros", [("quality", b"0"), ("latency", b"0"), ("cost", b"0")], None),
+        ];
+        for (name, fields, expected) in rows {
+            assert_eq!(weights(&as_host(&fields)), expected, "{name}");
+        }
+        for (text, expected) in [
+            ("1/0/1", some(0.5, 0.0, 0.5)),
+            ("1/0", None),
+            ("1/0/1/0", None),
+            ("-1/1/1", None),
+            ("inf/1/1", None),
+            ("", None),
+        ] {
+            assert_eq!(weights(text.as_bytes()), expected, "{text:?}");
+        }
+        assert_eq!(weights(&as_host(&[("quality", &one), ("latency", &one)])), None, "two of three");
+    }
+}
