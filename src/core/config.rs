@@ -15,6 +15,7 @@ mod pools;
 mod raw;
 mod secret;
 mod telemetry;
+mod tree;
 mod upstream;
 mod wrapping;
 
@@ -27,6 +28,8 @@ pub use envoy::{EnvoySettings, FailurePolicy};
 pub use raw::{Drill, Encoding, UnknownModel};
 use raw::{RawConfig, RawLearning, RawRoute};
 pub use secret::Secret;
+use serde::Deserialize;
+use tree::Tree;
 
 use crate::affinity::Affinity;
 use crate::fleet::{Fleet, InstanceId, ModelId, ModelKind, Policy, PolicyId, Pool, Presence, Weights};
@@ -193,16 +196,18 @@ impl Config {
     pub fn parse(bytes: &[u8]) -> Result<Config, ConfigError> {
         let json = wrapping::unwrapped(bytes);
         let whole_file = |problem: String| error("(whole file)", problem);
-        let mut reader = serde_json::Deserializer::from_slice(&json);
-        let raw: RawConfig = serde_path_to_error::deserialize(&mut reader).map_err(|e| {
-            if let Some(sentence) = wrapping::wrapping(&json).or_else(|| wrapping::enclosing(&json)) {
-                return whole_file(sentence.to_owned());
-            }
-            let path = e.path().to_string();
-            let field = if path == "." { "(whole file)".to_owned() } else { path };
-            ConfigError { field, problem: e.inner().to_string() }
+        let wrapped = |problem: &dyn fmt::Display| {
+            let sentence = wrapping::wrapping(&json).or_else(|| wrapping::enclosing(&json));
+            whole_file(sentence.map_or_else(|| problem.to_string(), str::to_owned))
+        };
+        let tree: Tree = serde_json::from_slice(&json).map_err(|problem| wrapped(&problem))?;
+        let raw = RawConfig::deserialize(&tree).map_err(|error| match wrapping::enclosing(&json) {
+            Some(sentence) => whole_file(sentence.to_owned()),
+            None => match &tree {
+                Tree::Object(_) => ConfigError::from(error),
+                _ => wrapped(&error),
+            },
         })?;
-        reader.end().map_err(|e| whole_file(e.to_string()))?;
         Ok(Config { identity: fnv1a(&json), ..check(raw)? })
     }
 

@@ -85,7 +85,7 @@ pub(super) fn check_tariff(
     at: &impl Fn(&str) -> String,
     (input, cached, output): (f64, Option<f64>, f64),
 ) -> Result<Tariff, ConfigError> {
-    let usd_per_token = |field: &str, usd: f64| Ok(check_number(at(field), usd, 0.0, 1e6)? / 1e6);
+    let usd_per_token = |field: &str, usd: f64| Ok::<_, ConfigError>(check_number(at(field), usd, 0.0, 1e6)? / 1e6);
     Ok(Tariff {
         usd_per_input_token: usd_per_token("usd_per_million_input_tokens", input)?,
         usd_per_cached_input_token: usd_per_token("usd_per_million_cached_input_tokens", cached.unwrap_or(input))?,

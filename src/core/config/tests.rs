@@ -236,9 +236,11 @@ fn a_file_may_name_its_schema_and_means_the_same() {
 
 #[test]
 fn a_broken_file_is_refused_with_its_place() {
-    for (text, expected) in
-        [("", "(whole file): it is empty"), ("{} x", "missing field"), ("[]", "(whole file): it is a list")]
-    {
+    for (text, expected) in [
+        ("", "(whole file): it is empty"),
+        ("{} x", "(whole file): trailing characters"),
+        ("[]", "(whole file): it is a list"),
+    ] {
         let refusal = Config::parse(text.as_bytes()).unwrap_err().to_string();
         assert!(refusal.contains(expected), "{text:?}: {refusal}");
     }
