@@ -168,7 +168,11 @@ fn a_plugin_must_be_configured_in_a_way_that_the_module_reads() {
             "error: listener routebalance: the plugin's `configuration` is no text in base64",
             "StringValue",
         ),
-        (wrong_json, "error: listener routebalance: the module refuses the plugin's configuration: ", "models"),
+        (
+            wrong_json,
+            "error: listener routebalance: the module refuses the plugin's configuration: ",
+            "line 1 column 13",
+        ),
         (
             other,
             "warning: listener routebalance: the plugin's configuration is not that of my.json, first at `policies[0].weights.quality`",

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::numbers::{Number, Whole};
+use super::numbers::{Integer, Number};
 use super::{ConfigError, check_number, error};
 use crate::fleet::{BatchSizing, Batching};
 
@@ -13,7 +13,7 @@ use crate::fleet::{BatchSizing, Batching};
 pub(super) struct RawBatching {
     pub(super) mode: BatchingMode,
     #[serde(default)]
-    pub(super) size: Option<Whole<u32>>,
+    pub(super) size: Option<Integer<u32>>,
     pub(super) window_ms: Option<Number>,
     #[serde(default = "max_wait_ms")]
     pub(super) max_wait_ms: Number,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::numbers::Whole;
+use super::numbers::Integer;
 use super::{ConfigError, check_names, error};
 use crate::discovery::DiscoverySettings;
 
@@ -13,8 +13,8 @@ use crate::discovery::DiscoverySettings;
 pub(super) struct RawDiscovery {
     pub(super) cluster: String,
     pub(super) path: String,
-    pub(super) period_ms: Whole<u64>,
-    pub(super) timeout_ms: Whole<u64>,
+    pub(super) period_ms: Integer<u64>,
+    pub(super) timeout_ms: Integer<u64>,
 }
 
 impl Default for RawDiscovery {
@@ -22,14 +22,14 @@ impl Default for RawDiscovery {
         RawDiscovery {
             cluster: "routebalance-admin".to_owned(),
             path: "/clusters?format=json".to_owned(),
-            period_ms: Whole(1_000),
-            timeout_ms: Whole(1_000),
+            period_ms: Integer(1_000),
+            timeout_ms: Integer(1_000),
         }
     }
 }
 
 pub(super) fn check(raw: &RawDiscovery) -> Result<DiscoverySettings, ConfigError> {
-    let ms = |field: &str, Whole(value): Whole<u64>, low: u64, high: u64| {
+    let ms = |field: &str, Integer(value): Integer<u64>, low: u64, high: u64| {
         if (low..=high).contains(&value) {
             Ok(Duration::from_millis(value))
         } else {

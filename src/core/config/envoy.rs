@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::numbers::Whole;
+use super::numbers::Integer;
 use super::{ConfigError, check_address, check_text, error};
 use crate::fleet::{Fleet, ModelKind, Pool, PoolId, PoolKind};
 
@@ -19,13 +19,13 @@ pub(super) struct RawEnvoy {
     pub(super) endpoints_dir: String,
     pub(super) failure_policy: FailurePolicy,
     pub(super) allow_on_headers_stop_iteration: bool,
-    pub(super) per_try_idle_timeout_ms: Whole<u64>,
+    pub(super) per_try_idle_timeout_ms: Integer<u64>,
     pub(super) model_fallback: bool,
     pub(super) access_log: String,
-    pub(super) request_timeout_ms: Whole<u64>,
-    pub(super) connection_buffer_bytes: Whole<u64>,
-    pub(super) max_heap_bytes: Whole<u64>,
-    pub(super) max_connections: Whole<u64>,
+    pub(super) request_timeout_ms: Integer<u64>,
+    pub(super) connection_buffer_bytes: Integer<u64>,
+    pub(super) max_heap_bytes: Integer<u64>,
+    pub(super) max_connections: Integer<u64>,
 }
 
 impl Default for RawEnvoy {
@@ -38,13 +38,13 @@ impl Default for RawEnvoy {
             endpoints_dir: "envoy/endpoints".to_owned(),
             failure_policy: FailurePolicy::default(),
             allow_on_headers_stop_iteration: true,
-            per_try_idle_timeout_ms: Whole(super::PER_TRY_IDLE_TIMEOUT.as_secs().saturating_mul(1_000)),
+            per_try_idle_timeout_ms: Integer(super::PER_TRY_IDLE_TIMEOUT.as_secs().saturating_mul(1_000)),
             model_fallback: true,
             access_log: "/dev/stdout".to_owned(),
-            request_timeout_ms: Whole(60_000),
-            connection_buffer_bytes: Whole(64 << 10),
-            max_heap_bytes: Whole(2 << 30),
-            max_connections: Whole(50_000),
+            request_timeout_ms: Integer(60_000),
+            connection_buffer_bytes: Integer(64 << 10),
+            max_heap_bytes: Integer(2 << 30),
+            max_connections: Integer(50_000),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::numbers::Whole;
+use super::numbers::Integer;
 use super::{ConfigError, error};
 use crate::health::HealthSettings;
 
@@ -12,28 +12,28 @@ use crate::health::HealthSettings;
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawHealth {
     pub(super) enabled: bool,
-    pub(super) failures_to_eject: Whole<u32>,
-    pub(super) base_ejection_ms: Whole<u64>,
-    pub(super) max_ejection_ms: Whole<u64>,
-    pub(super) stall_ms: Whole<u64>,
-    pub(super) answer_limit_ms: Whole<u64>,
+    pub(super) failures_to_eject: Integer<u32>,
+    pub(super) base_ejection_ms: Integer<u64>,
+    pub(super) max_ejection_ms: Integer<u64>,
+    pub(super) stall_ms: Integer<u64>,
+    pub(super) answer_limit_ms: Integer<u64>,
 }
 
 impl Default for RawHealth {
     fn default() -> Self {
         RawHealth {
             enabled: true,
-            failures_to_eject: Whole(3),
-            base_ejection_ms: Whole(1_000),
-            max_ejection_ms: Whole(30_000),
-            stall_ms: Whole(3_000),
-            answer_limit_ms: Whole(300_000),
+            failures_to_eject: Integer(3),
+            base_ejection_ms: Integer(1_000),
+            max_ejection_ms: Integer(30_000),
+            stall_ms: Integer(3_000),
+            answer_limit_ms: Integer(300_000),
         }
     }
 }
 
 pub(super) fn check(raw: &RawHealth) -> Result<HealthSettings, ConfigError> {
-    let ms = |field: &str, Whole(value): Whole<u64>, low: u64| {
+    let ms = |field: &str, Integer(value): Integer<u64>, low: u64| {
         if (low..=3_600_000).contains(&value) {
             Ok(Duration::from_millis(value))
         } else {

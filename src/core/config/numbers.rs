@@ -13,7 +13,7 @@ pub(super) struct Number(pub(super) f64);
 
 /// A whole number, with a fraction of zero or an exponent as well as without.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Whole<T>(pub(super) T);
+pub(super) struct Integer<T>(pub(super) T);
 
 impl From<Number> for f64 {
     fn from(number: Number) -> f64 {
@@ -83,8 +83,8 @@ impl<T: TryFrom<u64>> Visitor<'_> for WholeNumber<T> {
     }
 }
 
-impl<'de, T: TryFrom<u64>> Deserialize<'de> for Whole<T> {
+impl<'de, T: TryFrom<u64>> Deserialize<'de> for Integer<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(WholeNumber(PhantomData)).map(Whole)
+        deserializer.deserialize_any(WholeNumber(PhantomData)).map(Integer)
     }
 }

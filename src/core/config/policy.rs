@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::batching::RawBatching;
 use super::demand::{self, RawDemandLevel, RawOnlinePrices};
-use super::numbers::{Number, Whole};
+use super::numbers::{Integer, Number};
 use super::{ConfigError, check_names, check_number, error};
 use crate::fleet::{
     Budget, Constraint, Constraints, Fleet, Mode, Objective, Order, OtherPaths, Overload, OverloadAction, Policy,
@@ -78,7 +78,7 @@ pub(super) struct RawSlo {
 pub(super) struct RawBudget {
     pub(super) usd: Option<Number>,
     #[serde(default)]
-    pub(super) tokens: Option<Whole<u32>>,
+    pub(super) tokens: Option<Integer<u32>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -140,7 +140,7 @@ fn check_policy(i: usize, raw: &RawPolicy, fleet: &Fleet) -> Result<Policy, Conf
 
 fn check_constraints(at: &impl Fn(&str) -> String, raw: &RawPolicy) -> Result<Constraints, ConfigError> {
     let usd = raw.budget.usd.map(|v| check_number(at("budget.usd"), v, 0.0, 1e9)).transpose()?;
-    if raw.budget.tokens == Some(Whole(0)) {
+    if raw.budget.tokens == Some(Integer(0)) {
         return Err(error(at("budget.tokens"), "must be at least 1"));
     }
     let unset = Constraints::default();

@@ -8,7 +8,7 @@ use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::models::check_tariff;
-use super::numbers::{Number, Whole};
+use super::numbers::{Integer, Number};
 use super::upstream::{
     ClientCredentials, RawCredential, RawMetrics, RawPoolKind, RawTls, RawUpstream, WrittenAddress, read_address,
 };
@@ -54,7 +54,7 @@ pub(super) struct RawPool {
     #[serde(default)]
     pub(super) share: Option<Number>,
     #[serde(default)]
-    pub(super) slow_start_ms: Whole<u64>,
+    pub(super) slow_start_ms: Integer<u64>,
 }
 
 /// A list of addresses, or the word that means those of the cluster.
@@ -114,9 +114,9 @@ pub(super) struct RawProfile {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawLimits {
-    pub(super) max_running: Option<Whole<u32>>,
-    pub(super) kv_tokens: Option<Whole<u64>>,
-    pub(super) max_model_len: Option<Whole<u32>>,
+    pub(super) max_running: Option<Integer<u32>>,
+    pub(super) kv_tokens: Option<Integer<u64>>,
+    pub(super) max_model_len: Option<Integer<u32>>,
 }
 
 /// vLLM 0.32's default `--max-num-seqs`; KV and context as a 7B model on a 24 GB GPU has them.

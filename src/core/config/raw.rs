@@ -9,7 +9,7 @@ use super::discovery::RawDiscovery;
 use super::envoy::RawEnvoy;
 use super::health::RawHealth;
 use super::models::RawModel;
-use super::numbers::Whole;
+use super::numbers::Integer;
 use super::policy::{RawPolicy, RawWeights};
 use super::pools::RawPool;
 use super::telemetry::RawTelemetry;
@@ -148,14 +148,14 @@ pub(super) struct RawFeedback {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawRequest {
-    pub(super) max_buffered_bytes: Whole<u64>,
+    pub(super) max_buffered_bytes: Integer<u64>,
     pub(super) encodings: Vec<Encoding>,
 }
 
 impl Default for RawRequest {
     fn default() -> Self {
         RawRequest {
-            max_buffered_bytes: Whole(32 << 20),
+            max_buffered_bytes: Integer(32 << 20),
             encodings: vec![Encoding::Gzip, Encoding::Brotli, Encoding::Zstd],
         }
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::numbers::Whole;
+use super::numbers::Integer;
 use super::{ConfigError, error};
 use crate::telemetry::TelemetrySettings;
 
@@ -16,12 +16,12 @@ const LEASE_MIN: Duration = Duration::from_millis(200);
 pub(super) struct RawTelemetry {
     pub(super) enabled: bool,
     pub(super) metrics_path: String,
-    pub(super) scrape_period_ms: Whole<u64>,
-    pub(super) scrape_timeout_ms: Whole<u64>,
-    pub(super) fresh_ms: Whole<u64>,
-    pub(super) max_age_ms: Whole<u64>,
+    pub(super) scrape_period_ms: Integer<u64>,
+    pub(super) scrape_timeout_ms: Integer<u64>,
+    pub(super) fresh_ms: Integer<u64>,
+    pub(super) max_age_ms: Integer<u64>,
     #[serde(default)]
-    pub(super) lease_ms: Option<Whole<u64>>,
+    pub(super) lease_ms: Option<Integer<u64>>,
     pub(super) orca: bool,
 }
 
@@ -30,10 +30,10 @@ impl Default for RawTelemetry {
         RawTelemetry {
             enabled: true,
             metrics_path: "/metrics".to_owned(),
-            scrape_period_ms: Whole(250),
-            scrape_timeout_ms: Whole(1_000),
-            fresh_ms: Whole(1_000),
-            max_age_ms: Whole(5_000),
+            scrape_period_ms: Integer(250),
+            scrape_timeout_ms: Integer(1_000),
+            fresh_ms: Integer(1_000),
+            max_age_ms: Integer(5_000),
             lease_ms: None,
             orca: true,
         }
@@ -41,7 +41,7 @@ impl Default for RawTelemetry {
 }
 
 pub(super) fn check(raw: &RawTelemetry) -> Result<TelemetrySettings, ConfigError> {
-    let ms = |field: &str, Whole(value): Whole<u64>, low: u64, high: u64| {
+    let ms = |field: &str, Integer(value): Integer<u64>, low: u64, high: u64| {
         if (low..=high).contains(&value) {
             Ok(Duration::from_millis(value))
         } else {

@@ -137,7 +137,7 @@ impl<'de> Deserializer<'de> for &'de Tree {
             Tree::Float(value) => visitor.visit_f64(*value),
             Tree::Text(value) => visitor.visit_str(value),
             Tree::List(items) => visitor.visit_seq(Items { items, next: 0 }),
-            Tree::Object(fields) => visitor.visit_map(Fields { fields, next: 0 }),
+            Tree::Object(fields) => visitor.visit_map(ObjectFields { fields, next: 0 }),
         }
     }
 
@@ -159,7 +159,7 @@ impl<'de> Deserializer<'de> for &'de Tree {
         visitor: V,
     ) -> Result<V::Value, TreeError> {
         match self {
-            Tree::Object(fields) => visitor.visit_map(Fields { fields, next: 0 }),
+            Tree::Object(fields) => visitor.visit_map(ObjectFields { fields, next: 0 }),
             // A list of fields without names would be read as well.
             Tree::List(_) => Err(de::Error::invalid_type(Unexpected::Seq, &"an object")),
             _ => self.deserialize_any(visitor),
@@ -216,12 +216,12 @@ impl<'t> SeqAccess<'t> for Items<'t> {
     }
 }
 
-struct Fields<'t> {
+struct ObjectFields<'t> {
     fields: &'t [(String, Tree)],
     next: usize,
 }
 
-impl<'t> MapAccess<'t> for Fields<'t> {
+impl<'t> MapAccess<'t> for ObjectFields<'t> {
     type Error = TreeError;
 
     fn next_key_seed<K: DeserializeSeed<'t>>(&mut self, seed: K) -> Result<Option<K::Value>, TreeError> {

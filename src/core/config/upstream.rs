@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::de::{self, MapAccess, Visitor, value::MapAccessDeserializer};
 use serde::{Deserialize, Deserializer};
 
-use super::numbers::Whole;
+use super::numbers::Integer;
 use super::{ConfigError, check_text, error};
 use crate::fleet::{Credential, Metrics, MetricsPlace, PoolKind, SecretSource, Upstream, UpstreamTls};
 
@@ -75,7 +75,7 @@ pub(super) enum RawMetrics {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawMetricsPlace {
     #[serde(default)]
-    port: Option<Whole<u16>>,
+    port: Option<Integer<u16>>,
     #[serde(default)]
     path: Option<String>,
     #[serde(default)]
@@ -206,7 +206,7 @@ impl RawMetrics {
                 Err(error(at("path"), "a hosted pool is not asked for its load"))
             }
             RawMetrics::Apart(raw) => {
-                if raw.port == Some(Whole(0)) {
+                if raw.port == Some(Integer(0)) {
                     return Err(error(at("port"), "must not be 0"));
                 }
                 if let Some(path) = raw.path.as_ref().filter(|path| !is_path(path)) {

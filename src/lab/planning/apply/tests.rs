@@ -127,7 +127,7 @@ fn what_cannot_be_applied_is_said() {
             "a policy",
             "would not pass check with this plan: configuration field policies[].name: \"a policy\" may hold",
         ),
-        ("{".to_owned(), "planned", "configuration field ?: EOF while parsing"),
+        ("{".to_owned(), "planned", "configuration field (whole file): EOF while parsing"),
     ] {
         let problem = format!("{:#}", apply_to(&before, policy).unwrap_err());
         assert!(problem.starts_with(expected), "{problem}\nexpected: {expected}");
