@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use routebalance_core::config::{Config, EnvoySettings, FailurePolicy};
 use routebalance_core::discovery;
-use routebalance_core::fleet::Pool;
+use routebalance_core::fleet::{Pool, SecretSource};
 use routebalance_core::names;
 
 /// Renders `envoy.yaml`.
@@ -74,9 +74,13 @@ fn head(yaml: &mut String, config: &Config, file_name: &str) {
     let request_timeout = seconds(envoy.request_timeout);
     let (guards, encoding) = (guards::overload_manager(config), guards::remembered_encoding());
     let decision = names::DECISION_STATE;
-    // Envoy asks for it where a cluster is EDS, also from a file.
-    let discovered = config.fleet.pools.iter().any(Pool::reads_endpoints);
-    let node = if discovered { "node: { id: routebalance, cluster: routebalance }\n" } else { "" };
+    // Envoy asks for it where endpoints or secrets come from a service, be it a file.
+    let asks = |pool: &Pool| {
+        let secret = pool.upstream.credential.as_ref().map(|credential| &credential.secret);
+        pool.reads_endpoints() || matches!(secret, Some(SecretSource::Sds { .. }))
+    };
+    let needs_node = config.fleet.pools.iter().any(asks);
+    let node = if needs_node { "node: { id: routebalance, cluster: routebalance }\n" } else { "" };
     let (pool_header, endpoint_header) = (names::POOL_HEADER, names::ENDPOINT_HEADER);
     yaml.push_str(&format!(
         r#"# Rendered from {file_name} by `cargo run --release -- render`. Edit that file and render again.

@@ -105,7 +105,6 @@ fn hosts(yaml: &mut String, config: &Config, pool: &Pool) -> anyhow::Result<()> 
 
 /// How names are resolved.
 const DNS: &str = "    dns_lookup_family: V4_PREFERRED
-    respect_dns_ttl: true
 ";
 
 /// Where load reports come from another port or by other means than answers do: whichever instance the filter names.
