@@ -63,6 +63,15 @@ fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
+/// Whether Envoy asks for a node's name: where endpoints or secrets come from a service, be it a file.
+fn needs_node(config: &Config) -> bool {
+    let asks = |pool: &Pool| {
+        let secret = pool.upstream.credential.as_ref().map(|credential| &credential.secret);
+        pool.reads_endpoints() || matches!(secret, Some(SecretSource::Sds { .. }))
+    };
+    config.fleet.pools.iter().any(asks)
+}
+
 fn head(yaml: &mut String, config: &Config, file_name: &str) {
     // A comment has one line.
     let file_name = file_name.replace(char::is_control, "?");
@@ -74,13 +83,7 @@ fn head(yaml: &mut String, config: &Config, file_name: &str) {
     let request_timeout = seconds(envoy.request_timeout);
     let (guards, encoding) = (guards::overload_manager(config), guards::remembered_encoding());
     let decision = names::DECISION_STATE;
-    // Envoy asks for it where endpoints or secrets come from a service, be it a file.
-    let asks = |pool: &Pool| {
-        let secret = pool.upstream.credential.as_ref().map(|credential| &credential.secret);
-        pool.reads_endpoints() || matches!(secret, Some(SecretSource::Sds { .. }))
-    };
-    let needs_node = config.fleet.pools.iter().any(asks);
-    let node = if needs_node { "node: { id: routebalance, cluster: routebalance }\n" } else { "" };
+    let node = if needs_node(config) { "node: { id: routebalance, cluster: routebalance }\n" } else { "" };
     let (pool_header, endpoint_header) = (names::POOL_HEADER, names::ENDPOINT_HEADER);
     yaml.push_str(&format!(
         r#"# Rendered from {file_name} by `cargo run --release -- render`. Edit that file and render again.
