@@ -12,9 +12,13 @@ pub fn address_key(address: &str) -> u32 {
     (hash ^ (hash >> 32)) as u32
 }
 
-/// Two numbers as one in which every bit of both counts (SplitMix64's finish; Steele, Lea and Flood 2014).
+/// Two numbers as one in which every bit of both counts.
 pub fn mixed(first: u64, second: u64) -> u64 {
-    let z = first.rotate_left(32) ^ second;
+    finish(first.rotate_left(32) ^ second)
+}
+
+/// SplitMix64's finish (Steele, Lea and Flood 2014): near states get far keys.
+pub fn finish(z: u64) -> u64 {
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)

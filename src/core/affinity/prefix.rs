@@ -9,6 +9,8 @@ use chain::Chain;
 pub use chain::Fingerprint;
 pub(super) use chain::{hash, mix};
 
+use crate::hash::finish;
+
 /// Most keys of a prompt's beginning: those of the longest chain, and some for what follows a long system prompt.
 pub const KEYS_MAX: usize = 40;
 
@@ -166,7 +168,7 @@ impl Prefix {
         seed = self.first.then(seed);
         // Templates put tools before the system prompt or after it: they are sure to be shared at its end only.
         if front >= FRONT_BYTES_MIN {
-            keys.push(chain::finish(mix(seed, FRONT_ENDS)), front);
+            keys.push(finish(mix(seed, FRONT_ENDS)), front);
         }
         keys.append(&self.conversation, front, seed);
         keys.kept
@@ -201,7 +203,7 @@ impl PrefixKeys {
     fn append(&mut self, chain: &Chain, at: u64, seed: u64) {
         for (hash, end, next_end) in chain.blocks() {
             if (at.saturating_add(next_end)).saturating_mul(5) > self.end.saturating_mul(6) {
-                self.push(chain::finish(mix(hash, seed)), at.saturating_add(end));
+                self.push(finish(mix(hash, seed)), at.saturating_add(end));
             }
         }
     }

@@ -143,8 +143,7 @@ impl Record {
         self.busy_answers = self.busy_answers.saturating_add(1);
         self.last_busy = now;
         if self.busy_answers >= BUSY_TO_CLOSE && self.busy_answers > self.good_answers {
-            let pause = retry_after.map_or(settings.base_ejection, |after| after.min(RETRY_AFTER_MAX));
-            self.busy_until = self.busy_until.max(now.saturating_add(pause));
+            self.avoid_for(retry_after, now, settings);
         }
         if self.is_ejected() && sent >= self.ejected_until {
             // It lives, but has no room: ask again later, and not much later.
@@ -164,9 +163,13 @@ impl Record {
     ) -> bool {
         self.busy(retry_after, sent, now, settings);
         self.busy_answers = self.busy_answers.max(self.good_answers.saturating_add(BUSY_TO_CLOSE));
+        self.avoid_for(retry_after, now, settings);
+        true
+    }
+
+    fn avoid_for(&mut self, retry_after: Option<Duration>, now: Duration, settings: &HealthSettings) {
         let pause = retry_after.map_or(settings.base_ejection, |after| after.min(RETRY_AFTER_MAX));
         self.busy_until = self.busy_until.max(now.saturating_add(pause));
-        true
     }
 
     /// A request has failed that may itself be the reason.

@@ -1,5 +1,7 @@
 //! A text of any length as a bounded number of hashes.
 
+use crate::hash::finish;
+
 /// Most blocks of a text's beginning.
 const BLOCKS_MAX: usize = 32;
 
@@ -155,13 +157,6 @@ impl Chain {
 pub(crate) fn mix(state: u64, word: u64) -> u64 {
     let product = (state.rotate_left(23) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     product ^ (product >> 32)
-}
-
-/// SplitMix64's finish (Steele, Lea and Flood 2014): near states get far keys.
-pub(super) fn finish(z: u64) -> u64 {
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 /// The hash of a short text.
